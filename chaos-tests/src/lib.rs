@@ -1,0 +1,1 @@
+//! Breaks Shoal on purpose.

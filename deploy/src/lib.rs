@@ -1,0 +1,1 @@
+//! What should run where: the pure cluster brain.

@@ -1,0 +1,1 @@
+//! Who is alive: sealed SWIM membership.

@@ -1,0 +1,1 @@
+//! The symmetric node: joins the five leaf crates.

@@ -1,0 +1,1 @@
+//! Agreement: the replicated, durable log under the manager set.
