@@ -1,1 +1,6 @@
-//! What should run where: the pure cluster brain.
+//! What should run where: the cluster brain.
+//!
+//! Pure: no async runtime, no files, no network, no clock, no randomness. Time, ids and order are inputs, so a leader,
+//! a follower and a simulation compute the same thing from the same input. `node` drives it; nothing here knows how.
+
+pub mod model;

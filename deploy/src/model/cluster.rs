@@ -1,0 +1,135 @@
+//! The cluster itself: its settings, its root of trust, its counters.
+
+use super::{ClusterId, Labels, Meta, NodeId, Timestamp};
+
+/// There is exactly one.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Cluster {
+    /// Its id; the `O` of every certificate.
+    #[prost(message, required, tag = "1")]
+    pub id: ClusterId,
+    /// Version and times.
+    #[prost(message, required, tag = "2")]
+    pub meta: Meta,
+    /// Settings.
+    #[prost(message, required, tag = "3")]
+    pub spec: ClusterSpec,
+    /// State that the cluster keeps of itself.
+    #[prost(message, required, tag = "4")]
+    pub status: ClusterStatus,
+}
+
+/// Settings, as Docker's swarm spec has them.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ClusterSpec {
+    /// "default".
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Labels.
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub labels: Labels,
+    /// Finished tasks kept a slot; Docker's default is 5.
+    #[prost(uint32, optional, tag = "3")]
+    pub task_history_limit: Option<u32>,
+    /// Life of a node's certificate; nanoseconds; Docker's default is 90 days.
+    #[prost(uint64, optional, tag = "4")]
+    pub node_cert_expiry_ns: Option<u64>,
+    /// Agent heartbeat period in nanoseconds, as sent; only kept.
+    #[prost(uint64, optional, tag = "5")]
+    pub heartbeat_period_ns: Option<u64>,
+    /// Managers need a key to start.
+    #[prost(bool, tag = "6")]
+    pub autolock: bool,
+    /// Subnets that networks are cut from; CIDR.
+    #[prost(string, repeated, tag = "7")]
+    pub default_addr_pool: Vec<String>,
+    /// Prefix length of the networks cut from the pools.
+    #[prost(uint32, tag = "8")]
+    pub subnet_size: u32,
+    /// UDP port of VXLAN.
+    #[prost(uint32, tag = "9")]
+    pub data_path_port: u32,
+}
+
+impl ClusterSpec {
+    /// Finished tasks kept a slot.
+    pub fn history_limit(&self) -> usize {
+        self.task_history_limit.unwrap_or(5) as usize
+    }
+}
+
+/// State that the cluster keeps of itself.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ClusterStatus {
+    /// Root of trust; the key is here because any manager may issue certificates.
+    #[prost(message, required, tag = "1")]
+    pub root_ca: RootCa,
+    /// Secret part of the worker token.
+    #[prost(string, tag = "2")]
+    pub worker_token: String,
+    /// Secret part of the manager token.
+    #[prost(string, tag = "3")]
+    pub manager_token: String,
+    /// Keys of the gossip, primary first.
+    #[prost(message, repeated, tag = "4")]
+    pub gossip_keys: Vec<GossipKey>,
+    /// Next raft id to hand out; only grows.
+    #[prost(uint64, tag = "5")]
+    pub next_raft_id: u64,
+    /// Random; new at each `recover` or `restore`.
+    #[prost(uint64, tag = "6")]
+    pub incarnation: u64,
+    /// Lowest feature level among the managers.
+    #[prost(uint32, tag = "7")]
+    pub feature_level: u32,
+    /// Nodes that were removed and whose certificates have not run out.
+    #[prost(message, repeated, tag = "8")]
+    pub removed_nodes: Vec<RemovedNode>,
+}
+
+/// The cluster's own certificate authority.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub struct RootCa {
+    /// Certificate, PEM.
+    #[prost(string, tag = "1")]
+    pub cert_pem: String,
+    /// Key, PKCS#8 PEM.
+    #[prost(string, tag = "2")]
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for RootCa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RootCa { .. }")
+    }
+}
+
+/// A key that seals gossip packets.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub struct GossipKey {
+    /// Names the key in a packet's header.
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    /// 32 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for GossipKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GossipKey {{ id: {} }}", self.id)
+    }
+}
+
+/// A node whose certificate opens nothing any more.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RemovedNode {
+    /// The node.
+    #[prost(message, required, tag = "1")]
+    pub id: NodeId,
+    /// When its certificate runs out and the entry may go.
+    #[prost(message, required, tag = "2")]
+    pub until: Timestamp,
+}

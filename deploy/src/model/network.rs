@@ -1,0 +1,114 @@
+//! Cluster-wide networks and who is attached to them.
+
+use super::{Labels, Meta, NetworkId};
+
+/// A cluster-wide network.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Network {
+    /// Its id.
+    #[prost(message, required, tag = "1")]
+    pub id: NetworkId,
+    /// Version and times.
+    #[prost(message, required, tag = "2")]
+    pub meta: Meta,
+    /// What the user asked for.
+    #[prost(message, required, tag = "3")]
+    pub spec: NetworkSpec,
+    /// What the allocator gave; absent until then.
+    #[prost(message, optional, tag = "4")]
+    pub allocation: Option<NetworkAllocation>,
+    /// Why nothing could be allocated, for people; empty otherwise.
+    #[prost(string, tag = "5")]
+    pub message: String,
+}
+
+/// What a user wants of a network.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NetworkSpec {
+    /// Unique name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Labels.
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub labels: Labels,
+    /// Driver; "overlay".
+    #[prost(string, tag = "3")]
+    pub driver: String,
+    /// Driver options as sent.
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub driver_options: Labels,
+    /// No way out of the network.
+    #[prost(bool, tag = "5")]
+    pub internal: bool,
+    /// Plain containers may attach.
+    #[prost(bool, tag = "6")]
+    pub attachable: bool,
+    /// The network that carries published ports; there is at most one.
+    #[prost(bool, tag = "7")]
+    pub ingress: bool,
+    /// IPv6 as well.
+    #[prost(bool, tag = "8")]
+    pub ipv6: bool,
+    /// Address configuration; empty means from the default pool.
+    #[prost(message, repeated, tag = "9")]
+    pub ipam: Vec<IpamConfig>,
+}
+
+/// One subnet of a network, as a user asks for it; strings are CIDR or addresses.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct IpamConfig {
+    /// The subnet ("10.0.3.0/24").
+    #[prost(string, tag = "1")]
+    pub subnet: String,
+    /// Where task addresses may come from; empty means the whole subnet.
+    #[prost(string, tag = "2")]
+    pub ip_range: String,
+    /// Gateway; empty means the first address.
+    #[prost(string, tag = "3")]
+    pub gateway: String,
+    /// Addresses that are taken by others, by name.
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub auxiliary: Labels,
+}
+
+/// What the allocator gave to a network.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NetworkAllocation {
+    /// VXLAN id, from 0x100000.
+    #[prost(uint32, tag = "1")]
+    pub vni: u32,
+    /// IPv4 subnet, CIDR.
+    #[prost(string, tag = "2")]
+    pub subnet: String,
+    /// Gateway address.
+    #[prost(string, tag = "3")]
+    pub gateway: String,
+}
+
+/// A wish to be attached, in a service or task spec.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NetworkAttachmentConfig {
+    /// Network id or name, as sent; resolved to an id when the service is created.
+    #[prost(string, tag = "1")]
+    pub target: String,
+    /// More names on this network.
+    #[prost(string, repeated, tag = "2")]
+    pub aliases: Vec<String>,
+    /// Driver options as sent.
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub driver_options: Labels,
+}
+
+/// An address that was given.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NetworkAttachment {
+    /// The network.
+    #[prost(message, required, tag = "1")]
+    pub network: NetworkId,
+    /// Address with prefix length ("10.0.3.3/24").
+    #[prost(string, tag = "2")]
+    pub address: String,
+    /// More names on this network.
+    #[prost(string, repeated, tag = "3")]
+    pub aliases: Vec<String>,
+}

@@ -1,0 +1,159 @@
+//! A host of the cluster.
+
+use super::{Labels, Meta, NetworkAttachment, NodeId, Timestamp};
+
+/// A host that joined.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Node {
+    /// Made at join, in the certificate; a new one after `leave`.
+    #[prost(message, required, tag = "1")]
+    pub id: NodeId,
+    /// Version and times.
+    #[prost(message, required, tag = "2")]
+    pub meta: Meta,
+    /// What a user wants of the host.
+    #[prost(message, required, tag = "3")]
+    pub spec: NodeSpec,
+    /// What the host says of itself.
+    #[prost(message, required, tag = "4")]
+    pub description: NodeDescription,
+    /// What the cluster observed.
+    #[prost(message, required, tag = "5")]
+    pub status: NodeStatus,
+    /// Present while the host takes part in Raft.
+    #[prost(message, optional, tag = "6")]
+    pub manager: Option<ManagerStatus>,
+    /// The node's own address on networks that every host is on (ingress).
+    #[prost(message, repeated, tag = "7")]
+    pub attachments: Vec<NetworkAttachment>,
+}
+
+/// What a user wants of a host.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NodeSpec {
+    /// A name given by the user; usually empty, the hostname then serves.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Labels for placement.
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub labels: Labels,
+    /// Wanted role.
+    #[prost(enumeration = "NodeRole", tag = "3")]
+    pub role: i32,
+    /// Whether tasks may be placed here.
+    #[prost(enumeration = "NodeAvailability", tag = "4")]
+    pub availability: i32,
+}
+
+/// What a host does for the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum NodeRole {
+    /// Runs tasks.
+    Worker = 0,
+    /// Runs tasks and takes part in Raft.
+    Manager = 1,
+}
+
+/// Whether tasks may be placed on a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum NodeAvailability {
+    /// New tasks may come.
+    Active = 0,
+    /// No new tasks; those that run stay.
+    Pause = 1,
+    /// No new tasks; those that run are moved away.
+    Drain = 2,
+}
+
+/// Whether a host is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum NodeState {
+    /// Joined, but its agent has not had a session yet.
+    Unknown = 0,
+    /// Silent to gossip and to its session; its tasks are replaced.
+    Down = 1,
+    /// Its agent has a session.
+    Ready = 2,
+    /// Its agent said goodbye; it is not expected to run anything.
+    Disconnected = 3,
+}
+
+/// What the cluster observed of a host.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NodeStatus {
+    /// Whether the host is there.
+    #[prost(enumeration = "NodeState", tag = "1")]
+    pub state: i32,
+    /// Why, in a sentence ("agent silent", "gossip blocked").
+    #[prost(string, tag = "2")]
+    pub message: String,
+    /// Address of the host as the cluster sees it (no port).
+    #[prost(string, tag = "3")]
+    pub addr: String,
+    /// Boot generation of the session that last set the state; an older one changes nothing.
+    #[prost(uint64, tag = "4")]
+    pub generation: u64,
+    /// When the state last changed.
+    #[prost(message, required, tag = "5")]
+    pub since: Timestamp,
+}
+
+/// What a host says of itself when its session starts.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NodeDescription {
+    /// Its hostname; not unique.
+    #[prost(string, tag = "1")]
+    pub hostname: String,
+    /// CPU architecture in Docker's words ("x86_64").
+    #[prost(string, tag = "2")]
+    pub architecture: String,
+    /// "linux".
+    #[prost(string, tag = "3")]
+    pub os: String,
+    /// What its tasks may use.
+    #[prost(message, required, tag = "4")]
+    pub resources: NodeResources,
+    /// Shoal's version on the host.
+    #[prost(string, tag = "5")]
+    pub engine_version: String,
+    /// Labels from `shoal daemon --label`.
+    #[prost(btree_map = "string, string", tag = "6")]
+    pub engine_labels: Labels,
+    /// Address that VXLAN packets to this host are sent to.
+    #[prost(string, tag = "7")]
+    pub data_path_addr: String,
+    /// Address of its port 2377 (`host:port`), for gossip, logs and images.
+    #[prost(string, tag = "8")]
+    pub control_addr: String,
+    /// Id of the engine (made before any cluster).
+    #[prost(string, tag = "9")]
+    pub engine_id: String,
+    /// Highest feature level that the host's release understands.
+    #[prost(uint32, tag = "10")]
+    pub feature_level: u32,
+}
+
+/// What a host's tasks may use.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct NodeResources {
+    /// Billionths of a CPU.
+    #[prost(uint64, tag = "1")]
+    pub nano_cpus: u64,
+    /// Bytes of memory.
+    #[prost(uint64, tag = "2")]
+    pub memory_bytes: u64,
+}
+
+/// A host's part in Raft.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ManagerStatus {
+    /// Raft id: fresh at every promotion, never used again.
+    #[prost(uint64, tag = "1")]
+    pub raft_id: u64,
+    /// `ip:port` that the other managers reach it at.
+    #[prost(string, tag = "2")]
+    pub addr: String,
+}

@@ -1,0 +1,164 @@
+//! A task: one attempt to run one replica. It never moves and never starts twice.
+
+use super::{Meta, NetworkAttachment, NodeId, PortConfig, ServiceId, TaskId, TaskSpec, Timestamp};
+
+/// One attempt to run one replica.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Task {
+    /// Its id; never used twice.
+    #[prost(message, required, tag = "1")]
+    pub id: TaskId,
+    /// Version and times.
+    #[prost(message, required, tag = "2")]
+    pub meta: Meta,
+    /// What it runs, as the service had it when the task was made.
+    #[prost(message, required, tag = "3")]
+    pub spec: TaskSpec,
+    /// The service's `spec_version` at that time.
+    #[prost(uint64, tag = "4")]
+    pub spec_version: u64,
+    /// The service that it belongs to.
+    #[prost(message, required, tag = "5")]
+    pub service_id: ServiceId,
+    /// The service's name at that time; part of the container's name.
+    #[prost(string, tag = "6")]
+    pub service_name: String,
+    /// Place among the replicas, from 1; 0 for a global service, whose slot is the node.
+    #[prost(uint64, tag = "7")]
+    pub slot: u64,
+    /// Where it runs; none until it is placed.
+    #[prost(message, required, tag = "8")]
+    pub node_id: NodeId,
+    /// What was observed of it.
+    #[prost(message, required, tag = "9")]
+    pub status: TaskStatus,
+    /// What the leader wants of it.
+    #[prost(enumeration = "DesiredState", tag = "10")]
+    pub desired: i32,
+    /// Addresses on the networks of the task.
+    #[prost(message, repeated, tag = "11")]
+    pub attachments: Vec<NetworkAttachment>,
+    /// Ports of the service when the task was made; those in host mode hold on this host.
+    #[prost(message, repeated, tag = "12")]
+    pub ports: Vec<PortConfig>,
+    /// Not started before this time (restart delay). While it waits, `desired` is Ready.
+    #[prost(message, required, tag = "13")]
+    pub not_before: Timestamp,
+    /// When earlier tasks of this slot and spec version were replaced, newest last; what restart limits count.
+    #[prost(message, repeated, tag = "14")]
+    pub restarts: Vec<Timestamp>,
+    /// When its endpoints were taken out of load balancing before a stop; never if they were not.
+    #[prost(message, required, tag = "15")]
+    pub draining_since: Timestamp,
+    /// Iteration of the job that it belongs to.
+    #[prost(uint64, tag = "16")]
+    pub job_iteration: u64,
+}
+
+impl Task {
+    /// Name of the task's container: `SERVICE.SLOT.ID`, or `SERVICE.NODE.ID` for a global service.
+    pub fn name(&self) -> String {
+        if self.slot > 0 {
+            format!("{}.{}.{}", self.service_name, self.slot, self.id)
+        } else {
+            format!("{}.{}.{}", self.service_name, self.node_id, self.id)
+        }
+    }
+}
+
+/// What was observed of a task; only grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum TaskState {
+    /// Made.
+    New = 0,
+    /// Waits for a place.
+    Pending = 64,
+    /// Has a host.
+    Assigned = 192,
+    /// The host's agent has it.
+    Accepted = 256,
+    /// Image, mounts and network are made ready.
+    Preparing = 320,
+    /// Ready to start.
+    Ready = 384,
+    /// Starting, or running and not yet healthy.
+    Starting = 448,
+    /// Running (and healthy, where there is a health check).
+    Running = 512,
+    /// Ended with exit code 0.
+    Complete = 576,
+    /// Ended because the leader wanted it to.
+    Shutdown = 640,
+    /// Ended with an error after it started.
+    Failed = 704,
+    /// Could not be made ready.
+    Rejected = 768,
+    /// About to be forgotten.
+    Remove = 800,
+    /// Its host was away for too long.
+    Orphaned = 832,
+}
+
+impl TaskState {
+    /// Whether the task has ended, one way or another.
+    pub fn is_terminal(self) -> bool {
+        self > TaskState::Running
+    }
+}
+
+/// What the leader may want of a task; only grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum DesiredState {
+    /// Made ready, but not started yet.
+    Ready = 0,
+    /// Running.
+    Running = 1,
+    /// Run until it ends by itself (jobs).
+    Completed = 2,
+    /// Stopped.
+    Shutdown = 3,
+    /// Stopped and forgotten.
+    Remove = 4,
+}
+
+/// What was observed of a task.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct TaskStatus {
+    /// State.
+    #[prost(enumeration = "TaskState", tag = "1")]
+    pub state: i32,
+    /// When it got there.
+    #[prost(message, required, tag = "2")]
+    pub at: Timestamp,
+    /// What it is doing, for people ("started", "preparing").
+    #[prost(string, tag = "3")]
+    pub message: String,
+    /// What went wrong, in Docker's words; empty if nothing did.
+    #[prost(string, tag = "4")]
+    pub err: String,
+    /// Its container, once there is one.
+    #[prost(message, optional, tag = "5")]
+    pub container: Option<ContainerStatus>,
+}
+
+/// The container of a task.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerStatus {
+    /// Id, 64 hexadecimal characters.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// Process id of its first process on the host; 0 when it does not run.
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+    /// Exit code, once it ended.
+    #[prost(int32, optional, tag = "3")]
+    pub exit_code: Option<i32>,
+    /// Whether the kernel killed it for memory.
+    #[prost(bool, tag = "4")]
+    pub oom_killed: bool,
+    /// How often the agent restarted it on its own while no manager could be reached.
+    #[prost(uint32, tag = "5")]
+    pub local_restarts: u32,
+}
