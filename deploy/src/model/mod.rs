@@ -9,6 +9,7 @@
 //! for optional fields know only the zero).
 //! Nothing here reads a clock, makes an id or decides anything.
 
+mod address;
 mod cluster;
 mod container;
 mod id;
@@ -19,6 +20,7 @@ mod service;
 mod task;
 mod time;
 
+pub use address::*;
 pub use cluster::*;
 pub use container::*;
 pub use id::*;

@@ -16,7 +16,8 @@ pub struct Service {
     /// What the user wants.
     #[prost(message, required, tag = "3")]
     pub spec: ServiceSpec,
-    /// Grows each time the task template or the network of the service changes; tasks carry the one they were made of.
+    /// A new one each time that the task template or the endpoint changes (a rollback brings the old one back); tasks
+    /// carry the one that they were made of.
     #[prost(uint64, tag = "4")]
     pub spec_version: u64,
     /// The spec before the last update; what a rollback returns to.
@@ -34,6 +35,39 @@ pub struct Service {
     /// Iteration of a job service; grows with each forced run.
     #[prost(uint64, tag = "9")]
     pub job_iteration: u64,
+    /// `spec_version` that belongs to `previous_spec`.
+    #[prost(uint64, tag = "10")]
+    pub previous_spec_version: u64,
+}
+
+impl Service {
+    /// Returns to the previous spec and starts the rollback. The tasks that were made of that spec count as up to date
+    /// again, because its version returns with it; the spec that is left becomes the previous one, as in Docker.
+    /// False, and nothing changes, when there is no previous spec.
+    pub fn roll_back(&mut self, now: Timestamp, message: &str) -> bool {
+        let Some(previous) = self.previous_spec.take() else { return false };
+        self.previous_spec = Some(std::mem::replace(&mut self.spec, previous));
+        std::mem::swap(&mut self.spec_version, &mut self.previous_spec_version);
+        self.update_status = Some(UpdateStatus {
+            state: UpdateState::RollbackStarted as i32,
+            started_at: now,
+            message: message.to_owned(),
+            ..UpdateStatus::default()
+        });
+        true
+    }
+
+    /// Whether a port of the service is open on every host.
+    pub fn publishes_ingress(&self) -> bool {
+        self.spec.endpoint.as_ref().is_some_and(|endpoint| endpoint.ports.iter().any(PortConfig::is_ingress))
+    }
+}
+
+impl PortConfig {
+    /// Whether the port is open on every host.
+    pub fn is_ingress(&self) -> bool {
+        self.mode() == PublishMode::Ingress
+    }
 }
 
 /// What a user wants of a service; Docker's whole service spec.

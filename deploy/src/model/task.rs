@@ -56,6 +56,17 @@ pub struct Task {
 }
 
 impl Task {
+    /// Whether the task is on the network that carries published ports: the service had such a port when it was made.
+    pub fn publishes_ingress(&self) -> bool {
+        self.ports.iter().any(PortConfig::is_ingress)
+    }
+
+    /// Whether the addresses in `attachments` are still the task's own. They are until the task was *seen* to end: a
+    /// task on a host that is down may still use them.
+    pub fn holds_addresses(&self) -> bool {
+        !self.status.state().is_terminal()
+    }
+
     /// Name of the task's container: `SERVICE.SLOT.ID`, or `SERVICE.NODE.ID` for a global service.
     pub fn name(&self) -> String {
         if self.slot > 0 {

@@ -1,0 +1,94 @@
+//! The whole store as bytes: what a new manager gets, and what a restarted one reads.
+
+use std::sync::Arc;
+
+use prost::Message;
+
+use super::{Held, Store};
+use crate::model::{Cluster, Config, Network, Node, Secret, Service, Task, Timestamp};
+
+/// Format of the snapshots that this release writes. A release reads its own and the one before it.
+pub const SNAPSHOT_FORMAT: u32 = 1;
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Snapshot {
+    #[prost(uint32, tag = "1")]
+    format: u32,
+    #[prost(uint64, tag = "2")]
+    revision: u64,
+    #[prost(message, required, tag = "3")]
+    now: Timestamp,
+    #[prost(message, optional, tag = "4")]
+    cluster: Option<Cluster>,
+    #[prost(message, repeated, tag = "5")]
+    nodes: Vec<Node>,
+    #[prost(message, repeated, tag = "6")]
+    services: Vec<Service>,
+    #[prost(message, repeated, tag = "7")]
+    tasks: Vec<Task>,
+    #[prost(message, repeated, tag = "8")]
+    networks: Vec<Network>,
+    #[prost(message, repeated, tag = "9")]
+    secrets: Vec<Secret>,
+    #[prost(message, repeated, tag = "10")]
+    configs: Vec<Config>,
+}
+
+/// Why bytes are not a snapshot of a store. Reading them again does not help; another manager's may.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeSnapshotError {
+    /// Not protobuf, or not of this message.
+    #[error("decode snapshot")]
+    Malformed(#[from] prost::DecodeError),
+    /// Written by a newer release, or not a snapshot at all.
+    #[error("decode snapshot: format {found} is not {SNAPSHOT_FORMAT}, which this release reads")]
+    Format {
+        /// The format in it.
+        found: u32,
+    },
+}
+
+impl Store {
+    /// The store as bytes. The same store gives the same bytes on every manager.
+    pub fn encode_snapshot(&self) -> Vec<u8> {
+        fn all<'a, T: Clone + 'a>(objects: impl Iterator<Item = &'a Arc<T>>) -> Vec<T> {
+            objects.map(|object| (**object).clone()).collect()
+        }
+        let snapshot = Snapshot {
+            format: SNAPSHOT_FORMAT,
+            revision: self.revision,
+            now: self.now,
+            cluster: self.cluster.as_deref().cloned(),
+            nodes: all(self.nodes()),
+            services: all(self.services()),
+            tasks: all(self.tasks()),
+            networks: all(self.networks()),
+            secrets: all(self.secrets()),
+            configs: all(self.configs()),
+        };
+        snapshot.encode_to_vec()
+    }
+
+    /// Reads what `encode_snapshot` wrote.
+    ///
+    /// # Errors
+    /// Bytes that are not a snapshot, or of a format that this release does not read.
+    pub fn decode_snapshot(bytes: &[u8]) -> Result<Self, DecodeSnapshotError> {
+        let snapshot = Snapshot::decode(bytes)?;
+        if snapshot.format != SNAPSHOT_FORMAT {
+            return Err(DecodeSnapshotError::Format { found: snapshot.format });
+        }
+        let mut store = Store { revision: snapshot.revision, now: snapshot.now, ..Store::default() };
+        let objects = (snapshot.cluster.into_iter().map(|o| Held::Cluster(Arc::new(o))))
+            .chain(snapshot.nodes.into_iter().map(|o| Held::Node(Arc::new(o))))
+            .chain(snapshot.services.into_iter().map(|o| Held::Service(Arc::new(o))))
+            .chain(snapshot.tasks.into_iter().map(|o| Held::Task(Arc::new(o))))
+            .chain(snapshot.networks.into_iter().map(|o| Held::Network(Arc::new(o))))
+            .chain(snapshot.secrets.into_iter().map(|o| Held::Secret(Arc::new(o))))
+            .chain(snapshot.configs.into_iter().map(|o| Held::Config(Arc::new(o))));
+        for object in objects {
+            store.put(object);
+        }
+        Ok(store)
+    }
+}
