@@ -1,0 +1,94 @@
+//! Addresses of tasks, hosts and virtual IPs on a network.
+
+use std::collections::BTreeMap;
+
+use crate::model::{NetworkId, Subnet, parse_cidr, parse_ipv4};
+use crate::store::Store;
+
+/// Addresses that one pass gives out. It remembers the last one of each network, so that a pass that gives out
+/// thousands does not search for each from the start.
+#[derive(Default)]
+pub(super) struct Addresses {
+    plans: BTreeMap<NetworkId, Plan>,
+}
+
+/// Where addresses of a network may come from.
+struct Plan {
+    subnet: Subnet,
+    first: u32,
+    last: u32,
+    /// Gateway and auxiliary addresses, in order.
+    reserved: Vec<u32>,
+    /// Next address to try.
+    next: u32,
+}
+
+impl Addresses {
+    /// An address that is free, with its prefix length: the one after the highest that is in use, so that an address
+    /// is not given out again right after it was freed (name caches and connections may still know it); at the end of
+    /// the range, the lowest free one.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    pub(super) fn next(&mut self, store: &Store, network: &NetworkId) -> Result<String, String> {
+        if !self.plans.contains_key(network) {
+            let plan = Plan::new(store, network)?;
+            self.plans.insert(network.clone(), plan);
+        }
+        let Some(plan) = self.plans.get_mut(network) else { return Err(dry(network)) };
+        let address = plan
+            .first_free(store, network, plan.next, plan.last)
+            .or_else(|| plan.first_free(store, network, plan.first, plan.next.saturating_sub(1)))
+            .ok_or_else(|| dry(network))?;
+        plan.next = address.saturating_add(1);
+        Ok(plan.subnet.with_prefix(address))
+    }
+}
+
+fn dry(network: &NetworkId) -> String {
+    format!("could not find an available IP address on network {network}")
+}
+
+impl Plan {
+    fn new(store: &Store, network: &NetworkId) -> Result<Self, String> {
+        let Some(network) = store.network(network) else { return Err(format!("network {network} not found")) };
+        let Some(allocation) = &network.allocation else {
+            return Err(format!("network {} has no subnet yet", network.spec.name));
+        };
+        let Some(subnet) = Subnet::parse(&allocation.subnet) else {
+            return Err(format!("network {} has the subnet {:?}", network.spec.name, allocation.subnet));
+        };
+        let ipam = network.spec.ipam.first();
+        let range = ipam
+            .and_then(|ipam| parse_cidr(&ipam.ip_range))
+            .and_then(|(address, prefix)| Subnet::containing(address, prefix));
+        let (mut first, mut last) = (subnet.first().saturating_add(1), subnet.last().saturating_sub(1));
+        if let Some(range) = range {
+            first = first.max(range.first());
+            last = last.min(range.last());
+        }
+        let auxiliary = ipam.into_iter().flat_map(|ipam| ipam.auxiliary.values());
+        let mut reserved: Vec<u32> =
+            auxiliary.chain([&allocation.gateway]).filter_map(|text| parse_ipv4(text)).collect();
+        reserved.sort_unstable();
+        let highest = store.highest_address(&network.id, last.saturating_add(1)).unwrap_or(first);
+        let next = highest.saturating_add(u32::from(highest > first)).max(first);
+        Ok(Self { subnet, first, last, reserved, next })
+    }
+
+    /// The lowest free address from `from` to `to`.
+    fn first_free(&self, store: &Store, network: &NetworkId, from: u32, to: u32) -> Option<u32> {
+        let mut candidate = from;
+        let mut held = store.addresses_from(network, from).peekable();
+        while candidate <= to {
+            while held.peek().is_some_and(|address| *address < candidate) {
+                held.next();
+            }
+            if held.peek() != Some(&candidate) && self.reserved.binary_search(&candidate).is_err() {
+                return Some(candidate);
+            }
+            candidate = candidate.checked_add(1)?;
+        }
+        None
+    }
+}

@@ -1,0 +1,143 @@
+//! Gives subnets, VXLAN ids, addresses, virtual IPs and published ports.
+//!
+//! Runs as the next to last reconciler of a pass, after placement, so that only tasks with a host get addresses. What
+//! is taken is read from the store's indexes; there is no second state. An address is free again once its task was
+//! seen to end, or is gone. What cannot be given is said in the object's message and tried again in each pass.
+
+mod address;
+mod port;
+mod subnet;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use crate::cx::Cx;
+use crate::model::{
+    EndpointMode, Network, NetworkAttachment, NetworkId, NodeId, Service, ServiceId, Task, TaskId, VirtualIp,
+};
+use crate::store::{Key, Txn};
+use address::Addresses;
+
+pub(crate) use subnet::plan_network;
+
+/// Gives what can be given to all objects that lack something. Idempotent; never fails.
+pub fn reconcile(cx: &mut Cx<'_>, txn: &mut Txn) {
+    let keys: Vec<Key> = txn.unallocated().cloned().collect();
+    let mut addresses = Addresses::default();
+    // Networks first, because all else needs their subnets; then hosts, without which ingress does not work.
+    for key in &keys {
+        if let Key::Network(id) = key {
+            allocate_network(txn, id);
+        }
+    }
+    for key in &keys {
+        if let Key::Node(id) = key {
+            attach_node(txn, &mut addresses, id);
+        }
+    }
+    for key in &keys {
+        if let Key::Service(id) = key {
+            allocate_service(txn, &mut addresses, id);
+        }
+    }
+    let tasks = keys.iter().filter_map(|key| if let Key::Task(id) = key { Some(id) } else { None });
+    let mut given = 0;
+    for id in tasks {
+        if given == cx.limits.tasks_per_pass {
+            // The rest is the next pass's, which comes at once.
+            txn.wake_at(cx.now);
+            break;
+        }
+        given += usize::from(attach_task(txn, &mut addresses, id));
+    }
+}
+
+fn allocate_network(txn: &mut Txn, id: &NetworkId) {
+    let Some(network) = txn.network(id) else { return };
+    let mut network = Network::clone(network);
+    match plan_network(txn, &network) {
+        Ok(allocation) => {
+            network.allocation = Some(allocation);
+            network.message.clear();
+        }
+        Err(why) => network.message = why,
+    }
+    txn.put_network(network);
+}
+
+fn attach_node(txn: &mut Txn, addresses: &mut Addresses, id: &NodeId) {
+    let (Some(node), Some(ingress)) = (txn.node(id), txn.ingress_network()) else { return };
+    let mut node = (**node).clone();
+    let ingress = ingress.id.clone();
+    // A dry pool shows in the messages of the services that publish ports; the node itself is fine.
+    if let Ok(address) = addresses.next(txn, &ingress) {
+        node.attachments = vec![NetworkAttachment { network: ingress, address, aliases: Vec::new() }];
+        txn.put_node(node);
+    }
+}
+
+fn allocate_service(txn: &mut Txn, addresses: &mut Addresses, id: &ServiceId) {
+    let Some(service) = txn.service(id) else { return };
+    let mut service = Service::clone(service);
+    let mut problems = Vec::new();
+    let (ports, problem) = port::given(txn, &service);
+    service.endpoint.ports = ports;
+    problems.extend(problem);
+    let wanted = vip_networks(txn, &service);
+    service.endpoint.virtual_ips.retain(|vip| wanted.contains(&vip.network));
+    for network in wanted {
+        if service.endpoint.virtual_ips.iter().any(|vip| vip.network == network) {
+            continue;
+        }
+        match addresses.next(txn, &network) {
+            Ok(address) => service.endpoint.virtual_ips.push(VirtualIp { network, address }),
+            Err(why) => problems.push(why),
+        }
+    }
+    service.message = problems.join("; ");
+    txn.put_service(service);
+}
+
+/// Networks that a service has a virtual IP on: those of its spec, then ingress.
+fn vip_networks(txn: &Txn, service: &Service) -> Vec<NetworkId> {
+    if service.spec.endpoint_spec().mode() != EndpointMode::Vip {
+        return Vec::new();
+    }
+    let mut networks: Vec<NetworkId> = service.spec.task.networks.iter().map(|n| NetworkId::new(&n.target)).collect();
+    if service.publishes_ingress() {
+        networks.extend(txn.ingress_network().map(|network| network.id.clone()));
+    }
+    networks
+}
+
+/// Whether the task was given something.
+fn attach_task(txn: &mut Txn, addresses: &mut Addresses, id: &TaskId) -> bool {
+    let Some(task) = txn.task(id) else { return false };
+    let task = Arc::clone(task);
+    let mut next = Task::clone(&task);
+    let wanted = task.spec.networks.iter().map(|n| (NetworkId::new(&n.target), n.aliases.clone()));
+    let ingress = task.publishes_ingress().then(|| txn.ingress_network().map(|n| (n.id.clone(), Vec::new())));
+    let wanted: Vec<(NetworkId, Vec<String>)> = wanted.chain(ingress.flatten()).collect();
+    let mut attachments = Vec::with_capacity(wanted.len());
+    for (network, aliases) in wanted {
+        if let Some(has) = task.attachments.iter().find(|has| has.network == network) {
+            attachments.push(has.clone());
+            continue;
+        }
+        match addresses.next(txn, &network) {
+            Ok(address) => attachments.push(NetworkAttachment { network, address, aliases }),
+            Err(why) => {
+                // All or nothing: a task must not start with half of its networks. What was reserved in this pass
+                // is free again in the next one.
+                next.status.message = why;
+                txn.put_task(next);
+                return false;
+            }
+        }
+    }
+    let changed = attachments != task.attachments;
+    next.attachments = attachments;
+    txn.put_task(next);
+    changed
+}

@@ -1,0 +1,54 @@
+//! Cluster-wide networks.
+
+use super::{ControlError, CreateNetwork, ErrorKind, RemoveNetwork, Reply, named, not_found, precondition, validate};
+use crate::allocator;
+use crate::cx::Cx;
+use crate::model::{Network, NetworkId};
+use crate::store::Txn;
+
+pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Result<Reply, ControlError> {
+    let mut spec = op.spec.clone();
+    if spec.driver.is_empty() {
+        "overlay".clone_into(&mut spec.driver);
+    }
+    validate::network_spec(&spec)?;
+    if txn.network_by_name(&spec.name).is_some() {
+        let text = format!("network with name {} already exists", spec.name);
+        return Err(ControlError::new(ErrorKind::AlreadyExists, text));
+    }
+    if spec.ingress
+        && let Some(other) = txn.ingress_network()
+    {
+        let text = format!("ingress network ({}) is already present", other.spec.name);
+        return Err(ControlError::new(ErrorKind::AlreadyExists, text));
+    }
+    let network = Network { id: cx.id::<NetworkId>(), spec, ..Network::default() };
+    // What is asked for is refused at once when it cannot be had; the brain's pass then gives it.
+    if let Err(dry) = allocator::plan_network(txn, &network) {
+        let kind = if network.spec.ipam.is_empty() { ErrorKind::Exhausted } else { ErrorKind::Invalid };
+        return Err(ControlError::new(kind, dry));
+    }
+    let id = network.id.clone();
+    txn.put_network(network);
+    Ok(named(id))
+}
+
+pub(super) fn remove(txn: &mut Txn, op: &RemoveNetwork) -> Result<Reply, ControlError> {
+    let Some(network) = txn.network(&op.id) else { return Err(not_found("network", &op.id)) };
+    if let Some(service) = txn.services_on_network(&op.id).next() {
+        return Err(precondition(format!("network {} is in use by service {}", op.id, service.id)));
+    }
+    // A task whose service is gone may still run there; its address must not be given out with another subnet.
+    let user = txn.addresses_on_network(&op.id).find_map(|(_, holder)| match holder.key() {
+        crate::store::Key::Node(_) => None,
+        key => Some(key),
+    });
+    if let Some(key) = user {
+        return Err(precondition(format!("network {} is in use by {key}", op.id)));
+    }
+    if network.spec.ingress {
+        return Err(super::unimplemented("removing the ingress network is not supported yet"));
+    }
+    txn.remove_network(&op.id);
+    Ok(named(&op.id))
+}

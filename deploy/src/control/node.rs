@@ -1,0 +1,230 @@
+//! Hosts: joined, there, gone, changed by a user, forgotten.
+
+use std::time::Duration;
+
+use super::{
+    AllocateRaftId, ClearManager, ControlError, NodeDisconnected, NodeDown, NodeLeft, NodeSession, NoteNode,
+    RegisterNode, RemoveNode, Reply, UpdateNode, cluster, invalid, named, not_found, out_of_sequence, precondition,
+    validate,
+};
+use crate::model::{
+    Cluster, DesiredState, ManagerStatus, Node, NodeAvailability, NodeId, NodeRole, NodeSpec, NodeState, NodeStatus,
+    RemovedNode, TaskState, is_id,
+};
+use crate::store::Txn;
+
+/// Life of a certificate where the cluster's spec is silent: Docker's 90 days.
+const DEFAULT_CERT_EXPIRY: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Certificates are renewed late at times; a removed node stays on the list for this long beyond their life.
+const CERT_GRACE: Duration = Duration::from_secs(24 * 3600);
+
+pub(super) fn register(txn: &mut Txn, op: &RegisterNode) -> Result<Reply, ControlError> {
+    let role = NodeRole::try_from(op.role).map_err(|_| invalid(format!("unknown node role {}", op.role)))?;
+    if !is_id(op.node_id.as_str()) {
+        return Err(invalid("a node id has 25 characters of 0-9 and a-z"));
+    }
+    let cluster = cluster::current(txn)?;
+    if cluster.status.removed_nodes.iter().any(|removed| removed.id == op.node_id) {
+        return Err(precondition(format!("node {} was removed from the cluster", op.node_id)));
+    }
+    validate::node_description(&op.description)?;
+    validate::text("Addr", &op.addr, 256)?;
+    if let Some(node) = txn.node(&op.node_id) {
+        // The answer to the first request was lost. A certificate of another role is another join.
+        if node.spec.role() != role {
+            return Err(ControlError::new(super::ErrorKind::AlreadyExists, format!("node {} exists", op.node_id)));
+        }
+        return Ok(named(&op.node_id));
+    }
+    let spec = NodeSpec { role: op.role, availability: op.availability, ..NodeSpec::default() };
+    validate::node_spec(&spec)?;
+    txn.put_node(Node {
+        id: op.node_id.clone(),
+        spec,
+        description: op.description.clone(),
+        status: NodeStatus {
+            state: NodeState::Unknown as i32,
+            addr: op.addr.clone(),
+            since: txn.now(),
+            ..NodeStatus::default()
+        },
+        ..Node::default()
+    });
+    Ok(named(&op.node_id))
+}
+
+pub(super) fn session(txn: &mut Txn, op: &NodeSession) -> Result<Reply, ControlError> {
+    let mut node = current(txn, &op.node_id)?;
+    refuse_left(txn, &op.node_id)?;
+    if op.generation < node.status.generation {
+        return Err(precondition(format!(
+            "session of node {} has boot generation {}, but generation {} was seen: another host uses its identity",
+            op.node_id, op.generation, node.status.generation
+        )));
+    }
+    validate::node_description(&op.description)?;
+    validate::text("Addr", &op.addr, 256)?;
+    node.description.clone_from(&op.description);
+    node.status.addr.clone_from(&op.addr);
+    node.status.generation = op.generation;
+    set_state(txn, &mut node, NodeState::Ready, "");
+    txn.put_node(node);
+    Ok(named(&op.node_id))
+}
+
+pub(super) fn down(txn: &mut Txn, op: &NodeDown) -> Result<Reply, ControlError> {
+    validate::text("Reason", &op.reason, validate::MAX_TEXT)?;
+    lose(txn, &op.node_id, op.generation, NodeState::Down, &op.reason)
+}
+
+pub(super) fn disconnected(txn: &mut Txn, op: &NodeDisconnected) -> Result<Reply, ControlError> {
+    lose(txn, &op.node_id, op.generation, NodeState::Disconnected, "the daemon was stopped")
+}
+
+pub(super) fn note(txn: &mut Txn, op: &NoteNode) -> Result<Reply, ControlError> {
+    let mut node = current(txn, &op.node_id)?;
+    validate::text("Message", &op.message, validate::MAX_TEXT)?;
+    if op.generation >= node.status.generation && node.status.state() == NodeState::Ready {
+        node.status.message.clone_from(&op.message);
+        txn.put_node(node);
+    }
+    Ok(named(&op.node_id))
+}
+
+pub(super) fn left(txn: &mut Txn, op: &NodeLeft) -> Result<Reply, ControlError> {
+    let mut node = current(txn, &op.node_id)?;
+    if node.manager.is_some() {
+        return Err(still_in_raft(&op.node_id));
+    }
+    let mut cluster = cluster::current(txn)?;
+    revoke(txn, &mut cluster, &op.node_id);
+    txn.put_cluster(cluster);
+    orphan_tasks(txn, &op.node_id, "the node left the cluster");
+    set_state(txn, &mut node, NodeState::Down, "the node left the cluster");
+    txn.put_node(node);
+    Ok(named(&op.node_id))
+}
+
+pub(super) fn update(txn: &mut Txn, op: &UpdateNode) -> Result<Reply, ControlError> {
+    let mut node = current(txn, &op.id)?;
+    if node.meta.version != op.version {
+        return Err(out_of_sequence());
+    }
+    validate::node_spec(&op.spec)?;
+    let demoted = node.spec.role() == NodeRole::Manager && op.spec.role() == NodeRole::Worker;
+    if demoted && !txn.nodes().any(|other| other.id != op.id && other.spec.role() == NodeRole::Manager) {
+        return Err(precondition("attempting to demote the last manager of the swarm"));
+    }
+    if op.spec.role() == NodeRole::Manager && node.spec.role() == NodeRole::Worker {
+        refuse_left(txn, &op.id)?;
+    }
+    node.spec.clone_from(&op.spec);
+    txn.put_node(node);
+    Ok(named(&op.id))
+}
+
+pub(super) fn remove(txn: &mut Txn, op: &RemoveNode) -> Result<Reply, ControlError> {
+    let node = current(txn, &op.id)?;
+    if node.manager.is_some() || node.spec.role() == NodeRole::Manager {
+        return Err(still_in_raft(&op.id));
+    }
+    if node.status.state() == NodeState::Ready && !op.force {
+        return Err(precondition(format!("node {} is not down and can't be removed", op.id)));
+    }
+    let mut cluster = cluster::current(txn)?;
+    revoke(txn, &mut cluster, &op.id);
+    txn.put_cluster(cluster);
+    orphan_tasks(txn, &op.id, "the node was removed from the cluster");
+    txn.remove_node(&op.id);
+    Ok(named(&op.id))
+}
+
+pub(super) fn allocate_raft_id(txn: &mut Txn, op: &AllocateRaftId) -> Result<Reply, ControlError> {
+    let mut node = current(txn, &op.node_id)?;
+    refuse_left(txn, &op.node_id)?;
+    if node.spec.role() != NodeRole::Manager {
+        return Err(precondition(format!("node {} is not to be a manager", op.node_id)));
+    }
+    if op.addr.is_empty() {
+        return Err(invalid("a manager needs an address"));
+    }
+    validate::text("Addr", &op.addr, 256)?;
+    let mut cluster = cluster::current(txn)?;
+    let raft_id = cluster.status.next_raft_id.max(1);
+    cluster.status.next_raft_id = raft_id + 1;
+    node.manager = Some(ManagerStatus { raft_id, addr: op.addr.clone() });
+    txn.put_cluster(cluster);
+    txn.put_node(node);
+    Ok(Reply { id: op.node_id.to_string(), number: raft_id, ..Reply::default() })
+}
+
+pub(super) fn clear_manager(txn: &mut Txn, op: &ClearManager) -> Result<Reply, ControlError> {
+    let mut node = current(txn, &op.node_id)?;
+    node.manager = None;
+    txn.put_node(node);
+    Ok(named(&op.node_id))
+}
+
+fn current(txn: &Txn, id: &NodeId) -> Result<Node, ControlError> {
+    txn.node(id).map(|node| (**node).clone()).ok_or_else(|| not_found("node", id))
+}
+
+fn still_in_raft(id: &NodeId) -> ControlError {
+    precondition(format!(
+        "node {id} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"
+    ))
+}
+
+fn lose(txn: &mut Txn, id: &NodeId, generation: u64, state: NodeState, why: &str) -> Result<Reply, ControlError> {
+    let mut node = current(txn, id)?;
+    if generation >= node.status.generation {
+        set_state(txn, &mut node, state, why);
+        txn.put_node(node);
+    }
+    Ok(named(id))
+}
+
+fn set_state(txn: &Txn, node: &mut Node, state: NodeState, message: &str) {
+    if node.status.state() != state {
+        node.status.set_state(state);
+        node.status.since = txn.now();
+    }
+    message.clone_into(&mut node.status.message);
+}
+
+fn refuse_left(txn: &Txn, id: &NodeId) -> Result<(), ControlError> {
+    let removed = |cluster: &Cluster| cluster.status.removed_nodes.iter().any(|removed| removed.id == *id);
+    if txn.cluster().is_some_and(|cluster| removed(cluster)) {
+        return Err(precondition(format!("node {id} left the cluster or was removed from it")));
+    }
+    Ok(())
+}
+
+/// Puts a node on the list of those whose certificates open nothing, and takes off those whose certificates ran out.
+fn revoke(txn: &Txn, cluster: &mut Cluster, id: &NodeId) {
+    let life = cluster.spec.node_cert_expiry_ns.map_or(DEFAULT_CERT_EXPIRY, Duration::from_nanos);
+    let until = txn.now().plus(life).plus(CERT_GRACE);
+    let now = txn.now();
+    cluster.status.removed_nodes.retain(|removed| removed.until > now && removed.id != *id);
+    cluster.status.removed_nodes.push(RemovedNode { id: id.clone(), until });
+}
+
+/// The tasks of a host that never comes back. What they held is free again.
+fn orphan_tasks(txn: &mut Txn, id: &NodeId, why: &str) {
+    let tasks: Vec<_> = txn.tasks_on_node(id).filter(|task| task.holds_addresses()).cloned().collect();
+    for task in tasks {
+        let mut task = (*task).clone();
+        task.status.set_state(TaskState::Orphaned);
+        task.status.at = txn.now();
+        why.clone_into(&mut task.status.err);
+        if task.desired() < DesiredState::Shutdown {
+            task.set_desired(DesiredState::Shutdown);
+        }
+        txn.put_task(task);
+    }
+}
+
+/// Reads an availability; used by validation.
+pub(super) fn known_availability(spec: &NodeSpec) -> bool {
+    NodeAvailability::try_from(spec.availability).is_ok() && NodeRole::try_from(spec.role).is_ok()
+}

@@ -1,0 +1,187 @@
+//! Services: made, changed, rolled back, removed.
+
+use std::sync::Arc;
+
+use super::{
+    ControlError, CreateService, ErrorKind, RemoveService, Reply, UpdateService, invalid, named, not_found,
+    out_of_sequence, precondition, unimplemented, validate,
+};
+use crate::cx::Cx;
+use crate::model::{
+    DesiredState, NetworkId, PortConfig, PublishMode, Service, ServiceId, ServiceMode, ServiceSpec, UpdateState,
+    UpdateStatus,
+};
+use crate::store::{Key, Store, Txn};
+
+pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateService) -> Result<Reply, ControlError> {
+    let mut spec = op.spec.clone();
+    validate::service_spec(&spec)?;
+    resolve_networks(txn, &mut spec)?;
+    if txn.service_by_name(&spec.name).is_some() {
+        let text = format!("name conflicts with an existing object: service {} already exists", spec.name);
+        return Err(ControlError::new(ErrorKind::AlreadyExists, text));
+    }
+    let id: ServiceId = cx.id();
+    check_ports(txn, &id, &spec)?;
+    txn.put_service(Service { id: id.clone(), spec, spec_version: 1, ..Service::default() });
+    Ok(named(id))
+}
+
+pub(super) fn update(txn: &mut Txn, op: &UpdateService) -> Result<Reply, ControlError> {
+    let Some(current) = txn.service(&op.id) else { return Err(not_found("service", &op.id)) };
+    let mut service = (**current).clone();
+    if service.meta.version != op.version {
+        return Err(out_of_sequence());
+    }
+    if op.rollback {
+        let Some(previous) = &service.previous_spec else {
+            return Err(precondition(format!("service {} does not have a previous spec", op.id)));
+        };
+        check_still_there(txn, previous)?;
+        check_ports(txn, &op.id, previous)?;
+        service.roll_back(txn.now(), "manually requested rollback");
+        txn.put_service(service);
+        return Ok(named(&op.id));
+    }
+    let mut spec = op.spec.clone();
+    if spec.name != service.spec.name {
+        return Err(unimplemented("renaming services is not supported"));
+    }
+    if kind_of_mode(&spec) != kind_of_mode(&service.spec) {
+        return Err(unimplemented("service mode change is not allowed"));
+    }
+    validate::service_spec(&spec)?;
+    resolve_networks(txn, &mut spec)?;
+    check_ports(txn, &op.id, &spec)?;
+    change(&mut service, spec, txn);
+    txn.put_service(service);
+    Ok(named(&op.id))
+}
+
+/// Puts a new spec into a service, and starts the update if tasks have to be replaced for it.
+fn change(service: &mut Service, spec: ServiceSpec, store: &Store) {
+    if spec == service.spec {
+        return;
+    }
+    let replaces_tasks = spec.task != service.spec.task || spec.endpoint_spec() != service.spec.endpoint_spec();
+    let previous_version = service.spec_version;
+    if replaces_tasks {
+        // After a rollback the previous version is the higher one.
+        service.spec_version = service.spec_version.max(service.previous_spec_version) + 1;
+    }
+    service.previous_spec_version = previous_version;
+    service.previous_spec = Some(std::mem::replace(&mut service.spec, spec));
+    let running = service.update_status.as_ref().map(UpdateStatus::state);
+    service.update_status = match running {
+        _ if replaces_tasks => Some(updating(store)),
+        // Scaling in the middle of an update goes on with it; after a pause, any update is the user's "go on".
+        Some(UpdateState::Updating | UpdateState::RollbackStarted) => service.update_status.take(),
+        Some(UpdateState::Paused | UpdateState::RollbackPaused) => Some(updating(store)),
+        // Nothing is being replaced. (An old "completed" would end the CLI's progress bar before it began.)
+        Some(UpdateState::Completed | UpdateState::RollbackCompleted) | None => None,
+    };
+}
+
+fn updating(store: &Store) -> UpdateStatus {
+    UpdateStatus {
+        state: UpdateState::Updating as i32,
+        started_at: store.now(),
+        message: "update in progress".to_owned(),
+        ..UpdateStatus::default()
+    }
+}
+
+pub(super) fn remove(txn: &mut Txn, op: &RemoveService) -> Result<Reply, ControlError> {
+    if txn.service(&op.id).is_none() {
+        return Err(not_found("service", &op.id));
+    }
+    let tasks: Vec<_> = txn.tasks_of_service(&op.id).cloned().collect();
+    for task in tasks {
+        if task.desired() != DesiredState::Remove {
+            let mut task = Arc::unwrap_or_clone(task);
+            task.set_desired(DesiredState::Remove);
+            txn.put_task(task);
+        }
+    }
+    txn.remove_service(&op.id);
+    Ok(named(&op.id))
+}
+
+fn kind_of_mode(spec: &ServiceSpec) -> u8 {
+    match spec.mode {
+        None | Some(ServiceMode::Replicated(_)) => 0,
+        Some(ServiceMode::Global(_)) => 1,
+        Some(ServiceMode::ReplicatedJob(_)) => 2,
+        Some(ServiceMode::GlobalJob(_)) => 3,
+    }
+}
+
+/// Replaces the names of networks by their ids, as they are stored.
+fn resolve_networks(store: &Store, spec: &mut ServiceSpec) -> Result<(), ControlError> {
+    let mut seen = std::collections::BTreeSet::new();
+    for wanted in &mut spec.task.networks {
+        let by_id = store.network(&NetworkId::new(&wanted.target));
+        let Some(network) = by_id.or_else(|| store.network_by_name(&wanted.target)) else {
+            return Err(not_found("network", &wanted.target));
+        };
+        if network.spec.ingress {
+            let name = &network.spec.name;
+            let text = format!("Service cannot be explicitly attached to the ingress network \"{name}\"");
+            return Err(invalid(text));
+        }
+        if !seen.insert(network.id.clone()) {
+            return Err(invalid(format!("network {} is named twice", network.spec.name)));
+        }
+        wanted.target = network.id.to_string();
+    }
+    Ok(())
+}
+
+/// A previous spec may name networks that were removed meanwhile.
+fn check_still_there(store: &Store, spec: &ServiceSpec) -> Result<(), ControlError> {
+    let gone = |target: &str| store.network(&NetworkId::new(target)).is_none();
+    match spec.task.networks.iter().find(|network| gone(&network.target)) {
+        Some(network) => Err(not_found("network", &network.target)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a published port that another service has, or has asked for.
+fn check_ports(store: &Store, id: &ServiceId, spec: &ServiceSpec) -> Result<(), ControlError> {
+    let wanted = spec.endpoint_spec().ports;
+    for port in wanted.iter().filter(|port| port.published != 0) {
+        let owner = store.published_port_owner(port.protocol(), port.published).filter(|owner| owner.id != *id);
+        if let Some(owner) = owner.or_else(|| asked_for(store, id, port, PublishMode::Ingress)) {
+            return Err(port_taken(port, owner, "an ingress port"));
+        }
+        // Host-mode ports of two services may be equal: they only keep their tasks apart.
+        if port.is_ingress()
+            && let Some(owner) = asked_for(store, id, port, PublishMode::Host)
+        {
+            return Err(port_taken(port, owner, "a host-published port"));
+        }
+    }
+    Ok(())
+}
+
+/// Another service whose spec names the port in that mode.
+fn asked_for<'a>(store: &'a Store, id: &ServiceId, port: &PortConfig, mode: PublishMode) -> Option<&'a Arc<Service>> {
+    let same = |other: &PortConfig| {
+        other.mode() == mode && other.published == port.published && other.protocol() == port.protocol()
+    };
+    let ports = |service: &Service| service.spec.endpoint.as_ref().is_some_and(|e| e.ports.iter().any(same));
+    match mode {
+        // The index knows those that were given; the rest waits for the allocator, and is few.
+        PublishMode::Ingress => store
+            .unallocated()
+            .filter_map(|key| if let Key::Service(id) = key { store.service(id) } else { None })
+            .find(|service| service.id != *id && ports(service)),
+        PublishMode::Host => store.services().find(|service| service.id != *id && ports(service)),
+    }
+}
+
+fn port_taken(port: &PortConfig, owner: &Service, how: &str) -> ControlError {
+    let text =
+        format!("port '{}' is already in use by service '{}' ({}) as {how}", port.published, owner.spec.name, owner.id);
+    ControlError::new(ErrorKind::Invalid, text)
+}

@@ -1,0 +1,315 @@
+//! A container spec: image, mounts, capabilities, and the fields that have no effect yet.
+
+use super::super::{ControlError, invalid};
+use super::{argument, arguments, count, labels, shorten, text, unsupported};
+use crate::model::{ContainerSpec, DnsConfig, Mount, MountKind, Privileges, parse_ipv4};
+
+/// Longest wait between the stop signal and SIGKILL: a day, in nanoseconds.
+const MAX_STOP_GRACE_NS: u64 = 24 * 3600 * 1_000_000_000;
+/// Bytes of all environment variables together; execve takes about 2 MiB with the arguments.
+const MAX_ENV_BYTES: usize = 1 << 20;
+
+/// Names of the signals that a task may be asked to stop with, without `SIG`.
+const SIGNALS: [&str; 31] = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
+    "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
+    "PWR", "SYS",
+];
+
+pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), ControlError> {
+    image(&container.image)?;
+    labels("TaskTemplate.ContainerSpec.Labels", &container.labels)?;
+    arguments("TaskTemplate.ContainerSpec.Command", &container.command)?;
+    arguments("TaskTemplate.ContainerSpec.Args", &container.args)?;
+    hostname(&container.hostname)?;
+    environment(&container.env)?;
+    if !container.dir.is_empty() && !container.dir.starts_with('/') {
+        let text = format!("TaskTemplate.ContainerSpec.Dir: {:?} is not an absolute path", shorten(&container.dir));
+        return Err(invalid(text));
+    }
+    argument("TaskTemplate.ContainerSpec.Dir", &container.dir)?;
+    text("TaskTemplate.ContainerSpec.User", &container.user, 255)?;
+    count("TaskTemplate.ContainerSpec.Groups", container.groups.len())?;
+    container.groups.iter().try_for_each(|group| text("TaskTemplate.ContainerSpec.Groups", group, 255))?;
+    container.privileges.as_ref().map_or(Ok(()), privileges)?;
+    count("TaskTemplate.ContainerSpec.Mounts", container.mounts.len())?;
+    mounts(&container.mounts)?;
+    stop(container)?;
+    hosts(&container.hosts)?;
+    container.dns.as_ref().map_or(Ok(()), dns)?;
+    kernel(container)?;
+    no_effect_yet(container)
+}
+
+fn no_effect_yet(container: &ContainerSpec) -> Result<(), ControlError> {
+    if let Some(check) = &container.healthcheck {
+        let off = check.test.first().is_some_and(|first| first == "NONE");
+        let timed = check.interval_ns != 0
+            || check.timeout_ns != 0
+            || check.start_period_ns != 0
+            || check.start_interval_ns != 0
+            || check.retries != 0;
+        unsupported("TaskTemplate.ContainerSpec.Healthcheck", !off && (timed || !check.test.is_empty()))?;
+    }
+    unsupported("TaskTemplate.ContainerSpec.TTY", container.tty)?;
+    unsupported("TaskTemplate.ContainerSpec.OpenStdin", container.open_stdin)?;
+    unsupported("TaskTemplate.ContainerSpec.Init", container.init == Some(true))?;
+    unsupported("TaskTemplate.ContainerSpec.Secrets", !container.secrets.is_empty())?;
+    unsupported("TaskTemplate.ContainerSpec.Configs", !container.configs.is_empty())?;
+    if !["", "default"].contains(&container.isolation.as_str()) {
+        let text = format!("TaskTemplate.ContainerSpec.Isolation: {:?} is for Windows", shorten(&container.isolation));
+        return Err(invalid(text));
+    }
+    Ok(())
+}
+
+/// An image reference: `[host[:port]/]path[:tag][@algorithm:hex]`.
+fn image(reference: &str) -> Result<(), ControlError> {
+    if reference.is_empty() {
+        return Err(invalid("ContainerSpec: image reference must be provided"));
+    }
+    if is_reference(reference) {
+        return Ok(());
+    }
+    Err(invalid(format!("ContainerSpec: {:?} is not a valid repository/tag", shorten(reference))))
+}
+
+fn is_reference(reference: &str) -> bool {
+    if reference.len() > 1024 {
+        return false;
+    }
+    let (rest, digest) = match reference.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest)),
+        None => (reference, None),
+    };
+    let digest_ok = digest.is_none_or(|digest| {
+        digest.split_once(':').is_some_and(|(algorithm, hex)| {
+            algorithm.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '.' | '-' | '_'))
+                && !algorithm.is_empty()
+                && hex.len() >= 32
+                && hex.bytes().all(|b| b.is_ascii_hexdigit())
+        })
+    });
+    // A colon after the last slash begins a tag; one before it is a registry's port.
+    let (name, tag) = match rest.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (rest, None),
+    };
+    let tag_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let tag_ok = tag
+        .is_none_or(|tag| (1..=128).contains(&tag.len()) && tag.chars().all(tag_char) && !tag.starts_with(['.', '-']));
+    let parts: Vec<&str> = name.split('/').collect();
+    let host = parts.len() > 1 && (parts[0].contains(['.', ':']) || parts[0] == "localhost");
+    let path_ok = |part: &&str| {
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '.' | '-');
+        part.chars().all(inside) && edge(part.chars().next()) && edge(part.chars().next_back())
+    };
+    let host_ok = |part: &str| {
+        let inside = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '[' | ']');
+        !part.is_empty() && part.chars().all(inside)
+    };
+    digest_ok && tag_ok && (!host || host_ok(parts[0])) && parts[usize::from(host)..].iter().all(path_ok)
+}
+
+/// Templates are expanded on the host, later; until then one is refused instead of being taken literally.
+fn no_template(field: &str, value: &str) -> Result<(), ControlError> {
+    unsupported(&format!("{field} with a template ({{{{)"), value.contains("{{"))
+}
+
+fn hostname(hostname: &str) -> Result<(), ControlError> {
+    no_template("TaskTemplate.ContainerSpec.Hostname", hostname)?;
+    let inside = hostname.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'));
+    if hostname.len() > 63 || !inside || hostname.starts_with(['-', '.']) {
+        let text = format!("TaskTemplate.ContainerSpec.Hostname: {:?} is not a hostname", shorten(hostname));
+        return Err(invalid(text));
+    }
+    Ok(())
+}
+
+fn environment(env: &[String]) -> Result<(), ControlError> {
+    arguments("TaskTemplate.ContainerSpec.Env", env)?;
+    if env.iter().map(String::len).sum::<usize>() > MAX_ENV_BYTES {
+        return Err(invalid(format!("TaskTemplate.ContainerSpec.Env: more than {MAX_ENV_BYTES} bytes")));
+    }
+    for variable in env {
+        no_template("TaskTemplate.ContainerSpec.Env", variable)?;
+        if variable.is_empty() || variable.starts_with('=') {
+            return Err(invalid(format!("invalid environment variable: {}", shorten(variable))));
+        }
+    }
+    Ok(())
+}
+
+fn privileges(privileges: &Privileges) -> Result<(), ControlError> {
+    let field = |name: &str| format!("TaskTemplate.ContainerSpec.Privileges.{name}");
+    unsupported(&field("SELinuxContext"), privileges.selinux_disabled || !privileges.selinux_label.is_empty())?;
+    let seccomp = !["", "default"].contains(&privileges.seccomp_mode.as_str());
+    unsupported(&field("Seccomp"), seccomp || !privileges.seccomp_profile.is_empty())?;
+    unsupported(&field("AppArmor"), !["", "default"].contains(&privileges.apparmor_mode.as_str()))
+}
+
+fn mounts(mounts: &[Mount]) -> Result<(), ControlError> {
+    let mut targets = std::collections::BTreeSet::new();
+    for mount in mounts {
+        let target = mount.target.trim_end_matches('/');
+        if mount.target.is_empty() {
+            return Err(invalid("ContainerSpec: mount target must not be empty"));
+        }
+        argument("TaskTemplate.ContainerSpec.Mounts.Target", &mount.target)?;
+        argument("TaskTemplate.ContainerSpec.Mounts.Source", &mount.source)?;
+        no_template("TaskTemplate.ContainerSpec.Mounts", &mount.target)?;
+        no_template("TaskTemplate.ContainerSpec.Mounts", &mount.source)?;
+        let wrong = |why: &str| Err(invalid(format!("invalid mount target {:?}: {why}", shorten(&mount.target))));
+        if !mount.target.starts_with('/') {
+            return wrong("must be an absolute path");
+        }
+        if target.is_empty() {
+            return wrong("destination can't be '/'");
+        }
+        if target.split('/').any(|part| part == "..") {
+            return wrong("must not contain ..");
+        }
+        if !targets.insert(target.to_owned()) {
+            return Err(invalid(format!("ContainerSpec: duplicate mount point: {}", shorten(&mount.target))));
+        }
+        one_mount(mount)?;
+    }
+    Ok(())
+}
+
+fn one_mount(mount: &Mount) -> Result<(), ControlError> {
+    let kind = |name: &str| unsupported(&format!("TaskTemplate.ContainerSpec.Mounts of type {name}"), true);
+    let option = |name: &str, set: bool| unsupported(&format!("TaskTemplate.ContainerSpec.Mounts.{name}"), set);
+    let volume = mount.no_copy
+        || !mount.volume_labels.is_empty()
+        || !mount.volume_driver.is_empty()
+        || !mount.volume_options.is_empty()
+        || !mount.subpath.is_empty();
+    let bind = !mount.propagation.is_empty()
+        || mount.non_recursive
+        || mount.create_mountpoint
+        || mount.read_only_force_recursive
+        || mount.read_only_non_recursive;
+    let tmpfs = mount.tmpfs_size != 0 || mount.tmpfs_mode != 0;
+    if !["", "default", "consistent", "cached", "delegated"].contains(&mount.consistency.as_str()) {
+        return Err(invalid("TaskTemplate.ContainerSpec.Mounts.Consistency: unknown"));
+    }
+    match MountKind::try_from(mount.kind) {
+        Ok(MountKind::Bind) => {
+            if !mount.source.starts_with('/') {
+                let source = shorten(&mount.source);
+                return Err(invalid(format!("invalid bind mount source, must be an absolute path: {source}")));
+            }
+            if volume || tmpfs {
+                return Err(invalid("a bind mount takes neither volume nor tmpfs options"));
+            }
+            let known = ["", "rprivate", "private", "rslave", "slave", "rshared", "shared"];
+            if !known.contains(&mount.propagation.as_str()) {
+                return Err(invalid(format!("invalid propagation mode: {}", shorten(&mount.propagation))));
+            }
+            option("BindOptions.ReadOnlyForceRecursive", mount.read_only_force_recursive)?;
+            option("BindOptions.ReadOnlyNonRecursive", mount.read_only_non_recursive)
+        }
+        Ok(MountKind::Tmpfs) => {
+            if !mount.source.is_empty() {
+                return Err(invalid("invalid tmpfs source, source must be empty"));
+            }
+            if volume || bind {
+                return Err(invalid("a tmpfs mount takes neither volume nor bind options"));
+            }
+            if mount.tmpfs_mode > 0o7777 || mount.tmpfs_size > 1 << 50 {
+                return Err(invalid("invalid tmpfs size or mode"));
+            }
+            Ok(())
+        }
+        Ok(MountKind::Volume) => kind("volume"),
+        Ok(MountKind::NamedPipe) => kind("npipe"),
+        Ok(MountKind::Cluster) => kind("cluster"),
+        Ok(MountKind::Image) => kind("image"),
+        Err(_) => Err(invalid("TaskTemplate.ContainerSpec.Mounts.Type: unknown")),
+    }
+}
+
+fn stop(container: &ContainerSpec) -> Result<(), ControlError> {
+    if container.stop_grace_ns.is_some_and(|grace| grace > MAX_STOP_GRACE_NS) {
+        return Err(invalid("TaskTemplate.ContainerSpec.StopGracePeriod: cannot be negative, or longer than a day"));
+    }
+    let signal = container.stop_signal.as_str();
+    let upper = signal.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    // Real-time signals are RTMIN, RTMIN+n, RTMAX-n, RTMAX.
+    let real_time = name.strip_prefix("RTMIN").map(|rest| rest.strip_prefix('+').unwrap_or(rest));
+    let real_time = real_time.or_else(|| name.strip_prefix("RTMAX").map(|rest| rest.strip_prefix('-').unwrap_or(rest)));
+    let known = SIGNALS.contains(&name)
+        || signal.parse::<u32>().is_ok_and(|number| (1..=64).contains(&number))
+        || real_time.is_some_and(|n| n.is_empty() || n.parse::<u32>().is_ok_and(|n| n <= 30));
+    if !signal.is_empty() && !known {
+        return Err(invalid(format!("invalid stop signal: {}", shorten(signal))));
+    }
+    Ok(())
+}
+
+fn hosts(hosts: &[String]) -> Result<(), ControlError> {
+    count("TaskTemplate.ContainerSpec.Hosts", hosts.len())?;
+    for line in hosts {
+        text("TaskTemplate.ContainerSpec.Hosts", line, 1024)?;
+        let mut words = line.split_whitespace();
+        let address = words.next().is_some_and(|word| word.parse::<core::net::IpAddr>().is_ok());
+        if !address || words.next().is_none() || line.contains('\n') {
+            let text = format!("TaskTemplate.ContainerSpec.Hosts: {:?} is not \"IP name\"", shorten(line));
+            return Err(invalid(text));
+        }
+    }
+    Ok(())
+}
+
+fn dns(dns: &DnsConfig) -> Result<(), ControlError> {
+    let field = "TaskTemplate.ContainerSpec.DNSConfig";
+    count(field, dns.nameservers.len() + dns.search.len() + dns.options.len())?;
+    if let Some(wrong) = dns.nameservers.iter().find(|server| parse_ipv4(server).is_none()) {
+        return Err(invalid(format!("{field}.Nameservers: {:?} is not an IPv4 address", shorten(wrong))));
+    }
+    for word in dns.search.iter().chain(&dns.options) {
+        if word.is_empty() || word.len() > 255 || word.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(invalid(format!("{field}: {:?} is not one word", shorten(word))));
+        }
+    }
+    Ok(())
+}
+
+fn kernel(container: &ContainerSpec) -> Result<(), ControlError> {
+    labels("TaskTemplate.ContainerSpec.Sysctls", &container.sysctls)?;
+    for (name, value) in &container.sysctls {
+        let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '/');
+        if !name.chars().all(word) || name.contains("..") || value.contains(['\n', '\0']) {
+            return Err(invalid(format!("TaskTemplate.ContainerSpec.Sysctls: {:?} is not a name", shorten(name))));
+        }
+    }
+    for (field, list) in [("CapabilityAdd", &container.cap_add), ("CapabilityDrop", &container.cap_drop)] {
+        count(field, list.len())?;
+        for capability in list {
+            let word = capability.bytes().all(|b| b.is_ascii_alphabetic() || b == b'_');
+            if capability.is_empty() || capability.len() > 64 || !word {
+                let text = format!("TaskTemplate.ContainerSpec.{field}: invalid capability {:?}", shorten(capability));
+                return Err(invalid(text));
+            }
+        }
+    }
+    count("TaskTemplate.ContainerSpec.Ulimits", container.ulimits.len())?;
+    for limit in &container.ulimits {
+        let order = limit.hard == -1 || (limit.soft != -1 && limit.soft <= limit.hard);
+        let named = !limit.name.is_empty() && limit.name.bytes().all(|b| b.is_ascii_lowercase());
+        if limit.soft < -1 || limit.hard < -1 || !order || !named || limit.name.len() > 16 {
+            let name = shorten(&limit.name);
+            return Err(invalid(format!("TaskTemplate.ContainerSpec.Ulimits: {name:?} is unknown, or soft > hard")));
+        }
+    }
+    if !(-1000..=1000).contains(&container.oom_score_adj) {
+        return Err(invalid(format!(
+            "Invalid value {}, range for oom score adj is [-1000, 1000]",
+            container.oom_score_adj
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! What may be in a spec: Docker's rules and texts, bounds on everything, and fields that have no effect yet refused by
+//! name instead of being ignored.
+
+mod container;
+mod service;
+
+use super::{ControlError, invalid, node::known_availability, unimplemented};
+use crate::model::{
+    Labels, NetworkSpec, NodeDescription, NodeSpec, PayloadSpec, Subnet, is_id, parse_cidr, parse_ipv4,
+};
+
+pub(super) use service::service_spec;
+
+/// Bytes of a text for which nothing else says how long it may be.
+pub(super) const MAX_TEXT: usize = 4096;
+/// Entries of a list for which nothing else says how long it may be.
+const MAX_ITEMS: usize = 1024;
+/// Bytes of all labels of an object together.
+const MAX_LABEL_BYTES: usize = 256 << 10;
+/// Docker's limit on a secret; the data must be shorter.
+pub(super) const MAX_SECRET_BYTES: usize = 512_000;
+/// Docker's limit on a config; the data must be shorter.
+pub(super) const MAX_CONFIG_BYTES: usize = 1_024_000;
+/// Characters of a DNS label.
+const MAX_NAME: usize = 63;
+
+/// A text of at most `max` bytes without control characters.
+pub(super) fn text(field: &str, value: &str, max: usize) -> Result<(), ControlError> {
+    if value.len() > max {
+        return Err(invalid(format!("{field}: {} bytes are more than {max}", value.len())));
+    }
+    if value.chars().any(|c| c.is_control() && c != '\n' && c != '\t') {
+        return Err(invalid(format!("{field}: control characters are not allowed")));
+    }
+    Ok(())
+}
+
+/// A text that one would put on a command line: no NUL, bounded.
+fn argument(field: &str, value: &str) -> Result<(), ControlError> {
+    if value.len() > 128 << 10 || value.contains('\0') {
+        return Err(invalid(format!("{field}: longer than 128 KiB, or with a NUL character")));
+    }
+    Ok(())
+}
+
+/// A list of such texts.
+fn arguments(field: &str, values: &[String]) -> Result<(), ControlError> {
+    count(field, values.len())?;
+    values.iter().try_for_each(|value| argument(field, value))
+}
+
+fn count(field: &str, items: usize) -> Result<(), ControlError> {
+    if items > MAX_ITEMS {
+        return Err(invalid(format!("{field}: {items} entries are more than {MAX_ITEMS}")));
+    }
+    Ok(())
+}
+
+pub(super) fn labels(field: &str, labels: &Labels) -> Result<(), ControlError> {
+    count(field, labels.len())?;
+    if labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_LABEL_BYTES {
+        return Err(invalid(format!("{field}: more than {MAX_LABEL_BYTES} bytes")));
+    }
+    if labels.keys().any(String::is_empty) {
+        return Err(invalid(format!("{field}: an empty key")));
+    }
+    Ok(())
+}
+
+/// Refuses a field that has no effect yet, if it is set.
+fn unsupported(field: &str, set: bool) -> Result<(), ControlError> {
+    if set { Err(unimplemented(format!("{field} is not supported yet"))) } else { Ok(()) }
+}
+
+/// A name of letters, digits, `-`, `_` and `.` that begins and ends with a letter or a digit.
+fn object_name(name: &str, what: &str, max: usize) -> Result<(), ControlError> {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let inside = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if name.len() > max || !inside || !edge(name.chars().next()) || !edge(name.chars().next_back()) {
+        return Err(invalid(format!("invalid {what} name {:?}, only [a-zA-Z0-9-_.] are allowed", shorten(name))));
+    }
+    Ok(())
+}
+
+/// The start of a text, for a message about it.
+fn shorten(text: &str) -> String {
+    text.chars().take(100).collect()
+}
+
+pub(super) fn payload(kind: &str, spec: &PayloadSpec, max: usize) -> Result<(), ControlError> {
+    if spec.name.is_empty() {
+        return Err(invalid("name must be provided"));
+    }
+    object_name(&spec.name, kind, 64)?;
+    labels("Labels", &spec.labels)?;
+    if spec.data.is_empty() || spec.data.len() >= max {
+        return Err(invalid(format!("{kind} data must be larger than 0 and less than {max} bytes")));
+    }
+    Ok(())
+}
+
+pub(super) fn node_spec(spec: &NodeSpec) -> Result<(), ControlError> {
+    if !known_availability(spec) {
+        return Err(invalid("unknown node role or availability"));
+    }
+    text("Name", &spec.name, 255)?;
+    labels("Labels", &spec.labels)
+}
+
+pub(super) fn node_description(description: &NodeDescription) -> Result<(), ControlError> {
+    for (field, value) in [
+        ("Hostname", &description.hostname),
+        ("Architecture", &description.architecture),
+        ("OS", &description.os),
+        ("EngineVersion", &description.engine_version),
+        ("DataPathAddr", &description.data_path_addr),
+        ("ControlAddr", &description.control_addr),
+        ("EngineID", &description.engine_id),
+    ] {
+        text(field, value, 256)?;
+    }
+    labels("EngineLabels", &description.engine_labels)
+}
+
+pub(super) fn network_spec(spec: &NetworkSpec) -> Result<(), ControlError> {
+    if spec.name.is_empty() {
+        return Err(invalid("name must be provided"));
+    }
+    object_name(&spec.name, "network", 255)?;
+    if ["host", "bridge", "none", "docker_gwbridge"].contains(&spec.name.as_str()) {
+        return Err(invalid(format!("operation is not permitted on predefined {} network", spec.name)));
+    }
+    // A name that looks like an id would be taken for one.
+    if is_id(&spec.name) {
+        return Err(invalid(format!("network name {} looks like an id", spec.name)));
+    }
+    labels("Labels", &spec.labels)?;
+    if spec.driver != "overlay" {
+        return Err(invalid(format!(
+            "network driver {:?} cannot span the cluster, \"overlay\" can",
+            shorten(&spec.driver)
+        )));
+    }
+    unsupported("EnableIPv6", spec.ipv6)?;
+    if let Some(option) = spec.driver_options.keys().next() {
+        unsupported(&format!("Options[{:?}]", shorten(option)), true)?;
+    }
+    unsupported("IPAM.Config with several subnets", spec.ipam.len() > 1)?;
+    spec.ipam.iter().try_for_each(ipam)
+}
+
+fn ipam(config: &crate::model::IpamConfig) -> Result<(), ControlError> {
+    if config.subnet.is_empty() {
+        // Docker's CLI sends an entry without a subnet when only a gateway was given, and refuses that itself.
+        let alone = config.ip_range.is_empty() && config.gateway.is_empty() && config.auxiliary.is_empty();
+        return if alone { Ok(()) } else { Err(invalid("IPAM.Config: a gateway or a range needs a subnet")) };
+    }
+    let Some(subnet) = Subnet::parse(&config.subnet) else {
+        return Err(invalid(format!("invalid subnet {:?}: an IPv4 subnet like 10.0.9.0/24", shorten(&config.subnet))));
+    };
+    if !(8..=29).contains(&subnet.prefix()) {
+        return Err(invalid(format!("invalid subnet {subnet}: between 8 and 29 bits")));
+    }
+    let inside = |address: u32| address > subnet.first() && address < subnet.last();
+    if !config.gateway.is_empty() && !parse_ipv4(&config.gateway).is_some_and(inside) {
+        return Err(invalid(format!("invalid gateway {:?}: not in subnet {subnet}", shorten(&config.gateway))));
+    }
+    let range = |text: &str| {
+        let (address, prefix) = parse_cidr(text)?;
+        Subnet::containing(address, prefix).filter(|r| r.prefix() >= subnet.prefix() && subnet.overlaps(*r))
+    };
+    if !config.ip_range.is_empty() && range(&config.ip_range).is_none() {
+        return Err(invalid(format!("invalid ip range {:?}: not in subnet {subnet}", shorten(&config.ip_range))));
+    }
+    labels("AuxiliaryAddresses", &config.auxiliary)?;
+    if let Some(wrong) = config.auxiliary.values().find(|text| !parse_ipv4(text).is_some_and(inside)) {
+        return Err(invalid(format!("invalid auxiliary address {:?}: not in subnet {subnet}", shorten(wrong))));
+    }
+    Ok(())
+}
+
+/// A service's name: Docker's rule, letters, digits, `-` and `_`, 63 at the most, neither first nor last a sign.
+fn service_name(name: &str) -> Result<(), ControlError> {
+    if name.is_empty() {
+        return Err(invalid("name must be provided"));
+    }
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let inside = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+    if !inside || !edge(name.chars().next()) || !edge(name.chars().next_back()) {
+        return Err(invalid("name must be valid as a DNS name component"));
+    }
+    if name.len() > MAX_NAME {
+        return Err(invalid("name must be 63 characters or fewer"));
+    }
+    Ok(())
+}

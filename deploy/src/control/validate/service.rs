@@ -1,0 +1,218 @@
+//! A service spec: mode, resources, placement, ports, update.
+
+use super::super::{ControlError, invalid};
+use super::{MAX_ITEMS, count, labels, service_name, shorten, text, unsupported};
+use crate::model::{
+    EndpointMode, EndpointSpec, FailureAction, LogDriver, Placement, PortProtocol, PublishMode, Resources,
+    RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+};
+
+/// Docker's least amount of memory.
+const MIN_MEMORY: u64 = 4 << 20;
+/// A thousandth of a CPU, Docker's least.
+const MIN_NANO_CPUS: u64 = 1_000_000;
+/// Tasks of one service. Far beyond what one cluster runs; it bounds what one request can ask for.
+const MAX_REPLICAS: u64 = 1_000_000;
+/// A year, in nanoseconds: no delay of a spec is longer.
+const MAX_DURATION_NS: u64 = 365 * 24 * 3600 * 1_000_000_000;
+
+/// Checks all of a service spec but what depends on other objects (names, networks, ports).
+pub(in crate::control) fn service_spec(spec: &ServiceSpec) -> Result<(), ControlError> {
+    service_name(&spec.name)?;
+    labels("Labels", &spec.labels)?;
+    mode(spec)?;
+    task_spec(&spec.task)?;
+    for (field, config) in [("UpdateConfig", &spec.update), ("RollbackConfig", &spec.rollback)] {
+        if let Some(config) = config {
+            update_config(field, config)?;
+        }
+    }
+    let rolls_back = spec.rollback.as_ref().is_some_and(|c| c.failure_action == FailureAction::Rollback as i32);
+    if rolls_back {
+        return Err(invalid("RollbackConfig.FailureAction: a rollback cannot be rolled back"));
+    }
+    spec.endpoint.as_ref().map_or(Ok(()), endpoint)
+}
+
+fn mode(spec: &ServiceSpec) -> Result<(), ControlError> {
+    match &spec.mode {
+        None | Some(ServiceMode::Replicated(_)) => {
+            let replicas = spec.replicas().unwrap_or(1);
+            if replicas > MAX_REPLICAS {
+                return Err(invalid(format!("Mode.Replicated.Replicas: {replicas} is more than {MAX_REPLICAS}")));
+            }
+            Ok(())
+        }
+        Some(ServiceMode::Global(_)) => Ok(()),
+        Some(ServiceMode::ReplicatedJob(_)) => unsupported("Mode.ReplicatedJob", true),
+        Some(ServiceMode::GlobalJob(_)) => unsupported("Mode.GlobalJob", true),
+    }
+}
+
+fn task_spec(task: &TaskSpec) -> Result<(), ControlError> {
+    super::container::container_spec(&task.container)?;
+    resources("Limits", &task.resources.limits)?;
+    resources("Reservations", &task.resources.reservations)?;
+    unsupported("TaskTemplate.Resources.Reservations.Pids", task.resources.reservations.pids != 0)?;
+    let (limits, reserved) = (&task.resources.limits, &task.resources.reservations);
+    if limits.memory_bytes != 0 && reserved.memory_bytes > limits.memory_bytes {
+        return Err(invalid("TaskTemplate.Resources: more memory is reserved than the limit allows"));
+    }
+    if limits.nano_cpus != 0 && reserved.nano_cpus > limits.nano_cpus {
+        return Err(invalid("TaskTemplate.Resources: more CPU is reserved than the limit allows"));
+    }
+    if let Some(restart) = &task.restart {
+        if restart.condition.is_some_and(|c| RestartCondition::try_from(c).is_err()) {
+            return Err(invalid("TaskTemplate.RestartPolicy.Condition: unknown"));
+        }
+        duration("TaskTemplate.RestartPolicy.Delay", restart.delay_ns)?;
+        duration("TaskTemplate.RestartPolicy.Window", restart.window_ns)?;
+    }
+    placement(&task.placement)?;
+    count("TaskTemplate.Networks", task.networks.len())?;
+    for network in &task.networks {
+        text("TaskTemplate.Networks.Target", &network.target, 255)?;
+        if network.target.is_empty() {
+            return Err(invalid("TaskTemplate.Networks.Target must be provided"));
+        }
+        count("TaskTemplate.Networks.Aliases", network.aliases.len())?;
+        for alias in &network.aliases {
+            let dns = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            if alias.is_empty() || alias.len() > 253 || !alias.chars().all(dns) {
+                return Err(invalid(format!("TaskTemplate.Networks.Aliases: {:?} is not a name", shorten(alias))));
+            }
+        }
+        unsupported("TaskTemplate.Networks.DriverOpts", !network.driver_options.is_empty())?;
+    }
+    task.log_driver.as_ref().map_or(Ok(()), log_driver)
+}
+
+fn resources(which: &str, resources: &Resources) -> Result<(), ControlError> {
+    if resources.memory_bytes != 0 && resources.memory_bytes < MIN_MEMORY {
+        return Err(invalid(format!("invalid memory value {}: Must be at least 4MiB", resources.memory_bytes)));
+    }
+    if resources.nano_cpus != 0 && resources.nano_cpus < MIN_NANO_CPUS {
+        let cpus = resources.nano_cpus as f64 / 1e9;
+        return Err(invalid(format!("invalid cpu value {cpus}: Must be at least 0.001")));
+    }
+    // Beyond these, sums over a host's tasks could overflow.
+    if resources.memory_bytes > 1 << 50 || resources.nano_cpus > 1 << 50 || resources.pids > 1 << 22 {
+        return Err(invalid(format!("TaskTemplate.Resources.{which}: more than any host has")));
+    }
+    Ok(())
+}
+
+fn duration(field: &str, nanos: Option<u64>) -> Result<(), ControlError> {
+    if nanos.is_some_and(|nanos| nanos > MAX_DURATION_NS) {
+        return Err(invalid(format!("{field}: cannot be negative, or longer than a year")));
+    }
+    Ok(())
+}
+
+fn placement(placement: &Placement) -> Result<(), ControlError> {
+    count("TaskTemplate.Placement.Constraints", placement.constraints.len())?;
+    placement.constraints.iter().try_for_each(|text| constraint(text))?;
+    count("TaskTemplate.Placement.Preferences", placement.spread_over.len())?;
+    for descriptor in &placement.spread_over {
+        let label = ["node.labels.", "engine.labels."].iter().find_map(|prefix| {
+            let lower = descriptor.get(..prefix.len())?;
+            lower.eq_ignore_ascii_case(prefix).then(|| &descriptor[prefix.len()..])
+        });
+        if descriptor.len() > 255 || label.is_none_or(str::is_empty) {
+            let text = shorten(descriptor);
+            return Err(invalid(format!("placement preference {text:?}: node.labels.X or engine.labels.X is needed")));
+        }
+    }
+    count("TaskTemplate.Placement.Platforms", placement.platforms.len())?;
+    for platform in &placement.platforms {
+        text("TaskTemplate.Placement.Platforms.Architecture", &platform.architecture, 64)?;
+        text("TaskTemplate.Placement.Platforms.OS", &platform.os, 64)?;
+    }
+    Ok(())
+}
+
+/// One constraint: `key==value` or `key!=value`, with Docker's keys. The scheduler compares; here only the form counts.
+fn constraint(expression: &str) -> Result<(), ControlError> {
+    let wrong = |why: &str| Err(invalid(format!("invalid constraint {:?}: {why}", shorten(expression))));
+    if expression.len() > MAX_ITEMS {
+        return wrong("too long");
+    }
+    let Some((key, value)) = expression.split_once("==").or_else(|| expression.split_once("!=")) else {
+        return wrong("constraint expected one operator from ==, !=");
+    };
+    let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
+    let label = |prefix: &str| key.strip_prefix(prefix).is_some_and(|name| !name.is_empty());
+    let known = ["node.id", "node.hostname", "node.ip", "node.role", "node.platform.os", "node.platform.arch"];
+    if !known.contains(&key.as_str()) && !label("node.labels.") && !label("engine.labels.") {
+        return wrong("no such key");
+    }
+    if key.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return wrong("the key is not a name");
+    }
+    if value.is_empty() || value.starts_with('=') || value.chars().any(char::is_control) {
+        return wrong("the value is not one");
+    }
+    Ok(())
+}
+
+fn log_driver(driver: &LogDriver) -> Result<(), ControlError> {
+    if !["", "json-file", "local", "none"].contains(&driver.name.as_str()) {
+        unsupported(&format!("TaskTemplate.LogDriver {:?}", shorten(&driver.name)), true)?;
+    }
+    for (option, value) in &driver.options {
+        match option.as_str() {
+            "max-size" => {
+                let digits = value.trim_end_matches(['k', 'K', 'm', 'M', 'g', 'G', 'b', 'B']);
+                if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) || value.len() > 16 {
+                    return Err(invalid(format!("TaskTemplate.LogDriver max-size: {:?} is no size", shorten(value))));
+                }
+            }
+            "max-file" => {
+                if !value.parse::<u32>().is_ok_and(|files| (1..=1000).contains(&files)) {
+                    return Err(invalid("TaskTemplate.LogDriver max-file: between 1 and 1000"));
+                }
+            }
+            other => unsupported(&format!("TaskTemplate.LogDriver option {:?}", shorten(other)), true)?,
+        }
+    }
+    Ok(())
+}
+
+fn update_config(field: &str, config: &UpdateConfig) -> Result<(), ControlError> {
+    if FailureAction::try_from(config.failure_action).is_err() || UpdateOrder::try_from(config.order).is_err() {
+        return Err(invalid(format!("{field}: unknown failure action or order")));
+    }
+    duration(&format!("{field}.Delay"), config.delay_ns)?;
+    duration(&format!("{field}.Monitor"), config.monitor_ns)?;
+    if config.max_failure_ppm > 1_000_000 {
+        return Err(invalid(format!("{field}.MaxFailureRatio: cannot be less than 0 or bigger than 1")));
+    }
+    Ok(())
+}
+
+fn endpoint(endpoint: &EndpointSpec) -> Result<(), ControlError> {
+    let Ok(mode) = EndpointMode::try_from(endpoint.mode) else {
+        return Err(invalid("EndpointSpec.Mode: unknown"));
+    };
+    count("EndpointSpec.Ports", endpoint.ports.len())?;
+    let mut published = std::collections::BTreeSet::new();
+    for port in &endpoint.ports {
+        let known = PortProtocol::try_from(port.protocol).is_ok() && PublishMode::try_from(port.mode).is_ok();
+        if !known {
+            return Err(invalid("EndpointSpec.Ports: unknown protocol or publish mode"));
+        }
+        text("EndpointSpec.Ports.Name", &port.name, 255)?;
+        if port.published > 65535 || !(1..=65535).contains(&port.target) {
+            let text = format!("EndpointSpec: port {}:{} is out of range", port.published, port.target);
+            return Err(invalid(text));
+        }
+        unsupported("EndpointSpec.Ports.Protocol sctp", port.protocol() == PortProtocol::Sctp)?;
+        if mode == EndpointMode::Dnsrr && port.is_ingress() {
+            return Err(invalid("EndpointSpec: port published with ingress mode can't be used with dnsrr mode"));
+        }
+        if port.published != 0 && !published.insert((port.published, port.protocol)) {
+            return Err(invalid("EndpointSpec: duplicate published ports provided"));
+        }
+    }
+    Ok(())
+}
