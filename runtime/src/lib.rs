@@ -1,1 +1,3 @@
 //! Runs one task.
+
+pub mod image;

@@ -1,0 +1,274 @@
+//! The images of a store: what `index.json` says, in memory, and the questions asked of it. Pure
+//! but for reading the documents that the index names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use super::config::{History, ImageConfig, StoredConfig};
+use super::digest::{Digest, chain_id};
+use super::error::ImageError;
+use super::ingest::{Layer, Live, PreparedImage};
+use super::limits::Limits;
+use super::oci::{self, Descriptor, Index, Manifest};
+use super::reference::Reference;
+
+/// Sizes of the unpacked layers, lowest first, separated by commas.
+const LAYER_BYTES: &str = "shoal.image.layer-bytes";
+/// State of the files that an image was made of by `install_root`.
+const SOURCE_STAMP: &str = "shoal.image.source-stamp";
+/// A manifest in `index.json` may carry this much.
+const MAX_INDEX_BYTES: u64 = 256 << 20;
+
+/// One manifest of an image, and the layer blobs that it names.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredManifest {
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    pub(crate) layer_blobs: Vec<Digest>,
+}
+
+/// One image.
+#[derive(Debug, Clone)]
+pub(crate) struct Record {
+    pub(crate) id: Digest,
+    pub(crate) config: ImageConfig,
+    pub(crate) history: Vec<History>,
+    pub(crate) diff_ids: Vec<Digest>,
+    pub(crate) layers: Vec<Layer>,
+    /// The first is the one that the image is known by. There are several where one image was
+    /// loaded from archives that compress its layers differently.
+    pub(crate) manifests: Vec<StoredManifest>,
+    pub(crate) references: BTreeSet<Reference>,
+    pub(crate) source_stamp: Option<String>,
+}
+
+impl Record {
+    /// Sum of the sizes of all files in all layers.
+    pub(crate) fn size(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.bytes).sum()
+    }
+}
+
+/// How a name was understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Match {
+    /// As this one of the image's references.
+    Reference(Reference),
+    /// As its id, the beginning of its id, or a digest.
+    Id,
+}
+
+/// All images, by id.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Catalog {
+    pub(crate) images: BTreeMap<Digest, Record>,
+}
+
+impl Catalog {
+    /// Finds an image as Docker does: a full id or digest, then a reference, then the beginning of
+    /// an id.
+    pub(crate) fn find(&self, name: &str) -> Result<(&Record, Match), ImageError> {
+        let not_found = || ImageError::NotFound { name: name.chars().take(300).collect() };
+        let bare = name.strip_prefix("sha256:").unwrap_or(name);
+        if let Some(digest) = Digest::from_hex(bare) {
+            return self.by_digest(&digest).map(|image| (image, Match::Id)).ok_or_else(not_found);
+        }
+        if let Ok(reference) = Reference::parse(name) {
+            if let Some(digest) = reference.digest() {
+                // Content is what a digest names; the repository before it says only where from.
+                let digest: Digest = digest.parse().map_err(|_| not_found())?;
+                return self.by_digest(&digest).map(|image| (image, Match::Id)).ok_or_else(not_found);
+            }
+            let named = self.images.values().find(|image| image.references.contains(&reference));
+            if let Some(image) = named {
+                return Ok((image, Match::Reference(reference)));
+            }
+        }
+        self.by_prefix(bare, name)?.map(|image| (image, Match::Id)).ok_or_else(not_found)
+    }
+
+    fn by_digest(&self, digest: &Digest) -> Option<&Record> {
+        self.images.get(digest).or_else(|| {
+            self.images.values().find(|image| image.manifests.iter().any(|manifest| manifest.digest == *digest))
+        })
+    }
+
+    fn by_prefix(&self, hex: &str, name: &str) -> Result<Option<&Record>, ImageError> {
+        let digits = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if hex.is_empty() || hex.len() > 64 || !hex.bytes().all(digits) {
+            return Ok(None);
+        }
+        let mut matching = self.images.values().filter(|image| image.id.hex().starts_with(hex));
+        let first = matching.next();
+        match matching.count() {
+            0 => Ok(first),
+            more => Err(ImageError::Ambiguous { name: name.to_owned(), count: more + 1 }),
+        }
+    }
+
+    /// Adds an image or a manifest of a known one. Its references move from where they were.
+    pub(crate) fn insert(&mut self, image: &PreparedImage) -> Result<(), ImageError> {
+        let manifest =
+            StoredManifest { digest: image.manifest.0, size: image.manifest.1, layer_blobs: image.layer_blobs.clone() };
+        if let Some(record) = self.images.get_mut(&image.id) {
+            if record.manifests.iter().all(|known| known.digest != manifest.digest) {
+                record.manifests.push(manifest);
+            }
+            if image.source_stamp.is_some() {
+                record.source_stamp.clone_from(&image.source_stamp);
+            }
+        } else {
+            let record = Record {
+                id: image.id,
+                config: image.stored.to_config(),
+                history: image.stored.history.clone(),
+                diff_ids: image.stored.diff_ids("configuration")?,
+                layers: image.layers.clone(),
+                manifests: vec![manifest],
+                references: BTreeSet::new(),
+                source_stamp: image.source_stamp.clone(),
+            };
+            self.images.insert(image.id, record);
+        }
+        for reference in &image.references {
+            self.name(&image.id, reference);
+        }
+        Ok(())
+    }
+
+    /// Gives a reference to an image, and takes it from any other.
+    pub(crate) fn name(&mut self, id: &Digest, reference: &Reference) {
+        for image in self.images.values_mut() {
+            if image.id == *id {
+                image.references.insert(reference.clone());
+            } else {
+                image.references.remove(reference);
+            }
+        }
+    }
+
+    /// What must not be collected.
+    pub(crate) fn live(&self) -> Live {
+        let mut live = Live::default();
+        for image in self.images.values() {
+            live.blobs.insert(image.id);
+            for manifest in &image.manifests {
+                live.blobs.insert(manifest.digest);
+                live.blobs.extend(&manifest.layer_blobs);
+            }
+            live.chains.extend(image.layers.iter().map(|layer| layer.chain));
+        }
+        live
+    }
+
+    /// The store's `index.json`: a descriptor for each manifest and each of its names.
+    pub(crate) fn to_index(&self) -> Index {
+        let mut manifests = Vec::new();
+        for image in self.images.values() {
+            let sizes: Vec<String> = image.layers.iter().map(|layer| layer.bytes.to_string()).collect();
+            for (nth, manifest) in image.manifests.iter().enumerate() {
+                let mut annotations = BTreeMap::from([(LAYER_BYTES.to_owned(), sizes.join(","))]);
+                if let Some(stamp) = &image.source_stamp {
+                    annotations.insert(SOURCE_STAMP.to_owned(), stamp.clone());
+                }
+                // All manifests of an image have its names; writing them once is enough.
+                let names: Vec<Option<&Reference>> = match nth {
+                    0 if !image.references.is_empty() => image.references.iter().map(Some).collect(),
+                    _ => vec![None],
+                };
+                for name in names {
+                    let mut annotations = annotations.clone();
+                    if let Some(name) = name {
+                        annotations.insert(oci::REF_NAME.to_owned(), name.canonical());
+                    }
+                    let mut descriptor = Descriptor::new(oci::MANIFEST, &manifest.digest, manifest.size);
+                    descriptor.annotations = Some(annotations);
+                    manifests.push(descriptor);
+                }
+            }
+        }
+        Index { schema_version: 2, media_type: Some(oci::INDEX.to_owned()), manifests }
+    }
+
+    /// Reads `index.json` and what it names. An image of which something is missing or damaged is
+    /// left out with a warning, so that one bad image does not take the host's others away; a
+    /// damaged index is an error.
+    pub(crate) fn read(dir: &Path, limits: &Limits) -> Result<Catalog, ImageError> {
+        let path = dir.join("index.json");
+        let length = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Catalog::default()),
+            Err(error) => return Err(ImageError::io("read", &path)(error)),
+        };
+        let damaged = |reason: String| ImageError::DamagedStore { path: path.clone(), reason };
+        if length > MAX_INDEX_BYTES {
+            return Err(damaged(format!("it has {length} bytes")));
+        }
+        let bytes = std::fs::read(&path).map_err(ImageError::io("read", &path))?;
+        let index: Index = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+        if index.schema_version != 2 {
+            return Err(damaged(format!("its schema version is {}", index.schema_version)));
+        }
+        let mut catalog = Catalog::default();
+        for descriptor in &index.manifests {
+            match read_image(dir, descriptor, limits) {
+                Ok(image) => catalog.insert(&image)?,
+                Err(error) => {
+                    tracing::warn!(manifest = %descriptor.digest, name = descriptor.annotation(oci::REF_NAME), %error, "image left out of the store");
+                }
+            }
+        }
+        Ok(catalog)
+    }
+}
+
+fn read_image(dir: &Path, descriptor: &Descriptor, limits: &Limits) -> Result<PreparedImage, ImageError> {
+    const WHAT: &str = "index.json";
+    let digest = descriptor.parse_digest(WHAT)?;
+    let manifest: Manifest = read_blob(dir, &digest, limits)?;
+    let id = manifest.config.parse_digest(WHAT)?;
+    let stored: StoredConfig = read_blob(dir, &id, limits)?;
+    let sizes = descriptor.annotation(LAYER_BYTES).unwrap_or_default();
+    let sizes: Vec<u64> = sizes.split(',').filter_map(|size| size.parse().ok()).collect();
+    let mut layers: Vec<Layer> = Vec::new();
+    for (nth, diff) in stored.diff_ids(WHAT)?.iter().enumerate() {
+        let chain = chain_id(layers.last().map(|layer| &layer.chain), diff);
+        let path = layer_path(dir, &chain);
+        if !path.is_dir() {
+            return Err(ImageError::DamagedStore { path, reason: "the layer is missing".to_owned() });
+        }
+        let bytes = sizes.get(nth).copied().unwrap_or(0);
+        layers.push(Layer { chain, bytes });
+    }
+    let references = match descriptor.annotation(oci::REF_NAME) {
+        Some(name) => vec![Reference::parse(name)?],
+        None => Vec::new(),
+    };
+    let layer_blobs = manifest.layers.iter().map(|layer| layer.parse_digest(WHAT)).collect::<Result<_, _>>()?;
+    Ok(PreparedImage {
+        id,
+        stored,
+        manifest: (digest, descriptor.size),
+        layer_blobs,
+        layers,
+        references,
+        source_stamp: descriptor.annotation(SOURCE_STAMP).map(str::to_owned),
+    })
+}
+
+fn read_blob<T: serde::de::DeserializeOwned>(dir: &Path, digest: &Digest, limits: &Limits) -> Result<T, ImageError> {
+    let path = blob_path(dir, digest);
+    let bytes = std::fs::read(&path).map_err(ImageError::io("read", &path))?;
+    if Digest::of(&bytes) != *digest {
+        return Err(ImageError::DamagedStore { path, reason: "its content does not have its digest".to_owned() });
+    }
+    oci::parse(&bytes, &digest.to_string(), limits.max_json_depth)
+}
+
+pub(crate) fn blob_path(dir: &Path, digest: &Digest) -> std::path::PathBuf {
+    dir.join("blobs/sha256").join(digest.hex())
+}
+
+pub(crate) fn layer_path(dir: &Path, chain: &Digest) -> std::path::PathBuf {
+    dir.join("layers").join(chain.hex())
+}

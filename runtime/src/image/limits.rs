@@ -1,0 +1,85 @@
+//! Bounds on what an archive may ask of this host.
+
+use super::error::ImageError;
+
+/// Bounds on one load or import. What exceeds them is refused with
+/// [`ImageError::LimitExceeded`], and nothing of it stays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the archive as it comes, and again of its content once the outer compression is off.
+    pub max_archive_bytes: u64,
+    /// Bytes of all layers of one call, uncompressed.
+    pub max_unpacked_bytes: u64,
+    /// Entries of all layers of one call.
+    pub max_entries: u64,
+    /// Files in the archive itself (blobs and metadata).
+    pub max_archive_files: u64,
+    /// Bytes of one metadata file: index, manifest, configuration.
+    pub max_metadata_bytes: u64,
+    /// Bytes of one extended tar header (long names and extended attributes).
+    pub max_header_bytes: u64,
+    /// Bytes of one path, or of one link's target.
+    pub max_path_bytes: usize,
+    /// Nesting of JSON metadata.
+    pub max_json_depth: usize,
+    /// Layers of one image. Overlayfs stacks at most 500 directories; Docker allows 127 layers.
+    pub max_layers: usize,
+    /// Images in one archive.
+    pub max_images: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        const GIB: u64 = 1 << 30;
+        Limits {
+            max_archive_bytes: 64 * GIB,
+            max_unpacked_bytes: 128 * GIB,
+            max_entries: 4_000_000,
+            max_archive_files: 20_000,
+            max_metadata_bytes: 8 << 20,
+            max_header_bytes: 1 << 20,
+            max_path_bytes: 4096,
+            max_json_depth: 64,
+            max_layers: 127,
+            max_images: 256,
+        }
+    }
+}
+
+/// What one load or import has used up so far.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    pub(crate) limits: Limits,
+    unpacked_bytes: u64,
+    entries: u64,
+}
+
+impl Budget {
+    pub(crate) fn new(limits: Limits) -> Budget {
+        Budget { limits, unpacked_bytes: 0, entries: 0 }
+    }
+
+    /// Counts one entry of a layer.
+    pub(crate) fn take_entry(&mut self, layer: &str) -> Result<(), ImageError> {
+        self.entries += 1;
+        if self.entries > self.limits.max_entries {
+            return Err(ImageError::LimitExceeded {
+                what: format!("the number of entries, reached in {layer},"),
+                limit: format!("{} entries", self.limits.max_entries),
+            });
+        }
+        Ok(())
+    }
+
+    /// Counts the content of one entry before it is written.
+    pub(crate) fn take_bytes(&mut self, layer: &str, bytes: u64) -> Result<(), ImageError> {
+        self.unpacked_bytes = self.unpacked_bytes.saturating_add(bytes);
+        if self.unpacked_bytes > self.limits.max_unpacked_bytes {
+            return Err(ImageError::LimitExceeded {
+                what: format!("the unpacked size, reached in {layer},"),
+                limit: format!("{} bytes", self.limits.max_unpacked_bytes),
+            });
+        }
+        Ok(())
+    }
+}

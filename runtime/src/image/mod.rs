@@ -1,0 +1,37 @@
+//! Images: where they are kept, how they come in, what they are called.
+//!
+//! `node` opens one [`ImageStore`] in the data directory and asks it for everything. Archives come
+//! in through [`ImageStore::load`] and [`ImageStore::import`], which trust nothing in them: sizes
+//! are bounded ([`Limits`]), digests verified as the bytes stream by, and no name or link leaves a
+//! layer's directory. Nothing here mounts, runs or talks to a network.
+//!
+//! * `tarball`, `compression`: from a stream to entries
+//! * `root`, `unpack`: from entries to a layer's directory
+//! * `archive`, `oci`: which images an archive holds
+//! * `ingest`, `store`, `catalog`: from tmp to the store, and what is in it
+//! * `build`: images made here
+
+mod archive;
+mod build;
+mod catalog;
+mod changes;
+mod compression;
+mod config;
+mod digest;
+mod error;
+mod ingest;
+mod limits;
+mod oci;
+mod reference;
+mod root;
+mod store;
+mod tarball;
+mod unpack;
+
+pub use changes::ImportChanges;
+pub use config::{History, ImageConfig};
+pub use digest::{Digest, DigestError};
+pub use error::{ImageError, ImageErrorKind};
+pub use limits::Limits;
+pub use reference::{Reference, ReferenceError};
+pub use store::{Image, ImageId, ImageStore, ImageSummary, Loaded, Removed};

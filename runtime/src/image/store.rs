@@ -1,0 +1,511 @@
+//! The image store of one host.
+//!
+//! ```text
+//! index.json            names → manifests (an OCI index); what it does not list does not exist
+//! blobs/sha256/<hex>    manifests, configurations, layers as they came
+//! layers/<chain id>/    unpacked layers, shared between images, lower directories for overlayfs
+//! tmp/                  content on its way in or out; emptied when the store is opened
+//! ```
+//!
+//! A change is: new content is synced and renamed into place, `index.json` is replaced, what nothing
+//! names any more is removed. A crash in between leaves content that nothing names, and the next
+//! open removes it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use super::archive::Archive;
+use super::catalog::{Catalog, Match, Record, blob_path, layer_path};
+use super::config::{History, ImageConfig};
+use super::digest::Digest;
+use super::error::ImageError;
+use super::ingest::{Ingest, KnownLayers, PreparedImage, to_json};
+use super::limits::Limits;
+use super::reference::Reference;
+use super::unpack::is_opaque_root;
+
+/// The id of an image: the digest of its configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageId(pub(crate) Digest);
+
+impl ImageId {
+    /// The first 12 hexadecimal digits, as Docker shows them.
+    #[must_use]
+    pub fn short(&self) -> String {
+        let mut hex = self.0.hex();
+        hex.truncate(12);
+        hex
+    }
+
+    /// The 64 hexadecimal digits.
+    #[must_use]
+    pub fn hex(&self) -> String {
+        self.0.hex()
+    }
+}
+
+impl fmt::Display for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::str::FromStr for ImageId {
+    type Err = super::digest::DigestError;
+
+    fn from_str(text: &str) -> Result<ImageId, Self::Err> {
+        text.parse().map(ImageId)
+    }
+}
+
+/// An image, ready to be run.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Digest of its configuration.
+    pub id: ImageId,
+    /// Digest of its manifest, `sha256:<hex>`. The same on each host that loaded the same archive.
+    pub manifest_digest: Option<String>,
+    /// Its names.
+    pub references: Vec<Reference>,
+    /// Unpacked layers, lowest first: overlayfs's `lowerdir` in reverse.
+    pub layers: Vec<PathBuf>,
+    /// Digests of the layers' uncompressed tars, `sha256:<hex>`, lowest first.
+    pub diff_ids: Vec<String>,
+    /// How its containers start.
+    pub config: ImageConfig,
+    /// Sum of the sizes of all files in all layers, in bytes.
+    pub size: u64,
+    /// How it was made.
+    pub history: Vec<History>,
+}
+
+/// A line of `docker images`.
+#[derive(Debug, Clone)]
+pub struct ImageSummary {
+    /// Digest of its configuration.
+    pub id: ImageId,
+    /// Its names; none for an image whose name was given to another one.
+    pub references: Vec<Reference>,
+    /// Digest of its manifest, `sha256:<hex>`.
+    pub manifest_digest: Option<String>,
+    /// When it was made, in Unix seconds; 0 where it does not say.
+    pub created: i64,
+    /// Sum of the sizes of all files in all layers, in bytes. Layers that images share count for
+    /// each; see [`ImageStore::layers_size`].
+    pub size: u64,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// An image that [`ImageStore::load`] brought in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// The names that the archive gave to it; they now name this image.
+    pub references: Vec<Reference>,
+    /// Its id.
+    pub id: ImageId,
+}
+
+/// One effect of [`ImageStore::remove`], in Docker's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Removed {
+    /// A name is gone; its familiar form.
+    Untagged(String),
+    /// An image is gone; its id.
+    Deleted(String),
+}
+
+/// The images of this host. A cheap handle; all calls block on the disk.
+///
+/// Nothing else may write to its directory; the daemon's lock on the data directory sees to that.
+#[derive(Debug, Clone)]
+pub struct ImageStore {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) dir: PathBuf,
+    pub(crate) limits: Limits,
+    /// What readers see: swapped whole once `index.json` is on disk.
+    catalog: RwLock<Arc<Catalog>>,
+    /// Held by whoever changes the store.
+    writer: Mutex<()>,
+    /// Layers that a running ingest counts on, with the number of ingests.
+    pins: Mutex<BTreeMap<Digest, usize>>,
+}
+
+impl ImageStore {
+    /// Opens the store in `dir`, which is made if it is missing, and removes what a crash left.
+    pub fn open(dir: impl Into<PathBuf>, limits: Limits) -> Result<ImageStore, ImageError> {
+        let dir = dir.into();
+        for sub in ["blobs/sha256", "layers"] {
+            let path = dir.join(sub);
+            fs::create_dir_all(&path).map_err(ImageError::io("create", &path))?;
+        }
+        private(&dir)?;
+        let tmp = dir.join("tmp");
+        match fs::remove_dir_all(&tmp) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(ImageError::io("empty", &tmp)(error));
+            }
+            _ => {}
+        }
+        fs::create_dir(&tmp).map_err(ImageError::io("create", &tmp))?;
+        let catalog = Catalog::read(&dir, &limits)?;
+        let store = ImageStore {
+            inner: Arc::new(Inner {
+                dir,
+                limits,
+                catalog: RwLock::new(Arc::new(catalog)),
+                writer: Mutex::new(()),
+                pins: Mutex::new(BTreeMap::new()),
+            }),
+        };
+        let writer = store.inner.lock();
+        let garbage = store.inner.collect(&writer)?;
+        drop(writer);
+        garbage.remove();
+        Ok(store)
+    }
+
+    /// Brings in all images of a `docker save` or OCI layout archive, which may be compressed with
+    /// gzip or zstd as a whole. All of them or, on an error, none.
+    pub fn load(&self, reader: impl Read) -> Result<Vec<Loaded>, ImageError> {
+        let pins = Pins::new(&self.inner);
+        let mut ingest = Ingest::new(&self.inner.tmp(), self.inner.limits.clone(), &pins)?;
+        let limits = self.inner.limits.clone();
+        let archive = Archive::spool(reader, ingest.dir(), &limits)?;
+        let mut prepared = Vec::new();
+        for image in archive.images()? {
+            let what = format!("configuration {}", image.config.digest);
+            let diff_ids = image.stored.diff_ids(&what)?;
+            let (layers, descriptors) = ingest.add_layers(&image.layers, &diff_ids)?;
+            ingest.add_blob(&image.config);
+            let id = image.config.digest;
+            let manifest = match &image.manifest {
+                Some(file) => {
+                    ingest.add_blob(file);
+                    (file.digest, file.size)
+                }
+                None => ingest.write_manifest(&id, image.config.size, descriptors)?,
+            };
+            prepared.push(PreparedImage {
+                id,
+                stored: image.stored,
+                manifest,
+                layer_blobs: image.layers.iter().map(|(_, file)| file.digest).collect(),
+                layers,
+                // A name in the store stands for a tag; content has its digest anyway.
+                references: image.references.iter().map(Reference::without_digest).collect(),
+                source_stamp: None,
+            });
+        }
+        self.inner.commit(&ingest, &prepared)?;
+        Ok(prepared
+            .into_iter()
+            .map(|image| {
+                tracing::info!(image.id = %image.id, names = ?image.references, "image loaded");
+                Loaded { references: image.references, id: ImageId(image.id) }
+            })
+            .collect())
+    }
+
+    /// All images, newest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<ImageSummary> {
+        let catalog = self.inner.catalog();
+        let mut list: Vec<ImageSummary> = catalog
+            .images
+            .values()
+            .map(|image| ImageSummary {
+                id: ImageId(image.id),
+                references: image.references.iter().cloned().collect(),
+                manifest_digest: manifest_digest(image),
+                created: image.config.created_unix(),
+                size: image.size(),
+                labels: image.config.labels.clone(),
+            })
+            .collect();
+        list.sort_by_key(|image| (std::cmp::Reverse(image.created), image.id));
+        list
+    }
+
+    /// Bytes of all unpacked layers, each counted once however many images share it.
+    #[must_use]
+    pub fn layers_size(&self) -> u64 {
+        let catalog = self.inner.catalog();
+        let layers = catalog.images.values().flat_map(|image| &image.layers);
+        let layers: BTreeMap<Digest, u64> = layers.map(|layer| (layer.chain, layer.bytes)).collect();
+        layers.values().sum()
+    }
+
+    /// Finds an image by name, `name:tag`, `name@digest`, digest, id, or the beginning of its id.
+    /// A digest is that of the manifest or the id.
+    pub fn resolve(&self, name: &str) -> Result<Image, ImageError> {
+        let catalog = self.inner.catalog();
+        let (record, _) = catalog.find(name)?;
+        Ok(self.inner.image(record))
+    }
+
+    /// Gives another name to an image. An image that had the name loses it.
+    pub fn tag(&self, source: &str, target: &Reference) -> Result<ImageId, ImageError> {
+        let writer = self.inner.lock();
+        let mut catalog = (*self.inner.catalog()).clone();
+        let id = catalog.find(source)?.0.id;
+        catalog.name(&id, &target.without_digest());
+        self.inner.replace(&writer, catalog)?;
+        Ok(ImageId(id))
+    }
+
+    /// Takes a name from an image, and removes the image with its last one; or, given an id, removes
+    /// the image with all of its names. Layers go with the last image that uses them.
+    ///
+    /// An image for which `in_use` holds is never removed. Its last name is taken only with `force`.
+    /// Removal by id of an image with several repositories' names needs `force` too.
+    pub fn remove(
+        &self,
+        name: &str,
+        force: bool,
+        in_use: &dyn Fn(&ImageId) -> bool,
+    ) -> Result<Vec<Removed>, ImageError> {
+        let writer = self.inner.lock();
+        let mut catalog = (*self.inner.catalog()).clone();
+        let (record, matched) = catalog.find(name)?;
+        let id = record.id;
+        let used = in_use(&ImageId(id));
+        let untagged: Vec<Reference> = match matched {
+            Match::Reference(reference) => vec![reference],
+            Match::Id => record.references.iter().cloned().collect(),
+        };
+        let last = untagged.len() == record.references.len();
+        let by_name = untagged.len() == 1 && name.parse::<Reference>().as_ref() == Ok(&untagged[0]);
+        if last && used && !(by_name && force) {
+            return Err(ImageError::InUse { name: name.to_owned(), forceable: by_name });
+        }
+        if !by_name && !force && several_repositories(&untagged) {
+            let references: Vec<String> = untagged.iter().map(Reference::to_string).collect();
+            return Err(ImageError::ManyReferences { name: name.to_owned(), references: references.join(", ") });
+        }
+        let mut removed: Vec<Removed> =
+            untagged.iter().map(|reference| Removed::Untagged(reference.to_string())).collect();
+        if last && !used {
+            catalog.images.remove(&id);
+            removed.push(Removed::Deleted(id.to_string()));
+        } else if let Some(record) = catalog.images.get_mut(&id) {
+            record.references.retain(|reference| !untagged.contains(reference));
+        }
+        self.inner.replace(&writer, catalog)?;
+        let garbage = self.inner.collect(&writer)?;
+        drop(writer);
+        garbage.remove();
+        tracing::info!(image.id = %id, ?removed, "image removed");
+        Ok(removed)
+    }
+}
+
+fn several_repositories(references: &[Reference]) -> bool {
+    references.windows(2).any(|pair| !pair[0].same_repository(&pair[1]))
+}
+
+fn manifest_digest(record: &Record) -> Option<String> {
+    record.manifests.first().map(|manifest| manifest.digest.to_string())
+}
+
+impl Inner {
+    pub(crate) fn tmp(&self) -> PathBuf {
+        self.dir.join("tmp")
+    }
+
+    pub(crate) fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pins(&self) -> MutexGuard<'_, BTreeMap<Digest, usize>> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn image(&self, record: &Record) -> Image {
+        let mut layers: Vec<PathBuf> = Vec::new();
+        for layer in &record.layers {
+            let path = layer_path(&self.dir, &layer.chain);
+            if is_opaque_root(&path) {
+                layers.clear();
+            }
+            layers.push(path);
+        }
+        Image {
+            id: ImageId(record.id),
+            manifest_digest: manifest_digest(record),
+            references: record.references.iter().cloned().collect(),
+            layers,
+            diff_ids: record.diff_ids.iter().map(Digest::to_string).collect(),
+            config: record.config.clone(),
+            size: record.size(),
+            history: record.history.clone(),
+        }
+    }
+
+    /// Takes over what the ingest holds for `images`.
+    pub(crate) fn commit(&self, ingest: &Ingest<'_>, images: &[PreparedImage]) -> Result<(), ImageError> {
+        ingest.sync()?;
+        let writer = self.lock();
+        let mut catalog = (*self.catalog()).clone();
+        for image in images {
+            catalog.insert(image)?;
+        }
+        let live = catalog.live();
+        for (chain, (from, _)) in &ingest.layers {
+            let to = layer_path(&self.dir, chain);
+            if live.chains.contains(chain) && !to.exists() {
+                fs::rename(from, &to).map_err(ImageError::io("rename", from))?;
+            }
+        }
+        for (digest, from) in &ingest.blobs {
+            let to = blob_path(&self.dir, digest);
+            if live.blobs.contains(digest) && !to.exists() {
+                fs::rename(from, &to).map_err(ImageError::io("rename", from))?;
+            }
+        }
+        sync_dir(&self.dir.join("layers"))?;
+        sync_dir(&self.dir.join("blobs/sha256"))?;
+        let replaced = self.replace(&writer, catalog);
+        if replaced.is_err() {
+            // Nothing names what was just renamed into place.
+            if let Ok(garbage) = self.collect(&writer) {
+                garbage.remove();
+            }
+        }
+        replaced
+    }
+
+    /// Makes `catalog` the truth, on disk first.
+    fn replace(&self, _writer: &MutexGuard<'_, ()>, catalog: Catalog) -> Result<(), ImageError> {
+        let path = self.dir.join("index.json");
+        let new = self.tmp().join("index.json");
+        let mut file = File::create(&new).map_err(ImageError::io("create", &new))?;
+        file.write_all(&to_json(&catalog.to_index())?)
+            .and_then(|()| file.sync_all())
+            .map_err(ImageError::io("write", &new))?;
+        fs::rename(&new, &path).map_err(ImageError::io("replace", &path))?;
+        sync_dir(&self.dir)?;
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
+        Ok(())
+    }
+
+    /// Moves everything that no image names and no ingest counts on out of sight.
+    fn collect(&self, _writer: &MutexGuard<'_, ()>) -> Result<Garbage, ImageError> {
+        let mut live = self.catalog().live();
+        live.chains.extend(self.pins().keys());
+        let tmp = self.tmp();
+        let dir = tempfile::Builder::new()
+            .prefix("garbage-")
+            .tempdir_in(&tmp)
+            .map_err(ImageError::io("create a directory in", &tmp))?;
+        for (sub, live) in [("blobs/sha256", &live.blobs), ("layers", &live.chains)] {
+            let from = self.dir.join(sub);
+            for entry in fs::read_dir(&from).map_err(ImageError::io("list", &from))? {
+                let entry = entry.map_err(ImageError::io("list", &from))?;
+                let digest = entry.file_name().to_str().and_then(Digest::from_hex);
+                if digest.is_some_and(|digest| live.contains(&digest)) {
+                    continue;
+                }
+                let to = dir.path().join(format!("{}-{}", sub.len(), entry.file_name().display()));
+                fs::rename(entry.path(), &to).map_err(ImageError::io("remove", &entry.path()))?;
+                tracing::debug!(path = %entry.path().display(), "unused image content removed");
+            }
+        }
+        Ok(Garbage { dir })
+    }
+}
+
+/// Content that is out of sight and takes time to remove.
+#[must_use]
+struct Garbage {
+    dir: tempfile::TempDir,
+}
+
+impl Garbage {
+    fn remove(self) {
+        // What stays is removed when the store is opened again.
+        if let Err(error) = self.dir.close() {
+            tracing::warn!(%error, "unused image content could not be removed");
+        }
+    }
+}
+
+/// Keeps layers that an ingest builds on from being collected until it is done.
+pub(crate) struct Pins<'a> {
+    inner: &'a Inner,
+    pinned: Mutex<Vec<Digest>>,
+}
+
+impl<'a> Pins<'a> {
+    pub(crate) fn new(inner: &'a Inner) -> Pins<'a> {
+        Pins { inner, pinned: Mutex::new(Vec::new()) }
+    }
+}
+
+impl KnownLayers for Pins<'_> {
+    fn layer(&self, chain: &Digest) -> Option<(PathBuf, u64)> {
+        // Under the writer's lock: between the look and the pin nothing is collected.
+        let _writer = self.inner.lock();
+        let catalog = self.inner.catalog();
+        let mut layers = catalog.images.values().flat_map(|image| &image.layers);
+        let layer = layers.find(|layer| layer.chain == *chain)?;
+        *self.inner.pins().entry(*chain).or_default() += 1;
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner).push(*chain);
+        Some((layer_path(&self.inner.dir, chain), layer.bytes))
+    }
+}
+
+impl Drop for Pins<'_> {
+    fn drop(&mut self) {
+        let pinned = std::mem::take(&mut *self.pinned.lock().unwrap_or_else(PoisonError::into_inner));
+        if pinned.is_empty() {
+            return;
+        }
+        let writer = self.inner.lock();
+        {
+            let mut pins = self.inner.pins();
+            for chain in &pinned {
+                if let Some(count) = pins.get_mut(chain) {
+                    *count -= 1;
+                    if *count == 0 {
+                        pins.remove(chain);
+                    }
+                }
+            }
+        }
+        // An image that was removed meanwhile left the pinned layers behind.
+        let live = self.inner.catalog().live();
+        if pinned.iter().all(|chain| live.chains.contains(chain)) {
+            return;
+        }
+        match self.inner.collect(&writer) {
+            Ok(garbage) => {
+                drop(writer);
+                garbage.remove();
+            }
+            Err(error) => tracing::warn!(%error, "unused layers stay until the next removal"),
+        }
+    }
+}
+
+/// Layers hold other systems' set-user-id programs; only root may look.
+fn private(dir: &Path) -> Result<(), ImageError> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(ImageError::io("set the mode of", dir))
+}
+
+fn sync_dir(path: &Path) -> Result<(), ImageError> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(ImageError::io("sync", path))
+}
