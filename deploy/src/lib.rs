@@ -4,7 +4,16 @@
 //! a follower and a simulation compute the same thing from the same input. `node` drives it; nothing here knows how.
 
 pub mod allocator;
+pub mod brain;
 pub mod control;
 pub mod cx;
+pub mod dispatcher;
+mod enforcer;
+pub mod lifecycle;
 pub mod model;
+mod orchestrator;
+mod reaper;
+pub mod restart;
+mod rollout;
+pub mod scheduler;
 pub mod store;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ContainerSpec, Labels, Meta, NetworkAttachmentConfig, NetworkId, ServiceId, Timestamp};
+use super::{ContainerSpec, Labels, Meta, NetworkAttachmentConfig, NetworkId, ServiceId, TaskId, Timestamp};
 
 /// A service.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -378,6 +378,23 @@ pub struct UpdateStatus {
     /// Slots whose new task failed while it was watched.
     #[prost(uint64, repeated, tag = "6")]
     pub failed_slots: Vec<u64>,
+    /// Tasks that the update made and that did not run yet, or are watched for failure.
+    #[prost(message, repeated, tag = "7")]
+    pub watched: Vec<WatchedTask>,
+    /// Slots that had to change when the update began; what the failure ratio is of. 0 until the first step.
+    #[prost(uint64, tag = "8")]
+    pub total_slots: u64,
+}
+
+/// A task that an update made.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct WatchedTask {
+    /// The task.
+    #[prost(message, required, tag = "1")]
+    pub task: TaskId,
+    /// Since when it is known to run, on the cluster's clock; never before that.
+    #[prost(message, required, tag = "2")]
+    pub running_since: Timestamp,
 }
 
 /// How far an update is.

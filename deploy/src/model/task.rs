@@ -53,9 +53,32 @@ pub struct Task {
     /// Iteration of the job that it belongs to.
     #[prost(uint64, tag = "16")]
     pub job_iteration: u64,
+    /// Place in the succession of tasks of its slot, from 1; the task with the highest one decides what happens next.
+    #[prost(uint64, tag = "17")]
+    pub ordinal: u64,
 }
 
 impl Task {
+    /// Whether the leader still wants it (running, about to run, or running to its end).
+    pub fn is_wanted(&self) -> bool {
+        self.desired() < DesiredState::Shutdown
+    }
+
+    /// What was observed last.
+    pub fn state(&self) -> TaskState {
+        self.status.state()
+    }
+
+    /// Whether it was observed to have ended, or never to begin.
+    pub fn has_ended(&self) -> bool {
+        self.state().is_terminal()
+    }
+
+    /// Whether it has a place.
+    pub fn is_placed(&self) -> bool {
+        !self.node_id.is_none() && self.state() >= TaskState::Assigned
+    }
+
     /// Whether the task is on the network that carries published ports: the service had such a port when it was made.
     pub fn publishes_ingress(&self) -> bool {
         self.ports.iter().any(PortConfig::is_ingress)

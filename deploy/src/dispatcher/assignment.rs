@@ -1,0 +1,158 @@
+//! What a host is told, computed from the store.
+
+use std::collections::BTreeSet;
+
+use super::item::{
+    Assignment, Body, EndpointInfo, Item, NetworkInfo, Peer, Progress, PublishedPort, RemovedPeer, ServiceInfo, Station,
+};
+use super::set::AssignmentSet;
+use crate::model::{
+    EndpointMode, Meta, Network, NetworkId, Node, NodeId, PublishMode, Service, Task, TaskState, TaskStatus,
+};
+use crate::store::{Holder, Store};
+
+/// Everything that the host is told. Empty for a host that is not in the store.
+///
+/// Cost: the tasks of the host, and all tasks and services on the networks that they are on.
+pub fn assignment(store: &Store, node: &NodeId) -> AssignmentSet {
+    let Some(node) = store.node(node) else { return AssignmentSet::default() };
+    let mut items: Vec<Item> = Vec::new();
+    items.extend(store.tasks_on_node(&node.id).filter(|t| t.is_placed()).map(|t| Body::Task(assigned(t)).into()));
+    for network in networks_of_host(store, &node.id) {
+        if let Some(network) = store.network(&network) {
+            on_network(store, node, network, &mut items);
+        }
+    }
+    items.extend(store.services().flat_map(|service| ports(service)));
+    items.extend(store.nodes().map(|node| Body::Peer(peer(node)).into()));
+    let removed = store.cluster().into_iter().flat_map(|c| &c.status.removed_nodes);
+    items.extend(removed.map(|r| Body::Removed(RemovedPeer { id: r.id.clone(), until: r.until }).into()));
+    AssignmentSet::new(items)
+}
+
+/// Networks that the host takes part in: those of its tasks that have not ended, and ingress.
+pub(super) fn networks_of_host(store: &Store, node: &NodeId) -> BTreeSet<NetworkId> {
+    let tasks = store.tasks_on_node(node).filter(|t| t.is_placed() && !t.has_ended());
+    let mut networks: BTreeSet<NetworkId> =
+        tasks.flat_map(|t| t.attachments.iter().map(|a| a.network.clone())).collect();
+    networks.extend(store.ingress_network().map(|n| n.id.clone()));
+    networks
+}
+
+fn assigned(task: &Task) -> Assignment {
+    let progress = match task.state() {
+        state if state.is_terminal() => Progress::Ended,
+        state if state >= TaskState::Starting => Progress::MayHaveStarted,
+        _ => Progress::NotStarted,
+    };
+    let task = Task { status: TaskStatus::default(), meta: Meta::default(), ..task.clone() };
+    Assignment { task, progress: progress as i32 }
+}
+
+fn on_network(store: &Store, node: &Node, network: &Network, items: &mut Vec<Item>) {
+    let Some(allocation) = &network.allocation else { return };
+    let own = node.attachments.iter().find(|a| a.network == network.id);
+    items.push(
+        Body::Network(NetworkInfo {
+            id: network.id.clone(),
+            name: network.spec.name.clone(),
+            vni: allocation.vni,
+            subnet: allocation.subnet.clone(),
+            gateway: allocation.gateway.clone(),
+            internal: network.spec.internal,
+            ingress: network.spec.ingress,
+            own_address: own.map(|a| a.address.clone()).unwrap_or_default(),
+        })
+        .into(),
+    );
+    for service in store.services_on_network(&network.id) {
+        let wish = service.spec.task.networks.iter().find(|n| n.target == network.id.as_str());
+        items.push(Body::Service(service_info(service, network, wish.map(|n| n.aliases.clone()))).into());
+    }
+    // The index of addresses names everyone who is on the network, without a walk over all tasks.
+    for (_, holder) in store.addresses_on_network(&network.id) {
+        match holder {
+            Holder::Task(id) => {
+                let Some(task) = store.task(id).filter(|t| t.is_placed() && !t.has_ended()) else { continue };
+                for attachment in task.attachments.iter().filter(|a| a.network == network.id) {
+                    items.extend(station(store, &network.id, &attachment.address, &task.node_id));
+                    items.push(Body::Endpoint(endpoint(task, network, &attachment.address)).into());
+                }
+            }
+            Holder::Node(id) => {
+                let Some(other) = store.node(id) else { continue };
+                for attachment in other.attachments.iter().filter(|a| a.network == network.id) {
+                    items.extend(station(store, &network.id, &attachment.address, id));
+                }
+            }
+            Holder::Service(_) => {}
+        }
+    }
+}
+
+fn station(store: &Store, network: &NetworkId, address: &str, node: &NodeId) -> Option<Item> {
+    let data_path_addr = store.node(node)?.description.data_path_addr.clone();
+    Some(
+        Body::Station(Station {
+            network: network.clone(),
+            address: address.to_owned(),
+            node: node.clone(),
+            data_path_addr,
+        })
+        .into(),
+    )
+}
+
+fn service_info(service: &Service, network: &Network, aliases: Option<Vec<String>>) -> ServiceInfo {
+    let vip = service.endpoint.virtual_ips.iter().find(|v| v.network == network.id);
+    let by_vip = service.spec.endpoint_spec().mode() == EndpointMode::Vip;
+    ServiceInfo {
+        network: network.id.clone(),
+        id: service.id.clone(),
+        name: service.spec.name.clone(),
+        aliases: aliases.unwrap_or_default(),
+        vip: vip.filter(|_| by_vip).map(|v| v.address.clone()).unwrap_or_default(),
+    }
+}
+
+fn endpoint(task: &Task, network: &Network, address: &str) -> EndpointInfo {
+    let mut names = vec![task.name()];
+    if !task.spec.container.hostname.is_empty() {
+        names.push(task.spec.container.hostname.clone());
+    }
+    EndpointInfo {
+        network: network.id.clone(),
+        task: task.id.clone(),
+        service: task.service_id.clone(),
+        node: task.node_id.clone(),
+        address: address.to_owned(),
+        names,
+        serving: task.state() == TaskState::Running && task.is_wanted() && task.draining_since.is_never(),
+    }
+}
+
+pub(super) fn ports(service: &Service) -> impl Iterator<Item = Item> + use<'_> {
+    let ports = service.endpoint.ports.iter().filter(|p| p.mode() == PublishMode::Ingress && p.published != 0);
+    ports.map(|port| {
+        Body::Port(PublishedPort {
+            protocol: port.protocol,
+            published: port.published,
+            target: port.target,
+            service: service.id.clone(),
+        })
+        .into()
+    })
+}
+
+pub(super) fn peer(node: &Node) -> Peer {
+    Peer {
+        id: node.id.clone(),
+        hostname: node.description.hostname.clone(),
+        control_addr: node.description.control_addr.clone(),
+        data_path_addr: node.description.data_path_addr.clone(),
+        role: node.spec.role,
+        manager: node.manager.is_some(),
+        state: node.status.state,
+        message: node.status.message.clone(),
+    }
+}

@@ -1,0 +1,17 @@
+//! What each host is told: its assignment set, and the difference to what it was told before.
+//!
+//! Every manager computes the sets of the agents that are attached to it, from its own copy of the store, and sends
+//! deltas; an agent that missed something asks for the whole set. Pure: sessions and streams are `node`'s.
+
+mod affected;
+mod assignment;
+mod item;
+mod set;
+
+pub use affected::{Affected, affected};
+pub use assignment::assignment;
+pub use item::{
+    Assignment, Body, EndpointInfo, Item, ItemKey, ItemKind, NetworkInfo, Peer, Progress, PublishedPort, RemovedPeer,
+    ServiceInfo, Station,
+};
+pub use set::{AssignmentSet, DecodeUpdateError, Delta, MAX_UPDATE_BYTES, Stamp, Update};

@@ -1,0 +1,179 @@
+//! A host's assignment set, the difference between two of them, and the stamp that orders them.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+
+use super::item::{Assignment, Body, EndpointInfo, Item, ItemKey, NetworkInfo, Peer, PublishedPort, RemovedPeer};
+use super::item::{ServiceInfo, Station};
+
+/// Longest encoded update that is accepted, in bytes. A host in a cluster of some thousand tasks is told about 1 MiB.
+pub const MAX_UPDATE_BYTES: usize = 64 << 20;
+
+/// Orders what an agent is told: it refuses anything older than what it has seen.
+///
+/// A recovered cluster has a new incarnation; incarnations are random, so an agent takes one that it does not know as
+/// newer only from a session that proved to be with its cluster, and compares only within one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, prost::Message)]
+pub struct Stamp {
+    /// The cluster's incarnation.
+    #[prost(uint64, tag = "1")]
+    pub incarnation: u64,
+    /// Raft term of the entry below.
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    /// Revision of the store (index of the last entry that was applied to it).
+    #[prost(uint64, tag = "3")]
+    pub revision: u64,
+}
+
+impl Stamp {
+    /// Whether an agent that has seen `seen` must refuse what carries this stamp.
+    pub fn is_older_than(&self, seen: &Stamp) -> bool {
+        self.incarnation == seen.incarnation && (self.revision, self.term) < (seen.revision, seen.term)
+    }
+}
+
+/// Everything that one host is told.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AssignmentSet {
+    items: BTreeMap<ItemKey, Item>,
+}
+
+/// What turns one set into another.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Delta {
+    /// Items that are new or changed.
+    #[prost(message, repeated, tag = "1")]
+    pub put: Vec<Item>,
+    /// Items that are gone.
+    #[prost(message, repeated, tag = "2")]
+    pub remove: Vec<ItemKey>,
+}
+
+/// A message to an agent.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Update {
+    /// State of the cluster that it brings the host to.
+    #[prost(message, required, tag = "1")]
+    pub stamp: Stamp,
+    /// State that it starts from; absent when it is the whole set.
+    #[prost(message, optional, tag = "2")]
+    pub base: Option<Stamp>,
+    /// The change; from an empty set when `base` is absent.
+    #[prost(message, required, tag = "3")]
+    pub delta: Delta,
+}
+
+/// Why a message is not an update.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeUpdateError {
+    /// It is longer than any update.
+    #[error("assignment update of {0} bytes is longer than {MAX_UPDATE_BYTES}")]
+    TooLong(usize),
+    /// It is damaged.
+    #[error("assignment update is not readable")]
+    Damaged(#[source] prost::DecodeError),
+}
+
+impl Delta {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.put.is_empty() && self.remove.is_empty()
+    }
+}
+
+impl Update {
+    /// Its form on the wire.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    /// Reads what came from the wire. Nothing is changed by a refusal; asking again for the whole set helps.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeUpdateError> {
+        if bytes.len() > MAX_UPDATE_BYTES {
+            return Err(DecodeUpdateError::TooLong(bytes.len()));
+        }
+        Update::decode(bytes).map_err(DecodeUpdateError::Damaged)
+    }
+}
+
+macro_rules! of_kind {
+    ($($(#[$doc:meta])* $name:ident: $variant:ident($type:ty)),+ $(,)?) => {$(
+        $(#[$doc])*
+        pub fn $name(&self) -> impl Iterator<Item = &$type> {
+            self.items().filter_map(|item| match &item.body {
+                Some(Body::$variant(it)) => Some(it),
+                _ => None,
+            })
+        }
+    )+};
+}
+
+impl AssignmentSet {
+    /// A set of these items; ones that this release does not know are left out.
+    pub fn new(items: impl IntoIterator<Item = Item>) -> Self {
+        let mut set = Self::default();
+        for item in items {
+            set.put(item);
+        }
+        set
+    }
+
+    /// All items, in the order of their keys.
+    pub fn items(&self) -> impl Iterator<Item = &Item> {
+        self.items.values()
+    }
+
+    /// The item of that name.
+    pub fn get(&self, key: &ItemKey) -> Option<&Item> {
+        self.items.get(key)
+    }
+
+    of_kind! {
+        /// Tasks of the host.
+        tasks: Task(Assignment),
+        /// Networks that it takes part in.
+        networks: Network(NetworkInfo),
+        /// Addresses on them.
+        stations: Station(Station),
+        /// Services on them.
+        services: Service(ServiceInfo),
+        /// Tasks, of all hosts, on them.
+        endpoints: Endpoint(EndpointInfo),
+        /// Ports that every host listens on.
+        ports: Port(PublishedPort),
+        /// Hosts of the cluster.
+        peers: Peer(Peer),
+        /// Hosts that are not trusted any more.
+        removed: Removed(RemovedPeer),
+    }
+
+    /// What turns this set into `new`.
+    pub fn diff(&self, new: &AssignmentSet) -> Delta {
+        let put = new.items.iter().filter(|(key, item)| self.items.get(*key) != Some(*item));
+        let remove = self.items.keys().filter(|key| !new.items.contains_key(*key));
+        Delta { put: put.map(|(_, item)| item.clone()).collect(), remove: remove.cloned().collect() }
+    }
+
+    /// Makes the change. Total: removing what is not there does nothing.
+    pub fn apply(&mut self, delta: Delta) {
+        for key in &delta.remove {
+            self.items.remove(key);
+        }
+        for item in delta.put {
+            self.put(item);
+        }
+    }
+
+    /// The whole set as a message.
+    pub fn to_update(&self, stamp: Stamp) -> Update {
+        Update { stamp, base: None, delta: AssignmentSet::default().diff(self) }
+    }
+
+    fn put(&mut self, item: Item) {
+        if let Some(key) = item.key() {
+            self.items.insert(key, item);
+        }
+    }
+}

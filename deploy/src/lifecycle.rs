@@ -1,0 +1,505 @@
+//! The agent's side of one task: what is observed and wanted becomes the next thing to do.
+//!
+//! The agent's core owns one of these for each task of its assignment set, carries out the actions (through the
+//! executor) and feeds back what came of them. Nothing here waits, retries or talks; time is an input. Observed state
+//! only grows, and a task starts once: again only while no manager can be reached, within its restart policy, as a new
+//! attempt of the same task.
+
+use std::time::Duration;
+
+use crate::dispatcher::{Assignment, Progress};
+use crate::model::{ContainerStatus, DesiredState, Task, TaskState, TaskStatus, Timestamp};
+use crate::restart::{self, Verdict};
+
+/// What happened to the task.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The cluster changed it (what is wanted of it, mostly).
+    Updated(Box<Task>),
+    /// It is not in the host's set any more: it must not run, and nothing of it may stay.
+    Withdrawn,
+    /// A manager can be reached, or cannot any more.
+    Connected(bool),
+    /// Image, mounts and network are ready.
+    Prepared,
+    /// They could not be made ready.
+    PrepareFailed {
+        /// For people.
+        error: String,
+    },
+    /// The container runs.
+    Started {
+        /// Its id.
+        container: String,
+        /// Its first process.
+        pid: u32,
+    },
+    /// The container could not be started.
+    StartFailed {
+        /// For people.
+        error: String,
+    },
+    /// The container ended, by itself or because it was stopped.
+    Exited {
+        /// Its exit code; `None` when nobody saw it end.
+        exit_code: Option<i32>,
+        /// Whether the kernel killed it for memory.
+        oom_killed: bool,
+    },
+    /// What it left on the host was removed.
+    Removed,
+    /// The time that was asked for has come.
+    Timer,
+}
+
+/// What the agent must do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Make image, mounts, namespaces and network ready; answered with `Prepared` or `PrepareFailed`. Safe to do again.
+    Prepare,
+    /// Give up preparing; answered with `Prepared` or `PrepareFailed` all the same, soon.
+    CancelPrepare,
+    /// Start a container; answered with `Started` or `StartFailed`. For an `attempt` above 0 an earlier container of
+    /// the task is cleared away first.
+    Start {
+        /// Number of the attempt on this host, from 0.
+        attempt: u32,
+    },
+    /// Stop the container; answered with `Exited`.
+    Stop {
+        /// Signal that asks for it; empty means the image's, else SIGTERM.
+        signal: String,
+        /// Time until SIGKILL.
+        grace: Duration,
+    },
+    /// Remove all that the task left on the host; answered with `Removed`.
+    Remove,
+    /// Send `Timer` at this time.
+    WakeAt(Timestamp),
+    /// Tell the cluster. Only the newest status counts; it is told again after a reconnection.
+    Report(TaskStatus),
+}
+
+/// What an agent that starts again finds of a task that it had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The container runs and was adopted.
+    Running {
+        /// Its id.
+        container: String,
+        /// Its first process.
+        pid: u32,
+    },
+    /// The container ended meanwhile.
+    Exited {
+        /// Its exit code.
+        exit_code: Option<i32>,
+        /// Whether the kernel killed it for memory.
+        oom_killed: bool,
+    },
+    /// No container that was ever started.
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Known, nothing begun.
+    Accepted,
+    Preparing,
+    /// Preparing, and told to give it up.
+    Cancelling,
+    /// Prepared, waits for the order to start.
+    Ready,
+    Starting,
+    Running,
+    Stopping,
+    /// Ended while no manager could be reached; a new attempt starts then.
+    Resting(Timestamp),
+    /// Ended for good. What is left on the host stays until the task is withdrawn (its logs are still of use).
+    Ended,
+    Removing,
+    Gone,
+}
+
+/// One task on its host.
+#[derive(Clone, Debug)]
+pub struct Lifecycle {
+    task: Task,
+    status: TaskStatus,
+    phase: Phase,
+    connected: bool,
+    withdrawn: bool,
+}
+
+impl Lifecycle {
+    /// A task that this agent did not have. Returns what to do first.
+    pub fn assigned(assignment: Assignment, connected: bool, now: Timestamp) -> (Self, Vec<Action>) {
+        let progress = assignment.progress();
+        let mut this = Self::with(assignment.task, TaskStatus::default(), connected);
+        let mut actions = Vec::new();
+        match progress {
+            Progress::NotStarted => this.note(now, TaskState::Accepted, "accepted", &mut actions),
+            // The agent lost its memory, or the host its disk: the task may not start a second time.
+            Progress::MayHaveStarted => {
+                this.status.set_state(TaskState::Starting);
+                this.phase = Phase::Running;
+                this.exited(now, None, false, &mut actions);
+            }
+            Progress::Ended => this.phase = Phase::Ended,
+        }
+        this.advance(now, &mut actions);
+        (this, actions)
+    }
+
+    /// A task that this agent had before it was started again, with the status that it had then.
+    pub fn resumed(
+        task: Task,
+        status: TaskStatus,
+        found: Found,
+        connected: bool,
+        now: Timestamp,
+    ) -> (Self, Vec<Action>) {
+        let mut this = Self::with(task, status, connected);
+        let mut actions = Vec::new();
+        match found {
+            _ if this.status.state().is_terminal() => this.phase = Phase::Ended,
+            Found::Running { container, pid } => {
+                this.phase = Phase::Starting;
+                this.started(now, container, pid, &mut actions);
+            }
+            Found::Exited { exit_code, oom_killed } => {
+                this.phase = Phase::Running;
+                this.exited(now, exit_code, oom_killed, &mut actions);
+            }
+            Found::Nothing if this.status.state() >= TaskState::Starting => {
+                this.phase = Phase::Running;
+                this.exited(now, None, false, &mut actions);
+            }
+            Found::Nothing => this.note(now, TaskState::Accepted, "accepted", &mut actions),
+        }
+        this.advance(now, &mut actions);
+        (this, actions)
+    }
+
+    fn with(task: Task, status: TaskStatus, connected: bool) -> Self {
+        Self { task, status, phase: Phase::Accepted, connected, withdrawn: false }
+    }
+
+    /// The task as the cluster last described it.
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// What was observed of it last.
+    pub fn status(&self) -> &TaskStatus {
+        &self.status
+    }
+
+    /// Whether nothing of it is left on the host, so that it can be dropped.
+    pub fn is_gone(&self) -> bool {
+        self.phase == Phase::Gone
+    }
+
+    /// Takes note of an event. Returns what to do, in order. An event that answers nothing which is under way (a late
+    /// timer, the answer to a cancelled step) changes nothing.
+    pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match (event, self.phase) {
+            (Event::Updated(task), _) => {
+                // What the leader wants only grows; an older word than one that was seen is not believed.
+                let desired = self.task.desired().max(task.desired());
+                self.task = *task;
+                self.task.set_desired(desired);
+            }
+            (Event::Withdrawn, _) => self.withdrawn = true,
+            (Event::Connected(connected), _) => {
+                self.connected = connected;
+                if connected && self.status.state() >= TaskState::Accepted {
+                    actions.push(Action::Report(self.status.clone()));
+                }
+            }
+            (Event::Prepared, Phase::Preparing) => {
+                self.phase = Phase::Ready;
+                self.note(now, TaskState::Ready, "prepared", &mut actions);
+            }
+            (Event::Prepared | Event::PrepareFailed { .. }, Phase::Cancelling) => {
+                self.end(now, TaskState::Shutdown, "shutdown", &mut actions);
+            }
+            (Event::PrepareFailed { error }, Phase::Preparing) => {
+                self.status.err = error;
+                self.end(now, TaskState::Rejected, "preparing", &mut actions);
+            }
+            (Event::Started { container, pid }, Phase::Starting) => self.started(now, container, pid, &mut actions),
+            (Event::StartFailed { error }, Phase::Starting) => {
+                if self.must_stop() {
+                    self.end(now, TaskState::Shutdown, "shutdown", &mut actions);
+                } else {
+                    self.status.err = error;
+                    self.ended_by_itself(now, TaskState::Failed, "starting", &mut actions);
+                }
+            }
+            (Event::Exited { exit_code, oom_killed }, Phase::Starting | Phase::Running | Phase::Stopping) => {
+                self.exited(now, exit_code, oom_killed, &mut actions);
+            }
+            (Event::Removed, Phase::Removing) => self.phase = Phase::Gone,
+            _ => {}
+        }
+        self.advance(now, &mut actions);
+        actions
+    }
+
+    /// Begins whatever comes next.
+    fn advance(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Accepted | Phase::Ready | Phase::Resting(_) if self.must_stop() => {
+                self.end(now, TaskState::Shutdown, "shutdown", actions);
+            }
+            Phase::Accepted => {
+                self.phase = Phase::Preparing;
+                self.note(now, TaskState::Preparing, "preparing", actions);
+                actions.push(Action::Prepare);
+            }
+            Phase::Preparing if self.must_stop() => {
+                self.phase = Phase::Cancelling;
+                actions.push(Action::CancelPrepare);
+            }
+            Phase::Ready if self.task.desired() >= DesiredState::Running => {
+                self.phase = Phase::Starting;
+                self.note(now, TaskState::Starting, "starting", actions);
+                actions.push(Action::Start { attempt: self.attempt() });
+            }
+            Phase::Running if self.must_stop() => {
+                self.phase = Phase::Stopping;
+                let container = &self.task.spec.container;
+                actions.push(Action::Stop { signal: container.stop_signal.clone(), grace: container.stop_grace() });
+            }
+            Phase::Resting(until) if now >= until => {
+                self.phase = Phase::Starting;
+                actions.push(Action::Start { attempt: self.attempt() });
+            }
+            Phase::Resting(until) => actions.push(Action::WakeAt(until)),
+            _ => {}
+        }
+        if self.phase == Phase::Ended && self.withdrawn {
+            self.phase = Phase::Removing;
+            actions.push(Action::Remove);
+        }
+    }
+
+    fn must_stop(&self) -> bool {
+        self.withdrawn || !self.task.is_wanted()
+    }
+
+    fn started(&mut self, now: Timestamp, container: String, pid: u32, actions: &mut Vec<Action>) {
+        self.phase = Phase::Running;
+        let local_restarts = self.attempt();
+        self.status.container =
+            Some(ContainerStatus { id: container, pid, exit_code: None, oom_killed: false, local_restarts });
+        self.status.err.clear();
+        self.note(now, TaskState::Running, "started", actions);
+    }
+
+    fn exited(&mut self, now: Timestamp, exit_code: Option<i32>, oom_killed: bool, actions: &mut Vec<Action>) {
+        let container = self.status.container.get_or_insert_default();
+        container.pid = 0;
+        container.exit_code = exit_code;
+        container.oom_killed = oom_killed;
+        if self.must_stop() {
+            return self.end(now, TaskState::Shutdown, "shutdown", actions);
+        }
+        let (state, message, err) = match exit_code {
+            Some(0) => (TaskState::Complete, "finished", String::new()),
+            // Docker's words.
+            Some(code) if oom_killed => {
+                (TaskState::Failed, "started", format!("task: non-zero exit ({code}): OOM killed"))
+            }
+            Some(code) => (TaskState::Failed, "started", format!("task: non-zero exit ({code})")),
+            None => (TaskState::Failed, "started", "the container is gone, and nobody saw it end".to_owned()),
+        };
+        self.status.err = err;
+        self.ended_by_itself(now, state, message, actions);
+    }
+
+    /// With a manager in reach, what follows is the leader's to decide. Without one, the host acts on the policy alone.
+    fn ended_by_itself(&mut self, now: Timestamp, state: TaskState, message: &str, actions: &mut Vec<Action>) {
+        if !self.connected {
+            let mut ended = self.task.clone();
+            ended.status = self.status.clone();
+            ended.status.set_state(state);
+            ended.status.at = now;
+            if let Verdict::Restart(delay) = restart::verdict(&ended) {
+                self.status.container.get_or_insert_default().local_restarts += 1;
+                let until = now.plus(delay);
+                self.phase = Phase::Resting(until);
+                // It stays what it was for the cluster: the same task, about to run again.
+                self.note(now, self.status.state(), "restarting without a manager", actions);
+                return;
+            }
+        }
+        self.end(now, state, message, actions);
+    }
+
+    fn end(&mut self, now: Timestamp, state: TaskState, message: &str, actions: &mut Vec<Action>) {
+        self.phase = Phase::Ended;
+        self.note(now, state, message, actions);
+    }
+
+    /// Attempts of this task that were made on this host before the present one.
+    fn attempt(&self) -> u32 {
+        self.status.container.as_ref().map_or(0, |c| c.local_restarts)
+    }
+
+    /// Writes the status, and reports it. A state below the one that was reached keeps that one.
+    fn note(&mut self, now: Timestamp, state: TaskState, message: &str, actions: &mut Vec<Action>) {
+        if state > self.status.state() {
+            self.status.set_state(state);
+            self.status.at = now;
+        }
+        message.clone_into(&mut self.status.message);
+        actions.push(Action::Report(self.status.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{RestartCondition, RestartPolicy};
+
+    const NOW: Timestamp = Timestamp::from_millis(1000);
+
+    fn task(desired: DesiredState) -> Task {
+        let mut task = Task::default();
+        task.set_desired(desired);
+        task
+    }
+
+    fn new_task(desired: DesiredState) -> (Lifecycle, Vec<Action>) {
+        Lifecycle::assigned(Assignment { task: task(desired), progress: 0 }, true, NOW)
+    }
+
+    /// Actions in short: reports as their state, everything else by name.
+    fn short(actions: &[Action]) -> String {
+        let one = |action: &Action| match action {
+            Action::Report(status) => format!("{:?}", status.state()),
+            Action::Stop { .. } => "stop".to_owned(),
+            Action::Start { attempt } => format!("start#{attempt}"),
+            Action::WakeAt(at) => format!("wake@{}", at.nanos / 1_000_000),
+            other => format!("{other:?}").to_lowercase(),
+        };
+        actions.iter().map(one).collect::<Vec<_>>().join(" ")
+    }
+
+    #[track_caller]
+    fn check(life: &mut Lifecycle, event: Event, expected: &str) {
+        assert_eq!(short(&life.handle(NOW, event.clone())), expected, "after {event:?}");
+    }
+
+    fn want(desired: DesiredState) -> Event {
+        Event::Updated(Box::new(task(desired)))
+    }
+
+    fn started() -> Event {
+        Event::Started { container: "c1".into(), pid: 7 }
+    }
+
+    fn exited(code: i32) -> Event {
+        Event::Exited { exit_code: Some(code), oom_killed: false }
+    }
+
+    #[test]
+    fn runs_stops_and_is_removed() {
+        let (mut life, first) = new_task(DesiredState::Running);
+        assert_eq!(short(&first), "Accepted Preparing prepare");
+        check(&mut life, Event::Prepared, "Ready Starting start#0");
+        check(&mut life, started(), "Running");
+        check(&mut life, want(DesiredState::Shutdown), "stop");
+        check(&mut life, want(DesiredState::Remove), "");
+        check(&mut life, exited(143), "Shutdown");
+        check(&mut life, Event::Withdrawn, "remove");
+        check(&mut life, Event::Removed, "");
+        assert!(life.is_gone());
+    }
+
+    #[test]
+    fn waits_as_ready_until_it_is_wanted_running() {
+        let (mut life, _) = new_task(DesiredState::Ready);
+        check(&mut life, Event::Prepared, "Ready");
+        check(&mut life, want(DesiredState::Running), "Starting start#0");
+    }
+
+    #[test]
+    fn an_error_is_rejected_before_the_start_and_failed_after_it() {
+        let (mut life, _) = new_task(DesiredState::Running);
+        check(&mut life, Event::PrepareFailed { error: "no such image".into() }, "Rejected");
+        let (mut life, _) = new_task(DesiredState::Running);
+        check(&mut life, Event::Prepared, "Ready Starting start#0");
+        check(&mut life, Event::StartFailed { error: "no such file".into() }, "Failed");
+        let (mut life, _) = new_task(DesiredState::Running);
+        check(&mut life, Event::Prepared, "Ready Starting start#0");
+        check(&mut life, started(), "Running");
+        check(&mut life, exited(3), "Failed");
+        assert_eq!(life.status().err, "task: non-zero exit (3)");
+        check(&mut life, Event::Prepared, "");
+    }
+
+    #[test]
+    fn a_stop_is_obeyed_in_every_phase() {
+        let (mut life, _) = new_task(DesiredState::Running);
+        check(&mut life, want(DesiredState::Shutdown), "cancelprepare");
+        check(&mut life, Event::Prepared, "Shutdown");
+        let (mut life, _) = new_task(DesiredState::Running);
+        check(&mut life, Event::Withdrawn, "cancelprepare");
+        check(&mut life, Event::PrepareFailed { error: "cancelled".into() }, "Shutdown remove");
+        let (mut life, _) = new_task(DesiredState::Running);
+        check(&mut life, Event::Prepared, "Ready Starting start#0");
+        check(&mut life, want(DesiredState::Shutdown), "");
+        check(&mut life, started(), "Running stop");
+        let (mut life, first) = new_task(DesiredState::Shutdown);
+        assert_eq!(short(&first), "Accepted Shutdown");
+        check(&mut life, want(DesiredState::Running), "");
+    }
+
+    #[test]
+    fn without_a_manager_the_host_follows_the_policy() {
+        let policy = RestartPolicy {
+            condition: Some(RestartCondition::OnFailure as i32),
+            delay_ns: Some(2_000_000_000),
+            max_attempts: Some(1),
+            window_ns: None,
+        };
+        let mut task = task(DesiredState::Running);
+        task.spec.restart = Some(policy);
+        let (mut life, _) = Lifecycle::assigned(Assignment { task, progress: 0 }, true, NOW);
+        life.handle(NOW, Event::Prepared);
+        life.handle(NOW, started());
+        check(&mut life, Event::Connected(false), "");
+        check(&mut life, exited(1), "Running wake@3000");
+        check(&mut life, Event::Timer, "wake@3000");
+        assert_eq!(short(&life.handle(Timestamp::from_millis(3000), Event::Timer)), "start#1");
+        check(&mut life, started(), "Running");
+        check(&mut life, Event::Connected(true), "Running");
+        assert_eq!(life.status().container.as_ref().map(|c| c.local_restarts), Some(1));
+        check(&mut life, Event::Connected(false), "");
+        check(&mut life, exited(1), "Failed");
+    }
+
+    #[test]
+    fn a_task_that_may_have_started_does_not_start_again() {
+        let lost = Assignment { task: task(DesiredState::Running), progress: Progress::MayHaveStarted as i32 };
+        let (life, first) = Lifecycle::assigned(lost, true, NOW);
+        assert_eq!(short(&first), "Failed");
+        assert_eq!(life.status().err, "the container is gone, and nobody saw it end");
+    }
+
+    #[test]
+    fn a_restarted_agent_adopts_what_runs() {
+        let mut status = TaskStatus::default();
+        status.set_state(TaskState::Running);
+        let found = Found::Running { container: "c1".into(), pid: 7 };
+        let (mut life, first) = Lifecycle::resumed(task(DesiredState::Running), status.clone(), found, true, NOW);
+        assert_eq!(short(&first), "Running");
+        check(&mut life, want(DesiredState::Shutdown), "stop");
+        let (_, first) = Lifecycle::resumed(task(DesiredState::Running), status, Found::Nothing, true, NOW);
+        assert_eq!(short(&first), "Failed");
+    }
+}
