@@ -1,1 +1,27 @@
 //! How tasks reach each other.
+//!
+//! Owns the data plane of one host: VXLAN networks, virtual addresses, names, published ports and the way out. The
+//! node hands it a whole desired state ([`Desired`]) and connects tasks by their network namespace; this crate brings
+//! the kernel there over netlink, and never starts a program. It knows nothing of clusters, stores or containers.
+//!
+//! * `config`: what callers ask.
+//! * `plan`: pure; desired and observed in, operations and nf_tables tables out.
+//! * `kernel`: namespaces, links, nf_tables. Also for others that wire hosts together (demo, tests).
+//! * `dns`: names at 127.0.0.11 in each task.
+//! * `owner`, `overlay`: the thread that owns the state, and the handle on it.
+
+pub mod config;
+pub mod dns;
+mod error;
+pub mod kernel;
+mod overlay;
+mod owner;
+pub mod plan;
+
+pub use config::{
+    Attachment, Config, ConfigError, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol, PublishedPort,
+    Service, Station, resolv_conf,
+};
+pub use dns::DnsSockets;
+pub use error::{ObjectError, OverlayError};
+pub use overlay::{Attached, AttachedInterface, Overlay};

@@ -1,0 +1,362 @@
+//! What callers ask of the overlay: where this node is, what must be reachable, and which task is to be connected.
+//!
+//! All of it is plain data. `validate` bounds everything that comes from outside before any of it reaches the kernel.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use thiserror::Error;
+
+/// Networks in one desired state.
+pub const NETWORKS_MAX: usize = 4096;
+/// Stations, services or endpoints in one network; a /12 has no more addresses than that.
+pub const MEMBERS_MAX: usize = 1 << 20;
+/// Published ports in one desired state; there are no more.
+pub const PORTS_MAX: usize = 3 * 65536;
+/// Bytes in a task's or network's id; both are written into an interface's 255-byte alias together.
+pub const ID_MAX: usize = 64;
+
+/// Where this node is.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The node's run directory; the overlay's namespace is pinned at `netns/overlay` below it.
+    pub run_dir: PathBuf,
+    /// A short name, 1 to 8 characters of `[0-9a-z]`, for interface names; unique per node on a machine.
+    pub node: String,
+    /// The address that VXLAN packets leave from; one of this host's own.
+    pub data_path_addr: Ipv4Addr,
+    /// The UDP port of VXLAN on all hosts.
+    pub data_path_port: u16,
+    /// Where names that are not the cluster's are asked for, in order, from the host's namespace.
+    pub upstream_dns: Vec<IpAddr>,
+}
+
+/// Everything this host must know; the whole state, swapped at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Grows with every change; reported back once it is in force.
+    pub revision: u64,
+    /// Networks that this host has tasks on, and the ingress network.
+    pub networks: Vec<Network>,
+    /// Published ports of all services.
+    pub ports: Vec<PublishedPort>,
+}
+
+/// One overlay network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// The network's id.
+    pub id: String,
+    /// Its name, for `service.network` in DNS.
+    pub name: String,
+    /// VXLAN network identifier, below 2^24 and not 0.
+    pub vni: u32,
+    /// Its addresses.
+    pub subnet: Ipv4Net,
+    /// The gateway address; reserved, nothing of ours answers there.
+    pub gateway: Ipv4Addr,
+    /// No way out: tasks that are only on internal networks get no egress and no foreign names.
+    pub internal: bool,
+    /// It carries the traffic of published ports.
+    pub ingress: bool,
+    /// This host's own address on it; for the ingress network. Other hosts' own addresses are among the stations.
+    pub host_address: Option<Ipv4Addr>,
+    /// Who has which address. Those on this host may be among them.
+    pub stations: Vec<Station>,
+    /// The services on it.
+    pub services: Vec<Service>,
+}
+
+/// One address on a network. Its hardware address follows from it ([`crate::kernel::mac_of`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Station {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The data path address of the host that has it.
+    pub host: Ipv4Addr,
+}
+
+/// A service on a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Other names for it on this network.
+    pub aliases: Vec<String>,
+    /// Its virtual address; without one, its name resolves to all of its endpoints.
+    pub vip: Option<Ipv4Addr>,
+    /// Its tasks.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One task of a service, on a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The task's id.
+    pub task: String,
+    /// The task's name, such as `web.1.<id>`.
+    pub name: String,
+    /// Its address on this network.
+    pub address: Ipv4Addr,
+    /// Other names for this one task.
+    pub names: Vec<String>,
+    /// It takes part in balancing and in the service's name; false while it starts or drains.
+    pub serving: bool,
+}
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// All of them.
+    pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
+    /// The number in the IP header.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    /// Lower-case name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
+    }
+}
+
+/// How a port is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PortMode {
+    /// On every host, balanced over all tasks.
+    Ingress,
+    /// On the host of the task, to that task.
+    Host,
+}
+
+/// A published port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedPort {
+    /// The port on the host; not 0.
+    pub published: u16,
+    /// The port in the task; not 0.
+    pub target: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Where it is open.
+    pub mode: PortMode,
+    /// Addresses on the ingress network of the tasks that serve it; for [`PortMode::Ingress`].
+    pub backends: Vec<Ipv4Addr>,
+    /// The local task; for [`PortMode::Host`].
+    pub task: Option<String>,
+}
+
+/// A task to be connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointConfig {
+    /// The task's id.
+    pub task: String,
+    /// Its own host name, which it can resolve.
+    pub hostname: String,
+    /// Its networks in order: `eth0`, `eth1`, …; none gives it only the way out.
+    pub attachments: Vec<Attachment>,
+    /// Search domains for its `resolv.conf`.
+    pub dns_search: Vec<String>,
+    /// Its own upstreams instead of the host's.
+    pub dns_servers: Vec<IpAddr>,
+}
+
+/// One network of a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// The network's id.
+    pub network: String,
+    /// The task's address on it.
+    pub address: Ipv4Addr,
+    /// Names by which the task knows itself there.
+    pub aliases: Vec<String>,
+}
+
+/// A value that cannot be put into force. Nothing was changed; the same value will be refused again.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// The node's short name is not usable in interface names.
+    #[error("node name {0:?} is not 1 to 8 characters of 0-9 and a-z")]
+    Node(String),
+    /// There are too many of something.
+    #[error("{count} {what}, at most {max} are possible")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many were given.
+        count: usize,
+        /// How many are possible.
+        max: usize,
+    },
+    /// An id is empty, too long, or has characters that cannot stand in an interface's alias.
+    #[error("id {0:?} is not 1 to {ID_MAX} visible ASCII characters")]
+    Id(String),
+    /// Two networks have the same id or VNI.
+    #[error("network {0:?} has an id or a VNI that another network has too")]
+    Duplicate(String),
+    /// A VNI is out of range.
+    #[error("network {network:?}: VNI {vni} is not between 1 and 16777215")]
+    Vni {
+        /// The network.
+        network: String,
+        /// Its VNI.
+        vni: u32,
+    },
+    /// An address is not in its network.
+    #[error("network {network:?}: address {address} is not in {subnet}")]
+    Outside {
+        /// The network.
+        network: String,
+        /// The address.
+        address: Ipv4Addr,
+        /// The network's addresses.
+        subnet: Ipv4Net,
+    },
+    /// A published port is 0, or has no task.
+    #[error("published port {0} is not complete")]
+    Port(u16),
+    /// One task is attached to one network twice.
+    #[error("task {task:?} is attached to network {network:?} twice")]
+    Twice {
+        /// The task.
+        task: String,
+        /// The network.
+        network: String,
+    },
+}
+
+fn bounded(what: &'static str, count: usize, max: usize) -> Result<(), ConfigError> {
+    if count > max { Err(ConfigError::TooMany { what, count, max }) } else { Ok(()) }
+}
+
+fn check_id(id: &str) -> Result<(), ConfigError> {
+    let fine = !id.is_empty() && id.len() <= ID_MAX && id.bytes().all(|b| b.is_ascii_graphic());
+    if fine { Ok(()) } else { Err(ConfigError::Id(id.to_owned())) }
+}
+
+impl Config {
+    /// Checks the node's name.
+    ///
+    /// # Errors
+    /// [`ConfigError::Node`].
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let fine = (1..=8).contains(&self.node.len())
+            && self.node.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
+        if fine { Ok(()) } else { Err(ConfigError::Node(self.node.clone())) }
+    }
+
+    /// The file that the overlay's namespace is pinned at.
+    #[must_use]
+    pub fn namespace_path(&self) -> PathBuf {
+        self.run_dir.join("netns").join("overlay")
+    }
+}
+
+impl Desired {
+    /// Checks bounds, ranges and that addresses are where they belong.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        bounded("networks", self.networks.len(), NETWORKS_MAX)?;
+        bounded("published ports", self.ports.len(), PORTS_MAX)?;
+        let (mut ids, mut vnis) = (BTreeSet::new(), BTreeSet::new());
+        for network in &self.networks {
+            network.validate()?;
+            if !ids.insert(&network.id) || !vnis.insert(network.vni) {
+                return Err(ConfigError::Duplicate(network.id.clone()));
+            }
+        }
+        for port in &self.ports {
+            bounded("backends", port.backends.len(), MEMBERS_MAX)?;
+            if port.published == 0 || port.target == 0 || (port.mode == PortMode::Host && port.task.is_none()) {
+                return Err(ConfigError::Port(port.published));
+            }
+        }
+        Ok(())
+    }
+
+    /// A network by its id.
+    #[must_use]
+    pub fn network(&self, id: &str) -> Option<&Network> {
+        self.networks.iter().find(|network| network.id == id)
+    }
+}
+
+impl Network {
+    fn validate(&self) -> Result<(), ConfigError> {
+        check_id(&self.id)?;
+        if self.vni == 0 || self.vni >= 1 << 24 {
+            return Err(ConfigError::Vni { network: self.id.clone(), vni: self.vni });
+        }
+        bounded("stations", self.stations.len(), MEMBERS_MAX)?;
+        bounded("services", self.services.len(), MEMBERS_MAX)?;
+        for service in &self.services {
+            bounded("endpoints", service.endpoints.len(), MEMBERS_MAX)?;
+        }
+        let stations = self.stations.iter().map(|station| station.address);
+        let vips = self.services.iter().filter_map(|service| service.vip);
+        let endpoints = self.services.iter().flat_map(|service| &service.endpoints).map(|endpoint| endpoint.address);
+        match stations.chain(vips).chain(endpoints).chain(self.host_address).find(|a| !self.subnet.contains(a)) {
+            Some(address) => Err(ConfigError::Outside { network: self.id.clone(), address, subnet: self.subnet }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl EndpointConfig {
+    /// Checks ids and that no network is there twice.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_id(&self.task)?;
+        bounded("attachments", self.attachments.len(), 64)?;
+        bounded("DNS servers", self.dns_servers.len(), 16)?;
+        let mut seen = BTreeSet::new();
+        for attachment in &self.attachments {
+            check_id(&attachment.network)?;
+            if !seen.insert(&attachment.network) {
+                return Err(ConfigError::Twice { task: self.task.clone(), network: attachment.network.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The `resolv.conf` of a task: our resolver, names tried as they are first.
+#[must_use]
+pub fn resolv_conf(search: &[String], options: &[String]) -> String {
+    let mut text = format!("nameserver {}\n", crate::dns::ADDRESS);
+    if !search.is_empty() {
+        text.push_str(&format!("search {}\n", search.join(" ")));
+    }
+    let ndots = if options.iter().any(|option| option.starts_with("ndots:")) { None } else { Some("ndots:0") };
+    let all: Vec<&str> = options.iter().map(String::as_str).chain(ndots).collect();
+    if !all.is_empty() {
+        text.push_str(&format!("options {}\n", all.join(" ")));
+    }
+    text
+}

@@ -1,0 +1,529 @@
+//! Links, addresses and routes of one network namespace.
+//!
+//! `Links` is a handle on one namespace; it is used from any thread, and blocks. Links are named by their name, since
+//! that is what is stable across a restart of ours.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+
+use ipnet::Ipv4Net;
+use libc::{
+    IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU,
+    IFLA_NET_NS_FD, IFLA_PROTINFO, RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE,
+    RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE,
+};
+use nix::sys::socket::SockProtocol;
+
+use super::netlink::{CREATE, DUMP, EXCL, Message, REPLACE, Reply, Socket, attributes, str_of, u32_of};
+use super::netns::NetNs;
+
+/// Longest interface name, without the closing zero.
+const NAME_MAX: usize = 15;
+/// `VETH_INFO_PEER`.
+const VETH_INFO_PEER: u16 = 1;
+// `IFLA_VXLAN_*` of linux/if_link.h.
+const VXLAN_ID: u16 = 1;
+const VXLAN_LOCAL: u16 = 4;
+const VXLAN_LEARNING: u16 = 7;
+const VXLAN_PORT: u16 = 15;
+// `IFLA_BRPORT_*` of linux/if_link.h.
+const BRPORT_LEARNING: u16 = 8;
+const BRPORT_UNICAST_FLOOD: u16 = 9;
+const BRPORT_MCAST_FLOOD: u16 = 27;
+const BRPORT_BCAST_FLOOD: u16 = 30;
+const BRPORT_NEIGH_SUPPRESS: u16 = 32;
+const BRPORT_ISOLATED: u16 = 33;
+/// `IFLA_BR_MCAST_SNOOPING`.
+const BR_MCAST_SNOOPING: u16 = 23;
+// `IFA_*` of linux/if_addr.h.
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFF_UP: u32 = 1;
+/// `RTPROT_STATIC`: what an administrator's tool would say.
+const RTPROT_STATIC: u8 = 4;
+const RT_TABLE_MAIN: u8 = 254;
+const RTN_UNICAST: u8 = 1;
+const RT_SCOPE_UNIVERSE: u8 = 0;
+const RT_SCOPE_LINK: u8 = 253;
+
+/// What the kernel says about a link.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Link {
+    /// Its number in its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// `bridge`, `vxlan`, `veth`; empty for `lo` and hardware.
+    pub kind: String,
+    /// Whether it was set up.
+    pub up: bool,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its hardware address; empty where it has none.
+    pub address: Vec<u8>,
+    /// The number of the bridge that it is a port of, or 0.
+    pub controller: u32,
+    /// The free text that its maker gave it.
+    pub alias: String,
+    /// VXLAN only: network identifier, local address, UDP port.
+    pub vxlan: Option<(u32, Ipv4Addr, u16)>,
+}
+
+/// A VXLAN device to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
+    /// Network identifier, below 2^24.
+    pub vni: u32,
+    /// The address that its packets leave from.
+    pub local: Ipv4Addr,
+    /// The UDP port on both sides.
+    pub port: u16,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// The far end of a veth pair.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer<'a> {
+    /// The namespace that it appears in.
+    pub namespace: &'a NetNs,
+    /// Its name there.
+    pub name: &'a str,
+    /// Its hardware address; the kernel's choice when absent.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// How a bridge treats one of its ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BridgePort {
+    /// Unknown destinations, broadcast and multicast are sent here.
+    pub flood: bool,
+    /// The bridge learns addresses from what arrives here.
+    pub learning: bool,
+    /// The bridge answers ARP for what is known behind this port, and sends no ARP here.
+    pub neigh_suppress: bool,
+    /// No traffic to other isolated ports.
+    pub isolated: bool,
+}
+
+/// A handle on the links of one network namespace.
+#[derive(Debug)]
+pub struct Links {
+    pub(super) socket: Socket,
+}
+
+/// `struct ifinfomsg`.
+fn ifinfo(index: u32, flags: u32, change: u32) -> [u8; 16] {
+    let mut fixed = [0; 16];
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    fixed[8..12].copy_from_slice(&flags.to_ne_bytes());
+    fixed[12..16].copy_from_slice(&change.to_ne_bytes());
+    fixed
+}
+
+fn check_name(name: &str) -> io::Result<()> {
+    if name.is_empty() || name.len() > NAME_MAX || name.contains(['/', ' ', '\0']) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("bad interface name {name:?}")));
+    }
+    Ok(())
+}
+
+fn not_found(name: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("no interface {name:?}"))
+}
+
+/// ENODEV has no kind of its own in the standard library; callers ask for `NotFound`.
+fn gone_is_not_found(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::ENODEV | libc::ESRCH) => io::Error::new(io::ErrorKind::NotFound, error),
+        _ => error,
+    }
+}
+
+impl Links {
+    /// Opens a handle on a namespace.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn open(namespace: &NetNs) -> io::Result<Links> {
+        Ok(Links { socket: namespace.visit(|| Socket::open(SockProtocol::NetlinkRoute))? })
+    }
+
+    /// A handle on the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When no socket can be made.
+    pub fn current() -> io::Result<Links> {
+        Ok(Links { socket: Socket::open(SockProtocol::NetlinkRoute)? })
+    }
+
+    /// All links.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn list(&mut self) -> io::Result<Vec<Link>> {
+        let replies = self.socket.request(Message::new(RTM_GETLINK, DUMP, &ifinfo(0, 0, 0)))?;
+        Ok(replies.iter().filter_map(parse_link).collect())
+    }
+
+    /// One link by its name, or nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than that there is none.
+    pub fn find(&mut self, name: &str) -> io::Result<Option<Link>> {
+        check_name(name)?;
+        let mut message = Message::new(RTM_GETLINK, 0, &ifinfo(0, 0, 0));
+        message.put_str(IFLA_IFNAME, name);
+        match self.socket.request(message) {
+            Ok(replies) => Ok(replies.iter().find_map(parse_link)),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The number of a link.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such link.
+    pub fn index(&mut self, name: &str) -> io::Result<u32> {
+        self.find(name)?.map(|link| link.index).ok_or_else(|| not_found(name))
+    }
+
+    /// Makes a bridge.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, or what the kernel says.
+    pub fn create_bridge(&mut self, name: &str) -> io::Result<()> {
+        check_name(name)?;
+        let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, 0, 0));
+        message.put_str(IFLA_IFNAME, name).nest(IFLA_LINKINFO, |m| {
+            m.put_str(IFLA_INFO_KIND, "bridge").nest(IFLA_INFO_DATA, |m| {
+                // Without a querier on the wire, snooping would swallow multicast between local tasks.
+                m.put(BR_MCAST_SNOOPING, &[0]);
+            });
+        });
+        self.socket.request(message).map(drop)
+    }
+
+    /// Makes a VXLAN device that appears in `other`, while its UDP socket stays in this handle's namespace.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, or what the kernel says.
+    pub fn create_vxlan_into(&mut self, other: &NetNs, name: &str, vxlan: &Vxlan) -> io::Result<()> {
+        check_name(name)?;
+        let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, 0, 0));
+        message
+            .put_str(IFLA_IFNAME, name)
+            .put_u32(IFLA_MTU, vxlan.mtu)
+            .put_u32(IFLA_NET_NS_FD, other.fd().as_raw_fd().cast_unsigned())
+            .nest(IFLA_LINKINFO, |m| {
+                m.put_str(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, |m| {
+                    m.put_u32(VXLAN_ID, vxlan.vni)
+                        .put(VXLAN_LOCAL, &vxlan.local.octets())
+                        .put(VXLAN_PORT, &vxlan.port.to_be_bytes())
+                        .put(VXLAN_LEARNING, &[0]);
+                });
+            });
+        self.socket.request(message).map(drop)
+    }
+
+    /// Makes a veth pair: `name` here, the peer in its own namespace; both with this MTU, both down.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, or what the kernel says; neither end exists then.
+    pub fn create_veth_into(&mut self, name: &str, mac: Option<[u8; 6]>, mtu: u32, peer: &Peer<'_>) -> io::Result<()> {
+        check_name(name)?;
+        check_name(peer.name)?;
+        let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, 0, 0));
+        message.put_str(IFLA_IFNAME, name).put_u32(IFLA_MTU, mtu);
+        if let Some(mac) = mac {
+            message.put(IFLA_ADDRESS, &mac);
+        }
+        message.nest(IFLA_LINKINFO, |m| {
+            m.put_str(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |m| {
+                m.nest(VETH_INFO_PEER, |m| {
+                    m.raw(&ifinfo(0, 0, 0)).put_str(IFLA_IFNAME, peer.name).put_u32(IFLA_MTU, mtu);
+                    m.put_u32(IFLA_NET_NS_FD, peer.namespace.fd().as_raw_fd().cast_unsigned());
+                    if let Some(mac) = peer.mac {
+                        m.put(IFLA_ADDRESS, &mac);
+                    }
+                });
+            });
+        });
+        self.socket.request(message).map(drop)
+    }
+
+    /// Removes a link; a missing one is fine. A veth takes its peer with it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn delete(&mut self, name: &str) -> io::Result<()> {
+        check_name(name)?;
+        let mut message = Message::new(RTM_DELLINK, 0, &ifinfo(0, 0, 0));
+        message.put_str(IFLA_IFNAME, name);
+        match self.socket.request(message) {
+            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn change(&mut self, name: &str, flags: u32, mask: u32, fill: impl FnOnce(&mut Message)) -> io::Result<()> {
+        check_name(name)?;
+        let mut message = Message::new(RTM_NEWLINK, 0, &ifinfo(0, flags, mask));
+        message.put_str(IFLA_IFNAME, name);
+        fill(&mut message);
+        self.socket.request(message).map(drop).map_err(gone_is_not_found)
+    }
+
+    /// Sets a link up.
+    ///
+    /// # Errors
+    /// `NotFound`, or what the kernel says.
+    pub fn set_up(&mut self, name: &str) -> io::Result<()> {
+        self.change(name, IFF_UP, IFF_UP, |_| {})
+    }
+
+    /// Sets a link down.
+    ///
+    /// # Errors
+    /// `NotFound`, or what the kernel says.
+    pub fn set_down(&mut self, name: &str) -> io::Result<()> {
+        self.change(name, 0, IFF_UP, |_| {})
+    }
+
+    /// Sets a link's MTU in bytes.
+    ///
+    /// # Errors
+    /// `NotFound`, or what the kernel says.
+    pub fn set_mtu(&mut self, name: &str, mtu: u32) -> io::Result<()> {
+        self.change(name, 0, 0, |m| {
+            m.put_u32(IFLA_MTU, mtu);
+        })
+    }
+
+    /// Sets a link's hardware address.
+    ///
+    /// # Errors
+    /// `NotFound`, or what the kernel says.
+    pub fn set_mac(&mut self, name: &str, mac: [u8; 6]) -> io::Result<()> {
+        self.change(name, 0, 0, |m| {
+            m.put(IFLA_ADDRESS, &mac);
+        })
+    }
+
+    /// Sets a link's free text, 255 bytes at the most.
+    ///
+    /// # Errors
+    /// `NotFound`, or what the kernel says.
+    pub fn set_alias(&mut self, name: &str, alias: &str) -> io::Result<()> {
+        self.change(name, 0, 0, |m| {
+            m.put(IFLA_IFALIAS, alias.as_bytes());
+        })
+    }
+
+    /// Makes a link a port of a bridge, or of none.
+    ///
+    /// # Errors
+    /// `NotFound` when one of the two is missing, or what the kernel says.
+    pub fn set_controller(&mut self, name: &str, bridge: Option<&str>) -> io::Result<()> {
+        let controller = match bridge {
+            Some(bridge) => self.index(bridge)?,
+            None => 0,
+        };
+        self.change(name, 0, 0, |m| {
+            m.put_u32(IFLA_MASTER, controller);
+        })
+    }
+
+    /// Says how the bridge treats a port of it.
+    ///
+    /// # Errors
+    /// `NotFound`, or what the kernel says.
+    pub fn set_bridge_port(&mut self, name: &str, port: BridgePort) -> io::Result<()> {
+        let index = self.index(name)?;
+        let mut fixed = ifinfo(index, 0, 0);
+        fixed[0] = u8::try_from(libc::AF_BRIDGE).expect("AF_BRIDGE is 7");
+        let mut message = Message::new(libc::RTM_SETLINK, 0, &fixed);
+        message.nest(IFLA_PROTINFO, |m| {
+            m.put(BRPORT_LEARNING, &[port.learning.into()])
+                .put(BRPORT_UNICAST_FLOOD, &[port.flood.into()])
+                .put(BRPORT_MCAST_FLOOD, &[port.flood.into()])
+                .put(BRPORT_BCAST_FLOOD, &[port.flood.into()])
+                .put(BRPORT_NEIGH_SUPPRESS, &[port.neigh_suppress.into()])
+                .put(BRPORT_ISOLATED, &[port.isolated.into()]);
+        });
+        self.socket.request(message).map(drop)
+    }
+
+    /// Gives a link an IPv4 address with its prefix; an address that is there already is fine.
+    ///
+    /// # Errors
+    /// `NotFound`, or what the kernel says.
+    pub fn add_address(&mut self, name: &str, address: Ipv4Net) -> io::Result<()> {
+        let message = self.address_message(RTM_NEWADDR, CREATE | REPLACE, name, address)?;
+        self.socket.request(message).map(drop)
+    }
+
+    /// Takes an IPv4 address from a link.
+    ///
+    /// # Errors
+    /// `NotFound` when the link is missing, or what the kernel says.
+    pub fn delete_address(&mut self, name: &str, address: Ipv4Net) -> io::Result<()> {
+        let message = self.address_message(RTM_DELADDR, 0, name, address)?;
+        self.socket.request(message).map(drop)
+    }
+
+    fn address_message(&mut self, kind: u16, flags: u16, name: &str, address: Ipv4Net) -> io::Result<Message> {
+        let index = self.index(name)?;
+        let mut fixed = [libc::AF_INET as u8, address.prefix_len(), 0, 0, 0, 0, 0, 0];
+        fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+        let mut message = Message::new(kind, flags, &fixed);
+        message.put(IFA_LOCAL, &address.addr().octets()).put(IFA_ADDRESS, &address.addr().octets());
+        Ok(message)
+    }
+
+    /// All IPv4 addresses with the number of their link.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn addresses(&mut self) -> io::Result<Vec<(u32, Ipv4Net)>> {
+        let fixed = [libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0];
+        let replies = self.socket.request(Message::new(RTM_GETADDR, DUMP, &fixed))?;
+        Ok(replies.iter().filter_map(parse_address).collect())
+    }
+
+    /// Adds a route in the main table, or replaces the one to the same destination.
+    ///
+    /// # Errors
+    /// `NotFound` when the link is missing; `NetworkUnreachable` when the gateway is not on a link.
+    pub fn add_route(&mut self, destination: Ipv4Net, via: Option<Ipv4Addr>, name: &str) -> io::Result<()> {
+        let message = self.route_message(RTM_NEWROUTE, CREATE | REPLACE, destination, via, name)?;
+        self.socket.request(message).map(drop)
+    }
+
+    /// Removes a route of the main table.
+    ///
+    /// # Errors
+    /// `NotFound` when the link or the route is missing.
+    pub fn delete_route(&mut self, destination: Ipv4Net, via: Option<Ipv4Addr>, name: &str) -> io::Result<()> {
+        let message = self.route_message(RTM_DELROUTE, 0, destination, via, name)?;
+        self.socket.request(message).map(drop).map_err(gone_is_not_found)
+    }
+
+    fn route_message(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        destination: Ipv4Net,
+        via: Option<Ipv4Addr>,
+        name: &str,
+    ) -> io::Result<Message> {
+        let index = self.index(name)?;
+        let scope = if via.is_some() { RT_SCOPE_UNIVERSE } else { RT_SCOPE_LINK };
+        let fixed = [
+            libc::AF_INET as u8,
+            destination.prefix_len(),
+            0,
+            0,
+            RT_TABLE_MAIN,
+            RTPROT_STATIC,
+            scope,
+            RTN_UNICAST,
+            0,
+            0,
+            0,
+            0,
+        ];
+        let mut message = Message::new(kind, flags, &fixed);
+        if destination.prefix_len() > 0 {
+            message.put(libc::RTA_DST, &destination.network().octets());
+        }
+        if let Some(via) = via {
+            message.put(libc::RTA_GATEWAY, &via.octets());
+        }
+        message.put_u32(libc::RTA_OIF, index);
+        Ok(message)
+    }
+
+    /// All IPv4 destinations in the main table, with the number of their link; the default route is `0.0.0.0/0`.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn routes(&mut self) -> io::Result<Vec<(Ipv4Net, u32)>> {
+        let mut fixed = [0; 12];
+        fixed[0] = libc::AF_INET as u8;
+        let replies = self.socket.request(Message::new(RTM_GETROUTE, DUMP, &fixed))?;
+        Ok(replies.iter().filter_map(parse_route).collect())
+    }
+}
+
+fn parse_link(reply: &Reply) -> Option<Link> {
+    let fixed = reply.body.get(..16)?;
+    if reply.kind != RTM_NEWLINK {
+        return None;
+    }
+    let mut link = Link { index: u32_of(&fixed[4..8]), up: u32_of(&fixed[8..12]) & IFF_UP != 0, ..Link::default() };
+    for (kind, value) in attributes(&reply.body[16..]) {
+        match kind {
+            IFLA_IFNAME => link.name = str_of(value),
+            IFLA_MTU => link.mtu = u32_of(value),
+            IFLA_ADDRESS => link.address = value.to_vec(),
+            IFLA_MASTER => link.controller = u32_of(value),
+            IFLA_IFALIAS => link.alias = str_of(value),
+            IFLA_LINKINFO => parse_info(value, &mut link),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn parse_info(value: &[u8], link: &mut Link) {
+    let mut data: &[u8] = &[];
+    for (kind, value) in attributes(value) {
+        match kind {
+            IFLA_INFO_KIND => link.kind = str_of(value),
+            IFLA_INFO_DATA => data = value,
+            _ => {}
+        }
+    }
+    if link.kind == "vxlan" {
+        let (mut vni, mut local, mut port) = (0, Ipv4Addr::UNSPECIFIED, 0);
+        for (kind, value) in attributes(data) {
+            match kind {
+                VXLAN_ID => vni = u32_of(value),
+                VXLAN_LOCAL => local = ipv4_of(value).unwrap_or(local),
+                VXLAN_PORT => port = value.get(0..2).map_or(0, |b| u16::from_be_bytes([b[0], b[1]])),
+                _ => {}
+            }
+        }
+        link.vxlan = Some((vni, local, port));
+    }
+}
+
+pub(super) fn ipv4_of(value: &[u8]) -> Option<Ipv4Addr> {
+    let octets: [u8; 4] = value.get(0..4)?.try_into().ok()?;
+    Some(octets.into())
+}
+
+fn parse_address(reply: &Reply) -> Option<(u32, Ipv4Net)> {
+    let fixed = reply.body.get(..8)?;
+    let local = attributes(&reply.body[8..]).find(|(kind, _)| *kind == IFA_LOCAL)?.1;
+    Some((u32_of(&fixed[4..8]), Ipv4Net::new(ipv4_of(local)?, fixed[1]).ok()?))
+}
+
+fn parse_route(reply: &Reply) -> Option<(Ipv4Net, u32)> {
+    let fixed = reply.body.get(..12)?;
+    if fixed[4] != RT_TABLE_MAIN {
+        return None;
+    }
+    let (mut destination, mut link) = (Ipv4Addr::UNSPECIFIED, 0);
+    for (kind, value) in attributes(&reply.body[12..]) {
+        match kind {
+            libc::RTA_DST => destination = ipv4_of(value)?,
+            libc::RTA_OIF => link = u32_of(value),
+            _ => {}
+        }
+    }
+    Some((Ipv4Net::new(destination, fixed[1]).ok()?, link))
+}

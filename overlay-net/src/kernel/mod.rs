@@ -1,0 +1,24 @@
+//! The kernel's side: namespaces, links, addresses, routes, forwarding entries and nf_tables, over netlink alone.
+//!
+//! Nothing here decides anything; `plan` does. All calls block for as long as the kernel takes (microseconds), and
+//! no thread of the caller ever changes its namespace, except through [`enter`].
+
+mod links;
+mod neighbours;
+mod netlink;
+mod netns;
+mod nftables;
+mod stage;
+
+pub use links::{BridgePort, Link, Links, Peer, Vxlan};
+pub use neighbours::Forward;
+pub use netns::{NetNs, enter};
+pub use nftables::Tables;
+pub(crate) use stage::Stage;
+
+/// The hardware address that belongs to an IPv4 address: `02:42` and the four bytes, as Docker derives it.
+#[must_use]
+pub fn mac_of(address: std::net::Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x02, 0x42, a, b, c, d]
+}

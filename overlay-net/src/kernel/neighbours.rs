@@ -1,0 +1,166 @@
+//! Static forwarding entries (FDB) and permanent neighbours.
+//!
+//! Three tables make an overlay that never floods: the VXLAN's own (which host has a hardware address), the bridge's
+//! (which port), and the bridge's neighbours (which hardware address an IPv4 address has), from which the bridge
+//! answers ARP itself.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use libc::{
+    NDA_DST, NDA_LLADDR, NTF_MASTER, NTF_SELF, NUD_NOARP, NUD_PERMANENT, RTM_DELNEIGH, RTM_GETNEIGH, RTM_NEWNEIGH,
+};
+
+use super::links::{Links, ipv4_of};
+use super::netlink::{CREATE, DUMP, Message, REPLACE, attributes, u32_of};
+
+/// One forwarding entry as the kernel lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forward {
+    /// The number of the link that it is on.
+    pub link: u32,
+    /// The hardware address that it is for.
+    pub mac: [u8; 6],
+    /// The host behind the tunnel; only in a VXLAN's own table.
+    pub host: Option<Ipv4Addr>,
+    /// It is in the bridge's table, not in the device's own.
+    pub bridge: bool,
+    /// It was set, not learned, and is not one of the link's own addresses.
+    pub fixed: bool,
+}
+
+/// `struct ndmsg`.
+fn ndmsg(family: i32, link: u32, state: u16, flags: u8) -> [u8; 12] {
+    let mut fixed = [0; 12];
+    fixed[0] = u8::try_from(family).expect("address families are small");
+    fixed[4..8].copy_from_slice(&link.to_ne_bytes());
+    fixed[8..10].copy_from_slice(&state.to_ne_bytes());
+    fixed[10] = flags;
+    fixed
+}
+
+impl Links {
+    /// Sends frames for a hardware address to a host: the VXLAN device's own table. Replaces an older entry.
+    ///
+    /// # Errors
+    /// `NotFound` when the link is missing, or what the kernel says.
+    pub fn set_tunnel(&mut self, vxlan: u32, mac: [u8; 6], host: Ipv4Addr) -> io::Result<()> {
+        let fixed = ndmsg(libc::AF_BRIDGE, vxlan, NUD_NOARP | NUD_PERMANENT, NTF_SELF);
+        let mut message = Message::new(RTM_NEWNEIGH, CREATE | REPLACE, &fixed);
+        message.put(NDA_LLADDR, &mac).put(NDA_DST, &host.octets());
+        self.socket.request(message).map(drop)
+    }
+
+    /// Removes an entry of a VXLAN device's own table; a missing one is fine.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn delete_tunnel(&mut self, vxlan: u32, mac: [u8; 6]) -> io::Result<()> {
+        let mut message = Message::new(RTM_DELNEIGH, 0, &ndmsg(libc::AF_BRIDGE, vxlan, 0, NTF_SELF));
+        message.put(NDA_LLADDR, &mac);
+        missing_is_fine(self.socket.request(message).map(drop))
+    }
+
+    /// Says that a hardware address is behind a port: the bridge's table. Replaces an older entry.
+    ///
+    /// # Errors
+    /// `NotFound` when the link is missing, or what the kernel says.
+    pub fn set_forward(&mut self, port: u32, mac: [u8; 6]) -> io::Result<()> {
+        // NOARP without PERMANENT is "static": it stays, and is not one of the bridge's own addresses.
+        let fixed = ndmsg(libc::AF_BRIDGE, port, NUD_NOARP, NTF_MASTER);
+        let mut message = Message::new(RTM_NEWNEIGH, CREATE | REPLACE, &fixed);
+        message.put(NDA_LLADDR, &mac);
+        self.socket.request(message).map(drop)
+    }
+
+    /// Removes an entry of the bridge's table; a missing one is fine.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn delete_forward(&mut self, port: u32, mac: [u8; 6]) -> io::Result<()> {
+        let mut message = Message::new(RTM_DELNEIGH, 0, &ndmsg(libc::AF_BRIDGE, port, 0, NTF_MASTER));
+        message.put(NDA_LLADDR, &mac);
+        missing_is_fine(self.socket.request(message).map(drop))
+    }
+
+    /// Says which hardware address an IPv4 address has, for good. Replaces an older entry.
+    ///
+    /// # Errors
+    /// `NotFound` when the link is missing, or what the kernel says.
+    pub fn set_neighbour(&mut self, link: u32, address: Ipv4Addr, mac: [u8; 6]) -> io::Result<()> {
+        let fixed = ndmsg(libc::AF_INET, link, NUD_PERMANENT, 0);
+        let mut message = Message::new(RTM_NEWNEIGH, CREATE | REPLACE, &fixed);
+        message.put(NDA_DST, &address.octets()).put(NDA_LLADDR, &mac);
+        self.socket.request(message).map(drop)
+    }
+
+    /// Forgets an IPv4 neighbour; a missing one is fine.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn delete_neighbour(&mut self, link: u32, address: Ipv4Addr) -> io::Result<()> {
+        let mut message = Message::new(RTM_DELNEIGH, 0, &ndmsg(libc::AF_INET, link, 0, 0));
+        message.put(NDA_DST, &address.octets());
+        missing_is_fine(self.socket.request(message).map(drop))
+    }
+
+    /// All forwarding entries of the namespace, of bridges and of VXLAN devices.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn forwards(&mut self) -> io::Result<Vec<Forward>> {
+        let replies = self.socket.request(Message::new(RTM_GETNEIGH, DUMP, &ndmsg(libc::AF_BRIDGE, 0, 0, 0)))?;
+        Ok(replies
+            .iter()
+            .filter_map(|reply| {
+                let fixed = reply.body.get(..12)?;
+                let state = u16::from_ne_bytes([fixed[8], fixed[9]]);
+                let bridge = fixed[10] & NTF_SELF == 0;
+                let (mut mac, mut host) = (None, None);
+                for (kind, value) in attributes(&reply.body[12..]) {
+                    match kind {
+                        NDA_LLADDR => mac = value.get(0..6).and_then(|b| b.try_into().ok()),
+                        NDA_DST => host = ipv4_of(value),
+                        _ => {}
+                    }
+                }
+                let fixed_entry =
+                    if bridge { state & NUD_NOARP != 0 && state & NUD_PERMANENT == 0 } else { host.is_some() };
+                Some(Forward { link: u32_of(&fixed[4..8]), mac: mac?, host, bridge, fixed: fixed_entry })
+            })
+            .collect())
+    }
+
+    /// All permanent IPv4 neighbours: link, address, hardware address.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn neighbours(&mut self) -> io::Result<Vec<(u32, Ipv4Addr, [u8; 6])>> {
+        let replies = self.socket.request(Message::new(RTM_GETNEIGH, DUMP, &ndmsg(libc::AF_INET, 0, 0, 0)))?;
+        Ok(replies
+            .iter()
+            .filter_map(|reply| {
+                let fixed = reply.body.get(..12)?;
+                if u16::from_ne_bytes([fixed[8], fixed[9]]) & NUD_PERMANENT == 0 {
+                    return None;
+                }
+                let (mut mac, mut address) = (None, None);
+                for (kind, value) in attributes(&reply.body[12..]) {
+                    match kind {
+                        NDA_LLADDR => mac = value.get(0..6).and_then(|b| b.try_into().ok()),
+                        NDA_DST => address = ipv4_of(value),
+                        _ => {}
+                    }
+                }
+                Some((u32_of(&fixed[4..8]), address?, mac?))
+            })
+            .collect())
+    }
+}
+
+fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ESRCH)) => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,299 @@
+//! The netlink wire: one message builder, one attribute reader, one blocking socket.
+//!
+//! Owns framing, sequence numbers, acknowledgements and dumps. `links`, `neighbours` and `nftables` say what the
+//! messages mean. A socket belongs to the network namespace of the thread that opens it, whoever uses it later, so
+//! namespaces are entered only for the moment of opening (`NetNs::visit`).
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+/// Length of `struct nlmsghdr`.
+pub(crate) const HEADER: usize = 16;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// First bit pair of an attribute's type: nested, and network byte order.
+const NESTED: u16 = 0x8000;
+const TYPE_MASK: u16 = 0x3fff;
+
+/// The request flag every message to the kernel has.
+pub(crate) const REQUEST: u16 = 0x1;
+/// Ask for an acknowledgement.
+pub(crate) const ACK: u16 = 0x4;
+/// List all objects.
+pub(crate) const DUMP: u16 = 0x300;
+/// Replace the object if it exists.
+pub(crate) const REPLACE: u16 = 0x100;
+/// Fail if the object exists.
+pub(crate) const EXCL: u16 = 0x200;
+/// Create the object if it does not exist.
+pub(crate) const CREATE: u16 = 0x400;
+/// Append to a list of objects.
+pub(crate) const APPEND: u16 = 0x800;
+
+/// One netlink message under construction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Message {
+    bytes: Vec<u8>,
+}
+
+impl Message {
+    /// A message of a type, with the fixed header that its family wants before the attributes.
+    pub(crate) fn new(kind: u16, flags: u16, fixed: &[u8]) -> Message {
+        let mut bytes = Vec::with_capacity(128);
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&kind.to_ne_bytes());
+        bytes.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
+        bytes.extend_from_slice(&[0; 8]);
+        bytes.extend_from_slice(fixed);
+        let mut message = Message { bytes };
+        message.pad();
+        message
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    /// Adds one attribute.
+    pub(crate) fn put(&mut self, kind: u16, value: &[u8]) -> &mut Self {
+        let length = u16::try_from(value.len() + 4).expect("an attribute of ours is far below 64 KiB");
+        self.bytes.extend_from_slice(&length.to_ne_bytes());
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.bytes.extend_from_slice(value);
+        self.pad();
+        self
+    }
+
+    /// Adds a number in host byte order.
+    pub(crate) fn put_u32(&mut self, kind: u16, value: u32) -> &mut Self {
+        self.put(kind, &value.to_ne_bytes())
+    }
+
+    /// Adds a number in network byte order, as nf_tables wants all of its numbers.
+    pub(crate) fn put_be32(&mut self, kind: u16, value: u32) -> &mut Self {
+        self.put(kind, &value.to_be_bytes())
+    }
+
+    /// Adds a text with its closing zero.
+    pub(crate) fn put_str(&mut self, kind: u16, value: &str) -> &mut Self {
+        let mut bytes = value.as_bytes().to_vec();
+        bytes.push(0);
+        self.put(kind, &bytes)
+    }
+
+    /// Adds attributes inside an attribute.
+    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[0, 0]);
+        self.bytes.extend_from_slice(&(kind | NESTED).to_ne_bytes());
+        fill(self);
+        let length = u16::try_from(self.bytes.len() - start).expect("a nested attribute of ours is far below 64 KiB");
+        self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+        self
+    }
+
+    /// Adds raw bytes: the fixed header that some nested messages begin with.
+    pub(crate) fn raw(&mut self, value: &[u8]) -> &mut Self {
+        self.bytes.extend_from_slice(value);
+        self.pad();
+        self
+    }
+
+    fn seal(&mut self, sequence: u32) {
+        let length = u32::try_from(self.bytes.len()).expect("a message of ours is far below 4 GiB");
+        self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
+        self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
+    }
+}
+
+/// One message from the kernel.
+#[derive(Debug, Clone)]
+pub(crate) struct Reply {
+    /// The message type.
+    pub(crate) kind: u16,
+    sequence: u32,
+    /// All that follows the header.
+    pub(crate) body: Vec<u8>,
+}
+
+/// Walks the attributes in a byte slice; a malformed tail ends the walk.
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(rest.get(0..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) & TYPE_MASK;
+        let value = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+        Some((kind, value))
+    })
+}
+
+/// A number in host byte order; zero when the attribute is too short.
+pub(crate) fn u32_of(value: &[u8]) -> u32 {
+    value.get(0..4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
+
+/// A text without its closing zero.
+pub(crate) fn str_of(value: &[u8]) -> String {
+    let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
+    String::from_utf8_lossy(&value[..end]).into_owned()
+}
+
+fn split(datagram: &[u8], replies: &mut Vec<Reply>) {
+    let mut rest = datagram;
+    while let Some(header) = rest.get(0..HEADER) {
+        let length = u32_of(header) as usize;
+        let Some(body) = rest.get(HEADER..length) else { return };
+        replies.push(Reply {
+            kind: u16::from_ne_bytes([header[4], header[5]]),
+            sequence: u32_of(&header[8..12]),
+            body: body.to_vec(),
+        });
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+    }
+}
+
+/// A blocking netlink socket, bound to the namespace of the thread that opened it.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens a socket in the namespace of the calling thread.
+    pub(crate) fn open(protocol: SockProtocol) -> io::Result<Socket> {
+        let fd = nix::sys::socket::socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+        // The kernel answers while it handles the request, so a wait only ever ends a misunderstanding.
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(10))?;
+        // One nf_tables transaction is one datagram, and each of its messages may be answered.
+        setsockopt(&fd, sockopt::SndBufForce, &(16 << 20))?;
+        setsockopt(&fd, sockopt::RcvBufForce, &(16 << 20))?;
+        Ok(Socket { fd, sequence: 0, buffer: vec![0; 256 * 1024] })
+    }
+
+    fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1).max(1);
+        self.sequence
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let sent = nix::sys::socket::send(self.fd.as_raw_fd(), bytes, MsgFlags::empty())?;
+        assert_eq!(sent, bytes.len(), "netlink takes a datagram whole or not at all");
+        Ok(())
+    }
+
+    fn receive(&mut self, flags: MsgFlags, replies: &mut Vec<Reply>) -> io::Result<()> {
+        loop {
+            match nix::sys::socket::recv(self.fd.as_raw_fd(), &mut self.buffer, flags) {
+                Ok(length) => {
+                    split(&self.buffer[..length], replies);
+                    return Ok(());
+                }
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Sends one request and waits for its acknowledgement; the objects that came before it are returned.
+    pub(crate) fn request(&mut self, mut message: Message) -> io::Result<Vec<Reply>> {
+        let flags = u16::from_ne_bytes([message.bytes[6], message.bytes[7]]);
+        // The two bits of a dump mean replace and exclusive elsewhere; nobody asks for both of those.
+        if flags & DUMP != DUMP {
+            message.bytes[6..8].copy_from_slice(&(flags | ACK).to_ne_bytes());
+        }
+        let sequence = self.next_sequence();
+        message.seal(sequence);
+        self.send(&message.bytes)?;
+        let mut objects = Vec::new();
+        loop {
+            let mut replies = Vec::new();
+            self.receive(MsgFlags::empty(), &mut replies)?;
+            for reply in replies {
+                if reply.sequence != sequence {
+                    continue;
+                }
+                match reply.kind {
+                    NLMSG_DONE => return Ok(objects),
+                    NLMSG_ERROR => match errno(&reply.body) {
+                        None => return Ok(objects),
+                        Some(error) => return Err(error),
+                    },
+                    _ => objects.push(reply),
+                }
+            }
+        }
+    }
+
+    /// Sends several messages as one datagram (an nf_tables batch) and gives the first error.
+    ///
+    /// The kernel handles the batch inside `send`, so every answer is there when it returns. On an error nothing of
+    /// the batch took effect. `describe` names a message by its place for the error text.
+    pub(crate) fn batch(&mut self, messages: Vec<Message>, describe: impl Fn(usize) -> String) -> io::Result<()> {
+        let first = self.sequence.wrapping_add(1).max(1);
+        let mut datagram = Vec::new();
+        for mut message in messages {
+            let sequence = self.next_sequence();
+            message.seal(sequence);
+            datagram.extend_from_slice(&message.bytes);
+        }
+        self.send(&datagram)?;
+        let mut replies = Vec::new();
+        loop {
+            match self.receive(MsgFlags::MSG_DONTWAIT, &mut replies) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        for reply in replies {
+            if reply.kind == NLMSG_ERROR
+                && let Some(error) = errno(&reply.body)
+            {
+                let place = describe(reply.sequence.wrapping_sub(first) as usize);
+                return Err(io::Error::new(error.kind(), format!("{place}: {error}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn errno(body: &[u8]) -> Option<io::Error> {
+    let code = u32_of(body).cast_signed();
+    (code != 0).then(|| io::Error::from_raw_os_error(-code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_round_trip_through_nesting() {
+        let mut message = Message::new(16, 0, &[0; 16]);
+        message.put_str(3, "eth0").nest(18, |m| {
+            m.put_u32(1, 7).put(2, &[1, 2, 3]);
+        });
+        let found: Vec<_> = attributes(&message.bytes[HEADER + 16..]).collect();
+        assert_eq!(found[0], (3, &b"eth0\0"[..]));
+        assert_eq!(found[1].0, 18);
+        let inner: Vec<_> = attributes(found[1].1).collect();
+        assert_eq!(u32_of(inner[0].1), 7);
+        assert_eq!(inner[1], (2, &[1, 2, 3][..]));
+    }
+
+    #[test]
+    fn malformed_input_ends_the_walk() {
+        for bytes in [&[][..], &[1], &[0, 0, 0, 0], &[3, 0, 1, 0], &[200, 0, 1, 0, 5]] {
+            assert!(attributes(bytes).count() <= 1, "{bytes:?}");
+        }
+        let mut replies = Vec::new();
+        split(&[9; 40], &mut replies);
+        split(&[0; 40], &mut replies);
+        assert!(replies.is_empty());
+    }
+}

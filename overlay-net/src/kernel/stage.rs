@@ -1,0 +1,305 @@
+//! The node's two namespaces, as the planner sees them: observe a `Picture`, apply an `Operation`.
+//!
+//! Bridges and VXLAN devices are in the node's own namespace; only this host's place on the ingress network and its
+//! end of the way out are in the host's. The node's namespace has no address and routes nothing: it is a switch.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use ipnet::Ipv4Net;
+
+use super::links::{BridgePort, Link, Links, Peer, Vxlan};
+use super::mac_of;
+use super::netns::NetNs;
+use crate::plan::attachment::{Interface, choose_egress, gateway};
+use crate::plan::names;
+use crate::plan::picture::{HostPort, Operation, Picture, Port, Switch, Tunnel};
+
+/// What a port of ours towards a task or the host does; addresses are learned there, from those that own them.
+const LOCAL_PORT: BridgePort = BridgePort { flood: true, learning: true, neigh_suppress: false, isolated: false };
+/// The port towards other hosts: nothing unknown goes out there, and ARP is answered on this side.
+const TUNNEL_PORT: BridgePort = BridgePort { flood: false, learning: false, neigh_suppress: true, isolated: false };
+/// A task's port on the way out: it reaches the host and no other task.
+const EGRESS_PORT: BridgePort = BridgePort { flood: true, learning: true, neigh_suppress: false, isolated: true };
+
+/// Handles on both namespaces.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    node: String,
+    host: NetNs,
+    inner: NetNs,
+    host_links: Links,
+    inner_links: Links,
+}
+
+impl Stage {
+    /// Opens the host's namespace (the calling thread's) and the node's own, which is made if it is not there.
+    pub(crate) fn open(node: &str, pin: &Path) -> io::Result<Stage> {
+        let host = NetNs::current()?;
+        let inner = match NetNs::open(pin) {
+            Ok(inner) => inner,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+                NetNs::delete(pin)?;
+                if let Some(directory) = pin.parent() {
+                    std::fs::create_dir_all(directory)?;
+                }
+                NetNs::create(pin)?
+            }
+            Err(error) => return Err(error),
+        };
+        // A switch speaks no IPv6 itself; a kernel without it is as good.
+        for scope in ["all", "default"] {
+            inner.set_sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "1").ok();
+        }
+        let (host_links, inner_links) = (Links::open(&host)?, Links::open(&inner)?);
+        Ok(Stage { node: node.to_owned(), host, inner, host_links, inner_links })
+    }
+
+    /// The host's namespace.
+    pub(crate) fn host(&self) -> &NetNs {
+        &self.host
+    }
+
+    /// The MTU of the link that has an address, or nothing when no link has it.
+    pub(crate) fn underlay_mtu(&mut self, address: Ipv4Addr) -> io::Result<Option<u32>> {
+        let Some((index, _)) = self.host_links.addresses()?.into_iter().find(|(_, net)| net.addr() == address) else {
+            return Ok(None);
+        };
+        Ok(self.host_links.list()?.into_iter().find(|link| link.index == index).map(|link| link.mtu))
+    }
+
+    /// What is there.
+    pub(crate) fn observe(&mut self) -> io::Result<Picture> {
+        let links = self.inner_links.list()?;
+        let names: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
+        let mut picture = Picture::default();
+        for link in &links {
+            if let ("bridge", Some(vni)) = (link.kind.as_str(), names::vni_of(&link.name)) {
+                let network = names::network_of(&link.alias).unwrap_or_default().to_owned();
+                picture.switches.insert(vni, Switch { network, ..Switch::default() });
+            } else if let Some((task, network, address)) = names::port_of(&link.alias) {
+                let bridge = names.get(&link.controller).map_or(String::new(), |name| (*name).to_owned());
+                let (task, network) = (task.to_owned(), network.to_owned());
+                picture.ports.insert(link.name.clone(), Port { task, network, address, bridge });
+            }
+        }
+        let mut tunnels = BTreeMap::new();
+        let mut bridges = BTreeMap::new();
+        for link in &links {
+            let Some(vni) = names::vni_of(&link.name) else { continue };
+            let Some(switch) = picture.switches.get_mut(&vni) else { continue };
+            if let Some((_, local, port)) = link.vxlan {
+                let on_bridge = names.get(&link.controller) == Some(&names::bridge(vni).as_str());
+                // One that is half made is of no use: an MTU of 0 is never wanted, so it is made anew.
+                let mtu = if on_bridge && link.up { link.mtu } else { 0 };
+                switch.tunnel = Some(Tunnel { local, port, mtu });
+                tunnels.insert(link.index, vni);
+            } else {
+                bridges.insert(link.index, vni);
+            }
+        }
+        for entry in self.inner_links.forwards()?.into_iter().filter(|entry| entry.fixed) {
+            let Some(switch) = tunnels.get(&entry.link).and_then(|vni| picture.switches.get_mut(vni)) else { continue };
+            if let (false, Some(host)) = (entry.bridge, entry.host) {
+                switch.hosts.insert(entry.mac, host);
+            } else {
+                switch.forwards.insert(entry.mac);
+            }
+        }
+        for (link, address, mac) in self.inner_links.neighbours()? {
+            if let Some(switch) = bridges.get(&link).and_then(|vni| picture.switches.get_mut(vni)) {
+                switch.neighbours.insert(address, mac);
+            }
+        }
+        picture.host = self.observe_host_port(&links)?;
+        Ok(picture)
+    }
+
+    fn observe_host_port(&mut self, links: &[Link]) -> io::Result<Option<HostPort>> {
+        let Some(link) = self.host_links.find(&names::ingress_link(&self.node))? else { return Ok(None) };
+        let address = self.host_links.addresses()?.into_iter().find(|(index, _)| *index == link.index);
+        let vni = links
+            .iter()
+            .find(|link| link.name == names::HOST_PORT)
+            .and_then(|port| links.iter().find(|link| link.index == port.controller))
+            .and_then(|bridge| names::vni_of(&bridge.name));
+        let nowhere = Ipv4Net::from(Ipv4Addr::UNSPECIFIED);
+        Ok(Some(HostPort {
+            vni: vni.unwrap_or(0),
+            address: address.map_or(nowhere, |(_, net)| net),
+            mtu: if link.up { link.mtu } else { 0 },
+        }))
+    }
+
+    fn index(&mut self, name: &str) -> io::Result<u32> {
+        self.inner_links.index(name)
+    }
+
+    /// Does one step.
+    pub(crate) fn apply(&mut self, operation: &Operation) -> io::Result<()> {
+        match operation {
+            Operation::DeletePort(name) => self.inner_links.delete(name),
+            Operation::DeleteHostPort => self.host_links.delete(&names::ingress_link(&self.node)),
+            Operation::DeleteTunnel(vni) => self.inner_links.delete(&names::tunnel(*vni)),
+            Operation::DeleteSwitch(vni) => self.inner_links.delete(&names::bridge(*vni)),
+            Operation::CreateSwitch { vni, network } => {
+                let bridge = names::bridge(*vni);
+                self.inner_links.create_bridge(&bridge)?;
+                // A bridge follows the lowest address of its ports until it is given one, and with each change of
+                // its address the kernel forgets its neighbours, permanent ones as well.
+                let [_, high, middle, low] = vni.to_be_bytes();
+                self.inner_links.set_mac(&bridge, [0x02, 0x5a, 0, high, middle, low])?;
+                self.inner_links.set_alias(&bridge, &names::bridge_alias(network))?;
+                self.inner_links.set_up(&bridge)
+            }
+            Operation::CreateTunnel { vni, tunnel } => {
+                let (name, bridge) = (names::tunnel(*vni), names::bridge(*vni));
+                let vxlan = Vxlan { vni: *vni, local: tunnel.local, port: tunnel.port, mtu: tunnel.mtu };
+                self.host_links.create_vxlan_into(&self.inner, &name, &vxlan)?;
+                self.inner_links.set_controller(&name, Some(&bridge))?;
+                self.inner_links.set_bridge_port(&name, TUNNEL_PORT)?;
+                self.inner_links.set_up(&name)
+            }
+            Operation::CreateHostPort(host) => self.create_host_port(host),
+            Operation::Connect { port, bridge } => {
+                self.inner_links.set_controller(port, Some(bridge))?;
+                let kind = if bridge == names::EGRESS_BRIDGE { EGRESS_PORT } else { LOCAL_PORT };
+                self.inner_links.set_bridge_port(port, kind)?;
+                self.inner_links.set_up(port)
+            }
+            Operation::SetHost { vni, mac, host } => {
+                let index = self.index(&names::tunnel(*vni))?;
+                self.inner_links.set_tunnel(index, *mac, *host)
+            }
+            Operation::DeleteHost { vni, mac } => {
+                let index = self.index(&names::tunnel(*vni))?;
+                self.inner_links.delete_tunnel(index, *mac)
+            }
+            Operation::SetForward { vni, mac } => {
+                let index = self.index(&names::tunnel(*vni))?;
+                self.inner_links.set_forward(index, *mac)
+            }
+            Operation::DeleteForward { vni, mac } => {
+                let index = self.index(&names::tunnel(*vni))?;
+                self.inner_links.delete_forward(index, *mac)
+            }
+            Operation::SetNeighbour { vni, address, mac } => {
+                let index = self.index(&names::bridge(*vni))?;
+                self.inner_links.set_neighbour(index, *address, *mac)
+            }
+            Operation::DeleteNeighbour { vni, address } => {
+                let index = self.index(&names::bridge(*vni))?;
+                self.inner_links.delete_neighbour(index, *address)
+            }
+        }
+    }
+
+    fn create_host_port(&mut self, host: &HostPort) -> io::Result<()> {
+        let link = names::ingress_link(&self.node);
+        let peer = Peer { namespace: &self.inner, name: names::HOST_PORT, mac: None };
+        self.host_links.create_veth_into(&link, Some(mac_of(host.address.addr())), host.mtu, &peer)?;
+        self.inner_links.set_controller(names::HOST_PORT, Some(&names::bridge(host.vni)))?;
+        self.inner_links.set_up(names::HOST_PORT)?;
+        self.host_side(&link, host.address)
+    }
+
+    /// A link of ours in the host's namespace: an address, forwarding, and published ports on localhost.
+    fn host_side(&mut self, link: &str, address: Ipv4Net) -> io::Result<()> {
+        // The kernel's own IPv6 chatter has nobody to talk to there.
+        self.host.set_sysctl(&format!("ipv6/conf/{link}/disable_ipv6"), "1").ok();
+        self.host.set_sysctl(&format!("ipv4/conf/{link}/route_localnet"), "1")?;
+        self.host.set_sysctl("ipv4/ip_forward", "1")?;
+        self.host_links.add_address(link, address)?;
+        self.host_links.set_up(link)
+    }
+
+    /// The way out that is there already: the host's address on it, which is the tasks' gateway.
+    pub(crate) fn egress(&mut self) -> io::Result<Option<Ipv4Net>> {
+        let Some(link) = self.host_links.find(&names::egress_link(&self.node))?.filter(|link| link.up) else {
+            return Ok(None);
+        };
+        Ok(self.host_links.addresses()?.into_iter().find(|(index, _)| *index == link.index).map(|(_, net)| net))
+    }
+
+    /// Makes the way out, with addresses that neither this host nor the given networks have.
+    pub(crate) fn create_egress(&mut self, mtu: u32, networks: &[Ipv4Net]) -> io::Result<Ipv4Net> {
+        let link = names::egress_link(&self.node);
+        self.host_links.delete(&link)?;
+        let mut taken = networks.to_vec();
+        taken.extend(self.host_links.routes()?.into_iter().map(|(net, _)| net).filter(|net| net.prefix_len() > 0));
+        taken.extend(self.host_links.addresses()?.into_iter().map(|(_, net)| net));
+        let subnet = choose_egress(&taken).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::AddrNotAvailable, "no free network for the way out of tasks")
+        })?;
+        let address = Ipv4Net::new(gateway(subnet), subnet.prefix_len()).expect("a subnet's own prefix");
+        if self.inner_links.find(names::EGRESS_BRIDGE)?.is_none() {
+            self.inner_links.create_bridge(names::EGRESS_BRIDGE)?;
+        }
+        self.inner_links.set_up(names::EGRESS_BRIDGE)?;
+        let peer = Peer { namespace: &self.inner, name: names::EGRESS_UPLINK, mac: None };
+        self.host_links.create_veth_into(&link, Some(mac_of(address.addr())), mtu, &peer)?;
+        self.inner_links.set_controller(names::EGRESS_UPLINK, Some(names::EGRESS_BRIDGE))?;
+        self.inner_links.set_up(names::EGRESS_UPLINK)?;
+        self.host_side(&link, address)?;
+        Ok(address)
+    }
+
+    /// Gives a task's namespace an interface; one that is there already as it should be is kept.
+    pub(crate) fn connect(
+        &mut self,
+        task: &str,
+        namespace: &NetNs,
+        links: &mut Links,
+        interface: &Interface,
+        mtu: u32,
+    ) -> io::Result<()> {
+        let alias = names::port_alias(task, &interface.network, interface.address.addr());
+        let outer = self.inner_links.find(&interface.port)?;
+        let inner = links.find(&interface.name)?;
+        let kept = outer.as_ref().is_some_and(|link| link.alias == alias)
+            && inner.is_some_and(|link| link.kind == "veth" && link.address == interface.mac);
+        if !kept {
+            self.inner_links.delete(&interface.port)?;
+            let peer = Peer { namespace, name: &interface.name, mac: Some(interface.mac) };
+            self.inner_links.create_veth_into(&interface.port, None, mtu, &peer)?;
+            self.inner_links.set_alias(&interface.port, &alias)?;
+        }
+        links.set_mtu(&interface.name, mtu)?;
+        links.add_address(&interface.name, interface.address)?;
+        links.set_up(&interface.name)?;
+        self.inner_links.set_mtu(&interface.port, mtu)?;
+        let (port, bridge) = (interface.port.clone(), interface.bridge.clone());
+        self.apply(&Operation::Connect { port, bridge })
+    }
+
+    /// Removes everything in both namespaces, and the pin; gives what could not be removed.
+    pub(crate) fn tear_down(mut self, pin: &Path) -> Vec<(String, io::Error)> {
+        let mut errors = Vec::new();
+        for link in [names::egress_link(&self.node), names::ingress_link(&self.node)] {
+            if let Err(error) = self.host_links.delete(&link) {
+                errors.push((link, error));
+            }
+        }
+        // Links that go with their namespace go at the kernel's leisure; a VXLAN's UDP port must be free right away.
+        match self.inner_links.list() {
+            Ok(links) => {
+                for link in links.into_iter().filter(|link| !link.kind.is_empty()) {
+                    if let Err(error) = self.inner_links.delete(&link.name) {
+                        errors.push((link.name, error));
+                    }
+                }
+            }
+            Err(error) => errors.push(("the node's links".into(), error)),
+        }
+        if let Err(error) = NetNs::delete(pin) {
+            errors.push((pin.display().to_string(), error));
+        }
+        if let Some(directory) = pin.parent() {
+            // Not ours alone: it stays while somebody else has something in it.
+            std::fs::remove_dir(directory).ok();
+        }
+        errors
+    }
+}

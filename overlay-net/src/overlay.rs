@@ -1,0 +1,165 @@
+//! The handle that the node holds on its overlay.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Sender, channel};
+
+use ipnet::Ipv4Net;
+use tokio::sync::{oneshot, watch};
+
+use crate::config::{Config, Desired, EndpointConfig};
+use crate::dns::DnsSockets;
+use crate::error::OverlayError;
+use crate::kernel::NetNs;
+use crate::owner::{Owner, Request};
+
+/// What a task got.
+#[derive(Debug)]
+pub struct Attached {
+    /// The sockets that answer its queries; keep them (in the task's shim) and hand them back after a restart, and
+    /// queries wait for the daemon instead of failing.
+    pub sockets: DnsSockets,
+    /// Its interfaces in order.
+    pub interfaces: Vec<AttachedInterface>,
+    /// Its address on the node's gateway bridge, the way out; nothing for a task on internal networks only.
+    pub gateway_address: Option<Ipv4Addr>,
+}
+
+/// An interface of a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachedInterface {
+    /// Its name in the task's namespace.
+    pub name: String,
+    /// The network's id; `/egress` for the way out.
+    pub network: String,
+    /// Its address with the network's prefix.
+    pub address: Ipv4Net,
+}
+
+/// A handle on this node's overlay. Cheap to clone.
+///
+/// Dropping the last handle ends the overlay's threads and leaves the kernel as it is: tasks keep their links and
+/// virtual addresses, and a new [`Overlay::start`] adopts them. Only [`Overlay::destroy`] removes things.
+#[derive(Debug, Clone)]
+pub struct Overlay {
+    /// Unbounded, but each caller waits for its answer before it can ask again.
+    requests: Sender<Request>,
+    applied: watch::Receiver<u64>,
+}
+
+impl Overlay {
+    /// Starts the overlay in the network namespace of the calling thread, which is "the host's", and adopts what an
+    /// earlier daemon left: the node's namespace, networks and links of tasks. Nothing is changed before the first
+    /// [`Overlay::set_desired`].
+    ///
+    /// # Errors
+    /// [`OverlayError::Config`] for a bad node name, [`OverlayError::Start`] without the needed rights.
+    pub async fn start(config: Config) -> Result<Overlay, OverlayError> {
+        config.validate()?;
+        let (requests, inbox) = channel();
+        let (report, applied) = watch::channel(0);
+        let (ready, started) = oneshot::channel();
+        // A new thread starts in the namespace of the one that makes it.
+        let body = move || match Owner::start(config, report) {
+            Ok(owner) => {
+                ready.send(Ok(())).ok();
+                owner.run(&inbox);
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        };
+        let thread = std::thread::Builder::new().name("overlay".into()).spawn(body);
+        thread.map_err(|source| OverlayError::Start { step: "start a thread", source })?;
+        started.await.map_err(|_| OverlayError::Ended)??;
+        Ok(Overlay { requests, applied })
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, OverlayError>>) -> Request,
+    ) -> Result<T, OverlayError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).map_err(|_| OverlayError::Ended)?;
+        answer.await.map_err(|_| OverlayError::Ended)?
+    }
+
+    /// Puts a whole desired state in force: links, forwarding, virtual addresses, published ports, names. What is
+    /// there and not desired is removed; a network that tasks are still linked to stays until they are detached.
+    ///
+    /// # Errors
+    /// [`OverlayError::Config`] and nothing was changed; [`OverlayError::Partial`] and all but these objects are as
+    /// desired; [`OverlayError::NoUnderlay`].
+    pub async fn set_desired(&self, desired: Desired) -> Result<(), OverlayError> {
+        self.ask(|reply| Request::SetDesired(Box::new(desired), reply)).await
+    }
+
+    /// Connects a task, whose network namespace is given. Its networks must be in the desired state already (after a
+    /// daemon's restart: in the remembered one). Idempotent, and so also the way to adopt a task that runs: links
+    /// that are as they should be are not touched, and established connections go on.
+    ///
+    /// # Errors
+    /// [`OverlayError::UnknownNetwork`], [`OverlayError::Outside`], [`OverlayError::Attach`]; a task that was not
+    /// connected before has nothing of it then.
+    pub async fn attach(
+        &self,
+        netns: OwnedFd,
+        config: EndpointConfig,
+        sockets: Option<DnsSockets>,
+    ) -> Result<Attached, OverlayError> {
+        let not_one = |task: &str, source: io::Error| OverlayError::Attach {
+            task: task.to_owned(),
+            step: "use its network namespace".into(),
+            source,
+        };
+        let namespace = NetNs::from_fd(netns).map_err(|error| not_one(&config.task, error))?;
+        self.ask(|reply| Request::Attach(namespace, Box::new(config), sockets, reply)).await
+    }
+
+    /// Disconnects a task; one that is not connected is fine.
+    ///
+    /// # Errors
+    /// [`OverlayError::Partial`] with what could not be removed.
+    pub async fn detach(&self, task: &str) -> Result<(), OverlayError> {
+        self.ask(|reply| Request::Detach(task.to_owned(), reply)).await
+    }
+
+    /// Disconnects all tasks but these: after a restart, once the node knows which of its tasks still run.
+    ///
+    /// # Errors
+    /// [`OverlayError::Partial`] with what could not be removed.
+    pub async fn retain(&self, tasks: &[String]) -> Result<(), OverlayError> {
+        self.ask(|reply| Request::Retain(tasks.iter().cloned().collect(), reply)).await
+    }
+
+    /// Stops balancing to the tasks on a host (named by its data path address) at once; the last endpoints of a
+    /// virtual address or port stay.
+    ///
+    /// # Errors
+    /// [`OverlayError::Partial`] with the tables that could not be replaced.
+    pub async fn drop_host(&self, host: Ipv4Addr) -> Result<(), OverlayError> {
+        self.ask(|reply| Request::Suspect(host, true, reply)).await
+    }
+
+    /// Takes a host back into balancing.
+    ///
+    /// # Errors
+    /// [`OverlayError::Partial`] with the tables that could not be replaced.
+    pub async fn restore_host(&self, host: Ipv4Addr) -> Result<(), OverlayError> {
+        self.ask(|reply| Request::Suspect(host, false, reply)).await
+    }
+
+    /// The newest revision of the desired state that is wholly in force on this host; 0 before the first.
+    #[must_use]
+    pub fn applied_revision(&self) -> watch::Receiver<u64> {
+        self.applied.clone()
+    }
+
+    /// Removes everything that the overlay made, in the host's namespace, its own and the tasks'. `ip_forward` stays
+    /// as it is, since others may rely on it by now. All handles are dead afterwards.
+    ///
+    /// # Errors
+    /// [`OverlayError::Partial`] with what could not be removed.
+    pub async fn destroy(self) -> Result<(), OverlayError> {
+        self.ask(Request::Destroy).await
+    }
+}

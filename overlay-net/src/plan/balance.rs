@@ -1,0 +1,204 @@
+//! Virtual addresses and published ports as nf_tables tables.
+//!
+//! One decision is made here beside the translation: hosts that gossip suspects are left out of balancing, but never
+//! all endpoints of a virtual address or port. A suspicion is not a verdict.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::names;
+use super::ruleset::{Action, Kind, Match, Point, Rule, Set, Table};
+use crate::config::{Desired, PortMode, Protocol};
+use crate::dns;
+
+/// nf_tables priorities: destination translation, and our filters after connection tracking and before it.
+const PRIORITY_TRANSLATE: i32 = -100;
+const PRIORITY_FILTER: i32 = -150;
+const PRIORITY_RAW: i32 = -300;
+const PRIORITY_SOURCE: i32 = 100;
+
+/// Where connections to virtual addresses and published ports go at the moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Balance {
+    /// By network id: virtual address to endpoints; an empty list is to be refused.
+    pub vips: BTreeMap<String, BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>>,
+    /// Ports on every host; without the ones that nobody serves.
+    pub ports: BTreeMap<(Protocol, u16), Target>,
+    /// Ports of this host's own tasks: the port in the task, and the task.
+    pub host_ports: BTreeMap<(Protocol, u16), (u16, String)>,
+}
+
+/// Where a published port goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The port in the task.
+    pub port: u16,
+    /// The tasks' addresses.
+    pub backends: Vec<Ipv4Addr>,
+}
+
+/// What the host's own table depends on, beside the balance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostSide {
+    /// The link of this host's place on the ingress network, if it has one.
+    pub ingress: Option<String>,
+    /// The link of the way out, and its addresses, if there is one.
+    pub egress: Option<(String, Ipv4Net)>,
+    /// The addresses of this host's tasks on the way out.
+    pub tasks: BTreeMap<String, Ipv4Addr>,
+}
+
+impl Balance {
+    /// The balance of a desired state, with these hosts under suspicion.
+    #[must_use]
+    pub fn new(desired: &Desired, suspects: &BTreeSet<Ipv4Addr>) -> Balance {
+        let mut balance = Balance::default();
+        let mut ingress = BTreeMap::new();
+        for network in &desired.networks {
+            let hosts: BTreeMap<Ipv4Addr, Ipv4Addr> =
+                network.stations.iter().map(|station| (station.address, station.host)).collect();
+            let vips = balance.vips.entry(network.id.clone()).or_default();
+            for service in &network.services {
+                if let Some(vip) = service.vip {
+                    let serving = service.endpoints.iter().filter(|endpoint| endpoint.serving);
+                    vips.insert(vip, trusted(serving.map(|endpoint| endpoint.address), &hosts, suspects));
+                }
+            }
+            if network.ingress {
+                ingress.extend(hosts);
+            }
+        }
+        for port in &desired.ports {
+            let key = (port.protocol, port.published);
+            match (port.mode, &port.task) {
+                (PortMode::Ingress, _) => {
+                    let backends = trusted(port.backends.iter().copied(), &ingress, suspects);
+                    if !backends.is_empty() {
+                        balance.ports.insert(key, Target { port: port.target, backends });
+                    }
+                }
+                (PortMode::Host, Some(task)) => {
+                    balance.host_ports.insert(key, (port.target, task.clone()));
+                }
+                (PortMode::Host, None) => {}
+            }
+        }
+        balance
+    }
+
+    /// The table of a task's namespace: its resolver's ports (UDP, TCP) and the virtual addresses of its networks.
+    #[must_use]
+    pub fn task_table(&self, networks: &[String], dns_ports: (u16, u16)) -> Table {
+        let mut table = Table::new(names::TABLE, "made by shoal for this task".into());
+        let mut chains = BTreeMap::new();
+        let mut refused = Vec::new();
+        for (vip, endpoints) in networks.iter().filter_map(|id| self.vips.get(id)).flatten() {
+            if endpoints.is_empty() {
+                refused.push(*vip);
+            } else {
+                let chain = format!("vip-{vip}");
+                table.balance(&chain, endpoints, None, None);
+                chains.insert(*vip, chain);
+            }
+        }
+        let resolver = Ipv4Net::from(dns::ADDRESS);
+        let mut translate: Vec<Rule> = [(Protocol::Udp, dns_ports.0), (Protocol::Tcp, dns_ports.1)]
+            .into_iter()
+            .map(|(protocol, port)| {
+                let matches = [Match::Destination(resolver), Match::Protocol(protocol), Match::Port(53)];
+                Rule::new(matches, Action::Translate { address: dns::ADDRESS, port: Some(port) })
+            })
+            .collect();
+        if !chains.is_empty() {
+            table.sets.insert("vips".into(), Set::AddressChains(chains));
+            translate.push(Rule::new([], Action::ChainOfAddress("vips".into())));
+        }
+        table.hook("translate", Kind::Nat, Point::Output, PRIORITY_TRANSLATE, translate);
+        if !refused.is_empty() {
+            // Only new connections: those that a draining task still has may end in peace.
+            table.sets.insert("unserved".into(), Set::Addresses(refused));
+            let unserved = || vec![Match::New, Match::DestinationIn("unserved".into())];
+            let tcp = [unserved(), vec![Match::Protocol(Protocol::Tcp)]].concat();
+            let rules = vec![Rule::new(tcp, Action::RejectTcp), Rule::new(unserved(), Action::RejectPort)];
+            table.hook("refuse", Kind::Filter, Point::Output, PRIORITY_FILTER, rules);
+        }
+        table
+    }
+
+    /// The table of the host's namespace, or nothing when the host needs none.
+    #[must_use]
+    pub fn host_table(&self, node: &str, side: &HostSide) -> Option<Table> {
+        if side.ingress.is_none() && side.egress.is_none() {
+            return None;
+        }
+        let mut table = Table::new(names::TABLE, format!("made by shoal, node {node}"));
+        let mut chains: BTreeMap<Protocol, BTreeMap<u16, String>> = BTreeMap::new();
+        let mut open = |table: &mut Table, (protocol, published): (Protocol, u16), backends: &[Ipv4Addr], port| {
+            let chain = format!("{}-{published}", protocol.name());
+            table.balance(&chain, backends, Some(protocol), Some(port));
+            chains.entry(protocol).or_default().insert(published, chain);
+        };
+        if side.ingress.is_some() {
+            for (key, target) in &self.ports {
+                open(&mut table, *key, &target.backends, target.port);
+            }
+        }
+        for (key, (port, task)) in &self.host_ports {
+            if let Some(address) = side.tasks.get(task) {
+                open(&mut table, *key, &[*address], *port);
+            }
+        }
+        let mut translate = Vec::new();
+        for (protocol, ports) in chains {
+            let map = format!("{}-ports", protocol.name());
+            table.sets.insert(map.clone(), Set::PortChains(ports));
+            let matches = [Match::Protocol(protocol), Match::DestinationIsLocal];
+            translate.push(Rule::new(matches, Action::ChainOfPort(map)));
+        }
+        table.hook("from-outside", Kind::Nat, Point::Prerouting, PRIORITY_TRANSLATE, translate.clone());
+        table.hook("from-here", Kind::Nat, Point::Output, PRIORITY_TRANSLATE, translate);
+        table.hook("source", Kind::Nat, Point::Postrouting, PRIORITY_SOURCE, source_rules(side));
+        // The links of ours let packets to 127.0.0.0/8 pass, for published ports on localhost. Nobody may come in
+        // that way: what arrives there for such an address from outside is dropped before anything looks at it.
+        let loopback = Ipv4Net::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("a prefix below 32");
+        let guards = side.ingress.iter().chain(side.egress.iter().map(|(link, _)| link));
+        let rules = guards
+            .map(|link| Rule::new([Match::From(link.clone()), Match::Destination(loopback)], Action::Drop))
+            .collect();
+        table.hook("guard", Kind::Filter, Point::Prerouting, PRIORITY_RAW, rules);
+        Some(table)
+    }
+}
+
+fn source_rules(side: &HostSide) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if let Some(link) = &side.ingress {
+        // The reply has to come back through this host: only here is the translation known.
+        rules.push(Rule::new([Match::To(link.clone()), Match::Translated], Action::Masquerade));
+    }
+    if let Some((link, subnet)) = &side.egress {
+        let loopback = Ipv4Net::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("a prefix below 32");
+        for source in [loopback, *subnet] {
+            let matches = [Match::To(link.clone()), Match::Translated, Match::Source(source)];
+            rules.push(Rule::new(matches, Action::Masquerade));
+        }
+        rules.push(Rule::new([Match::NotTo(link.clone()), Match::Source(*subnet)], Action::Masquerade));
+    }
+    rules
+}
+
+/// Leaves out the endpoints on suspected hosts, unless that would leave none.
+fn trusted(
+    endpoints: impl Iterator<Item = Ipv4Addr>,
+    hosts: &BTreeMap<Ipv4Addr, Ipv4Addr>,
+    suspects: &BTreeSet<Ipv4Addr>,
+) -> Vec<Ipv4Addr> {
+    let all: Vec<Ipv4Addr> = endpoints.collect();
+    let suspected = |address: &Ipv4Addr| hosts.get(address).is_some_and(|host| suspects.contains(host));
+    if all.iter().all(&suspected) {
+        return all;
+    }
+    all.into_iter().filter(|address| !suspected(address)).collect()
+}

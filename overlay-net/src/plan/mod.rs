@@ -1,0 +1,14 @@
+//! The pure half: what should be, what is, and the operations between the two.
+//!
+//! No I/O, no clock, no randomness. `picture` describes what the node's namespace holds and computes the difference,
+//! `balance` turns services and ports into nf_tables tables, `attachment` says what a task's namespace gets,
+//! `names` is how objects in the kernel are called and recognised again after a restart.
+
+pub mod attachment;
+pub mod balance;
+pub mod names;
+pub mod picture;
+pub mod ruleset;
+
+#[cfg(test)]
+mod tests;

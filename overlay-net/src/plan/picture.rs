@@ -1,0 +1,348 @@
+//! What the node's namespace holds, as a value; and the operations that lead from one such value to another.
+//!
+//! The same type says what was observed and what is wanted. Links of tasks are made by `attach`, which has the task's
+//! namespace in hand; here they are only kept, moved or removed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::names;
+use crate::config::Desired;
+use crate::kernel::mac_of;
+
+/// A hardware address.
+pub type Mac = [u8; 6];
+
+/// The node's namespace, and this host's place on the ingress network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Picture {
+    /// Networks by VNI.
+    pub switches: BTreeMap<u32, Switch>,
+    /// The tasks' links by their name.
+    pub ports: BTreeMap<String, Port>,
+    /// This host's own place on the ingress network.
+    pub host: Option<HostPort>,
+}
+
+/// One network: its bridge and what is known on it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Switch {
+    /// The network's id.
+    pub network: String,
+    /// Its VXLAN device.
+    pub tunnel: Option<Tunnel>,
+    /// The VXLAN device's table: which host has a hardware address.
+    pub hosts: BTreeMap<Mac, Ipv4Addr>,
+    /// The bridge's table: what is behind the VXLAN device.
+    pub forwards: BTreeSet<Mac>,
+    /// Which hardware address an address has; the bridge answers ARP from it.
+    pub neighbours: BTreeMap<Ipv4Addr, Mac>,
+}
+
+/// A VXLAN device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The address that packets leave from.
+    pub local: Ipv4Addr,
+    /// The UDP port.
+    pub port: u16,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// The node's end of a task's link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// The task.
+    pub task: String,
+    /// The network's id, or [`names::EGRESS`].
+    pub network: String,
+    /// The task's address there.
+    pub address: Ipv4Addr,
+    /// The bridge that it is a port of; empty for none.
+    pub bridge: String,
+}
+
+/// This host's own place on a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostPort {
+    /// The network.
+    pub vni: u32,
+    /// The address, with the network's prefix.
+    pub address: Ipv4Net,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// This host, for [`Picture::wanted`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// The address that VXLAN packets leave from.
+    pub data_path_addr: Ipv4Addr,
+    /// The UDP port of VXLAN.
+    pub data_path_port: u16,
+    /// The MTU of overlay networks: the underlay's less the 50 bytes of VXLAN.
+    pub mtu: u32,
+}
+
+/// One step. Each is idempotent or comes only where the observed picture says that it will succeed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// Removes a task's link.
+    DeletePort(String),
+    /// Removes this host's place.
+    DeleteHostPort,
+    /// Removes a VXLAN device and both tables about it.
+    DeleteTunnel(u32),
+    /// Removes a bridge and its neighbours; its ports stay, unconnected.
+    DeleteSwitch(u32),
+    /// Makes a bridge.
+    CreateSwitch {
+        /// VNI.
+        vni: u32,
+        /// The network's id.
+        network: String,
+    },
+    /// Makes a VXLAN device as a port of the bridge.
+    CreateTunnel {
+        /// VNI.
+        vni: u32,
+        /// The device.
+        tunnel: Tunnel,
+    },
+    /// Makes this host's place.
+    CreateHostPort(HostPort),
+    /// Connects a task's link to its network's bridge.
+    Connect {
+        /// The link.
+        port: String,
+        /// The bridge.
+        bridge: String,
+    },
+    /// Sets an entry of the VXLAN device's table.
+    SetHost {
+        /// VNI.
+        vni: u32,
+        /// The station.
+        mac: Mac,
+        /// Where it is.
+        host: Ipv4Addr,
+    },
+    /// Removes an entry of the VXLAN device's table.
+    DeleteHost {
+        /// VNI.
+        vni: u32,
+        /// The station.
+        mac: Mac,
+    },
+    /// Sets an entry of the bridge's table.
+    SetForward {
+        /// VNI.
+        vni: u32,
+        /// The station.
+        mac: Mac,
+    },
+    /// Removes an entry of the bridge's table.
+    DeleteForward {
+        /// VNI.
+        vni: u32,
+        /// The station.
+        mac: Mac,
+    },
+    /// Sets a neighbour of the bridge.
+    SetNeighbour {
+        /// VNI.
+        vni: u32,
+        /// The station.
+        address: Ipv4Addr,
+        /// Its hardware address.
+        mac: Mac,
+    },
+    /// Removes a neighbour of the bridge.
+    DeleteNeighbour {
+        /// VNI.
+        vni: u32,
+        /// The station.
+        address: Ipv4Addr,
+    },
+}
+
+impl Picture {
+    /// What the desired state asks for on this host, given what is there.
+    ///
+    /// Links of tasks are kept as long as their network is not given to another one; a network that is no longer
+    /// desired stays while tasks are linked to it, since their removal is the task's, not the network's.
+    #[must_use]
+    pub fn wanted(desired: &Desired, facts: &Facts, observed: &Picture) -> Picture {
+        let mut wanted = Picture::default();
+        for network in &desired.networks {
+            let tunnel = Tunnel { local: facts.data_path_addr, port: facts.data_path_port, mtu: facts.mtu };
+            let mut switch = Switch { network: network.id.clone(), tunnel: Some(tunnel), ..Switch::default() };
+            for station in &network.stations {
+                if station.host == facts.data_path_addr || Some(station.address) == network.host_address {
+                    continue;
+                }
+                let mac = mac_of(station.address);
+                switch.hosts.insert(mac, station.host);
+                switch.forwards.insert(mac);
+                switch.neighbours.insert(station.address, mac);
+            }
+            if let (true, Some(address)) = (network.ingress, network.host_address) {
+                let address = Ipv4Net::new(address, network.subnet.prefix_len()).expect("a subnet's own prefix");
+                wanted.host = Some(HostPort { vni: network.vni, address, mtu: facts.mtu });
+            }
+            wanted.switches.insert(network.vni, switch);
+        }
+        for (name, port) in &observed.ports {
+            let mut kept = port.clone();
+            if port.network != names::EGRESS {
+                if let Some(network) = desired.network(&port.network) {
+                    kept.bridge = names::bridge(network.vni);
+                } else {
+                    let Some(vni) = names::vni_of(&port.bridge) else { continue };
+                    match (observed.switches.get(&vni), wanted.switches.get(&vni)) {
+                        (Some(old), None) => {
+                            wanted.switches.insert(vni, old.clone());
+                        }
+                        (_, Some(other)) if other.network == port.network => {}
+                        _ => continue,
+                    }
+                }
+            }
+            wanted.ports.insert(name.clone(), kept);
+        }
+        wanted
+    }
+
+    /// The operations that turn this observed picture into the wanted one, in an order that always works.
+    #[must_use]
+    pub fn operations_to(&self, wanted: &Picture) -> Vec<Operation> {
+        let mut operations = Vec::new();
+        for name in self.ports.keys().filter(|name| !wanted.ports.contains_key(*name)) {
+            operations.push(Operation::DeletePort(name.clone()));
+        }
+        // What hangs on a bridge that is made anew is made anew as well.
+        let renewed = |vni: &u32| match (self.switches.get(vni), wanted.switches.get(vni)) {
+            (Some(old), Some(new)) => old.network != new.network,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        let keeps_host = self.host == wanted.host && self.host.is_none_or(|host| !renewed(&host.vni));
+        if self.host.is_some() && !keeps_host {
+            operations.push(Operation::DeleteHostPort);
+        }
+        for (vni, old) in &self.switches {
+            let replaced = wanted.switches.get(vni).is_none_or(|new| new.tunnel != old.tunnel) || renewed(vni);
+            if old.tunnel.is_some() && replaced {
+                operations.push(Operation::DeleteTunnel(*vni));
+            }
+            if renewed(vni) {
+                operations.push(Operation::DeleteSwitch(*vni));
+            }
+        }
+        let nothing = Switch::default();
+        for (vni, new) in &wanted.switches {
+            let old = match self.switches.get(vni) {
+                Some(old) if !renewed(vni) => old,
+                _ => {
+                    operations.push(Operation::CreateSwitch { vni: *vni, network: new.network.clone() });
+                    &nothing
+                }
+            };
+            entries(*vni, old, new, &mut operations);
+        }
+        if let Some(host) = wanted.host.filter(|_| !keeps_host) {
+            operations.push(Operation::CreateHostPort(host));
+        }
+        for (name, port) in &wanted.ports {
+            let Some(old) = self.ports.get(name) else { continue };
+            let lost = names::vni_of(&port.bridge).is_some_and(|vni| renewed(&vni));
+            if old.bridge != port.bridge || lost {
+                operations.push(Operation::Connect { port: name.clone(), bridge: port.bridge.clone() });
+            }
+        }
+        operations
+    }
+
+    /// Applies an operation to the picture: what the kernel does, as far as it shows here.
+    pub fn apply(&mut self, operation: &Operation) {
+        fn switch(picture: &mut Picture, vni: u32) -> &mut Switch {
+            picture.switches.get_mut(&vni).expect("operations come after the bridge that they need")
+        }
+        match operation {
+            Operation::DeletePort(name) => {
+                self.ports.remove(name);
+            }
+            Operation::DeleteHostPort => self.host = None,
+            Operation::DeleteTunnel(vni) => {
+                let switch = switch(self, *vni);
+                (switch.tunnel, switch.hosts, switch.forwards) = (None, BTreeMap::new(), BTreeSet::new());
+            }
+            Operation::DeleteSwitch(vni) => {
+                self.switches.remove(vni);
+                let bridge = names::bridge(*vni);
+                for port in self.ports.values_mut().filter(|port| port.bridge == bridge) {
+                    port.bridge.clear();
+                }
+            }
+            Operation::CreateSwitch { vni, network } => {
+                self.switches.insert(*vni, Switch { network: network.clone(), ..Switch::default() });
+            }
+            Operation::CreateTunnel { vni, tunnel } => switch(self, *vni).tunnel = Some(*tunnel),
+            Operation::CreateHostPort(host) => self.host = Some(*host),
+            Operation::Connect { port, bridge } => {
+                self.ports.get_mut(port).expect("only what is there is connected").bridge.clone_from(bridge);
+            }
+            Operation::SetHost { vni, mac, host } => {
+                switch(self, *vni).hosts.insert(*mac, *host);
+            }
+            Operation::DeleteHost { vni, mac } => {
+                switch(self, *vni).hosts.remove(mac);
+            }
+            Operation::SetForward { vni, mac } => {
+                switch(self, *vni).forwards.insert(*mac);
+            }
+            Operation::DeleteForward { vni, mac } => {
+                switch(self, *vni).forwards.remove(mac);
+            }
+            Operation::SetNeighbour { vni, address, mac } => {
+                switch(self, *vni).neighbours.insert(*address, *mac);
+            }
+            Operation::DeleteNeighbour { vni, address } => {
+                switch(self, *vni).neighbours.remove(address);
+            }
+        }
+    }
+}
+
+fn entries(vni: u32, old: &Switch, new: &Switch, operations: &mut Vec<Operation>) {
+    let nothing = Switch::default();
+    let mut tables = old;
+    if old.tunnel != new.tunnel {
+        if let Some(tunnel) = new.tunnel {
+            operations.push(Operation::CreateTunnel { vni, tunnel });
+        }
+        // The device's own table and the bridge's entries about it went with the old device.
+        tables = &nothing;
+    }
+    for mac in tables.hosts.keys().filter(|mac| !new.hosts.contains_key(*mac)) {
+        operations.push(Operation::DeleteHost { vni, mac: *mac });
+    }
+    for mac in tables.forwards.difference(&new.forwards) {
+        operations.push(Operation::DeleteForward { vni, mac: *mac });
+    }
+    for address in old.neighbours.keys().filter(|address| !new.neighbours.contains_key(*address)) {
+        operations.push(Operation::DeleteNeighbour { vni, address: *address });
+    }
+    for (mac, host) in new.hosts.iter().filter(|(mac, host)| tables.hosts.get(*mac) != Some(*host)) {
+        operations.push(Operation::SetHost { vni, mac: *mac, host: *host });
+    }
+    for mac in new.forwards.difference(&tables.forwards) {
+        operations.push(Operation::SetForward { vni, mac: *mac });
+    }
+    for (address, mac) in new.neighbours.iter().filter(|(address, mac)| old.neighbours.get(*address) != Some(*mac)) {
+        operations.push(Operation::SetNeighbour { vni, address: *address, mac: *mac });
+    }
+}

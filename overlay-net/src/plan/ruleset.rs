@@ -1,0 +1,205 @@
+//! An nf_tables table as one value.
+//!
+//! `plan` builds it, `kernel::Tables` replaces the whole table with it in one transaction. A rule says what it means
+//! (`Match`, `Action`); how nf_tables expresses that is the kernel module's business. All tables are of family `ip`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use crate::config::Protocol;
+
+/// A whole table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// The table's name, at most 31 bytes.
+    pub name: String,
+    /// A text that is kept with the table and says whose it is.
+    pub comment: String,
+    /// Sets and maps by name.
+    pub sets: BTreeMap<String, Set>,
+    /// Chains by name. Those without a hook are jumped to.
+    pub chains: BTreeMap<String, Chain>,
+}
+
+/// A named set or map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Set {
+    /// IPv4 addresses.
+    Addresses(Vec<Ipv4Addr>),
+    /// Port numbers.
+    Ports(Vec<u16>),
+    /// IPv4 address to the chain that handles it.
+    AddressChains(BTreeMap<Ipv4Addr, String>),
+    /// Port to the chain that handles it.
+    PortChains(BTreeMap<u16, String>),
+    /// The numbers 0, 1, 2, … to IPv4 addresses.
+    Backends(Vec<Ipv4Addr>),
+}
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Chain {
+    /// Where it is attached; nothing for a chain that others jump to.
+    pub hook: Option<Hook>,
+    /// Its rules in order.
+    pub rules: Vec<Rule>,
+}
+
+/// Where and when a chain runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    /// What its rules may do.
+    pub kind: Kind,
+    /// The point in a packet's way.
+    pub point: Point,
+    /// The order among chains of that point; smaller is earlier.
+    pub priority: i32,
+}
+
+/// The type of a base chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Accepts, drops, marks.
+    Filter,
+    /// Translates addresses; sees the first packet of a connection.
+    Nat,
+}
+
+/// A point in a packet's way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// As it arrives.
+    Prerouting,
+    /// From a local process.
+    Output,
+    /// As it leaves.
+    Postrouting,
+}
+
+/// One rule: all matches hold, then the action.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// What must hold, in order.
+    pub matches: Vec<Match>,
+    /// What happens then.
+    pub action: Action,
+}
+
+/// A condition on a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Match {
+    /// It came by this interface.
+    From(String),
+    /// It leaves by this interface.
+    To(String),
+    /// It leaves by another interface.
+    NotTo(String),
+    /// Its source is in this network.
+    Source(Ipv4Net),
+    /// Its destination is in this network.
+    Destination(Ipv4Net),
+    /// Its destination is one of this host's own addresses.
+    DestinationIsLocal,
+    /// Its destination is in a set of addresses.
+    DestinationIn(String),
+    /// Its transport protocol.
+    Protocol(Protocol),
+    /// Its destination port (the protocol must have been matched before).
+    Port(u16),
+    /// Its destination port is in a set of ports.
+    PortIn(String),
+    /// It starts a connection.
+    New,
+    /// Its connection's destination was translated.
+    Translated,
+}
+
+/// What to do with a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Throw it away without a word.
+    Drop,
+    /// Answer with a TCP reset.
+    RejectTcp,
+    /// Answer with ICMP port unreachable.
+    RejectPort,
+    /// Translate the source to the address of the interface that it leaves by.
+    Masquerade,
+    /// Translate the destination.
+    Translate {
+        /// The new address.
+        address: Ipv4Addr,
+        /// The new port, or the old one.
+        port: Option<u16>,
+    },
+    /// Translate the destination to a random one of a `Backends` map.
+    Balance {
+        /// The map.
+        map: String,
+        /// How many it has; not 0.
+        count: u32,
+        /// The new port, or the old one.
+        port: Option<u16>,
+    },
+    /// Look the destination address up in an `AddressChains` map and go on there.
+    ChainOfAddress(String),
+    /// Look the destination port up in a `PortChains` map and go on there.
+    ChainOfPort(String),
+}
+
+impl Table {
+    /// An empty table.
+    #[must_use]
+    pub fn new(name: &str, comment: String) -> Table {
+        Table { name: name.to_owned(), comment, sets: BTreeMap::new(), chains: BTreeMap::new() }
+    }
+
+    /// Adds a base chain.
+    pub fn hook(&mut self, name: &str, kind: Kind, point: Point, priority: i32, rules: Vec<Rule>) {
+        let chain = Chain { hook: Some(Hook { kind, point, priority }), rules };
+        self.chains.insert(name.to_owned(), chain);
+    }
+
+    /// Adds a chain that balances to these addresses, and its map; not empty.
+    pub fn balance(&mut self, chain: &str, backends: &[Ipv4Addr], protocol: Option<Protocol>, port: Option<u16>) {
+        assert!(!backends.is_empty(), "a chain that balances has somewhere to go: {chain}");
+        // The transport protocol must be known to nf_tables before a port is translated.
+        let matches: Vec<Match> = protocol.into_iter().map(Match::Protocol).collect();
+        let action = if let [address] = backends {
+            Action::Translate { address: *address, port }
+        } else {
+            let map = format!("to-{chain}");
+            let count = u32::try_from(backends.len()).expect("endpoints are bounded far below 2^32");
+            self.sets.insert(map.clone(), Set::Backends(backends.to_vec()));
+            Action::Balance { map, count, port }
+        };
+        self.chains.insert(chain.to_owned(), Chain { hook: None, rules: vec![Rule { matches, action }] });
+    }
+}
+
+impl Rule {
+    /// A rule.
+    #[must_use]
+    pub fn new(matches: impl Into<Vec<Match>>, action: Action) -> Rule {
+        Rule { matches: matches.into(), action }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "table ip {} # {}", self.name, self.comment)?;
+        for (name, set) in &self.sets {
+            writeln!(f, "  set {name} {set:?}")?;
+        }
+        for (name, chain) in &self.chains {
+            writeln!(f, "  chain {name} {:?}", chain.hook)?;
+            for rule in &chain.rules {
+                writeln!(f, "    {:?} => {:?}", rule.matches, rule.action)?;
+            }
+        }
+        Ok(())
+    }
+}
