@@ -1,0 +1,384 @@
+//! The bytes inside a sealed packet: Shoal's own form of foca's messages, fixed by hand so that a newer library
+//! cannot change what two releases say to each other.
+//!
+//! ```text
+//! packet  = header [ count u16, count x member ]
+//! header  = kind u8, sender's incarnation u16, sender peer, receiver peer, body of the kind
+//! peer    = len u8, node id, flags u8 (6: IPv6, 4: IPv4, +128: left), address, port u16, generation, bump
+//! member  = peer, incarnation u16, state u8
+//! ```
+//! Integers are big-endian, `generation` and `bump` LEB128. Everything read here was authenticated already, and is
+//! nevertheless checked: ids and addresses keep [`Identity::validate`]'s bounds.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut};
+use foca::{Header, Member, Message, State};
+
+use crate::identity::{Identity, MAX_NODE_ID_LEN, PeerId};
+
+const LEFT: u8 = 0x80;
+
+/// A packet that this format cannot express or that breaks it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// The bytes end inside of a field.
+    #[error("the packet ends too early")]
+    Truncated,
+    /// There are bytes behind the last field.
+    #[error("the packet has bytes that belong to nothing")]
+    Trailing,
+    /// A field has a value that the format does not know.
+    #[error("field `{0}` is out of bounds")]
+    Field(&'static str),
+    /// There is no room left for this item in the packet that is being built.
+    #[error("the packet is full")]
+    Full,
+}
+
+/// foca's codec; it keeps no state.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WireCodec;
+
+/// A packet, read whole.
+#[derive(Debug)]
+pub(crate) struct Packet {
+    pub(crate) header: Header<PeerId>,
+    pub(crate) members: Vec<Member<PeerId>>,
+}
+
+impl Packet {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, WireError> {
+        let mut reader = Reader(bytes);
+        let header = reader.header()?;
+        let mut members = Vec::new();
+        if !reader.0.is_empty() {
+            for _ in 0..reader.u16()? {
+                members.push(reader.member()?);
+            }
+        }
+        if reader.0.is_empty() { Ok(Self { header, members }) } else { Err(WireError::Trailing) }
+    }
+
+    pub(crate) fn write(&self) -> Result<Vec<u8>, WireError> {
+        let mut out = Vec::with_capacity(128);
+        put_header(&mut out, &self.header)?;
+        let count = u16::try_from(self.members.len()).map_err(|_| WireError::Full)?;
+        out.put_u16(count);
+        for member in &self.members {
+            put_member(&mut out, member)?;
+        }
+        Ok(out)
+    }
+}
+
+/// The node and its boot generation that a packet says it comes from, without reading the rest.
+pub(crate) fn read_sender(bytes: &[u8]) -> Result<PeerId, WireError> {
+    let mut reader = Reader(bytes);
+    reader.u8()?;
+    reader.u16()?;
+    reader.known_peer()
+}
+
+/// The sender's incarnation in a packet that this process built.
+pub(crate) fn sender_incarnation(packet: &[u8]) -> u16 {
+    match packet {
+        [_, high, low, ..] => u16::from_be_bytes([*high, *low]),
+        _ => 0,
+    }
+}
+
+impl foca::Codec<PeerId> for WireCodec {
+    type Error = WireError;
+
+    fn encode_header(&mut self, header: &Header<PeerId>, buf: impl BufMut) -> Result<(), WireError> {
+        let mut item = Vec::with_capacity(96);
+        put_header(&mut item, header)?;
+        put_whole(&item, buf)
+    }
+
+    fn decode_header(&mut self, buf: impl Buf) -> Result<Header<PeerId>, WireError> {
+        take_whole(buf, |reader| reader.header())
+    }
+
+    fn encode_member(&mut self, member: &Member<PeerId>, buf: impl BufMut) -> Result<(), WireError> {
+        let mut item = Vec::with_capacity(64);
+        put_member(&mut item, member)?;
+        put_whole(&item, buf)
+    }
+
+    fn decode_member(&mut self, buf: impl Buf) -> Result<Member<PeerId>, WireError> {
+        take_whole(buf, |reader| reader.member())
+    }
+}
+
+/// All of `item` or nothing: foca goes on with a packet into which one more item did not fit.
+fn put_whole(item: &[u8], mut buf: impl BufMut) -> Result<(), WireError> {
+    if buf.remaining_mut() < item.len() {
+        return Err(WireError::Full);
+    }
+    buf.put_slice(item);
+    Ok(())
+}
+
+/// foca hands over contiguous buffers, so the first chunk is all there is.
+fn take_whole<T>(
+    mut buf: impl Buf,
+    read: impl FnOnce(&mut Reader<'_>) -> Result<T, WireError>,
+) -> Result<T, WireError> {
+    let mut reader = Reader(buf.chunk());
+    let before = reader.0.len();
+    let item = read(&mut reader)?;
+    let used = before - reader.0.len();
+    buf.advance(used);
+    Ok(item)
+}
+
+fn put_header(out: &mut Vec<u8>, header: &Header<PeerId>) -> Result<(), WireError> {
+    let (kind, peer, number) = match &header.message {
+        Message::Ping(number) => (0, None, Some(*number)),
+        Message::Ack(number) => (1, None, Some(*number)),
+        Message::PingReq { target, probe_number } => (2, Some(target), Some(*probe_number)),
+        Message::IndirectPing { origin, probe_number } => (3, Some(origin), Some(*probe_number)),
+        Message::IndirectAck { target, probe_number } => (4, Some(target), Some(*probe_number)),
+        Message::ForwardedAck { origin, probe_number } => (5, Some(origin), Some(*probe_number)),
+        Message::Announce => (6, None, None),
+        Message::Feed => (7, None, None),
+        Message::Gossip => (8, None, None),
+        Message::TurnUndead => (9, None, None),
+        // Custom broadcasts are not used: versions and bodies travel with the store.
+        Message::Broadcast => return Err(WireError::Field("kind")),
+    };
+    out.put_u8(kind);
+    out.put_u16(header.src_incarnation);
+    put_peer(out, &header.src)?;
+    put_peer(out, &header.dst)?;
+    if let Some(peer) = peer {
+        put_peer(out, peer)?;
+    }
+    if let Some(number) = number {
+        out.put_u8(number);
+    }
+    Ok(())
+}
+
+fn put_member(out: &mut Vec<u8>, member: &Member<PeerId>) -> Result<(), WireError> {
+    put_peer(out, member.id())?;
+    out.put_u16(member.incarnation());
+    out.put_u8(match member.state() {
+        State::Alive => 0,
+        State::Suspect => 1,
+        State::Down => 2,
+    });
+    Ok(())
+}
+
+fn put_peer(out: &mut Vec<u8>, peer: &PeerId) -> Result<(), WireError> {
+    let id = peer.node_id().as_bytes();
+    let len = u8::try_from(id.len()).ok().filter(|len| usize::from(*len) <= MAX_NODE_ID_LEN);
+    out.put_u8(len.ok_or(WireError::Field("node id"))?);
+    out.put_slice(id);
+    let left = if peer.left { LEFT } else { 0 };
+    match peer.identity.addr.ip() {
+        IpAddr::V4(ip) => {
+            out.put_u8(4 | left);
+            out.put_slice(&ip.octets());
+        }
+        IpAddr::V6(ip) => {
+            out.put_u8(6 | left);
+            out.put_slice(&ip.octets());
+        }
+    }
+    out.put_u16(peer.identity.addr.port());
+    put_varint(out, peer.identity.generation);
+    put_varint(out, u64::from(peer.bump));
+    Ok(())
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.put_u8((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    out.put_u8(value as u8);
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
+        let (head, tail) = self.0.split_first_chunk::<N>().ok_or(WireError::Truncated)?;
+        self.0 = tail;
+        Ok(*head)
+    }
+
+    fn u8(&mut self) -> Result<u8, WireError> {
+        Ok(u8::from_be_bytes(self.bytes()?))
+    }
+
+    fn u16(&mut self) -> Result<u16, WireError> {
+        Ok(u16::from_be_bytes(self.bytes()?))
+    }
+
+    fn varint(&mut self, name: &'static str) -> Result<u64, WireError> {
+        let mut value = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            // The tenth byte has room for one bit only.
+            if shift == 63 && bits > 1 {
+                break;
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(WireError::Field(name))
+    }
+
+    fn peer(&mut self) -> Result<PeerId, WireError> {
+        let len = usize::from(self.u8()?);
+        if len > MAX_NODE_ID_LEN {
+            return Err(WireError::Field("node id"));
+        }
+        let (id, rest) = self.0.split_at_checked(len).ok_or(WireError::Truncated)?;
+        let node_id = std::str::from_utf8(id).map_err(|_| WireError::Field("node id"))?.to_owned();
+        self.0 = rest;
+        let flags = self.u8()?;
+        let ip = match flags & !LEFT {
+            4 => IpAddr::V4(Ipv4Addr::from(self.bytes::<4>()?)),
+            6 => IpAddr::V6(Ipv6Addr::from(self.bytes::<16>()?)),
+            _ => return Err(WireError::Field("flags")),
+        };
+        let addr = SocketAddr::new(ip, self.u16()?);
+        let generation = self.varint("generation")?;
+        let bump = u32::try_from(self.varint("bump")?).map_err(|_| WireError::Field("bump"))?;
+        Ok(PeerId { identity: Arc::new(Identity { node_id, addr, generation }), bump, left: flags & LEFT != 0 })
+    }
+
+    /// A peer that is somebody: everything but the receiver of an announcement.
+    fn known_peer(&mut self) -> Result<PeerId, WireError> {
+        let peer = self.peer()?;
+        peer.identity.validate().map_err(|_| WireError::Field("identity"))?;
+        Ok(peer)
+    }
+
+    fn header(&mut self) -> Result<Header<PeerId>, WireError> {
+        let kind = self.u8()?;
+        let src_incarnation = self.u16()?;
+        let src = self.known_peer()?;
+        let dst = self.peer()?;
+        if !(dst.is_anyone() && kind == 6) {
+            dst.identity.validate().map_err(|_| WireError::Field("receiver"))?;
+        }
+        let message = match kind {
+            0 => Message::Ping(self.u8()?),
+            1 => Message::Ack(self.u8()?),
+            2 => Message::PingReq { target: self.known_peer()?, probe_number: self.u8()? },
+            3 => Message::IndirectPing { origin: self.known_peer()?, probe_number: self.u8()? },
+            4 => Message::IndirectAck { target: self.known_peer()?, probe_number: self.u8()? },
+            5 => Message::ForwardedAck { origin: self.known_peer()?, probe_number: self.u8()? },
+            6 => Message::Announce,
+            7 => Message::Feed,
+            8 => Message::Gossip,
+            9 => Message::TurnUndead,
+            _ => return Err(WireError::Field("kind")),
+        };
+        Ok(Header { src, src_incarnation, dst, message })
+    }
+
+    fn member(&mut self) -> Result<Member<PeerId>, WireError> {
+        let id = self.known_peer()?;
+        let incarnation = self.u16()?;
+        let state = match self.u8()? {
+            0 => State::Alive,
+            1 => State::Suspect,
+            2 => State::Down,
+            _ => return Err(WireError::Field("state")),
+        };
+        Ok(Member::new(id, incarnation, state))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn peer(id: &str, addr: &str, generation: u64, bump: u32, left: bool) -> PeerId {
+        let identity = Identity { node_id: id.to_owned(), addr: addr.parse().unwrap(), generation };
+        PeerId { identity: Arc::new(identity), bump, left }
+    }
+
+    fn sample() -> Packet {
+        let a = peer("a", "10.0.0.1:2377", 7, 0, false);
+        let b = peer(&"b".repeat(64), "[2001:db8::1]:1", u64::MAX, u32::MAX, true);
+        Packet {
+            header: Header {
+                src: a.clone(),
+                src_incarnation: 513,
+                dst: b.clone(),
+                message: Message::PingReq { target: a.clone(), probe_number: 9 },
+            },
+            members: vec![Member::new(b, 3, State::Suspect), Member::new(a, 0, State::Down)],
+        }
+    }
+
+    #[test]
+    fn a_packet_comes_back_as_it_went() {
+        let packet = sample();
+        let bytes = packet.write().unwrap();
+        let read = Packet::read(&bytes).unwrap();
+        assert_eq!(read.header, packet.header);
+        assert_eq!(read.members, packet.members);
+        assert_eq!(sender_incarnation(&bytes), 513);
+        assert_eq!(read_sender(&bytes).unwrap(), packet.header.src);
+    }
+
+    #[test]
+    fn every_cut_is_an_error() {
+        let bytes = sample().write().unwrap();
+        let head = {
+            let mut out = Vec::new();
+            put_header(&mut out, &sample().header).unwrap();
+            out.len()
+        };
+        for len in 0..bytes.len() {
+            // A header alone is a packet without updates.
+            assert_eq!(Packet::read(&bytes[..len]).is_ok(), len == head, "cut at {len}");
+        }
+        let mut longer = bytes;
+        longer.push(0);
+        assert!(matches!(Packet::read(&longer), Err(WireError::Trailing)));
+    }
+
+    #[test]
+    fn only_an_announcement_goes_to_anyone() {
+        let mut packet = sample();
+        packet.members.clear();
+        packet.header.dst = PeerId::anyone_at("10.0.0.2:2377".parse().unwrap());
+        assert!(Packet::read(&packet.write().unwrap()).is_err());
+        packet.header.message = Message::Announce;
+        assert!(Packet::read(&packet.write().unwrap()).is_ok());
+        packet.header.src = packet.header.dst.clone();
+        assert!(Packet::read(&packet.write().unwrap()).is_err(), "a sender has a name");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = Packet::read(&bytes);
+            let _ = read_sender(&bytes);
+        }
+
+        #[test]
+        fn no_damage_panics(at in 0_usize..200, value in any::<u8>()) {
+            let mut bytes = sample().write().unwrap();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            let _ = Packet::read(&bytes);
+        }
+    }
+}
