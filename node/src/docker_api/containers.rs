@@ -1,0 +1,56 @@
+//! Containers, volumes, plugins: what of Docker's API is not here yet, said clearly.
+//!
+//! Lists that would hide something are refused; lists that are truly empty are empty. Inspecting a single object is a
+//! proper 404, because `docker inspect NAME` asks one kind after another and goes on after a 404 only.
+
+use axum::Json;
+use axum::extract::Path;
+use hyper::{Method, Uri};
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+
+/// First parts of paths that Docker serves and Shoal does not.
+const DOCKERS: [&str; 9] =
+    ["auth", "build", "commit", "containers", "exec", "grpc", "session", "system", "volumes"];
+
+/// Whether Docker has something at this path.
+pub(super) fn is_dockers(path: &str) -> bool {
+    path.split('/').nth(1).is_some_and(|first| DOCKERS.contains(&first))
+}
+
+/// The refusal of something that Docker has and Shoal does not.
+pub(super) fn not_built(method: &Method, path: &str) -> ApiError {
+    ApiError::not_supported(format!("Shoal does not support {method} {path} yet"))
+}
+
+pub(super) async fn list() -> ApiError {
+    ApiError::not_supported(
+        "Shoal does not list single containers yet: see the tasks of services (service ps, node ps)",
+    )
+}
+
+pub(super) async fn inspect(Path(id): Path<String>) -> ApiError {
+    ApiError::not_found(format!("No such container: {id}"))
+}
+
+pub(super) async fn other(method: Method, uri: Uri) -> ApiError {
+    not_built(&method, uri.path())
+}
+
+pub(super) async fn volumes() -> Json<Value> {
+    Json(json!({"Volumes": [], "Warnings": null}))
+}
+
+pub(super) async fn volume(Path(name): Path<String>) -> ApiError {
+    ApiError::not_found(format!("get {name}: no such volume"))
+}
+
+pub(super) async fn plugins() -> Json<Value> {
+    Json(json!([]))
+}
+
+pub(super) async fn plugin(Path(rest): Path<String>) -> ApiError {
+    let name = rest.strip_suffix("/json").unwrap_or(&rest);
+    ApiError::not_found(format!("plugin {name:?} not found"))
+}

@@ -1,0 +1,412 @@
+//! `/images`: those that this host has.
+//!
+//! The image store blocks on the disk, so every call to it runs on the blocking pool; an archive is handed to it as
+//! it comes in, never held as a whole.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::Path as FsPath;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use hyper::header::CONTENT_TYPE;
+use hyper::{Method, StatusCode};
+use runtime::image::{
+    Image, ImageError, ImageErrorKind, ImageStore, ImageSummary, ImportChanges, Reference, Removed,
+};
+use serde_json::{Value, json};
+
+use super::App;
+use super::body_reader::with_reader;
+use super::containers::not_built;
+use super::error::ApiError;
+use super::extract::{ApiVersion, Params};
+use crate::engine::Engine;
+
+/// A failure of the image store.
+pub(super) fn error(e: &ImageError) -> ApiError {
+    let status = match e.kind() {
+        ImageErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ImageErrorKind::Conflict => StatusCode::CONFLICT,
+        ImageErrorKind::InvalidInput => StatusCode::BAD_REQUEST,
+        ImageErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    ApiError { status, message: with_causes(e) }
+}
+
+/// The error and its causes in one line.
+fn with_causes(e: &ImageError) -> String {
+    let mut text = e.to_string();
+    let mut cause = std::error::Error::source(e);
+    while let Some(e) = cause {
+        text.push_str(": ");
+        text.push_str(&e.to_string());
+        cause = e.source();
+    }
+    text
+}
+
+/// Runs something on the image store where it may block.
+async fn blocking<T: Send + 'static>(
+    images: ImageStore,
+    work: impl FnOnce(&ImageStore) -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(move || work(&images))
+        .await
+        .map_err(|e| ApiError::internal(format!("the image store's thread failed: {e}")))?
+        .map_err(|e| error(&e))
+}
+
+/// Hands a request's body to the image store as it comes in.
+async fn consume<T: Send + 'static>(
+    images: ImageStore,
+    body: Body,
+    work: impl FnOnce(&ImageStore, &mut dyn Read) -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ApiError> {
+    with_reader(body, move |reader| work(&images, reader))
+        .await
+        .map_err(|e| ApiError::internal(format!("the image store's thread failed: {e}")))?
+        .map_err(|e| error(&e))
+}
+
+pub(super) async fn list<E: Engine>(
+    State(app): State<App<E>>,
+    version: ApiVersion,
+    params: Params,
+) -> Result<Json<Vec<Value>>, ApiError> {
+    let filters = params.filters(&["dangling", "label", "reference"])?;
+    let dangling = filters.flag("dangling")?;
+    let images = blocking(app.engine.images(), |images| Ok(images.list())).await?;
+    let wanted = |image: &ImageSummary| {
+        dangling.is_none_or(|yes| yes == image.references.is_empty())
+            && filters.labels("label", &image.labels)
+            && filters.any("reference", |pattern| image.references.iter().any(|r| matches_reference(pattern, r)))
+    };
+    Ok(Json(images.iter().filter(|i| wanted(i)).map(|i| summary(i, version)).collect()))
+}
+
+fn summary(image: &ImageSummary, version: ApiVersion) -> Value {
+    let mut w = json!({
+        "Id": image.id.to_string(),
+        "ParentId": "",
+        "RepoTags": tags(&image.references),
+        "RepoDigests": digests(&image.references, image.manifest_digest.as_deref()),
+        "Created": image.created,
+        "Size": image.size,
+        "SharedSize": -1,
+        "Containers": -1,
+        "Labels": image.labels,
+    });
+    if version < ApiVersion(1, 44) {
+        w["VirtualSize"] = image.size.into();
+    }
+    w
+}
+
+fn tags(references: &[Reference]) -> Vec<String> {
+    references.iter().map(Reference::to_string).collect()
+}
+
+/// `repository@digest`, once for each repository.
+fn digests(references: &[Reference], digest: Option<&str>) -> BTreeSet<String> {
+    references.iter().flat_map(|r| digest.map(|d| format!("{}@{d}", r.familiar_name()))).collect()
+}
+
+/// Whether a reference fits a pattern such as `web`, `web:1.*` or `quay.io/*/web`.
+fn matches_reference(pattern: &str, reference: &Reference) -> bool {
+    [reference.to_string(), reference.familiar_name(), reference.canonical()]
+        .iter()
+        .any(|name| glob(pattern.as_bytes(), name.as_bytes()))
+}
+
+/// `*` stands for anything but a slash, `?` for one character that is none. Takes time linear in the product of the
+/// lengths, however many stars there are.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(b'?') if text[t] != b'/' => (p, t) = (p + 1, t + 1),
+            Some(c) if *c == text[t] => (p, t) = (p + 1, t + 1),
+            _ => match star {
+                // The last star takes one more character. (An earlier one never has to: it stops at the same slash.)
+                Some((at, from)) if text[from] != b'/' => {
+                    star = Some((at, from + 1));
+                    (p, t) = (at + 1, from + 1);
+                }
+                _ => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == b'*')
+}
+
+pub(super) async fn load<E: Engine>(State(app): State<App<E>>, body: Body) -> Result<Response, ApiError> {
+    let loaded = consume(app.engine.images(), body, |images, reader| images.load(reader)).await?;
+    let mut lines = String::new();
+    for image in loaded {
+        let names = match &image.references[..] {
+            [] => vec![format!("Loaded image ID: {}\n", image.id)],
+            names => names.iter().map(|name| format!("Loaded image: {name}\n")).collect(),
+        };
+        for name in names {
+            lines.push_str(&json!({ "stream": name }).to_string());
+            lines.push_str("\r\n");
+        }
+    }
+    Ok(([(CONTENT_TYPE, "application/json")], lines).into_response())
+}
+
+/// Import (`fromSrc=-`, the root file system as body) or pull (`fromImage`).
+pub(super) async fn create<E: Engine>(
+    State(app): State<App<E>>,
+    params: Params,
+    body: Body,
+) -> Result<Response, ApiError> {
+    if let Some(image) = params.get("fromImage").filter(|i| !i.is_empty()) {
+        return Err(ApiError::not_supported(format!(
+            "pulling {image} is not supported yet: load it on each host with `shoal image load -i FILE`"
+        )));
+    }
+    match params.get("fromSrc") {
+        Some("-") => {}
+        Some(url) if !url.is_empty() => {
+            return Err(ApiError::not_supported(format!("importing from {url} is not supported yet: send the archive")));
+        }
+        _ => return Err(ApiError::invalid("either fromImage or fromSrc must be given")),
+    }
+    if params.get("platform").is_some_and(|p| !p.is_empty()) {
+        return Err(ApiError::not_supported("platform is not supported yet for an import"));
+    }
+    let reference = match params.get("repo").filter(|r| !r.is_empty()) {
+        Some(repo) => Some(reference(repo, params.get("tag"))?),
+        None => None,
+    };
+    let changes: Vec<&str> = params.all("changes").collect();
+    let changes = ImportChanges::parse(&changes).map_err(|e| error(&e))?;
+    let message = match params.get("message").unwrap_or_default() {
+        "" => "Imported from -".to_owned(),
+        given => given.to_owned(),
+    };
+    let id = consume(app.engine.images(), body, move |images, reader| {
+        images.import(reader, reference, changes, &message)
+    })
+    .await?;
+    let line = format!("{}\r\n", json!({ "status": id.to_string() }));
+    Ok(([(CONTENT_TYPE, "application/json")], line).into_response())
+}
+
+fn reference(repo: &str, tag: Option<&str>) -> Result<Reference, ApiError> {
+    let name = match tag.filter(|t| !t.is_empty()) {
+        Some(digest) if digest.contains(':') => format!("{repo}@{digest}"),
+        Some(tag) => format!("{repo}:{tag}"),
+        None => repo.to_owned(),
+    };
+    Reference::parse(&name).map_err(|e| ApiError::invalid(e.to_string()))
+}
+
+/// What is asked of an image stands behind its name, which has slashes of its own.
+fn split_name<'a>(rest: &'a str, verbs: &[&'static str]) -> Option<(&'a str, &'static str)> {
+    verbs.iter().find_map(|verb| {
+        let name = rest.strip_suffix(verb)?.strip_suffix('/')?;
+        (!name.is_empty()).then_some((name, *verb))
+    })
+}
+
+pub(super) async fn get<E: Engine>(
+    State(app): State<App<E>>,
+    Path(rest): Path<String>,
+    version: ApiVersion,
+) -> Result<Json<Value>, ApiError> {
+    let Some((name, verb)) = split_name(&rest, &["json", "history", "get"]) else {
+        return Err(match rest.as_str() {
+            "get" | "search" => not_built(&Method::GET, &format!("/images/{rest}")),
+            _ => ApiError::not_found("page not found"),
+        });
+    };
+    if verb == "get" {
+        return Err(not_built(&Method::GET, "/images/{name}/get"));
+    }
+    let name = name.to_owned();
+    blocking(app.engine.images(), move |images| {
+        let image = images.resolve(&name)?;
+        Ok(Json(if verb == "json" { inspect(&image, version) } else { history(&image) }))
+    })
+    .await
+}
+
+/// Docker writes null for a list that was not given.
+fn list_or_null(list: &[String]) -> Value {
+    if list.is_empty() { Value::Null } else { json!(list) }
+}
+
+/// Docker writes sets as objects with empty values.
+fn set_or_null(list: &[String]) -> Value {
+    if list.is_empty() { Value::Null } else { list.iter().map(|k| (k.clone(), json!({}))).collect() }
+}
+
+fn inspect(image: &Image, version: ApiVersion) -> Value {
+    let c = &image.config;
+    let mut config = json!({
+        "User": c.user,
+        "ExposedPorts": set_or_null(&c.exposed_ports),
+        "Env": list_or_null(&c.env),
+        "Cmd": list_or_null(&c.cmd),
+        "Volumes": set_or_null(&c.volumes),
+        "WorkingDir": c.working_dir,
+        "Entrypoint": list_or_null(&c.entrypoint),
+        "OnBuild": null,
+        "Labels": if c.labels.is_empty() { Value::Null } else { json!(c.labels) },
+    });
+    if let Some(signal) = &c.stop_signal {
+        config["StopSignal"] = signal.as_str().into();
+    }
+    if let Some(check) = &c.healthcheck {
+        config["Healthcheck"] = check.clone();
+    }
+    let comment = image.history.iter().rev().find_map(|h| h.comment.clone()).unwrap_or_default();
+    let mut w = json!({
+        "Id": image.id.to_string(),
+        "RepoTags": tags(&image.references),
+        "RepoDigests": digests(&image.references, image.manifest_digest.as_deref()),
+        "Comment": comment,
+        "Created": c.created,
+        "Author": c.author.clone().unwrap_or_default(),
+        "Config": config,
+        "Architecture": c.architecture,
+        "Os": c.os,
+        "Size": image.size,
+        "RootFS": {"Type": "layers", "Layers": image.diff_ids},
+    });
+    if version < ApiVersion(1, 44) {
+        w["VirtualSize"] = image.size.into();
+    }
+    w
+}
+
+/// The steps of an image's making, newest first.
+fn history(image: &Image) -> Value {
+    // Steps and layers are counted from the top: a layer that hides all below it may have been cut off from them.
+    let mut layers = image.layers.iter().rev();
+    let mut lines: Vec<Value> = Vec::new();
+    for step in image.history.iter().rev() {
+        let bytes = if step.empty_layer { 0 } else { layers.next().map_or(0, |dir| size_of_tree(dir)) };
+        lines.push(json!({
+            "Id": "<missing>",
+            "Created": step.created.as_deref().map_or(0, unix_seconds),
+            "CreatedBy": step.created_by.clone().unwrap_or_default(),
+            "Tags": null,
+            "Size": bytes,
+            "Comment": step.comment.clone().unwrap_or_default(),
+        }));
+    }
+    if lines.is_empty() {
+        // An image that says nothing of its making still has itself to show.
+        lines.push(json!({"Created": image.config.created_unix(), "CreatedBy": "", "Size": image.size, "Comment": ""}));
+    }
+    lines[0]["Id"] = image.id.to_string().into();
+    lines[0]["Tags"] = json!(tags(&image.references));
+    lines.into()
+}
+
+fn unix_seconds(rfc3339: &str) -> i64 {
+    time::OffsetDateTime::parse(rfc3339, &time::format_description::well_known::Rfc3339)
+        .map_or(0, time::OffsetDateTime::unix_timestamp)
+}
+
+/// Bytes of the files below a directory. What cannot be read (removed meanwhile) counts nothing.
+fn size_of_tree(root: &FsPath) -> u64 {
+    let mut bytes = 0u64;
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(m) if m.is_dir() => directories.push(entry.path()),
+                Ok(m) if m.is_file() => bytes = bytes.saturating_add(m.len()),
+                _ => {}
+            }
+        }
+    }
+    bytes
+}
+
+pub(super) async fn post<E: Engine>(
+    State(app): State<App<E>>,
+    Path(rest): Path<String>,
+    params: Params,
+) -> Result<StatusCode, ApiError> {
+    let Some((name, verb)) = split_name(&rest, &["tag", "push"]) else {
+        return Err(match rest.as_str() {
+            "prune" => not_built(&Method::POST, "/images/prune"),
+            _ => ApiError::not_found("page not found"),
+        });
+    };
+    if verb == "push" {
+        return Err(not_built(&Method::POST, "/images/{name}/push"));
+    }
+    let repo = params.get("repo").unwrap_or_default();
+    let target = reference(repo, params.get("tag"))?;
+    if target.digest().is_some() {
+        return Err(ApiError::invalid("refusing to create a tag with a digest reference"));
+    }
+    let name = name.to_owned();
+    blocking(app.engine.images(), move |images| images.tag(&name, &target)).await?;
+    Ok(StatusCode::CREATED)
+}
+
+pub(super) async fn remove<E: Engine>(
+    State(app): State<App<E>>,
+    Path(name): Path<String>,
+    params: Params,
+) -> Result<Json<Vec<Value>>, ApiError> {
+    let used: BTreeSet<String> = app.engine.images_in_use().await.into_iter().collect();
+    let force = params.flag("force");
+    let removed = blocking(app.engine.images(), move |images| {
+        images.remove(&name, force, &|id| used.contains(&id.to_string()) || used.contains(&id.hex()))
+    })
+    .await?;
+    let lines = removed.into_iter().map(|r| match r {
+        Removed::Untagged(name) => json!({ "Untagged": name }),
+        Removed::Deleted(id) => json!({ "Deleted": id }),
+    });
+    Ok(Json(lines.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(pattern: &str, name: &str, expected: bool) {
+        assert_eq!(matches_reference(pattern, &Reference::parse(name).unwrap()), expected, "{pattern} {name}");
+    }
+
+    #[test]
+    fn reference_patterns() {
+        check("web", "web:1", true);
+        check("web:1", "web:1", true);
+        check("web:2", "web:1", false);
+        check("w*", "web:1", true);
+        check("*", "web:1", true);
+        check("*", "a/web:1", false);
+        check("*/web", "a/web:1", true);
+        check("*/web:?", "a/web:1", true);
+        check("docker.io/library/web:1", "web:1", true);
+        check("", "web:1", false);
+        check(&"*a".repeat(2000), "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", false);
+    }
+
+    #[test]
+    fn names_of_images_have_slashes() {
+        assert_eq!(split_name("a/b:1/json", &["json"]), Some(("a/b:1", "json")));
+        assert_eq!(split_name("json", &["json"]), None);
+        assert_eq!(split_name("/json", &["json"]), None);
+        assert_eq!(split_name("a/history", &["json", "history"]), Some(("a", "history")));
+    }
+}

@@ -1,0 +1,162 @@
+//! The Docker Engine API, the only public API of Shoal, and what goes beyond it under `/shoal/`.
+//!
+//! The daemon calls [`serve`] for each listener; everything that requests need of the node goes through
+//! [`Engine`](crate::engine::Engine). Handlers read the cluster's objects from a store value, resolve what the user
+//! typed, convert between Docker's JSON (`wire`) and the model (`convert`), and hand changes to the leader. They
+//! decide nothing: rules live in `deploy::control`.
+//!
+//! Reads are linearizable: a client sees its own writes whichever manager it talks to. With `consistency=local` in
+//! the query a manager answers from what it has, which also works without a leader. `/_ping`, `/version` and `/info`
+//! always do.
+
+mod body_reader;
+mod containers;
+pub mod convert;
+mod distribution;
+mod error;
+mod events;
+mod extract;
+mod filters;
+mod images;
+mod logs;
+mod networks;
+mod nodes;
+mod payloads;
+mod resolve;
+mod server;
+mod services;
+mod shoal;
+mod streams;
+mod swarm;
+mod system;
+mod tasks;
+pub mod wire;
+
+pub use error::ApiError;
+pub use server::{Listener, serve};
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{any, delete, get, post};
+use deploy::control::{Op, Reply, Request};
+use deploy::store::Store;
+use hyper::{Method, Uri};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{Consistency, Engine};
+use extract::Params;
+
+/// What every handler has at hand.
+#[derive(Clone)]
+struct App<E> {
+    engine: E,
+    /// Ends streams that would otherwise go on for ever.
+    shutdown: CancellationToken,
+}
+
+impl<E: Engine> App<E> {
+    /// The cluster's objects, as fresh as the request wants them.
+    async fn store(&self, params: &Params) -> Result<Store, ApiError> {
+        let consistency = match params.get("consistency") {
+            Some("local") => Consistency::Local,
+            None | Some("linearizable") => Consistency::Linearizable,
+            Some(other) => return Err(ApiError::invalid(format!("invalid consistency {other:?}"))),
+        };
+        Ok(self.engine.store(consistency).await?)
+    }
+
+    /// Carries out a change through the leader.
+    async fn control(&self, op: Op) -> Result<Reply, ApiError> {
+        Ok(self.engine.control(Request { op: Some(op) }).await?)
+    }
+}
+
+/// Every route, for one engine.
+fn router<E: Engine>(engine: E, shutdown: CancellationToken) -> Router {
+    Router::new()
+        .merge(cluster_routes::<E>())
+        .merge(object_routes::<E>())
+        .merge(image_routes::<E>())
+        .merge(other_routes::<E>())
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(page_not_found)
+        // Bodies are bounded where they are read: JSON by `JsonBody`, archives by the image store.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(App { engine, shutdown })
+}
+
+fn cluster_routes<E: Engine>() -> Router<App<E>> {
+    Router::new()
+        .route("/_ping", get(system::ping::<E>))
+        .route("/version", get(system::version::<E>))
+        .route("/info", get(system::info::<E>))
+        .route("/swarm", get(swarm::inspect::<E>))
+        .route("/swarm/init", post(swarm::init::<E>))
+        .route("/swarm/join", post(swarm::join::<E>))
+        .route("/swarm/leave", post(swarm::leave::<E>))
+        .route("/swarm/update", post(swarm::update::<E>))
+        .route("/swarm/unlockkey", get(swarm::unlock_key::<E>))
+        .route("/swarm/unlock", post(swarm::unlock::<E>))
+        .route("/nodes", get(nodes::list::<E>))
+        .route("/nodes/{id}", get(nodes::inspect::<E>).delete(nodes::remove::<E>))
+        .route("/nodes/{id}/update", post(nodes::update::<E>))
+}
+
+fn object_routes<E: Engine>() -> Router<App<E>> {
+    Router::new()
+        .route("/services", get(services::list::<E>))
+        .route("/services/create", post(services::create::<E>))
+        .route("/services/{id}", get(services::inspect::<E>).delete(services::remove::<E>))
+        .route("/services/{id}/update", post(services::update::<E>))
+        .route("/services/{id}/logs", get(logs::service::<E>))
+        .route("/tasks", get(tasks::list::<E>))
+        .route("/tasks/{id}", get(tasks::inspect::<E>))
+        .route("/tasks/{id}/logs", get(logs::task::<E>))
+        .route("/networks", get(networks::list::<E>))
+        .route("/networks/create", post(networks::create::<E>))
+        .route("/networks/prune", post(networks::prune::<E>))
+        .route("/networks/{id}", get(networks::inspect::<E>).delete(networks::remove::<E>))
+        .route("/secrets", get(payloads::list_secrets::<E>))
+        .route("/secrets/create", post(payloads::create_secret::<E>))
+        .route("/secrets/{id}", get(payloads::inspect_secret::<E>).delete(payloads::remove_secret::<E>))
+        .route("/secrets/{id}/update", post(payloads::update_secret::<E>))
+        .route("/configs", get(payloads::list_configs::<E>))
+        .route("/configs/create", post(payloads::create_config::<E>))
+        .route("/configs/{id}", get(payloads::inspect_config::<E>).delete(payloads::remove_config::<E>))
+        .route("/configs/{id}/update", post(payloads::update_config::<E>))
+        .route("/shoal/v1/services/{id}/why", get(shoal::why::<E>))
+}
+
+fn image_routes<E: Engine>() -> Router<App<E>> {
+    Router::new()
+        .route("/images/json", get(images::list::<E>))
+        .route("/images/load", post(images::load::<E>))
+        .route("/images/create", post(images::create::<E>))
+        // Names of images have slashes in them, so what is asked of an image is found at the end of the path.
+        .route("/images/{*rest}", get(images::get::<E>).post(images::post::<E>).delete(images::remove::<E>))
+        .route("/distribution/{*rest}", get(distribution::inspect))
+}
+
+fn other_routes<E: Engine>() -> Router<App<E>> {
+    Router::new()
+        .route("/events", get(events::events))
+        .route("/containers/json", get(containers::list))
+        .route("/containers/{id}/json", get(containers::inspect))
+        .route("/containers/{*rest}", any(containers::other))
+        .route("/exec/{*rest}", any(containers::other))
+        .route("/volumes", get(containers::volumes))
+        .route("/volumes/{name}", delete(containers::volume).get(containers::volume))
+        .route("/plugins", get(containers::plugins))
+        .route("/plugins/{*rest}", get(containers::plugin))
+}
+
+async fn page_not_found(method: Method, uri: Uri) -> ApiError {
+    if containers::is_dockers(uri.path()) {
+        return containers::not_built(&method, uri.path());
+    }
+    ApiError::not_found("page not found")
+}
+
+async fn method_not_allowed() -> ApiError {
+    ApiError { status: hyper::StatusCode::METHOD_NOT_ALLOWED, message: "method not allowed".to_owned() }
+}

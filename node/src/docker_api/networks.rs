@@ -1,0 +1,176 @@
+//! `/networks`: ingress and the overlays. The host's own networks are not the API's.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use deploy::control::{CreateNetwork, Op, RemoveNetwork};
+use deploy::model::{Network, NodeState};
+use deploy::store::Store;
+use hyper::StatusCode;
+use serde_json::{Map, Value, json};
+
+use super::App;
+use super::convert::{network_spec_from_wire, network_to_wire};
+use super::error::ApiError;
+use super::extract::{JsonBody, Params};
+use super::resolve::resolve;
+use super::wire;
+use crate::engine::{Engine, EngineError, Membership};
+
+/// The network that a user means by an id, a name or the beginning of an id.
+pub(super) fn find<'a>(store: &'a Store, wanted: &str) -> Result<&'a Arc<Network>, ApiError> {
+    let networks: Vec<&Arc<Network>> = store.networks().collect();
+    resolve("network", wanted, networks.iter().copied(), |n| n.id.as_str(), |n| &n.spec.name)
+}
+
+/// The store, or none on a node that is no manager: it has no networks to show, and that is no failure.
+async fn store_if_manager<E: Engine>(app: &App<E>, params: &Params) -> Result<Option<Store>, ApiError> {
+    match app.engine.store(crate::engine::Consistency::Local).await {
+        Err(EngineError::NotManager(_)) => Ok(None),
+        _ => app.store(params).await.map(Some),
+    }
+}
+
+pub(super) async fn list<E: Engine>(
+    State(app): State<App<E>>,
+    params: Params,
+) -> Result<Json<Vec<wire::Network>>, ApiError> {
+    let filters = params.filters(&["driver", "id", "label", "name", "scope", "type", "dangling"])?;
+    if !filters.any("type", |t| matches!(t, "custom" | "builtin")) {
+        return Err(ApiError::invalid("invalid filter: 'type' must be custom or builtin"));
+    }
+    let dangling = filters.flag("dangling")?;
+    let Some(store) = store_if_manager(&app, &params).await? else { return Ok(Json(Vec::new())) };
+    let wanted = |n: &&Arc<Network>| {
+        filters.prefix("id", n.id.as_str())
+            && filters.any("name", |name| n.spec.name.contains(name))
+            && filters.exact("driver", "overlay")
+            && filters.exact("scope", "swarm")
+            && filters.labels("label", &n.spec.labels)
+            && filters.exact("type", if n.spec.ingress { "builtin" } else { "custom" })
+            && dangling.is_none_or(|yes| yes == (!n.spec.ingress && store.services_on_network(&n.id).next().is_none()))
+    };
+    Ok(Json(store.networks().filter(wanted).map(|n| network_to_wire(n)).collect()))
+}
+
+pub(super) async fn inspect<E: Engine>(
+    State(app): State<App<E>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<wire::Network>, ApiError> {
+    let missing = || ApiError::not_found(format!("network {id} not found"));
+    if !matches!(params.get("scope"), None | Some("" | "swarm" | "global")) {
+        return Err(missing());
+    }
+    let store = store_if_manager(&app, &params).await?.ok_or_else(missing)?;
+    let network = find(&store, &id)?;
+    let mut w = network_to_wire(network);
+    w.containers = Some(containers_here(&app.engine.membership(), &store, network));
+    w.peers = Some(
+        store
+            .nodes()
+            .filter(|n| n.status.state() == NodeState::Ready && !n.description.data_path_addr.is_empty())
+            .filter(|n| network.spec.ingress || store.tasks_on_node(&n.id).any(|t| attached(t, network)))
+            .map(|n| wire::Peer {
+                name: Some(n.id.as_str().chars().take(12).collect()),
+                ip: Some(n.description.data_path_addr.clone()),
+            })
+            .collect(),
+    );
+    if params.flag("verbose") {
+        w.services = Some(services_on(&store, network));
+    }
+    Ok(Json(w))
+}
+
+fn attached(task: &deploy::model::Task, network: &Network) -> bool {
+    !task.status.state().is_terminal() && task.attachments.iter().any(|a| a.network == network.id)
+}
+
+/// Endpoints of this host's tasks, by container.
+fn containers_here(membership: &Membership, store: &Store, network: &Network) -> Value {
+    let mut containers = Map::new();
+    let Membership::Active(member) = membership else { return Value::Object(containers) };
+    for task in store.tasks_on_node(&member.node_id).filter(|t| attached(t, network)) {
+        let (Some(container), Some(attachment)) =
+            (&task.status.container, task.attachments.iter().find(|a| a.network == network.id))
+        else {
+            continue;
+        };
+        let endpoint = json!({
+            "Name": task.name(),
+            "EndpointID": task.id.as_str(),
+            "MacAddress": "",
+            "IPv4Address": attachment.address,
+            "IPv6Address": "",
+        });
+        containers.insert(container.id.clone(), endpoint);
+    }
+    Value::Object(containers)
+}
+
+/// What `verbose` adds: services of the network with their tasks.
+fn services_on(store: &Store, network: &Network) -> Value {
+    let mut services = Map::new();
+    for service in store.services_on_network(&network.id) {
+        let vip = service.endpoint.virtual_ips.iter().find(|v| v.network == network.id);
+        let tasks: Vec<Value> = store
+            .tasks_of_service(&service.id)
+            .filter(|t| attached(t, network))
+            .filter_map(|t| {
+                let attachment = t.attachments.iter().find(|a| a.network == network.id)?;
+                let host = store.node(&t.node_id).map(|n| n.status.addr.clone()).unwrap_or_default();
+                Some(json!({
+                    "Name": t.name(),
+                    "EndpointID": t.id.as_str(),
+                    "EndpointIP": address_only(&attachment.address),
+                    "Info": {"Host IP": host},
+                }))
+            })
+            .collect();
+        let ports: Vec<String> =
+            service.endpoint.ports.iter().map(|p| format!("Target: {}, Publish: {}", p.target, p.published)).collect();
+        services.insert(
+            service.spec.name.clone(),
+            json!({
+                "VIP": vip.map(|v| address_only(&v.address)).unwrap_or_default(),
+                "Ports": ports,
+                "LocalLBIndex": 0,
+                "Tasks": tasks,
+            }),
+        );
+    }
+    Value::Object(services)
+}
+
+/// `10.0.3.2/24` without the prefix length.
+fn address_only(cidr: &str) -> &str {
+    cidr.split('/').next().unwrap_or_default()
+}
+
+pub(super) async fn create<E: Engine>(
+    State(app): State<App<E>>,
+    JsonBody(w): JsonBody<wire::NetworkCreate>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let spec = network_spec_from_wire(w)?;
+    let reply = app.control(Op::CreateNetwork(Box::new(CreateNetwork { spec }))).await?;
+    Ok((StatusCode::CREATED, Json(json!({"Id": reply.id, "Warning": reply.warnings.join("\n")}))))
+}
+
+pub(super) async fn remove<E: Engine>(
+    State(app): State<App<E>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<StatusCode, ApiError> {
+    let store = app.store(&params).await?;
+    let id = find(&store, &id)?.id.clone();
+    app.control(Op::RemoveNetwork(RemoveNetwork { id })).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Docker's prune removes local networks only; there are none here.
+pub(super) async fn prune<E: Engine>(State(_): State<App<E>>, params: Params) -> Result<Json<Value>, ApiError> {
+    params.filters(&["until", "label", "label!"])?;
+    Ok(Json(json!({ "NetworksDeleted": null })))
+}

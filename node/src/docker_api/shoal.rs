@@ -1,0 +1,91 @@
+//! What goes beyond Docker: `/shoal/v1/...`.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use deploy::model::{DesiredState, TaskState};
+use deploy::scheduler::explain;
+use serde::Serialize;
+
+use super::App;
+use super::convert::task_state_name;
+use super::error::ApiError;
+use super::extract::Params;
+use super::services;
+use crate::engine::Engine;
+
+/// Why the tasks of a service are where they are, and what each host says to one more.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Why {
+    service_id: String,
+    service: String,
+    /// Why the service as a whole cannot be carried out; empty otherwise.
+    message: String,
+    hosts: Vec<HostAnswer>,
+    tasks: Vec<WantedTask>,
+}
+
+/// What a host says to one more task of the service.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct HostAnswer {
+    node_id: String,
+    hostname: String,
+    /// Wanted tasks of the service that it has.
+    tasks: usize,
+    /// Whether it could take one more.
+    fits: bool,
+    /// What speaks against it.
+    reasons: Vec<String>,
+}
+
+/// A task that is wanted, and how far it is.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct WantedTask {
+    id: String,
+    slot: u64,
+    node_id: String,
+    state: &'static str,
+    message: String,
+    err: String,
+}
+
+pub(super) async fn why<E: Engine>(
+    State(app): State<App<E>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Why>, ApiError> {
+    let store = app.store(&params).await?;
+    let service = services::find(&store, &id)?;
+    let hosts = explain(&store, &service.id)
+        .into_iter()
+        .map(|verdict| HostAnswer {
+            node_id: verdict.node.to_string(),
+            hostname: verdict.hostname,
+            tasks: verdict.tasks,
+            fits: verdict.reasons.is_empty(),
+            reasons: verdict.reasons.into_iter().map(|(_, detail)| detail).collect(),
+        })
+        .collect();
+    let mut tasks: Vec<WantedTask> = store
+        .tasks_of_service(&service.id)
+        .filter(|t| t.desired() <= DesiredState::Completed && t.status.state() <= TaskState::Running)
+        .map(|t| WantedTask {
+            id: t.id.to_string(),
+            slot: t.slot,
+            node_id: t.node_id.to_string(),
+            state: task_state_name(t.status.state()),
+            message: t.status.message.clone(),
+            err: t.status.err.clone(),
+        })
+        .collect();
+    tasks.sort_by(|a, b| (a.slot, &a.id).cmp(&(b.slot, &b.id)));
+    Ok(Json(Why {
+        service_id: service.id.to_string(),
+        service: service.spec.name.clone(),
+        message: service.message.clone(),
+        hosts,
+        tasks,
+    }))
+}

@@ -1,0 +1,125 @@
+//! `/swarm`: the cluster itself, and this node's membership.
+
+use axum::Json;
+use axum::extract::State;
+use deploy::control::{Op, UpdateCluster};
+use deploy::model::ClusterSpec;
+
+use super::App;
+use super::convert::{cluster_spec_from_wire, cluster_to_wire};
+use super::error::ApiError;
+use super::extract::{JsonBody, Params};
+use super::wire;
+use crate::engine::{Engine, InitRequest, JoinRequest};
+
+pub(super) async fn inspect<E: Engine>(
+    State(app): State<App<E>>,
+    params: Params,
+) -> Result<Json<wire::Swarm>, ApiError> {
+    let store = app.store(&params).await?;
+    let cluster = store.cluster().ok_or_else(|| ApiError::internal("this manager has no cluster object yet"))?;
+    Ok(Json(cluster_to_wire(cluster, true)))
+}
+
+pub(super) async fn init<E: Engine>(
+    State(app): State<App<E>>,
+    JsonBody(w): JsonBody<wire::SwarmInit>,
+) -> Result<Json<String>, ApiError> {
+    if w.force_new_cluster.unwrap_or_default() {
+        return Err(ApiError::not_supported("ForceNewCluster is not supported yet"));
+    }
+    let mut spec = cluster_spec_from_wire(w.spec.unwrap_or_default(), &ClusterSpec::default())?;
+    spec.autolock |= w.auto_lock_managers.unwrap_or_default();
+    refuse_autolock(&spec)?;
+    let request = InitRequest {
+        listen_addr: w.listen_addr.unwrap_or_default(),
+        advertise_addr: w.advertise_addr.unwrap_or_default(),
+        data_path_addr: w.data_path_addr.unwrap_or_default(),
+        data_path_port: w.data_path_port.unwrap_or_default(),
+        default_addr_pool: w.default_addr_pool.unwrap_or_default(),
+        subnet_size: w.subnet_size.unwrap_or_default(),
+        availability: availability(w.availability)?,
+        spec,
+    };
+    Ok(Json(app.engine.init(request).await?.to_string()))
+}
+
+pub(super) async fn join<E: Engine>(
+    State(app): State<App<E>>,
+    JsonBody(w): JsonBody<wire::SwarmJoin>,
+) -> Result<(), ApiError> {
+    let request = JoinRequest {
+        listen_addr: w.listen_addr.unwrap_or_default(),
+        advertise_addr: w.advertise_addr.unwrap_or_default(),
+        data_path_addr: w.data_path_addr.unwrap_or_default(),
+        remote_addrs: w.remote_addrs.unwrap_or_default(),
+        token: w.join_token.unwrap_or_default(),
+        availability: availability(w.availability)?,
+    };
+    if request.remote_addrs.is_empty() {
+        return Err(ApiError::invalid("at least one RemoteAddrs is required to join"));
+    }
+    Ok(app.engine.join(request).await?)
+}
+
+/// "active", "pause", "drain", or empty for the default.
+fn availability(given: Option<String>) -> Result<String, ApiError> {
+    let given = given.unwrap_or_default();
+    match given.as_str() {
+        "" | "active" | "pause" | "drain" => Ok(given),
+        _ => Err(ApiError::invalid(format!("invalid Availability: {given:?}"))),
+    }
+}
+
+fn refuse_autolock(spec: &ClusterSpec) -> Result<(), ApiError> {
+    if spec.autolock {
+        return Err(ApiError::not_supported("EncryptionConfig.AutoLockManagers is not supported yet"));
+    }
+    Ok(())
+}
+
+pub(super) async fn leave<E: Engine>(State(app): State<App<E>>, params: Params) -> Result<(), ApiError> {
+    Ok(app.engine.leave(params.flag("force")).await?)
+}
+
+pub(super) async fn update<E: Engine>(
+    State(app): State<App<E>>,
+    params: Params,
+    JsonBody(w): JsonBody<wire::SwarmSpec>,
+) -> Result<(), ApiError> {
+    let version = params.version("swarm")?;
+    if params.flag("rotateManagerUnlockKey") {
+        return Err(ApiError::not_supported("rotateManagerUnlockKey is not supported yet: there is no unlock key"));
+    }
+    let store = app.store(&params).await?;
+    let cluster = store.cluster().ok_or_else(|| ApiError::internal("this manager has no cluster object yet"))?;
+    let spec = cluster_spec_from_wire(w, &cluster.spec)?;
+    refuse_autolock(&spec)?;
+    app.control(Op::UpdateCluster(Box::new(UpdateCluster {
+        version,
+        spec,
+        rotate_worker_token: params.flag("rotateWorkerToken"),
+        rotate_manager_token: params.flag("rotateManagerToken"),
+    })))
+    .await?;
+    Ok(())
+}
+
+/// The key is empty, as in Docker, while autolock is off; and it cannot be turned on.
+pub(super) async fn unlock_key<E: Engine>(
+    State(app): State<App<E>>,
+    params: Params,
+) -> Result<Json<wire::UnlockKey>, ApiError> {
+    app.store(&params).await?;
+    Ok(Json(wire::UnlockKey { unlock_key: Some(String::new()) }))
+}
+
+pub(super) async fn unlock<E: Engine>(State(app): State<App<E>>) -> Result<(), ApiError> {
+    match app.engine.membership() {
+        crate::engine::Membership::Inactive => Err(ApiError {
+            status: hyper::StatusCode::SERVICE_UNAVAILABLE,
+            message: "This node is not part of a swarm".to_owned(),
+        }),
+        _ => Err(ApiError::conflict("swarm is not locked")),
+    }
+}
