@@ -1,0 +1,398 @@
+//! The handle that callers hold: start, propose, read, change members, stop.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::impls::ProgressResponder;
+use openraft::raft::ClientWriteResult;
+use openraft::{ReadPolicy, SnapshotPolicy};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use crate::disk::{Disk, HostDisk};
+use crate::error::{BootstrapError, MembershipError, ProposeError, ReadError, StartError, TransferError};
+use crate::log::{Log, Owner, SEGMENT_SIZE};
+use crate::machine::{Driver, StateMachine};
+use crate::members::{self, Change, Members};
+use crate::net::{AddressBook, Dial, Dialer, Service, Transport};
+use crate::snapshot::SnapshotStore;
+use crate::status::{self, Clocks, Role, Status};
+use crate::types::{self, Payload, Types};
+use crate::{Config, MAX_PAYLOAD, Peer, RaftId};
+
+pub(crate) type Core = openraft::Raft<Types, Driver>;
+
+/// More bytes than this of entries in memory are compacted without waiting for their number.
+const COMPACT_BYTES: usize = 64 << 20;
+
+/// The longest wait for a membership change to be committed.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A committed entry, as the machine sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed<'a> {
+    /// Its place in the log; grows by at least 1 from entry to entry.
+    pub index: u64,
+    /// The term of the leader that accepted it.
+    pub term: u64,
+    /// What was proposed.
+    pub payload: &'a [u8],
+}
+
+/// A proposal that was applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposed {
+    /// Its place in the log.
+    pub index: u64,
+    /// The term of the leader that accepted it.
+    pub term: u64,
+    /// What the machine answered.
+    pub response: Vec<u8>,
+}
+
+/// A proposal on its way.
+#[derive(Debug)]
+pub struct Pending {
+    answer: oneshot::Receiver<ClientWriteResult<Types>>,
+}
+
+impl Pending {
+    /// Waits until the proposal is applied on this member. Dropping it does not take the proposal back.
+    pub async fn wait(self) -> Result<Proposed, ProposeError> {
+        match self.answer.await {
+            Ok(Ok(written)) => Ok(Proposed {
+                index: written.log_id.index,
+                term: types::term_of(&written.log_id),
+                response: written.data,
+            }),
+            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(ProposeError::NotLeader { leader: leader_of(forward) })
+            }
+            // Discarded on a change of leader, or raft has stopped with the proposal in its hands.
+            Ok(Err(_)) | Err(_) => Err(ProposeError::OutcomeUnknown),
+        }
+    }
+}
+
+/// A member of the manager set. Clones are handles to the same member; it stops when [`Raft::shutdown`] is
+/// called on one of them, or when all are gone.
+#[derive(Clone)]
+pub struct Raft {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    core: Core,
+    log: Log,
+    snapshots: Arc<SnapshotStore>,
+    cluster_id: Arc<str>,
+    id: RaftId,
+    election_max: Duration,
+    status: watch::Receiver<Status>,
+    members: Members,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Raft {
+    /// Opens the log and starts to take part. Returns when the state that was known as committed is
+    /// restored in the machine. A member without data waits to be [bootstrapped](Self::bootstrap) or added.
+    pub async fn start<S: StateMachine>(config: Config, machine: S, dial: impl Dial) -> Result<Self, StartError> {
+        let settings = Arc::new(settings(&config)?);
+        let Config { dir, id, cluster_id, timing, .. } = config;
+        let cluster_id: Arc<str> = cluster_id.into();
+        let (log, snapshots) = open(dir, id, cluster_id.clone()).await?;
+
+        let book = Arc::new(AddressBook::new(dial));
+        let dialer =
+            Dialer { book: book.clone(), cluster_id: cluster_id.clone(), me: id, store_patience: timing.election_max };
+        let driver = Driver::new(Box::new(machine), snapshots.clone());
+        let core = Core::new(id, settings, dialer, log.clone(), driver)
+            .await
+            .map_err(|error| StartError::Recover(error.to_string()))?;
+
+        let (publish, status) = watch::channel(Status::initial(id));
+        let mut tasks = JoinSet::new();
+        let watcher = Watcher { core: core.clone(), log: log.clone(), book, clocks: Clocks::now(), publish };
+        watcher.publish();
+        tasks.spawn(watcher.run());
+        let reach = timing.election_max * 2;
+        let (members, changes) = members::start(core.clone(), status.clone(), reach, CHANGE_PATIENCE);
+        tasks.spawn(changes);
+        let inner = Inner {
+            core,
+            log,
+            snapshots,
+            cluster_id,
+            id,
+            election_max: timing.election_max,
+            status,
+            members,
+            tasks: Mutex::new(tasks),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Makes a new cluster of this one member, and waits until it leads and has applied its first entries.
+    pub async fn bootstrap(&self, me: Peer) -> Result<(), BootstrapError> {
+        let id = self.inner.id;
+        if me.id != id {
+            return Err(BootstrapError::NotMe { given: me.id, id });
+        }
+        let members = BTreeMap::from([(id, status::member(&me))]);
+        self.inner.core.initialize(members).await.map_err(|error| match error {
+            RaftError::APIError(_) => BootstrapError::AlreadyMember,
+            RaftError::Fatal(_) => BootstrapError::Stopped,
+        })?;
+        let mut status = self.watch();
+        let leads = status.wait_for(|status| status.role == Role::Leader && status.applied > 0);
+        match timeout(self.inner.election_max * 10, leads).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(BootstrapError::Stopped),
+            Err(_) => Err(BootstrapError::TimedOut),
+        }
+    }
+
+    /// Queues a proposal. Proposals that one task submits one after the other stand in the log in that
+    /// order, as far as they are accepted.
+    pub async fn submit(&self, payload: Vec<u8>) -> Result<Pending, ProposeError> {
+        if payload.len() > MAX_PAYLOAD {
+            return Err(ProposeError::TooLarge { size: payload.len(), limit: MAX_PAYLOAD });
+        }
+        if self.inner.log.disk_short() {
+            return Err(ProposeError::StorageFull);
+        }
+        let (responder, answer) = ProgressResponder::complete_only();
+        let payload = Payload(Bytes::from(payload));
+        self.inner.core.client_write_ff(payload, Some(responder)).await.map_err(|_| ProposeError::Stopped)?;
+        Ok(Pending { answer })
+    }
+
+    /// Proposes, and waits until it is applied on this member.
+    pub async fn propose(&self, payload: Vec<u8>) -> Result<Proposed, ProposeError> {
+        self.submit(payload).await?.wait().await
+    }
+
+    /// On the leader: makes sure that it still leads, and waits until everything that was acknowledged
+    /// before the call is applied here. Returns the index up to which that is.
+    pub async fn linearizable(&self) -> Result<u64, ReadError> {
+        let confirmed = self.inner.core.ensure_linearizable(ReadPolicy::ReadIndex);
+        match timeout(self.inner.election_max * 5, confirmed).await {
+            Ok(Ok(read)) => Ok(read.index()),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
+                Err(ReadError::NotLeader { leader: leader_of(forward) })
+            }
+            Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)))) | Err(_) => {
+                Err(ReadError::NoQuorum)
+            }
+            Ok(Err(RaftError::Fatal(_))) => Err(ReadError::Stopped),
+        }
+    }
+
+    /// Adds a member without a vote, to which the log is copied. It need not be reachable yet. Adding a
+    /// member of the same id and node again changes its address.
+    pub async fn add_learner(&self, peer: Peer) -> Result<(), MembershipError> {
+        self.inner.members.change(Change::AddLearner(peer)).await
+    }
+
+    /// Gives a learner a vote, once it has the log; waits up to 10 s for that.
+    pub async fn promote(&self, id: RaftId) -> Result<(), MembershipError> {
+        self.inner.members.change(Change::Promote(id)).await
+    }
+
+    /// Removes a member, voter or learner. A leader that removes itself hands over and stops leading.
+    pub async fn remove(&self, id: RaftId) -> Result<(), MembershipError> {
+        self.inner.members.change(Change::Remove(id)).await
+    }
+
+    /// Changes the address of a member. Its id and its node stay.
+    pub async fn set_peer(&self, peer: Peer) -> Result<(), MembershipError> {
+        self.inner.members.change(Change::SetPeer(peer)).await
+    }
+
+    /// On the leader: hands over to a voter that was heard lately, and waits until that leads. No proposal
+    /// is accepted meanwhile.
+    pub async fn transfer_leadership(&self, to: RaftId) -> Result<(), TransferError> {
+        let before = self.status();
+        if before.stopped {
+            return Err(TransferError::Stopped);
+        }
+        if before.role != Role::Leader {
+            return Err(TransferError::NotLeader { leader: before.leader });
+        }
+        if to == before.id {
+            return Ok(());
+        }
+        if !before.is_voter(to) {
+            return Err(TransferError::NotVoter(to));
+        }
+        let lately = self.inner.election_max * 2;
+        if before.heard.get(&to).is_none_or(|when| when.elapsed() > lately) {
+            return Err(TransferError::Unreachable(to));
+        }
+        self.inner.core.trigger().transfer_leader(to).await.map_err(|_| TransferError::Stopped)?;
+        let mut status = self.watch();
+        let moved = status.wait_for(|now| now.leader.as_ref().is_some_and(|leader| leader.id != before.id));
+        match timeout(self.inner.election_max * 5, moved).await {
+            Ok(Ok(now)) => match now.leader.as_ref().map(|leader| leader.id) {
+                Some(id) if id != to => Err(TransferError::WentTo(id)),
+                _ => Ok(()),
+            },
+            Ok(Err(_)) => Err(TransferError::Stopped),
+            Err(_) => Err(TransferError::TimedOut),
+        }
+    }
+
+    /// What this member knows now.
+    pub fn status(&self) -> Status {
+        self.inner.status.borrow().clone()
+    }
+
+    /// The same, as it changes.
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.inner.status.clone()
+    }
+
+    /// The gRPC service for the other members. It stays usable until the member stops; mount it behind a
+    /// check of the caller's certificate.
+    pub fn service(&self) -> Service {
+        Transport {
+            core: self.inner.core.clone(),
+            log: self.inner.log.clone(),
+            snapshots: self.inner.snapshots.clone(),
+            cluster_id: self.inner.cluster_id.clone(),
+            me: self.inner.id,
+            receiving: tokio::sync::Mutex::new(()),
+        }
+        .into_service()
+    }
+
+    /// Stops taking part, writes what is queued and closes the files. The other handles answer `Stopped`
+    /// from now on. Does not hand over leadership; see [`Raft::transfer_leadership`].
+    pub async fn shutdown(self) {
+        if let Err(error) = self.inner.core.shutdown().await {
+            tracing::error!(%error, "raft did not end well");
+        }
+        self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        let log = self.inner.log.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || log.close()).await {
+            tracing::error!(%error, "the raft log was not closed");
+        }
+    }
+}
+
+impl std::fmt::Debug for Raft {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Raft").field("id", &self.inner.id).finish_non_exhaustive()
+    }
+}
+
+fn settings(config: &Config) -> Result<openraft::Config, StartError> {
+    if config.snapshot_every == 0 {
+        return Err(StartError::Config("snapshot_every must be at least 1".into()));
+    }
+    if config.cluster_id.len() > 255 {
+        return Err(StartError::Config("the cluster id is longer than 255 bytes".into()));
+    }
+    let millis = |duration: Duration| duration.as_millis() as u64;
+    openraft::Config {
+        cluster_name: config.cluster_id.clone(),
+        heartbeat_interval: millis(config.timing.heartbeat),
+        election_timeout_min: millis(config.timing.election_min),
+        election_timeout_max: millis(config.timing.election_max),
+        // For the transfer and the storing of a small snapshot; the client adds time for large ones.
+        install_snapshot_timeout: 30_000,
+        // Requests are bounded by bytes when they are read from the log.
+        max_payload_entries: 4096,
+        max_append_entries: Some(4096),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_every),
+        // A follower that was away for a moment catches up from the log.
+        max_in_snapshot_log_to_keep: config.snapshot_every.min(1000),
+        replication_lag_threshold: config.snapshot_every.saturating_mul(2),
+        api_channel_size: Some(4096),
+        // A peer that is back is found within half a second.
+        backoff: "50ms 100ms 200ms ..500ms".into(),
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        ..openraft::Config::default()
+    }
+    .validate()
+    .map_err(|error| StartError::Config(error.to_string()))
+}
+
+async fn open(
+    dir: std::path::PathBuf,
+    id: RaftId,
+    cluster_id: Arc<str>,
+) -> Result<(Log, Arc<SnapshotStore>), StartError> {
+    let opened = tokio::task::spawn_blocking(move || {
+        let disk =
+            HostDisk::open(&dir).map_err(|source| StartError::Directory { dir: dir.display().to_string(), source })?;
+        let disk: Arc<dyn Disk> = Arc::new(disk);
+        let snapshots = SnapshotStore::new(disk.clone(), id, cluster_id.to_string());
+        snapshots.tidy()?;
+        // openraft loads it; here it is only for the better error.
+        snapshots.load()?;
+        let log = Log::open(disk, Owner::new(id, &cluster_id), SEGMENT_SIZE)?;
+        Ok((log, Arc::new(snapshots)))
+    });
+    opened.await.map_err(|error| StartError::Recover(error.to_string()))?
+}
+
+fn leader_of(forward: ForwardToLeader<Types>) -> Option<Peer> {
+    Some(status::peer(forward.leader_id?, &forward.leader_node?))
+}
+
+/// Turns openraft's metrics into what the rest needs: the status, the address book, compaction by size.
+struct Watcher {
+    core: Core,
+    log: Log,
+    book: Arc<AddressBook>,
+    clocks: Clocks,
+    publish: watch::Sender<Status>,
+}
+
+impl Watcher {
+    fn publish(&self) {
+        // Cloned at once: the guard holds up raft itself.
+        let metrics = self.core.metrics().borrow_watched().clone();
+        self.book.update(metrics.membership_config.nodes().map(|(id, member)| (*id, member)));
+        let status = Status::from_metrics(&metrics, &self.clocks);
+        self.publish.send_if_modified(|old| {
+            let changed = *old != status;
+            *old = status;
+            changed
+        });
+    }
+
+    async fn run(self) {
+        let mut metrics = self.core.metrics();
+        let mut compacted = Instant::now();
+        while metrics.changed().await.is_ok() {
+            self.publish();
+            if self.log.bytes() > COMPACT_BYTES && compacted.elapsed() > Duration::from_secs(1) {
+                compacted = Instant::now();
+                self.compact().await;
+            }
+        }
+        self.publish.send_modify(|status| status.stopped = true);
+    }
+
+    /// Large entries fill the memory long before their number asks for a snapshot.
+    async fn compact(&self) {
+        let metrics = self.core.metrics().borrow_watched().clone();
+        let trigger = self.core.trigger();
+        let asked = match metrics.snapshot {
+            Some(snapshot) if metrics.purged < Some(snapshot) => trigger.purge_log(snapshot.index).await,
+            snapshot if snapshot < metrics.last_applied => trigger.snapshot().await,
+            _ => Ok(()),
+        };
+        if let Err(error) = asked {
+            tracing::debug!(%error, "raft stops; the log is not compacted");
+        }
+    }
+}

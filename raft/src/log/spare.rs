@@ -1,0 +1,122 @@
+//! Prepares the next segment ahead of time, and with it keeps the reserve of disk space.
+//!
+//! While the next segment cannot be made, the disk counts as short: new proposals are refused, and what
+//! was accepted before still fits into the open segment.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::record::{self, Owner};
+use super::replay::segment_name;
+use crate::disk::{self, Disk};
+
+/// How long to wait before looking whether a full disk has room again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// The slot between the writer, who takes prepared segments, and the thread that prepares them.
+pub(super) struct Spares {
+    disk: Arc<dyn Disk>,
+    owner: Owner,
+    segment_size: u64,
+    slot: Mutex<Slot>,
+    changed: Condvar,
+    short: AtomicBool,
+}
+
+#[derive(Default)]
+struct Slot {
+    wanted: Option<u64>,
+    ready: Option<u64>,
+    failed: Option<io::Error>,
+    closed: bool,
+}
+
+impl Spares {
+    pub(super) fn new(disk: Arc<dyn Disk>, owner: Owner, segment_size: u64) -> Self {
+        let (slot, changed) = Default::default();
+        Self { disk, owner, segment_size, slot, changed, short: AtomicBool::new(false) }
+    }
+
+    /// Whether the reserve could not be made.
+    pub(super) fn short(&self) -> bool {
+        self.short.load(Ordering::Relaxed)
+    }
+
+    /// Orders a segment.
+    pub(super) fn want(&self, seq: u64) {
+        self.lock().wanted = Some(seq);
+        self.changed.notify_all();
+    }
+
+    /// Waits for an ordered segment and gives the name of its file. While the disk is full this waits, so
+    /// that a full disk stops progress but breaks nothing.
+    pub(super) fn take(&self, seq: u64) -> io::Result<String> {
+        let mut slot = self.lock();
+        loop {
+            if slot.ready == Some(seq) {
+                slot.ready = None;
+                return Ok(prepared_name(seq));
+            }
+            if let Some(error) = slot.failed.take() {
+                return Err(error);
+            }
+            if slot.closed {
+                return Err(io::Error::other("the raft log is closed"));
+            }
+            slot = self.changed.wait(slot).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Prepares segments as they are ordered, until closed.
+    pub(super) fn run(&self) {
+        while let Some(seq) = self.next_order() {
+            let made =
+                self.disk.create(&prepared_name(seq), &[&record::segment_header(seq, self.owner)], self.segment_size);
+            match made {
+                Ok(()) => {
+                    self.short.store(false, Ordering::Relaxed);
+                    self.lock().ready = Some(seq);
+                }
+                Err(error) if disk::is_full(&error) => {
+                    if !self.short.swap(true, Ordering::Relaxed) {
+                        tracing::error!(%error, "the disk is full: no new changes are accepted until there is room");
+                    }
+                    let mut slot = self.lock();
+                    slot.wanted = Some(seq);
+                    drop(self.changed.wait_timeout_while(slot, RETRY, |slot| !slot.closed));
+                }
+                Err(error) => self.lock().failed = Some(error),
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn next_order(&self) -> Option<u64> {
+        let mut slot = self.lock();
+        loop {
+            if slot.closed {
+                return None;
+            }
+            if let Some(seq) = slot.wanted.take() {
+                return Some(seq);
+            }
+            slot = self.changed.wait(slot).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The name under which a segment waits to be used.
+pub(super) fn prepared_name(seq: u64) -> String {
+    format!("{}.new", segment_name(seq))
+}

@@ -1,0 +1,223 @@
+//! The receiving side: checks who is meant, decodes, and hands to openraft what cannot make it panic.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{Fatal, RaftError};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest,
+};
+use openraft::storage::Snapshot;
+use tokio::sync::Mutex;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{MAX_MESSAGE, MAX_SNAPSHOT, REFUSAL};
+use crate::RaftId;
+use crate::handle::Core;
+use crate::log::Log;
+use crate::snapshot::{Image, SnapshotStore, Stored};
+use crate::types::{self, SnapshotMeta, Types, Vote};
+use crate::wire::pb::raft_transport_server::{RaftTransport, RaftTransportServer};
+use crate::wire::{self, Malformed, pb};
+
+/// The gRPC service of a member, to be mounted behind a check of the caller's certificate.
+pub type Service = RaftTransportServer<Transport>;
+
+/// How long the next chunk of a snapshot may take.
+const CHUNK_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Answers the other members.
+pub struct Transport {
+    pub(crate) core: Core,
+    pub(crate) log: Log,
+    pub(crate) snapshots: Arc<SnapshotStore>,
+    pub(crate) cluster_id: Arc<str>,
+    pub(crate) me: RaftId,
+    /// Only one snapshot is received at a time.
+    pub(crate) receiving: Mutex<()>,
+}
+
+impl Transport {
+    pub(crate) fn into_service(self) -> Service {
+        RaftTransportServer::new(self).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    fn check(&self, envelope: Option<pb::Envelope>) -> Result<(), Status> {
+        let envelope = envelope.ok_or(Malformed::Missing("envelope"))?;
+        if *envelope.cluster_id != *self.cluster_id {
+            return Err(refusal("wrong-cluster", "the message is for another cluster".into()));
+        }
+        if envelope.to != self.me {
+            return Err(refusal("wrong-member", format!("the message is for raft id {}", envelope.to)));
+        }
+        Ok(())
+    }
+
+    fn vote_request(&self, request: pb::VoteRequest) -> Result<VoteRequest<Types>, Status> {
+        self.check(request.envelope)?;
+        let mut out = VoteRequest::new(wire::vote_in(request.vote)?, wire::some_log_id_in(request.last_log)?);
+        out.leadership_transfer = request.leadership_transfer;
+        Ok(out)
+    }
+
+    /// Refuses a snapshot that no working cluster can produce, on which openraft would panic.
+    fn check_snapshot(&self, leader: &Vote, meta: &SnapshotMeta) -> Result<(), Status> {
+        let last = meta.last_log_id.ok_or(Malformed::Missing("last_log"))?;
+        if types::term_of(&last) > leader.leader_id.term {
+            return Err(Status::invalid_argument("the snapshot is of a later term than its leader"));
+        }
+        let committed = self.core.metrics().borrow_watched().local_committed;
+        if committed.is_some_and(|committed| last > committed && last.index <= committed.index) {
+            return Err(Status::invalid_argument("the snapshot contradicts what is committed here"));
+        }
+        Ok(())
+    }
+
+    async fn receive(&self, mut chunks: Streaming<pb::SnapshotChunk>) -> Result<pb::SnapshotResponse, Status> {
+        use pb::snapshot_chunk::Part;
+        let _one_at_a_time = self.receiving.lock().await;
+        let Some(Part::Start(start)) = next_part(&mut chunks).await? else {
+            return Err(Malformed::Missing("start").into());
+        };
+        self.check(start.envelope)?;
+        let leader = elected(start.leader)?;
+        let meta = wire::snapshot_meta_in(start.meta.ok_or(Malformed::Missing("meta"))?)?;
+        self.check_snapshot(&leader, &meta)?;
+        if start.size > MAX_SNAPSHOT {
+            return Err(Status::resource_exhausted(format!("a snapshot of {} bytes is too large", start.size)));
+        }
+        let mut state = BytesMut::new();
+        while let Some(part) = next_part(&mut chunks).await? {
+            let Part::Data(data) = part else { return Err(Malformed::Missing("data").into()) };
+            if (state.len() + data.len()) as u64 > start.size {
+                return Err(Status::invalid_argument("the snapshot is longer than it said"));
+            }
+            state.extend_from_slice(&data);
+        }
+        let state = state.freeze();
+        if state.len() as u64 != start.size || crc32fast::hash(&state) != start.crc32 {
+            return Err(Status::data_loss("the snapshot did not arrive whole"));
+        }
+        let image = self.stage(&meta, state).await?;
+        // Again, since time has passed.
+        self.check_snapshot(&leader, &meta)?;
+        let snapshot = Snapshot { meta, snapshot: image };
+        let response = self.core.install_full_snapshot(leader, snapshot).await.map_err(stopped)?;
+        Ok(pb::SnapshotResponse { vote: Some(wire::vote_out(&response.vote)) })
+    }
+
+    /// Writes the snapshot before openraft sees it: a full disk is the sender's problem then, not fatal.
+    async fn stage(&self, meta: &SnapshotMeta, state: Bytes) -> Result<Image, Status> {
+        let (snapshots, for_file, bytes) = (self.snapshots.clone(), meta.clone(), state.clone());
+        let staged = tokio::task::spawn_blocking(move || snapshots.stage(&for_file, &bytes)).await;
+        match staged {
+            Ok(Ok(())) => Ok(Image { state, stored: Stored::Staged }),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot store a snapshot that the leader sends");
+                Err(Status::resource_exhausted(error.to_string()))
+            }
+            Err(error) => Err(Status::internal(error.to_string())),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl RaftTransport for Transport {
+    async fn append(&self, request: Request<pb::AppendRequest>) -> Result<Response<pb::AppendResponse>, Status> {
+        use pb::append_response::Outcome;
+        let request = request.into_inner();
+        self.check(request.envelope)?;
+        if !request.entries.is_empty() && self.log.disk_short() {
+            return Err(refusal("disk-full", "the disk is full".into()));
+        }
+        let leader = elected(request.leader)?;
+        let previous = wire::some_log_id_in(request.previous)?;
+        let entries = wire::entries_in(request.entries, previous, leader.leader_id.term)?;
+        let leader_commit = wire::some_log_id_in(request.committed)?;
+        let request = AppendEntriesRequest { vote: leader, prev_log_id: previous, entries, leader_commit };
+        let outcome = match self.core.append_entries(request).await.map_err(fatal)? {
+            AppendEntriesResponse::Success => Outcome::Success(pb::Blank {}),
+            AppendEntriesResponse::Conflict => Outcome::Conflict(pb::Blank {}),
+            AppendEntriesResponse::HigherVote(vote) => Outcome::HigherVote(wire::vote_out(&vote)),
+            // The receiving side stores all or nothing.
+            AppendEntriesResponse::PartialSuccess(_) => return Err(Status::internal("partial success")),
+        };
+        Ok(Response::new(pb::AppendResponse { outcome: Some(outcome) }))
+    }
+
+    async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
+        let request = self.vote_request(request.into_inner())?;
+        Ok(vote_response(self.core.vote(request).await.map_err(fatal)?))
+    }
+
+    async fn pre_vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
+        let request = self.vote_request(request.into_inner())?;
+        Ok(vote_response(self.core.pre_vote(request).await.map_err(fatal)?))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<pb::SnapshotChunk>>,
+    ) -> Result<Response<pb::SnapshotResponse>, Status> {
+        self.receive(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<pb::TransferRequest>,
+    ) -> Result<Response<pb::TransferResponse>, Status> {
+        use pb::transfer_response::Outcome;
+        let request = request.into_inner();
+        self.check(request.envelope)?;
+        let from = elected(request.from_leader)?;
+        let last_log = wire::some_log_id_in(request.last_log)?;
+        let request = TransferLeaderRequest::new(from, request.successor, last_log);
+        let outcome = match self.core.handle_transfer_leader(request).await.map_err(stopped)? {
+            Ok(()) => Outcome::Accepted(pb::Blank {}),
+            Err(TransferLeaderError::VoteChanged { actual, .. }) => Outcome::VoteChanged(wire::vote_out(&actual)),
+            Err(TransferLeaderError::LogNotFlushed { actual, .. }) => {
+                Outcome::LogBehind(pb::LogBehind { actual: actual.as_ref().map(wire::log_id_out) })
+            }
+        };
+        Ok(Response::new(pb::TransferResponse { outcome: Some(outcome) }))
+    }
+}
+
+/// Only a leader that a quorum has granted sends entries, snapshots and successions.
+fn elected(vote: Option<pb::Ballot>) -> Result<Vote, Malformed> {
+    let vote = wire::vote_in(vote)?;
+    if !vote.committed {
+        return Err(Malformed::NotElected);
+    }
+    Ok(vote)
+}
+
+async fn next_part(chunks: &mut Streaming<pb::SnapshotChunk>) -> Result<Option<pb::snapshot_chunk::Part>, Status> {
+    let next = tokio::time::timeout(CHUNK_PATIENCE, chunks.message()).await;
+    let chunk = next.map_err(|_| Status::deadline_exceeded("the snapshot stopped coming"))??;
+    chunk.map(|chunk| chunk.part.ok_or_else(|| Malformed::Missing("part").into())).transpose()
+}
+
+fn vote_response(response: openraft::raft::VoteResponse<Types>) -> Response<pb::VoteResponse> {
+    Response::new(pb::VoteResponse {
+        vote: Some(wire::vote_out(&response.vote)),
+        granted: response.vote_granted,
+        last_log: response.last_log_id.as_ref().map(wire::log_id_out),
+    })
+}
+
+fn refusal(reason: &'static str, message: String) -> Status {
+    let mut status = Status::failed_precondition(message);
+    status.metadata_mut().insert(REFUSAL, tonic::metadata::MetadataValue::from_static(reason));
+    status
+}
+
+fn fatal(error: RaftError<Types>) -> Status {
+    Status::unavailable(format!("raft has stopped: {error}"))
+}
+
+fn stopped(error: Fatal<Types>) -> Status {
+    Status::unavailable(format!("raft has stopped: {error}"))
+}

@@ -1,0 +1,255 @@
+//! Members in one process: each with a runtime of its own, so that killing one takes all of it away at
+//! once, talking over loopback TCP.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use raft::{
+    Committed, Config, Dial, Peer, ProposeError, Raft, RaftId, RestoreError, Role, StateMachine, Status, Timing,
+};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint};
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The state: all payloads in order.
+pub(crate) type Applied = Arc<Mutex<Vec<Vec<u8>>>>;
+
+struct Journal {
+    state: Vec<Vec<u8>>,
+    published: Applied,
+}
+
+impl StateMachine for Journal {
+    fn apply(&mut self, entry: Committed<'_>) -> Vec<u8> {
+        self.state.push(entry.payload.to_vec());
+        (self.state.len() as u64).to_le_bytes().to_vec()
+    }
+
+    fn applied(&mut self, _index: u64, _term: u64) {
+        *self.published.lock().unwrap() = self.state.clone();
+    }
+
+    fn view(&self) -> Box<dyn FnOnce() -> Vec<u8> + Send> {
+        let state = self.state.clone();
+        Box::new(move || {
+            let mut out = Vec::new();
+            for item in state {
+                out.extend_from_slice(&(item.len() as u32).to_le_bytes());
+                out.extend_from_slice(&item);
+            }
+            out
+        })
+    }
+
+    fn restore(&mut self, mut snapshot: &[u8]) -> Result<(), RestoreError> {
+        let broken = || RestoreError("cut short".into());
+        self.state.clear();
+        while let Some((len, rest)) = snapshot.split_first_chunk::<4>() {
+            let (item, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize).ok_or_else(broken)?;
+            self.state.push(item.to_vec());
+            snapshot = rest;
+        }
+        Ok(())
+    }
+}
+
+struct Plain;
+
+impl Dial for Plain {
+    fn channel(&self, peer: &Peer) -> Channel {
+        Endpoint::from_shared(format!("http://{}", peer.addr))
+            .unwrap()
+            .connect_timeout(Duration::from_millis(500))
+            .tcp_nodelay(true)
+            .connect_lazy()
+    }
+}
+
+struct Running {
+    raft: Raft,
+    applied: Applied,
+    runtime: Runtime,
+}
+
+struct Slot {
+    dir: PathBuf,
+    // Held while the member is down, so that the port stays its own.
+    listener: TcpListener,
+    running: Option<Running>,
+}
+
+/// Some members, dead or alive.
+pub(crate) struct Cluster {
+    root: TempDir,
+    slots: BTreeMap<RaftId, Slot>,
+    pub(crate) snapshot_every: u64,
+    pub(crate) cluster_id: String,
+}
+
+impl Cluster {
+    pub(crate) fn new() -> Self {
+        Self {
+            root: TempDir::new().unwrap(),
+            slots: BTreeMap::new(),
+            snapshot_every: 10_000,
+            cluster_id: "cluster-1".into(),
+        }
+    }
+
+    /// A cluster of `count` voters, led by someone.
+    pub(crate) async fn with_voters(count: u64) -> Self {
+        let mut cluster = Self::new();
+        cluster.start(1).await;
+        cluster.raft(1).bootstrap(cluster.peer(1)).await.unwrap();
+        for id in 2..=count {
+            cluster.start(id).await;
+            cluster.join(id).await;
+        }
+        cluster
+    }
+
+    /// Adds and promotes a started member.
+    pub(crate) async fn join(&self, id: RaftId) {
+        let leader = self.leader().await;
+        self.raft(leader).add_learner(self.peer(id)).await.unwrap();
+        self.raft(leader).promote(id).await.unwrap();
+    }
+
+    pub(crate) fn addr(&self, id: RaftId) -> SocketAddr {
+        self.slots[&id].listener.local_addr().unwrap()
+    }
+
+    pub(crate) fn peer(&self, id: RaftId) -> Peer {
+        Peer { id, node_id: format!("node-{id}"), addr: self.addr(id).to_string() }
+    }
+
+    pub(crate) fn raft(&self, id: RaftId) -> Raft {
+        self.slots[&id].running.as_ref().expect("the member runs").raft.clone()
+    }
+
+    pub(crate) fn status(&self, id: RaftId) -> Status {
+        self.raft(id).status()
+    }
+
+    pub(crate) fn applied(&self, id: RaftId) -> Vec<Vec<u8>> {
+        let running = self.slots[&id].running.as_ref().expect("the member runs");
+        let applied = running.applied.lock().unwrap();
+        applied.clone()
+    }
+
+    pub(crate) fn dir(&self, id: RaftId) -> PathBuf {
+        self.slots[&id].dir.clone()
+    }
+
+    fn alive(&self) -> Vec<RaftId> {
+        self.slots.iter().filter(|(_, slot)| slot.running.is_some()).map(|(id, _)| *id).collect()
+    }
+
+    /// Starts a new member, or one that was killed.
+    pub(crate) async fn start(&mut self, id: RaftId) {
+        let dir = self.root.path().join(format!("m{id}"));
+        let slot = self.slots.entry(id).or_insert_with(|| Slot {
+            dir,
+            listener: TcpListener::bind("127.0.0.1:0").unwrap(),
+            running: None,
+        });
+        assert!(slot.running.is_none(), "member {id} runs already");
+        slot.running = Some(launch(id, slot, &self.cluster_id, self.snapshot_every).await);
+    }
+
+    /// Takes a member away, like a kill of its process.
+    pub(crate) async fn kill(&mut self, id: RaftId) {
+        let Running { raft, applied, runtime } = self.slots.get_mut(&id).unwrap().running.take().unwrap();
+        let gone = tokio::task::spawn_blocking(move || {
+            runtime.shutdown_timeout(Duration::from_secs(10));
+            drop((raft, applied));
+        });
+        gone.await.unwrap();
+    }
+
+    /// Moves a dead member to another port.
+    pub(crate) fn change_port(&mut self, id: RaftId) {
+        self.slots.get_mut(&id).unwrap().listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    }
+
+    /// The member that leads by its own account and that of a majority of the living.
+    pub(crate) async fn leader(&self) -> RaftId {
+        until("a leader", || {
+            let alive = self.alive();
+            alive.iter().copied().find(|id| {
+                let status = self.status(*id);
+                let voters: Vec<_> = alive.iter().filter(|other| status.is_voter(**other)).collect();
+                let agrees = |other: RaftId| self.status(other).leader.is_some_and(|leader| leader.id == *id);
+                status.role == Role::Leader && voters.iter().filter(|id| agrees(***id)).count() * 2 > voters.len()
+            })
+        })
+        .await
+    }
+
+    /// Proposes to whoever leads until it is accepted and known to be applied.
+    pub(crate) async fn write(&self, payload: &str) -> RaftId {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let leader = self.leader().await;
+            match self.raft(leader).propose(payload.as_bytes().to_vec()).await {
+                Ok(_) => return leader,
+                Err(ProposeError::NotLeader { .. }) => {}
+                Err(error) => panic!("write {payload}: {error}"),
+            }
+            assert!(tokio::time::Instant::now() < deadline, "nobody accepts {payload}");
+        }
+    }
+
+    /// Waits until a member has applied exactly this.
+    pub(crate) async fn has(&self, id: RaftId, expected: &[String]) {
+        let expected: Vec<Vec<u8>> = expected.iter().map(|item| item.clone().into_bytes()).collect();
+        until(&format!("member {id} to have {} entries", expected.len()), || {
+            (self.applied(id) == expected).then_some(())
+        })
+        .await;
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for running in self.slots.values_mut().filter_map(|slot| slot.running.take()) {
+            // A runtime must not be waited for here, inside of another.
+            running.runtime.shutdown_background();
+        }
+    }
+}
+
+async fn launch(id: RaftId, slot: &Slot, cluster_id: &str, snapshot_every: u64) -> Running {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let applied = Applied::default();
+    let config =
+        Config { dir: slot.dir.clone(), id, cluster_id: cluster_id.into(), timing: Timing::lan(), snapshot_every };
+    let machine = Journal { state: Vec::new(), published: applied.clone() };
+    let raft = runtime.spawn(Raft::start(config, machine, Plain)).await.unwrap().unwrap();
+    let listener = slot.listener.try_clone().unwrap();
+    let service = raft.service();
+    runtime.spawn(async move {
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
+    });
+    Running { raft, applied, runtime }
+}
+
+/// Looks every few milliseconds until there is something.
+pub(crate) async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
