@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::archive::{SpooledFile, drain};
+use super::archive::{Capped, SpooledFile, drain};
 use super::compression::{Compression, Decoder};
 use super::config::StoredConfig;
 use super::digest::{Digest, HashReader, chain_id};
@@ -130,7 +130,7 @@ impl<'a> Ingest<'a> {
     ) -> Result<(Layer, PathBuf), ImageError> {
         let there = self.layers.get(&chain).cloned().or_else(|| self.known.layer(&chain));
         if let (Some((path, bytes)), Some(expected)) = (there, expected) {
-            let mut content = HashReader::new(content);
+            let mut content = HashReader::new(self.capped(content));
             drain(&mut content, name)?;
             check_diff(name, expected, &content.finish().0)?;
             return Ok((Layer { chain, bytes }, path));
@@ -141,6 +141,11 @@ impl<'a> Ingest<'a> {
         }
         self.layers.insert(chain, (path.clone(), bytes));
         Ok((Layer { chain, bytes }, path))
+    }
+
+    /// Bounds a layer's stream, also where it is not unpacked.
+    fn capped<R: Read>(&self, content: R) -> Capped<R> {
+        Capped::new(content, "the uncompressed layer", self.budget.max_stream_bytes())
     }
 
     /// Unpacks one layer into a new directory; returns it with the sum of its files' sizes and the
@@ -156,7 +161,7 @@ impl<'a> Ingest<'a> {
         std::fs::create_dir(&path).map_err(ImageError::io("create", &path))?;
         // What the archive does not say about its root is what Docker's root has.
         set_mode(&path, 0o755)?;
-        let mut content = HashReader::new(content);
+        let mut content = HashReader::new(self.capped(content));
         let mut tar = TarReader::new(&mut content, name, &self.budget.limits, end_marker);
         let bytes = LayerWriter::new(&path, name, lowers, &mut self.budget)?.unpack(&mut tar)?;
         drain(&mut content, name)?;

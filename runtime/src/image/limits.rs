@@ -59,6 +59,14 @@ impl Budget {
         Budget { limits, unpacked_bytes: 0, entries: 0 }
     }
 
+    /// The most that a layer's uncompressed stream may have: content, and headers and padding for
+    /// each entry.
+    pub(crate) fn max_stream_bytes(&self) -> u64 {
+        const HEADER_BYTES: u64 = 4096;
+        let headers = self.limits.max_entries.saturating_mul(HEADER_BYTES);
+        self.limits.max_unpacked_bytes.saturating_add(headers)
+    }
+
     /// Counts one entry of a layer.
     pub(crate) fn take_entry(&mut self, layer: &str) -> Result<(), ImageError> {
         self.entries += 1;

@@ -1,0 +1,17 @@
+//! The image store at its boundary: archives in, images and layer directories out.
+//!
+//! Everything needs root (owners, devices, overlayfs's attributes); without it the tests say so and
+//! pass.
+
+#[path = "images/archives.rs"]
+mod archives;
+#[path = "images/formats.rs"]
+mod formats;
+#[path = "images/hostile.rs"]
+mod hostile;
+#[path = "images/store.rs"]
+mod store;
+#[path = "images/tree.rs"]
+mod tree;
+#[path = "images/unpacking.rs"]
+mod unpacking;

@@ -1,0 +1,321 @@
+//! Archives that lie, climb or break off: a typed error each, and the store as it was.
+
+use std::collections::BTreeMap;
+
+use runtime::image::{Digest, ImageError, ImportChanges, Limits};
+use serde_json::json;
+use tar::EntryType;
+
+use crate::archives::{Layout, PACKS, Pack, Tar, TestImage, TestStore, docker_save, oci_layout, pack};
+use crate::tree::describe;
+
+/// The store's tree without the times of directories, which `tmp/` changes by being used.
+fn snapshot(store: &TestStore) -> BTreeMap<String, String> {
+    describe(&store.root())
+        .into_iter()
+        .map(|(name, text)| (name, text.split(" at ").next().unwrap().to_owned()))
+        .collect()
+}
+
+/// A store with one image in it already.
+fn store_with(limits: Limits) -> Option<TestStore> {
+    let store = TestStore::with_limits(limits)?;
+    let layer = Tar::new().file("base", b"base").bytes();
+    store.load(&docker_save(&[TestImage::new("base", vec![layer])], Pack::Plain));
+    Some(store)
+}
+
+#[track_caller]
+fn check_refused(store: &TestStore, archive: &[u8], expected: impl Fn(&ImageError) -> bool) {
+    let before = snapshot(store);
+    let names = names(store);
+    let error = store.store.load(archive).unwrap_err();
+    assert!(expected(&error), "{error:?}");
+    assert_eq!(snapshot(store), before, "after {error}");
+    assert_eq!(self::names(store), names, "after {error}");
+}
+
+fn names(store: &TestStore) -> Vec<String> {
+    store.store.list().iter().flat_map(|image| &image.references).map(ToString::to_string).collect()
+}
+
+/// Refused as a layer of an image, as a root file system, and below a harmless layer.
+#[track_caller]
+fn check_layer(layer: &[u8], expected: impl Fn(&ImageError) -> bool) {
+    let Some(store) = store_with(Limits::default()) else { return };
+    for form in PACKS {
+        let image = TestImage::new("bad", vec![layer.to_vec()]);
+        check_refused(&store, &docker_save(&[image], form), &expected);
+    }
+    let harmless = Tar::new().file("ok", b"1").bytes();
+    let image = TestImage::new("base", vec![harmless, layer.to_vec()]);
+    check_refused(&store, &oci_layout(&image, Pack::Gzip), &expected);
+
+    let before = snapshot(&store);
+    let error = store.store.import(layer, None, ImportChanges::default(), "").unwrap_err();
+    assert!(expected(&error), "{error:?}");
+    assert_eq!(snapshot(&store), before, "after {error}");
+}
+
+fn traversal(name: &str) -> impl Fn(&ImageError) -> bool {
+    let name = name.to_owned();
+    move |error| matches!(error, ImageError::Traversal { entry, .. } if *entry == name)
+}
+
+#[test]
+fn names_that_climb() {
+    for name in ["../evil", "a/../../evil", "/../evil", "a/..", "..", ".wh...", "a/.wh..", ".wh."] {
+        check_layer(&Tar::new().file(name, b"x").bytes(), traversal(name));
+    }
+    let layer = Tar::new().file("ok", b"1").hardlink("evil", "../../etc/passwd").bytes();
+    check_layer(&layer, traversal("evil"));
+    let layer = Tar::new().pax(&[("path", b"ok/../../evil")]).file("ok", b"1").bytes();
+    check_layer(&layer, traversal("ok/../../evil"));
+}
+
+#[test]
+fn links_that_climb() {
+    let outside = tempfile::tempdir().unwrap();
+    let escape = |error: &ImageError| matches!(error, ImageError::Escape { .. });
+    let target = format!("../../../../../../../..{}", outside.path().display());
+    for layer in [
+        Tar::new().symlink("a", &target).file("a/evil", b"x"),
+        Tar::new().dir("d/").symlink("d/a", "../..").file("d/a/evil", b"x"),
+        Tar::new().symlink("a", "/../x").file("a/evil", b"x"),
+        Tar::new().symlink("a", "b").symlink("b", "..").dir("a/evil/"),
+        Tar::new().symlink("a", "..").hardlink("evil", "a/passwd"),
+        Tar::new().symlink("a", "..").file("a/.wh.evil", b""),
+        Tar::new().symlink("a", "..").file("a/.wh..wh..opq", b""),
+    ] {
+        check_layer(&layer.bytes(), escape);
+    }
+    // An absolute link stays inside, so that nothing is ever written where it points on the host.
+    let Some(store) = store_with(Limits::default()) else { return };
+    let inside = outside.path().display().to_string();
+    let layer = Tar::new().symlink("a", &inside).file("a/file", b"x").bytes();
+    store.load(&docker_save(&[TestImage::new("abs", vec![layer])], Pack::Plain));
+    let layer = store.store.resolve("abs").unwrap().layers[0].clone();
+    assert!(layer.join(inside.trim_start_matches('/')).join("file").is_file());
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn entries_that_cannot_be() {
+    let bad = |error: &ImageError| matches!(error, ImageError::BadEntry { .. });
+    let long = "n".repeat(300);
+    let mut owner = Tar::header(EntryType::Regular, 0o644, 0);
+    owner.set_uid(u64::from(u32::MAX));
+    for layer in [
+        Tar::new().hardlink("a", "missing"),
+        Tar::new().dir("d/").hardlink("a", "d"),
+        Tar::new().hardlink("a", "/"),
+        Tar::new().symlink("a", ""),
+        Tar::new().symlink("a", "a").file("a/x", b""),
+        Tar::new().file("f", b"").file("f/x", b""),
+        Tar::new().file(".", b""),
+        Tar::new().pax(&[("path", long.as_bytes())]).file("f", b""),
+        Tar::new().pax(&[("path", b"a\0b")]).file("f", b""),
+        Tar::new().raw("f", owner, b""),
+    ] {
+        check_layer(&layer.bytes(), bad);
+    }
+    for kind in [b'S', b'V', b'M', b'D', b'Z'] {
+        let header = Tar::header(EntryType::new(kind), 0o644, 0);
+        check_layer(&Tar::new().raw("odd", header, b"").bytes(), |error| {
+            matches!(error, ImageError::UnknownEntryType { entry, kind: shown, .. }
+                if entry == "odd" && *shown == char::from(kind))
+        });
+    }
+    let bad_tar = |error: &ImageError| matches!(error, ImageError::BadTar { .. });
+    for record in ["8 uid=x\n", "99 uid=1\n", "uid=1\n", "7 uid=1", "3 \n", "4 a\n", "1 uid=1\n"] {
+        let header = Tar::header(EntryType::XHeader, 0o644, record.len());
+        let layer = Tar::new().raw("pax", header, record.as_bytes()).file("f", b"");
+        check_layer(&layer.bytes(), bad_tar);
+    }
+    let sparse = Tar::new().pax(&[("GNU.sparse.major", b"1")]).file("f", b"");
+    check_layer(&sparse.bytes(), bad_tar);
+    let mut broken = Tar::new().file("f", b"").bytes();
+    broken[0] = b'g';
+    check_layer(&broken, bad_tar);
+}
+
+#[test]
+fn layers_that_lie_about_their_digest() {
+    let Some(store) = store_with(Limits::default()) else { return };
+    let told = Tar::new().file("told", b"1").bytes();
+    let given = Tar::new().file("given", b"1").bytes();
+    let base = Tar::new().file("base", b"base").bytes();
+    let image = TestImage::new("liar", vec![told.clone()]);
+    // The uncompressed digest in the configuration, in the older form and for a layer that the store
+    // has: neither may be taken at its word.
+    for (told, given) in [(&told, &given), (&base, &given)] {
+        let image = TestImage::new("liar", vec![told.clone()]);
+        let hex = image.id().trim_start_matches("sha256:").to_owned();
+        let manifest = json!([{"Config": format!("{hex}.json"), "RepoTags": ["liar"], "Layers": ["l.tar"]}]);
+        let archive = Tar::new()
+            .file("l.tar", given)
+            .file(&format!("{hex}.json"), &image.config())
+            .file("manifest.json", manifest.to_string().as_bytes());
+        check_refused(&store, &archive.bytes(), |error| {
+            matches!(error, ImageError::DigestMismatch { what, actual, .. }
+                if what == "layer l.tar" && *actual == Digest::of(given).to_string())
+        });
+    }
+    // The configuration's own name.
+    let manifest = json!([{"Config": format!("{}.json", "0".repeat(64)), "RepoTags": [], "Layers": ["l.tar"]}]);
+    let archive = Tar::new()
+        .file("l.tar", &told)
+        .file(&format!("{}.json", "0".repeat(64)), &image.config())
+        .file("manifest.json", manifest.to_string().as_bytes());
+    check_refused(&store, &archive.bytes(), |error| matches!(error, ImageError::DigestMismatch { .. }));
+
+    // A blob of a layout, under the name of another.
+    for form in PACKS {
+        let mut layout = Layout::new();
+        let descriptor = layout.manifest(&image, form);
+        layout.add(descriptor, json!({}));
+        layout.blobs[1].1 = pack(&given, form);
+        check_refused(&store, &layout.bytes(), |error| matches!(error, ImageError::DigestMismatch { .. }));
+    }
+    // A link in the archive from one blob's name to another file.
+    let mut layout = Layout::new();
+    let descriptor = layout.manifest(&image, Pack::Plain);
+    layout.add(descriptor, json!({}));
+    let name = layout.blobs.remove(1).0;
+    let mut archive = Tar::new().file("other", &given).hardlink(&name, "other");
+    for (name, bytes) in layout.files() {
+        archive = archive.file(&name, &bytes);
+    }
+    check_refused(&store, &archive.bytes(), |error| matches!(error, ImageError::DigestMismatch { .. }));
+    // The length in a descriptor.
+    let mut layout = Layout::new();
+    let mut descriptor = layout.manifest(&image, Pack::Plain);
+    descriptor["size"] = json!(1);
+    layout.add(descriptor, json!({}));
+    check_refused(&store, &layout.bytes(), |error| matches!(error, ImageError::SizeMismatch { .. }));
+}
+
+#[test]
+fn archives_that_make_no_sense() {
+    let Some(store) = store_with(Limits::default()) else { return };
+    let image = || TestImage::new("odd", vec![Tar::new().file("f", b"1").bytes()]);
+    let hex = image().id().trim_start_matches("sha256:").to_owned();
+    let config = format!("{hex}.json");
+    let manifest =
+        |text: &str| Tar::new().file(&config, &image().config()).file("manifest.json", text.as_bytes()).bytes();
+
+    check_refused(&store, b"", |error| matches!(error, ImageError::Truncated { .. }));
+    check_refused(&store, &[7; 2000], |error| matches!(error, ImageError::BadTar { .. }));
+    check_refused(&store, &Tar::new().bytes(), |error| matches!(error, ImageError::NotAnImageArchive));
+    check_refused(&store, &manifest("{"), |error| matches!(error, ImageError::BadJson { .. }));
+    check_refused(&store, &manifest("[]"), |error| matches!(error, ImageError::Malformed { .. }));
+    check_refused(&store, &manifest(&"[".repeat(1000)), |error| matches!(error, ImageError::LimitExceeded { .. }));
+    let missing = json!([{"Config": config, "Layers": ["nosuch.tar"]}]).to_string();
+    check_refused(
+        &store,
+        &manifest(&missing),
+        |error| matches!(error, ImageError::Missing { what, .. } if what == "nosuch.tar"),
+    );
+    let fewer = json!([{"Config": config, "Layers": []}]).to_string();
+    check_refused(&store, &manifest(&fewer), |error| matches!(error, ImageError::Malformed { .. }));
+    let mut bad_name = image();
+    bad_name.tags = vec!["Not A Name".to_owned()];
+    check_refused(&store, &docker_save(&[bad_name], Pack::Plain), |error| matches!(error, ImageError::Reference(_)));
+    // The first of two images is good; neither stays.
+    let bad = TestImage::new("bad", vec![Tar::new().file("../x", b"").bytes()]);
+    check_refused(&store, &docker_save(&[image(), bad], Pack::Plain), |error| {
+        matches!(error, ImageError::Traversal { .. })
+    });
+    let outer = [Tar::new().file("../x", b""), Tar::new().symlink("x", "../../y")];
+    for archive in outer {
+        check_refused(&store, &archive.bytes(), |error| matches!(error, ImageError::Traversal { .. }));
+    }
+    let outer =
+        [Tar::new().file("x", b"").file("./x", b""), Tar::new().raw("x", Tar::header(EntryType::Fifo, 0o644, 0), b"")];
+    for archive in outer {
+        check_refused(&store, &archive.bytes(), |error| matches!(error, ImageError::BadEntry { .. }));
+    }
+    check_refused(&store, b"\xfd7zXZ\0 and so on", |error| {
+        matches!(error, ImageError::UnsupportedCompression { format: "xz", .. })
+    });
+}
+
+#[test]
+fn limits_hold() {
+    let exceeded = |error: &ImageError| matches!(error, ImageError::LimitExceeded { .. });
+    let layer = |files: usize, bytes: usize| {
+        let content = vec![0; bytes];
+        (0..files).fold(Tar::new(), |tar, nth| tar.file(&format!("f{nth}"), &content)).bytes()
+    };
+    let image = |layer: Vec<u8>| TestImage::new("big", vec![layer]);
+    let roomy = Limits::default();
+    let cases = [
+        (Limits { max_entries: 10, ..roomy.clone() }, layer(11, 0)),
+        // Ten files of one name are ten entries.
+        (Limits { max_entries: 9, ..roomy.clone() }, (0..10).fold(Tar::new(), |tar, _| tar.file("same", b"")).bytes()),
+        (Limits { max_unpacked_bytes: 10_000, ..roomy.clone() }, layer(11, 1000)),
+        (Limits { max_archive_bytes: 20_000, ..roomy.clone() }, layer(1, 20_000)),
+        (Limits { max_metadata_bytes: 100, ..roomy.clone() }, layer(1, 1)),
+        (Limits { max_path_bytes: 9, ..roomy.clone() }, Tar::new().file("0123456789", b"").bytes()),
+        (Limits { max_archive_files: 4, ..roomy.clone() }, layer(1, 1)),
+        (Limits { max_layers: 0, ..roomy }, layer(1, 1)),
+    ];
+    for (limits, layer) in cases {
+        // Zeros make a small archive of a large one: its content counts.
+        for form in PACKS {
+            let Some(store) = TestStore::with_limits(limits.clone()) else { return };
+            let mut layout = Layout::new();
+            let descriptor = layout.manifest(&image(layer.clone()), Pack::Plain);
+            layout.add(descriptor, json!({}));
+            println!("{form:?}, {limits:?}");
+            check_refused(&store, &pack(&layout.bytes(), form), exceeded);
+        }
+    }
+
+    // What follows a layer's end marker is not unpacked, and counts too.
+    let limits = Limits { max_unpacked_bytes: 10_000, max_entries: 1, ..Limits::default() };
+    let Some(store) = TestStore::with_limits(limits) else { return };
+    let mut bomb = Tar::new().bytes();
+    bomb.resize(1 << 20, 0);
+    for form in PACKS {
+        let archive = oci_layout(&image(bomb.clone()), form);
+        check_refused(&store, &archive, exceeded);
+    }
+}
+
+#[test]
+fn truncated_anywhere() {
+    let Some(store) = store_with(Limits::default()) else { return };
+    let base = Tar::new().dir("a/").file("a/b", &[7; 700]).bytes();
+    let image = || TestImage::new("cut", vec![base.clone(), Tar::new().file("c", b"1").bytes()]);
+    let before = snapshot(&store);
+    for whole in PACKS {
+        for (archive, layout) in
+            [(docker_save(&[image()], Pack::Gzip), false), (oci_layout(&image(), Pack::Zstd), true)]
+        {
+            // The end marker is two blocks of zeros; the first alone is enough.
+            let end = if whole == Pack::Plain { archive.len() - 1024 } else { usize::MAX };
+            let archive = pack(&archive, whole);
+            let step = (archive.len() / 40).max(1) | 1;
+            let cuts = (0..archive.len()).step_by(step).chain([archive.len() - 1]);
+            for cut in cuts.filter(|cut| *cut < end) {
+                let outcome = store.store.load(&archive[..cut]);
+                let Err(error) = outcome else {
+                    panic!("accepted, cut at {cut} of {} ({whole:?}, layout {layout})", archive.len());
+                };
+                let told =
+                    matches!(error, ImageError::Truncated { .. } | ImageError::Read { .. } | ImageError::BadTar { .. });
+                assert!(told, "cut at {cut}: {error:?}");
+            }
+            assert_eq!(snapshot(&store), before);
+        }
+        // A root file system has no digest: its end marker tells.
+        let archive = pack(&base, whole);
+        let end = if whole == Pack::Plain { archive.len() - 1024 + 512 } else { usize::MAX };
+        for cut in (0..archive.len()).filter(|cut| *cut < end).step_by(29) {
+            let outcome = store.store.import(&archive[..cut], None, ImportChanges::default(), "");
+            assert!(outcome.is_err(), "import accepted, cut at {cut} ({whole:?})");
+        }
+        assert_eq!(snapshot(&store), before);
+    }
+}
