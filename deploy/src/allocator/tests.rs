@@ -1,1 +1,217 @@
+//! What is given, to whom, and when it is free again.
 
+use proptest::prelude::*;
+
+use crate::control::fixture::{World, on_network, publish, web};
+use crate::control::{CreateNetwork, Op, RemoveNode, RemoveService, ReportStatuses, TaskReport, UpdateService};
+use crate::model::*;
+
+fn network(world: &mut World, name: &str, ipam: Option<IpamConfig>) -> Result<NetworkId, String> {
+    let spec = NetworkSpec { name: name.into(), ipam: ipam.into_iter().collect(), ..NetworkSpec::default() };
+    let op = Op::CreateNetwork(Box::new(CreateNetwork { spec }));
+    world.run(op).map(|reply| NetworkId::new(reply.id)).map_err(|error| error.message)
+}
+
+fn subnet(text: &str) -> Option<IpamConfig> {
+    Some(IpamConfig { subnet: text.into(), ..IpamConfig::default() })
+}
+
+fn ended(world: &mut World, node: &NodeId, task: &TaskId) {
+    let status = TaskStatus { state: TaskState::Complete as i32, ..TaskStatus::default() };
+    let reports = vec![TaskReport { task_id: task.clone(), status, ports: Vec::new() }];
+    let op = Op::ReportStatuses(ReportStatuses { node_id: node.clone(), generation: 1, reports });
+    assert_eq!(world.run(op).expect("a report").number, 1);
+}
+
+#[test]
+fn ingress_and_networks_get_subnets_in_order() {
+    let mut world = World::new();
+    let ingress = world.store.ingress_network().expect("ingress").allocation.clone().expect("a subnet");
+    assert_eq!(
+        (ingress.vni, ingress.subnet.as_str(), ingress.gateway.as_str()),
+        (0x10_0000, "10.0.0.0/24", "10.0.0.1")
+    );
+    let manager = world.store.node(&NodeId::from(0)).expect("the manager");
+    assert_eq!(manager.attachments[0].address, "10.0.0.2/24");
+    let fixed = network(&mut world, "fixed", subnet("10.0.1.0/25")).expect("a network");
+    let free = network(&mut world, "free", None).expect("a network");
+    let allocation = |id: &NetworkId| world.store.network(id).and_then(|n| n.allocation.clone()).expect("a subnet");
+    assert_eq!(allocation(&fixed).subnet, "10.0.1.0/25");
+    assert_eq!((allocation(&free).vni, allocation(&free).subnet), (0x10_0002, "10.0.2.0/24".to_owned()));
+    let overlap = network(&mut world, "overlap", subnet("10.0.0.0/16"));
+    assert_eq!(overlap, Err("invalid pool request: Pool overlaps with other one on this address space".into()));
+}
+
+#[test]
+fn services_and_tasks_get_addresses_on_their_networks() {
+    let mut world = World::new();
+    let node = world.join(1);
+    network(&mut world, "back", None).expect("a network");
+    let service = world.create(publish(on_network(web("web"), "back"), 8080, PublishMode::Ingress)).expect("made");
+    let given = world.service(&service);
+    let vips: Vec<&str> = given.endpoint.virtual_ips.iter().map(|vip| vip.address.as_str()).collect();
+    assert_eq!(vips, ["10.0.1.2/24", "10.0.0.4/24"]);
+    assert_eq!(given.endpoint.ports[0].published, 8080);
+    let task = world.place(&service, &node);
+    assert_eq!(world.addresses(&task), ["10.0.1.3/24", "10.0.0.5/24"]);
+    // Its own address is not given out while the task may run, and not at once after it.
+    let second = world.place(&service, &node);
+    ended(&mut world, &node, &task);
+    let third = world.place(&service, &node);
+    assert_eq!(world.addresses(&second)[0], "10.0.1.4/24");
+    assert_eq!(world.addresses(&third)[0], "10.0.1.5/24");
+}
+
+#[test]
+fn a_service_that_resolves_to_its_tasks_has_no_virtual_ip() {
+    let mut world = World::new();
+    network(&mut world, "back", None).expect("a network");
+    let mut spec = on_network(web("web"), "back");
+    spec.endpoint.get_or_insert_default().set_mode(EndpointMode::Dnsrr);
+    let service = world.create(spec.clone()).expect("made");
+    assert_eq!(world.service(&service).endpoint.virtual_ips, []);
+    spec.endpoint.get_or_insert_default().set_mode(EndpointMode::Vip);
+    let version = world.service(&service).meta.version;
+    let update = UpdateService { id: service.clone(), version, spec, rollback: false };
+    world.run(Op::UpdateService(Box::new(update))).expect("updated");
+    assert_eq!(world.service(&service).endpoint.virtual_ips.len(), 1);
+}
+
+#[test]
+fn a_dry_network_says_so_and_is_tried_again() {
+    let mut world = World::new();
+    let node = world.join(1);
+    // Six addresses: gateway, virtual IP, four tasks.
+    network(&mut world, "tiny", subnet("10.9.0.0/29")).expect("a network");
+    let service = world.create(on_network(web("web"), "tiny")).expect("made");
+    let tasks: Vec<TaskId> = (0..5).map(|_| world.place(&service, &node)).collect();
+    assert_eq!(world.addresses(&tasks[3]), ["10.9.0.6/29"]);
+    assert_eq!(world.addresses(&tasks[4]), [""; 0]);
+    let message = &world.store.task(&tasks[4]).expect("the task").status.message;
+    assert!(message.starts_with("could not find an available IP address"), "{message}");
+    ended(&mut world, &node, &tasks[1]);
+    assert_eq!(world.addresses(&tasks[4]), ["10.9.0.4/29"]);
+}
+
+#[test]
+fn gateway_range_and_auxiliary_addresses_are_kept_out() {
+    let mut world = World::new();
+    let node = world.join(1);
+    let ipam = IpamConfig {
+        subnet: "10.9.0.0/24".into(),
+        ip_range: "10.9.0.64/29".into(),
+        gateway: "10.9.0.65".into(),
+        auxiliary: [("printer".to_owned(), "10.9.0.66".to_owned())].into(),
+    };
+    network(&mut world, "odd", Some(ipam)).expect("a network");
+    let service = world.create(on_network(web("web"), "odd")).expect("made");
+    assert_eq!(world.service(&service).endpoint.virtual_ips[0].address, "10.9.0.64/24");
+    let tasks: Vec<TaskId> = (0..6).map(|_| world.place(&service, &node)).collect();
+    let given: Vec<String> = tasks.iter().flat_map(|task| world.addresses(task)).collect();
+    assert_eq!(given, ["10.9.0.67/24", "10.9.0.68/24", "10.9.0.69/24", "10.9.0.70/24", "10.9.0.71/24"]);
+}
+
+#[test]
+fn ports_are_chosen_kept_and_freed() {
+    let mut world = World::new();
+    let first = world.create(publish(web("a"), 0, PublishMode::Ingress)).expect("made");
+    let second = world.create(publish(web("b"), 30001, PublishMode::Ingress)).expect("made");
+    let third = world.create(publish(web("c"), 0, PublishMode::Ingress)).expect("made");
+    let port = |world: &World, id: &ServiceId| world.service(id).endpoint.ports[0].published;
+    assert_eq!([port(&world, &first), port(&world, &second), port(&world, &third)], [30000, 30001, 30002]);
+    // Another port of the same service does not move the first.
+    let service = world.service(&first);
+    let spec = publish(service.spec.clone(), 9000, PublishMode::Ingress);
+    let update = UpdateService { id: first.clone(), version: service.meta.version, spec, rollback: false };
+    world.run(Op::UpdateService(Box::new(update))).expect("updated");
+    assert_eq!(port(&world, &first), 30000);
+    world.run(Op::RemoveService(RemoveService { id: first })).expect("removed");
+    let fourth = world.create(publish(web("d"), 0, PublishMode::Ingress)).expect("made");
+    assert_eq!(port(&world, &fourth), 30000);
+}
+
+#[test]
+fn a_removed_hosts_tasks_give_everything_back() {
+    let mut world = World::new();
+    let node = world.join(1);
+    network(&mut world, "back", None).expect("a network");
+    let service = world.create(on_network(web("web"), "back")).expect("made");
+    let task = world.place(&service, &node);
+    world.run(Op::RemoveNode(RemoveNode { id: node.clone(), force: true })).expect("removed");
+    assert_eq!(world.store.task(&task).expect("the task").status.state(), TaskState::Orphaned);
+    let network = world.store.network_by_name("back").expect("the network").id.clone();
+    assert_eq!(world.store.addresses_on_network(&network).count(), 1, "only the virtual IP is left");
+}
+
+/// What may happen to the tasks of a cluster.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Place { service: usize, node: usize },
+    End { task: usize },
+    RemoveService { service: usize },
+    RemoveNode { node: usize },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0..3_usize, 0..3_usize).prop_map(|(service, node)| Step::Place { service, node }),
+        3 => (0..40_usize).prop_map(|task| Step::End { task }),
+        1 => (0..3_usize).prop_map(|service| Step::RemoveService { service }),
+        1 => (0..3_usize).prop_map(|node| Step::RemoveNode { node }),
+    ];
+    prop::collection::vec(step, 0..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// On networks that run dry, nobody ever gets what another still holds (the world checks the store's invariants
+    /// after each step), and who could have an address has one.
+    #[test]
+    fn nothing_is_given_twice(steps in steps()) {
+        let mut world = World::new();
+        let nodes: Vec<NodeId> = (1..4).map(|number| world.join(number)).collect();
+        network(&mut world, "small", subnet("10.9.0.0/28")).expect("a network");
+        network(&mut world, "tiny", subnet("10.9.1.0/29")).expect("a network");
+        let specs = [
+            on_network(web("a"), "small"),
+            on_network(on_network(web("b"), "small"), "tiny"),
+            publish(on_network(web("c"), "tiny"), 0, PublishMode::Ingress),
+        ];
+        let services: Vec<ServiceId> = specs.into_iter().map(|spec| world.create(spec).expect("made")).collect();
+        let mut tasks: Vec<TaskId> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Place { service, node } => {
+                    let there = world.store.node(&nodes[node]).is_some();
+                    if there && world.store.service(&services[service]).is_some() {
+                        let task = world.place(&services[service], &nodes[node]);
+                        tasks.push(task);
+                    }
+                }
+                Step::End { task } => {
+                    let Some(task) = tasks.get(task).and_then(|id| world.store.task(id)).cloned() else { continue };
+                    if task.holds_addresses() {
+                        ended(&mut world, &task.node_id, &task.id);
+                    }
+                }
+                Step::RemoveService { service } => {
+                    let _ = world.run(Op::RemoveService(RemoveService { id: services[service].clone() }));
+                }
+                Step::RemoveNode { node } => {
+                    let _ = world.run(Op::RemoveNode(RemoveNode { id: nodes[node].clone(), force: true }));
+                }
+            }
+        }
+        for task in world.store.tasks().filter(|task| task.holds_addresses()) {
+            if task.attachments.is_empty() && task.desired() < DesiredState::Shutdown {
+                let dry = task.spec.networks.iter().any(|wanted| {
+                    let network = world.store.network(&NetworkId::new(&wanted.target)).expect("the network");
+                    let capacity = if network.spec.name == "small" { 13 } else { 5 };
+                    world.store.addresses_on_network(&network.id).count() == capacity
+                });
+                prop_assert!(dry, "task {} has no address, but could have one", task.id);
+            }
+        }
+    }
+}

@@ -5,6 +5,8 @@
 //! which follows in the same turn, does.
 
 mod cluster;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod network;
 mod node;
 mod payload;

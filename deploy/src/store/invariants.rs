@@ -27,7 +27,7 @@ impl Store {
             .chain(self.configs().cloned().map(Held::Config))
     }
 
-    fn check_index(&self, wrong: &mut Vec<String>) {
+    pub(super) fn check_index(&self, wrong: &mut Vec<String>) {
         let mut rebuilt = Index::default();
         for object in self.all() {
             rebuilt.add(&object);
@@ -41,7 +41,7 @@ impl Store {
         }
     }
 
-    fn check_unique(&self, wrong: &mut Vec<String>) {
+    pub(super) fn check_unique(&self, wrong: &mut Vec<String>) {
         for object in self.all() {
             if let Some(taken) = self.index.taken(&object) {
                 wrong.push(format!("{} and {} both have {}", object.key(), taken.by, taken.what));
