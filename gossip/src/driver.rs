@@ -42,6 +42,13 @@ enum Wake {
     Socket(io::Result<()>),
 }
 
+/// What a batch of reads left behind.
+#[derive(PartialEq, Eq)]
+enum Socket {
+    Empty,
+    HasMore,
+}
+
 /// The state of the loop. The socket is first: it is closed before the command queue tells that the task ended.
 pub(crate) struct Driver {
     socket: UdpSocket,
@@ -85,13 +92,19 @@ impl Driver {
             if self.swim.is_gone() {
                 break;
             }
+            // However much there is to do, others on this thread get their turn.
+            tokio::task::coop::consume_budget().await;
             match self.wake().await {
                 Wake::Command(None | Some(Command::Stop)) => break,
                 Wake::Command(Some(command)) => self.obey(command),
                 Wake::Timer => self.swim.handle_timer(now()),
                 // There is room for events: the next flush uses it.
                 Wake::Reader => {}
-                Wake::Socket(Ok(())) => self.read(&mut buffer),
+                Wake::Socket(Ok(())) => {
+                    if self.read(&mut buffer) == Socket::HasMore {
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Wake::Socket(Err(error)) => tracing::debug!(%error, "gossip socket not readable"),
             }
         }
@@ -99,7 +112,12 @@ impl Driver {
     }
 
     async fn wake(&mut self) -> Wake {
+        // Asked of the clock, not of the timer below: tokio moves its timers only when a task waits, and while
+        // datagrams come in this one never does.
         let deadline = self.swim.next_deadline().map(Instant::from_std);
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return self.commands.try_recv().map_or(Wake::Timer, |command| Wake::Command(Some(command)));
+        }
         let has_backlog = !self.backlog.is_empty() && !self.events.is_closed();
         tokio::select! {
             biased;
@@ -121,19 +139,20 @@ impl Driver {
         }
     }
 
-    fn read(&mut self, buffer: &mut [u8]) {
+    fn read(&mut self, buffer: &mut [u8]) -> Socket {
         for _ in 0..BATCH {
             if self.swim.next_deadline().is_some_and(|deadline| deadline <= now()) {
-                return;
+                return Socket::HasMore;
             }
             match self.socket.try_recv_from(buffer) {
                 Ok((len, from)) => self.receive(&buffer[..len], from),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Socket::Empty,
                 // An answer to something that was sent (port unreachable and the like): a matter of the probes.
                 Err(error) => tracing::debug!(%error, "gossip socket reported"),
             }
             self.send();
         }
+        Socket::HasMore
     }
 
     fn receive(&mut self, datagram: &[u8], from: SocketAddr) {

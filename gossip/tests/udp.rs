@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gossip::{Config, Event, Gossip, Identity, Key, Keyring, Sealer, StartError, Timing};
@@ -87,6 +89,8 @@ async fn two_nodes_meet_and_one_dies() {
     let (b, _b_events) = start_at(identity.clone(), socket, ring(1, &[])).await;
     b.join(vec![addr(&a)]);
     wait_for(&mut a_events, |event| *event == Event::Up(identity.clone())).await;
+    // Who knows nobody yet has nobody to say goodbye to.
+    wait_members(&b, 1).await;
 
     b.leave().await;
     wait_for(&mut a_events, |event| *event == Event::Left(identity.clone())).await;
@@ -208,4 +212,27 @@ async fn bad_settings_are_refused() {
     assert!(matches!(Gossip::start(config("n", "c".repeat(257))).await, Err(StartError::ClusterId(257))));
     let slow = Config { timing: Timing { probe_rtt: PATIENCE, ..Timing::lan() }, ..config("n", "c".to_owned()) };
     assert!(matches!(Gossip::start(slow).await, Err(StartError::Settings(_))));
+}
+
+#[tokio::test]
+async fn a_flood_stops_neither_timers_nor_commands() {
+    let (a, _a_events) = start("a", ring(1, &[])).await;
+    let (to, stop) = (addr(&a), Arc::new(AtomicBool::new(false)));
+    let flood = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let _ = socket.send_to(b"noise", to);
+            }
+        }
+    });
+    // Nobody is there to answer: what is sent, timers send.
+    let nobody = UdpSocket::bind("127.0.0.1:0").unwrap();
+    a.join(vec![nobody.local_addr().unwrap()]);
+    wait_stats(&a, |stats| stats.sent >= 3 && stats.rejected.unsealed >= 1_000).await;
+    let stopped = timeout(PATIENCE, a.stop()).await;
+    stop.store(true, Ordering::Relaxed);
+    flood.join().unwrap();
+    stopped.expect("in time");
 }
