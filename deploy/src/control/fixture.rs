@@ -67,6 +67,10 @@ impl World {
 
     /// Joins a worker whose agent has a session.
     pub(crate) fn join(&mut self, number: u128) -> NodeId {
+        self.try_join(number).expect("joined")
+    }
+
+    pub(crate) fn try_join(&mut self, number: u128) -> Result<NodeId, ControlError> {
         let node_id = NodeId::from(number);
         let description = NodeDescription { hostname: format!("host-{number}"), ..NodeDescription::default() };
         let register = RegisterNode {
@@ -75,11 +79,11 @@ impl World {
             description: description.clone(),
             ..RegisterNode::default()
         };
-        self.run(Op::RegisterNode(Box::new(register))).expect("joined");
+        self.run(Op::RegisterNode(Box::new(register)))?;
         let session =
             NodeSession { node_id: node_id.clone(), generation: 1, description, addr: "192.0.2.1".to_owned() };
-        self.run(Op::NodeSession(Box::new(session))).expect("a session");
-        node_id
+        self.run(Op::NodeSession(Box::new(session)))?;
+        Ok(node_id)
     }
 
     pub(crate) fn create(&mut self, spec: ServiceSpec) -> Result<ServiceId, ControlError> {

@@ -1,1 +1,465 @@
+//! Requests and what comes of them, in Docker's words.
 
+use super::fixture::{World, init, on_network, publish, web};
+use super::*;
+use crate::model::*;
+
+#[track_caller]
+fn refused(result: Result<impl std::fmt::Debug, ControlError>, kind: ErrorKind, words: &str) {
+    let error = result.expect_err(words);
+    assert!(error.kind() == kind && error.message.contains(words), "{:?} {}", error.kind(), error.message);
+}
+
+fn update(world: &mut World, id: &ServiceId, spec: ServiceSpec) -> Result<Reply, ControlError> {
+    let version = world.service(id).meta.version;
+    world.run(Op::UpdateService(Box::new(UpdateService { id: id.clone(), version, spec, rollback: false })))
+}
+
+fn rollback(world: &mut World, id: &ServiceId) -> Result<Reply, ControlError> {
+    let version = world.service(id).meta.version;
+    let op = UpdateService { id: id.clone(), version, rollback: true, ..UpdateService::default() };
+    world.run(Op::UpdateService(Box::new(op)))
+}
+
+fn state(world: &World, id: &ServiceId) -> Option<UpdateState> {
+    world.service(id).update_status.as_ref().map(UpdateStatus::state)
+}
+
+/// Creates a service with one thing changed; nothing of it may stay when it is refused.
+#[track_caller]
+fn check_spec(change: impl FnOnce(&mut ServiceSpec), expected: Result<(), (ErrorKind, &str)>) {
+    let mut world = World::new();
+    let mut spec = web("web");
+    change(&mut spec);
+    let result = world.create(spec);
+    match expected {
+        Ok(()) => drop(result.expect("accepted")),
+        Err((kind, words)) => {
+            refused(result, kind, words);
+            assert_eq!(world.store.services().count(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_cluster_is_made_once() {
+    let mut world = World::empty();
+    refused(world.try_join(1), ErrorKind::NotFound, "cluster default not found");
+    let mut world = World::new();
+    let cluster = world.store.cluster().expect("the cluster").clone();
+    assert_eq!(cluster.spec.default_addr_pool, ["10.0.0.0/8"]);
+    assert_eq!((cluster.spec.subnet_size, cluster.spec.data_path_port, cluster.status.next_raft_id), (24, 4789, 2));
+    assert_eq!(world.store.ingress_network().expect("ingress").spec.name, "ingress");
+    refused(world.run(init()), ErrorKind::FailedPrecondition, "already initialised");
+}
+
+#[test]
+fn tokens_are_rotated_and_settings_kept() {
+    let mut world = World::new();
+    let before = world.store.cluster().expect("the cluster").clone();
+    let spec = ClusterSpec { task_history_limit: Some(2), ..ClusterSpec::default() };
+    let op =
+        UpdateCluster { version: before.meta.version, spec, rotate_worker_token: true, rotate_manager_token: false };
+    world.run(Op::UpdateCluster(Box::new(op.clone()))).expect("updated");
+    let after = world.store.cluster().expect("the cluster").clone();
+    assert_ne!(after.status.worker_token, before.status.worker_token);
+    assert_eq!(after.status.worker_token.len(), 25);
+    assert_eq!(after.status.manager_token, before.status.manager_token);
+    assert_eq!((after.spec.history_limit(), after.spec.subnet_size), (2, 24));
+    refused(world.run(Op::UpdateCluster(Box::new(op))), ErrorKind::OutOfSequence, "update out of sequence");
+}
+
+#[test]
+fn services_are_named_once_and_removed_with_their_tasks() {
+    let mut world = World::new();
+    let node = world.join(1);
+    let id = world.create(web("web")).expect("made");
+    refused(world.create(web("web")), ErrorKind::AlreadyExists, "name conflicts with an existing object");
+    let task = world.place(&id, &node);
+    world.run(Op::RemoveService(RemoveService { id: id.clone() })).expect("removed");
+    assert_eq!(world.store.task(&task).expect("the task").desired(), DesiredState::Remove);
+    let again = world.run(Op::RemoveService(RemoveService { id: id.clone() }));
+    refused(again, ErrorKind::NotFound, &format!("service {id} not found"));
+    world.create(web("web")).expect("the name is free again");
+}
+
+#[test]
+fn a_changed_template_starts_an_update_and_scaling_does_not() {
+    let mut world = World::new();
+    let id = world.create(web("web")).expect("made");
+    refused(rollback(&mut world, &id), ErrorKind::FailedPrecondition, "does not have a previous spec");
+    let mut scaled = web("web");
+    scaled.mode = Some(ServiceMode::Replicated(Replicated { replicas: Some(5) }));
+    update(&mut world, &id, scaled.clone()).expect("scaled");
+    assert_eq!((world.service(&id).spec_version, state(&world, &id)), (1, None));
+    let mut second = scaled.clone();
+    second.task.container.image = "nginx:2".into();
+    update(&mut world, &id, second.clone()).expect("updated");
+    assert_eq!((world.service(&id).spec_version, state(&world, &id)), (2, Some(UpdateState::Updating)));
+    assert_eq!(world.service(&id).previous_spec.as_ref(), Some(&scaled));
+    // Scaling in the middle of an update leaves the update alone.
+    second.mode = Some(ServiceMode::Replicated(Replicated { replicas: Some(6) }));
+    update(&mut world, &id, second.clone()).expect("scaled");
+    assert_eq!((world.service(&id).spec_version, state(&world, &id)), (2, Some(UpdateState::Updating)));
+    second.task.force_update = 1;
+    update(&mut world, &id, second).expect("forced");
+    assert_eq!(world.service(&id).spec_version, 3);
+}
+
+#[test]
+fn a_rollback_brings_spec_and_version_back() {
+    let mut world = World::new();
+    let id = world.create(web("web")).expect("made");
+    let mut second = web("web");
+    second.task.container.image = "nginx:2".into();
+    update(&mut world, &id, second.clone()).expect("updated");
+    rollback(&mut world, &id).expect("rolled back");
+    let service = world.service(&id);
+    assert_eq!((service.spec_version, service.spec, service.previous_spec), (1, web("web"), Some(second.clone())));
+    assert_eq!(state(&world, &id), Some(UpdateState::RollbackStarted));
+    // The next update has a version that no task was ever made of.
+    second.task.container.image = "nginx:3".into();
+    update(&mut world, &id, second).expect("updated");
+    assert_eq!(world.service(&id).spec_version, 3);
+}
+
+#[test]
+fn updates_keep_name_and_mode_and_need_the_current_version() {
+    let mut world = World::new();
+    let id = world.create(web("web")).expect("made");
+    refused(update(&mut world, &id, web("other")), ErrorKind::Unimplemented, "renaming services is not supported");
+    let mut global = web("web");
+    global.mode = Some(ServiceMode::Global(Global {}));
+    refused(update(&mut world, &id, global), ErrorKind::Unimplemented, "service mode change is not allowed");
+    let stale = UpdateService { id: id.clone(), version: 1, spec: web("web"), rollback: false };
+    refused(world.run(Op::UpdateService(Box::new(stale))), ErrorKind::OutOfSequence, "update out of sequence");
+    let gone = UpdateService { id: ServiceId::new("nosuch"), ..UpdateService::default() };
+    refused(world.run(Op::UpdateService(Box::new(gone))), ErrorKind::NotFound, "service nosuch not found");
+}
+
+#[test]
+fn published_ports_have_one_owner() {
+    let mut world = World::new();
+    let web1 = world.create(publish(web("web"), 8088, PublishMode::Ingress)).expect("made");
+    let text = format!("port '8088' is already in use by service 'web' ({web1}) as an ingress port");
+    refused(world.create(publish(web("a"), 8088, PublishMode::Ingress)), ErrorKind::Invalid, &text);
+    refused(world.create(publish(web("a"), 8088, PublishMode::Host)), ErrorKind::Invalid, "as an ingress port");
+    world.create(publish(web("h1"), 9000, PublishMode::Host)).expect("made");
+    world.create(publish(web("h2"), 9000, PublishMode::Host)).expect("host mode only keeps tasks apart");
+    let taken = world.create(publish(web("a"), 9000, PublishMode::Ingress));
+    refused(taken, ErrorKind::Invalid, "as a host-published port");
+    // A rollback cannot take back a port that is another's by now.
+    update(&mut world, &web1, web("web")).expect("updated");
+    world.create(publish(web("b"), 8088, PublishMode::Ingress)).expect("made");
+    refused(rollback(&mut world, &web1), ErrorKind::Invalid, "port '8088' is already in use by service 'b'");
+}
+
+#[test]
+fn networks_are_resolved_and_kept_while_in_use() {
+    let mut world = World::new();
+    let spec = NetworkSpec { name: "back".into(), ..NetworkSpec::default() };
+    let create = Op::CreateNetwork(Box::new(CreateNetwork { spec }));
+    let network = NetworkId::new(world.run(create.clone()).expect("made").id);
+    refused(world.run(create), ErrorKind::AlreadyExists, "network with name back already exists");
+    refused(world.create(on_network(web("web"), "nosuch")), ErrorKind::NotFound, "network nosuch not found");
+    let ingress = world.create(on_network(web("web"), "ingress"));
+    refused(ingress, ErrorKind::Invalid, "cannot be explicitly attached to the ingress network");
+    let id = world.create(on_network(web("web"), "back")).expect("made");
+    assert_eq!(world.service(&id).spec.task.networks[0].target, network.as_str());
+    let remove = Op::RemoveNetwork(RemoveNetwork { id: network.clone() });
+    let text = format!("network {network} is in use by service {id}");
+    refused(world.run(remove.clone()), ErrorKind::FailedPrecondition, &text);
+    let node = world.join(1);
+    let task = world.place(&id, &node);
+    world.run(Op::RemoveService(RemoveService { id })).expect("removed");
+    refused(world.run(remove.clone()), ErrorKind::FailedPrecondition, &format!("in use by task {task}"));
+    let status = TaskStatus { state: TaskState::Shutdown as i32, ..TaskStatus::default() };
+    let reports = vec![TaskReport { task_id: task, status, ports: Vec::new() }];
+    world.run(Op::ReportStatuses(ReportStatuses { node_id: node, generation: 1, reports })).expect("reported");
+    world.run(remove).expect("removed");
+}
+
+#[test]
+fn networks_that_cannot_be_are_refused() {
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut NetworkSpec), kind: ErrorKind, words: &str) {
+        let mut spec = NetworkSpec { name: "back".into(), ..NetworkSpec::default() };
+        change(&mut spec);
+        refused(World::new().run(Op::CreateNetwork(Box::new(CreateNetwork { spec }))), kind, words);
+    }
+    let ipam = |subnet: &str, gateway: &str| IpamConfig {
+        subnet: subnet.into(),
+        gateway: gateway.into(),
+        ..IpamConfig::default()
+    };
+    check(|spec| spec.name = "".into(), ErrorKind::Invalid, "name must be provided");
+    check(|spec| spec.name = "a b".into(), ErrorKind::Invalid, "invalid network name");
+    check(|spec| spec.name = "host".into(), ErrorKind::Invalid, "predefined host network");
+    check(|spec| spec.driver = "macvlan".into(), ErrorKind::Invalid, "macvlan");
+    check(|spec| spec.ipv6 = true, ErrorKind::Unimplemented, "EnableIPv6");
+    check(
+        |spec| drop(spec.driver_options.insert("encrypted".into(), "".into())),
+        ErrorKind::Unimplemented,
+        "encrypted",
+    );
+    check(|spec| spec.ipam = vec![ipam("10.0.0.1/24", "")], ErrorKind::Invalid, "invalid subnet");
+    check(|spec| spec.ipam = vec![ipam("10.1.0.0/31", "")], ErrorKind::Invalid, "between 8 and 29 bits");
+    check(|spec| spec.ipam = vec![ipam("10.1.0.0/24", "10.2.0.1")], ErrorKind::Invalid, "not in subnet");
+    check(|spec| spec.ipam = vec![ipam("10.0.0.0/16", "")], ErrorKind::Invalid, "Pool overlaps");
+}
+
+#[test]
+fn secrets_and_configs_change_only_their_labels() {
+    let mut world = World::new();
+    let spec = PayloadSpec { name: "key".into(), data: b"hush".to_vec(), ..PayloadSpec::default() };
+    let create = Op::CreateSecret(CreateSecret { spec: spec.clone() });
+    let id = SecretId::new(world.run(create.clone()).expect("made").id);
+    refused(world.run(create), ErrorKind::AlreadyExists, "secret key already exists");
+    let version = world.store.secret(&id).expect("the secret").meta.version;
+    let mut labelled = PayloadSpec { data: Vec::new(), ..spec.clone() };
+    labelled.labels.insert("a".into(), "b".into());
+    let update = UpdateSecret { id: id.clone(), version, spec: labelled };
+    world.run(Op::UpdateSecret(update)).expect("updated");
+    let secret = world.store.secret(&id).expect("the secret").clone();
+    assert_eq!((secret.spec.data.as_slice(), secret.spec.labels.len()), (b"hush".as_slice(), 1));
+    let other = PayloadSpec { data: b"loud".to_vec(), ..spec.clone() };
+    let update = UpdateSecret { id: id.clone(), version: secret.meta.version, spec: other };
+    refused(world.run(Op::UpdateSecret(update)), ErrorKind::Invalid, "only updates to Labels are allowed");
+    let empty = PayloadSpec { name: "empty".into(), ..PayloadSpec::default() };
+    let create = Op::CreateConfig(CreateConfig { spec: empty });
+    refused(world.run(create), ErrorKind::Invalid, "config data must be larger than 0 and less than 1024000 bytes");
+    world.run(Op::RemoveSecret(RemoveSecret { id: id.clone() })).expect("removed");
+    refused(world.run(Op::RemoveSecret(RemoveSecret { id })), ErrorKind::NotFound, "not found");
+}
+
+#[test]
+fn sessions_are_fenced_by_their_boot_generation() {
+    let mut world = World::new();
+    let node = world.join(1);
+    let session = |generation| {
+        Op::NodeSession(Box::new(NodeSession { node_id: node.clone(), generation, ..NodeSession::default() }))
+    };
+    let down =
+        |generation| Op::NodeDown(NodeDown { node_id: node.clone(), generation, reason: "agent silent".to_owned() });
+    let now = |world: &World| world.store.node(&node).expect("the node").status.state();
+    world.run(session(5)).expect("a session");
+    refused(world.run(session(4)), ErrorKind::FailedPrecondition, "another host uses its identity");
+    world.run(down(4)).expect("old news");
+    assert_eq!(now(&world), NodeState::Ready);
+    world.run(down(5)).expect("down");
+    assert_eq!(now(&world), NodeState::Down);
+    world.run(session(6)).expect("back");
+    assert_eq!(now(&world), NodeState::Ready);
+    let reports = ReportStatuses { node_id: node.clone(), generation: 5, reports: Vec::new() };
+    refused(world.run(Op::ReportStatuses(reports)), ErrorKind::FailedPrecondition, "boot generation 5");
+}
+
+#[test]
+fn observed_state_only_grows_and_only_its_host_reports_it() {
+    let mut world = World::new();
+    let (node, other) = (world.join(1), world.join(2));
+    let service = world.create(publish(web("web"), 0, PublishMode::Host)).expect("made");
+    let task = world.place(&service, &node);
+    let mut report = |node: &NodeId, state: TaskState, err: &str| {
+        let status = TaskStatus { state: state as i32, err: err.to_owned(), ..TaskStatus::default() };
+        let ports = vec![PortConfig { target: 80, published: 40001, ..PortConfig::default() }];
+        let reports = vec![TaskReport { task_id: task.clone(), status, ports }];
+        let op = ReportStatuses { node_id: node.clone(), generation: 1, reports };
+        let number = world.run(Op::ReportStatuses(op)).expect("heard").number;
+        let task = world.store.task(&task).expect("the task");
+        (number, task.status.state(), task.ports[0].published)
+    };
+    assert_eq!(report(&other, TaskState::Running, ""), (0, TaskState::Assigned, 0));
+    assert_eq!(report(&node, TaskState::Running, ""), (1, TaskState::Running, 40001));
+    assert_eq!(report(&node, TaskState::Running, ""), (0, TaskState::Running, 40001));
+    assert_eq!(report(&node, TaskState::Preparing, ""), (0, TaskState::Running, 40001));
+    assert_eq!(report(&node, TaskState::Orphaned, ""), (0, TaskState::Running, 40001));
+    assert_eq!(report(&node, TaskState::Complete, ""), (1, TaskState::Complete, 40001));
+    assert_eq!(report(&node, TaskState::Failed, ""), (0, TaskState::Complete, 40001));
+    let long = "ä".repeat(5000);
+    assert_eq!(report(&node, TaskState::Complete, &long), (1, TaskState::Complete, 40001));
+    assert!(world.store.task(&task).expect("the task").status.err.len() <= 1024);
+}
+
+#[test]
+fn nodes_are_promoted_demoted_and_removed_as_in_docker() {
+    let mut world = World::new();
+    let (manager, node) = (NodeId::from(0), world.join(1));
+    let set_role = |world: &mut World, id: &NodeId, role: NodeRole| {
+        let current = world.store.node(id).expect("the node").clone();
+        let spec = NodeSpec { role: role as i32, ..current.spec.clone() };
+        world.run(Op::UpdateNode(UpdateNode { id: id.clone(), version: current.meta.version, spec }))
+    };
+    let demote = set_role(&mut world, &manager, NodeRole::Worker);
+    refused(demote, ErrorKind::FailedPrecondition, "attempting to demote the last manager of the swarm");
+    let raft_id = Op::AllocateRaftId(AllocateRaftId { node_id: node.clone(), addr: "192.0.2.1:2377".into() });
+    refused(world.run(raft_id.clone()), ErrorKind::FailedPrecondition, "not to be a manager");
+    set_role(&mut world, &node, NodeRole::Manager).expect("promoted");
+    assert_eq!(world.run(raft_id.clone()).expect("a raft id").number, 2);
+    let remove = |force| Op::RemoveNode(RemoveNode { id: node.clone(), force });
+    refused(world.run(remove(true)), ErrorKind::FailedPrecondition, "must be demoted to worker before removal");
+    set_role(&mut world, &node, NodeRole::Worker).expect("demoted");
+    refused(world.run(remove(true)), ErrorKind::FailedPrecondition, "must be demoted to worker before removal");
+    world.run(Op::ClearManager(ClearManager { node_id: node.clone() })).expect("out of Raft");
+    set_role(&mut world, &node, NodeRole::Manager).expect("promoted");
+    assert_eq!(world.run(raft_id).expect("a raft id").number, 3, "a raft id is never used again");
+    world.run(Op::ClearManager(ClearManager { node_id: node.clone() })).expect("out of Raft");
+    set_role(&mut world, &node, NodeRole::Worker).expect("demoted");
+    let text = format!("node {node} is not down and can't be removed");
+    refused(world.run(remove(false)), ErrorKind::FailedPrecondition, &text);
+    world.run(Op::NodeDisconnected(NodeDisconnected { node_id: node.clone(), generation: 1 })).expect("gone");
+    world.run(remove(false)).expect("removed");
+    assert_eq!(world.store.cluster().expect("the cluster").status.removed_nodes[0].id, node);
+    let again = RegisterNode { node_id: node.clone(), ..RegisterNode::default() };
+    refused(world.run(Op::RegisterNode(Box::new(again))), ErrorKind::FailedPrecondition, "was removed");
+}
+
+#[test]
+fn a_node_that_left_is_down_for_good() {
+    let mut world = World::new();
+    let node = world.join(1);
+    let service = world.create(web("web")).expect("made");
+    let task = world.place(&service, &node);
+    world.run(Op::NodeLeft(NodeLeft { node_id: node.clone() })).expect("left");
+    assert_eq!(world.store.node(&node).expect("the node").status.state(), NodeState::Down);
+    assert_eq!(world.store.task(&task).expect("the task").status.state(), TaskState::Orphaned);
+    let session = NodeSession { node_id: node.clone(), generation: 9, ..NodeSession::default() };
+    refused(world.run(Op::NodeSession(Box::new(session))), ErrorKind::FailedPrecondition, "left the cluster");
+    world.run(Op::RemoveNode(RemoveNode { id: node, force: false })).expect("removed");
+}
+
+#[test]
+fn gossip_keys_are_checked() {
+    let mut world = World::new();
+    let keys = |lengths: &[usize]| {
+        let key = |(id, len): (usize, &usize)| GossipKey { id: id as u32, bytes: vec![7; *len] };
+        Op::SetGossipKeys(SetGossipKeys { keys: lengths.iter().enumerate().map(key).collect() })
+    };
+    refused(world.run(keys(&[])), ErrorKind::Invalid, "between 1 and 3 gossip keys");
+    refused(world.run(keys(&[32, 31])), ErrorKind::Invalid, "has 31 bytes, not 32");
+    world.run(keys(&[32, 32])).expect("two keys");
+    assert_eq!(world.store.cluster().expect("the cluster").status.gossip_keys.len(), 2);
+}
+
+#[test]
+fn a_request_of_a_newer_release_is_refused() {
+    let mut world = World::new();
+    world.change(|cx, txn| {
+        refused(execute(cx, txn, &Request { op: None }), ErrorKind::Unimplemented, "release does not know");
+    });
+}
+
+#[test]
+fn service_specs_follow_dockers_rules() {
+    let bad = |words| Err((ErrorKind::Invalid, words));
+    for name in ["", "-web", "web-", "a.b", "a b", "wéb"] {
+        let words =
+            if name.is_empty() { "name must be provided" } else { "name must be valid as a DNS name component" };
+        check_spec(|spec| spec.name = name.into(), bad(words));
+    }
+    check_spec(|spec| spec.name = "a".repeat(64), bad("63 characters or fewer"));
+    check_spec(|spec| spec.name = "my_web-2".into(), Ok(()));
+    check_spec(|spec| spec.task.container.image = "".into(), bad("ContainerSpec: image reference must be provided"));
+    for image in ["Nginx", "nginx:", "a//b", "nginx@sha256:12", "ng inx", ":tag", "/a"] {
+        check_spec(|spec| spec.task.container.image = image.into(), bad("is not a valid repository/tag"));
+    }
+    let digest = format!("localhost:5000/a/b_c:1.2@sha256:{}", "ab".repeat(32));
+    for image in ["nginx", "docker.io/library/nginx:alpine", "h.example:5000/x", digest.as_str()] {
+        check_spec(|spec| spec.task.container.image = image.into(), Ok(()));
+    }
+    check_spec(
+        |spec| spec.task.resources.limits.memory_bytes = 1000,
+        bad("invalid memory value 1000: Must be at least 4MiB"),
+    );
+    check_spec(|spec| spec.task.resources.reservations.nano_cpus = 10, bad("Must be at least 0.001"));
+    check_spec(|spec| spec.task.placement.constraints = vec!["node.role".into()], bad("one operator"));
+    check_spec(|spec| spec.task.placement.constraints = vec!["node.zone==a".into()], bad("invalid constraint"));
+    check_spec(|spec| spec.task.placement.constraints = vec!["node.labels.zone != a".into()], Ok(()));
+    check_spec(|spec| spec.task.placement.spread_over = vec!["zone".into()], bad("placement preference"));
+    check_spec(|spec| spec.task.container.env = vec!["=x".into()], bad("invalid environment variable"));
+    check_spec(|spec| spec.task.container.dir = "relative".into(), bad("not an absolute path"));
+    check_spec(|spec| spec.task.container.stop_signal = "SIGNONE".into(), bad("invalid stop signal"));
+    check_spec(|spec| spec.task.container.stop_signal = "SIGRTMIN+3".into(), Ok(()));
+    check_spec(|spec| spec.task.container.oom_score_adj = 2000, bad("oom score adj"));
+    check_spec(|spec| spec.update.get_or_insert_default().max_failure_ppm = 2_000_000, bad("MaxFailureRatio"));
+    let replicas = ServiceMode::Replicated(Replicated { replicas: Some(u64::MAX) });
+    check_spec(|spec| spec.mode = Some(replicas), bad("Mode.Replicated.Replicas"));
+    check_spec(
+        |spec| {
+            *spec = publish(spec.clone(), 80, PublishMode::Ingress);
+            spec.endpoint.get_or_insert_default().set_mode(EndpointMode::Dnsrr);
+        },
+        bad("port published with ingress mode can't be used with dnsrr mode"),
+    );
+    let twice = |spec: &mut ServiceSpec| {
+        *spec = publish(publish(spec.clone(), 80, PublishMode::Ingress), 80, PublishMode::Host);
+    };
+    check_spec(twice, bad("duplicate published ports provided"));
+    check_spec(|spec| *spec = publish(spec.clone(), 70000, PublishMode::Ingress), bad("out of range"));
+}
+
+#[test]
+fn mounts_follow_dockers_rules() {
+    fn with(kind: MountKind, source: &str, target: &str) -> impl FnOnce(&mut ServiceSpec) {
+        let mount = Mount { kind: kind as i32, source: source.into(), target: target.into(), ..Mount::default() };
+        move |spec| spec.task.container.mounts.push(mount)
+    }
+    let bad = |words| Err((ErrorKind::Invalid, words));
+    check_spec(with(MountKind::Bind, "/srv", "/data"), Ok(()));
+    check_spec(with(MountKind::Tmpfs, "", "/tmp"), Ok(()));
+    check_spec(with(MountKind::Bind, "srv", "/data"), bad("must be an absolute path"));
+    check_spec(with(MountKind::Bind, "/srv", ""), bad("mount target must not be empty"));
+    check_spec(with(MountKind::Bind, "/srv", "/"), bad("destination can't be '/'"));
+    check_spec(with(MountKind::Bind, "/srv", "/a/../../b"), bad("must not contain .."));
+    check_spec(with(MountKind::Tmpfs, "/x", "/tmp"), bad("source must be empty"));
+    check_spec(
+        |spec| {
+            with(MountKind::Tmpfs, "", "/tmp")(spec);
+            with(MountKind::Bind, "/srv", "/tmp/")(spec);
+        },
+        bad("duplicate mount point"),
+    );
+    check_spec(with(MountKind::Volume, "data", "/data"), Err((ErrorKind::Unimplemented, "of type volume")));
+}
+
+#[test]
+fn fields_without_effect_are_refused_by_name() {
+    let no = |words| Err((ErrorKind::Unimplemented, words));
+    check_spec(|spec| spec.task.container.tty = true, no("TaskTemplate.ContainerSpec.TTY is not supported yet"));
+    check_spec(|spec| spec.task.container.open_stdin = true, no("OpenStdin"));
+    check_spec(|spec| spec.task.container.init = Some(true), no("ContainerSpec.Init"));
+    check_spec(|spec| spec.task.container.init = Some(false), Ok(()));
+    let health = |test: &str| {
+        let test = vec![test.to_owned(), "true".to_owned()];
+        move |spec: &mut ServiceSpec| spec.task.container.healthcheck.get_or_insert_default().test = test
+    };
+    check_spec(health("CMD"), no("TaskTemplate.ContainerSpec.Healthcheck is not supported yet"));
+    check_spec(health("NONE"), Ok(()));
+    check_spec(|spec| spec.task.container.secrets = vec![PayloadReference::default()], no("Secrets"));
+    check_spec(|spec| spec.task.container.configs = vec![PayloadReference::default()], no("Configs"));
+    check_spec(|spec| spec.task.container.env = vec!["A={{.Node.ID}}".into()], no("Env with a template"));
+    check_spec(|spec| spec.task.container.hostname = "{{.Node.ID}}".into(), no("Hostname with a template"));
+    let privileges = |change: fn(&mut Privileges)| {
+        move |spec: &mut ServiceSpec| change(spec.task.container.privileges.get_or_insert_default())
+    };
+    check_spec(privileges(|p| p.seccomp_mode = "unconfined".into()), no("Seccomp"));
+    check_spec(privileges(|p| p.apparmor_mode = "disabled".into()), no("AppArmor"));
+    check_spec(privileges(|p| p.selinux_disabled = true), no("SELinuxContext"));
+    check_spec(privileges(|p| p.no_new_privileges = true), Ok(()));
+    check_spec(|spec| spec.task.log_driver.get_or_insert_default().name = "syslog".into(), no("syslog"));
+    check_spec(
+        |spec| {
+            let driver = spec.task.log_driver.get_or_insert_default();
+            driver.name = "json-file".into();
+            driver.options = [("max-size".into(), "10m".into()), ("max-file".into(), "3".into())].into();
+        },
+        Ok(()),
+    );
+    check_spec(|spec| spec.mode = Some(ServiceMode::GlobalJob(Global {})), no("Mode.GlobalJob"));
+    check_spec(|spec| spec.mode = Some(ServiceMode::Global(Global {})), Ok(()));
+    let sctp = |spec: &mut ServiceSpec| {
+        *spec = publish(spec.clone(), 80, PublishMode::Ingress);
+        spec.endpoint.get_or_insert_default().ports[0].set_protocol(PortProtocol::Sctp);
+    };
+    check_spec(sctp, no("sctp"));
+}

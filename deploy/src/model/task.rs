@@ -84,6 +84,13 @@ impl Task {
         self.ports.iter().any(PortConfig::is_ingress)
     }
 
+    /// Whether it still lacks an address on one of its networks, as far as it tells itself. The allocator has work
+    /// then, and no host should be told of the task before it is done.
+    pub fn lacks_addresses(&self) -> bool {
+        let networks = self.spec.networks.len() + usize::from(self.publishes_ingress());
+        self.is_placed() && self.is_wanted() && self.holds_addresses() && self.attachments.len() < networks
+    }
+
     /// Whether the addresses in `attachments` are still the task's own. They are until the task was *seen* to end: a
     /// task on a host that is down may still use them.
     pub fn holds_addresses(&self) -> bool {

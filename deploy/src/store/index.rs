@@ -134,7 +134,7 @@ impl Index {
                 }
             }
         }
-        if task_wants_allocation(task) {
+        if task.lacks_addresses() {
             set(&mut self.unallocated, Key::Task(task.id.clone()), on);
         }
     }
@@ -272,16 +272,6 @@ pub(super) fn under<'a, K: Ord + Clone, I: Ord + Clone + Default>(
 ) -> impl Iterator<Item = &'a I> + use<'a, K, I> {
     let key = key.clone();
     set.range((key.clone(), I::default())..).take_while(move |(k, _)| *k == key).map(|(_, id)| id)
-}
-
-/// Whether the allocator has something to give to a task, as far as the task itself tells: it has a place, is meant
-/// to run, and lacks an address.
-fn task_wants_allocation(task: &Task) -> bool {
-    let networks = task.spec.networks.len() + usize::from(task.publishes_ingress());
-    !task.node_id.is_none()
-        && task.desired() < crate::model::DesiredState::Shutdown
-        && task.holds_addresses()
-        && task.attachments.len() < networks
 }
 
 /// Whether ports or virtual IPs of a service are not what its spec asks for.

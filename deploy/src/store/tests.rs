@@ -35,7 +35,7 @@ fn node(id: u8, look: u8) -> Node {
     let mut node = Node { id: NodeId::new(format!("node{id}")), ..Node::default() };
     node.description.hostname = format!("host{}", look % 3);
     node.spec.name = format!("host{}", look % 2);
-    if look % 4 == 0 {
+    if look.is_multiple_of(4) {
         node.attachments.push(NetworkAttachment {
             network: NetworkId::new("net0"),
             address: address(look),
@@ -49,13 +49,13 @@ fn service(id: u8, look: u8) -> Service {
     let mut service = Service { id: ServiceId::new(format!("svc{id}")), ..Service::default() };
     service.spec.name = format!("web{}", look % 20);
     let port = PortConfig { target: 80, published: 30000 + u32::from(look % 9), ..PortConfig::default() };
-    if look % 2 == 0 {
+    if look.is_multiple_of(2) {
         service.spec.endpoint = Some(EndpointSpec { ports: vec![port.clone()], ..EndpointSpec::default() });
     }
-    if look % 3 == 0 {
+    if look.is_multiple_of(3) {
         service.endpoint.ports = vec![port];
     }
-    if look % 5 == 0 {
+    if look.is_multiple_of(5) {
         let network = NetworkId::new(format!("net{}", look % 2));
         service.spec.task.networks =
             vec![NetworkAttachmentConfig { target: network.to_string(), ..NetworkAttachmentConfig::default() }];
@@ -67,9 +67,9 @@ fn service(id: u8, look: u8) -> Service {
 fn task(id: u8, look: u8) -> Task {
     let mut task = Task { id: TaskId::new(format!("task{id}")), ..Task::default() };
     task.service_id = ServiceId::new(format!("svc{}", look % 3));
-    if look % 4 != 0 {
+    if !look.is_multiple_of(4) {
         task.node_id = NodeId::new(format!("node{}", look % 4));
-        task.status.set_state(if look % 5 == 0 { TaskState::Failed } else { TaskState::Running });
+        task.status.set_state(if look.is_multiple_of(5) { TaskState::Failed } else { TaskState::Running });
         task.attachments.push(NetworkAttachment {
             network: NetworkId::new("net0"),
             address: address(look / 4),
@@ -83,8 +83,8 @@ fn task(id: u8, look: u8) -> Task {
 fn network(id: u8, look: u8) -> Network {
     let mut network = Network { id: NetworkId::new(format!("net{id}")), ..Network::default() };
     network.spec.name = format!("back{}", look % 12);
-    network.spec.ingress = look % 16 == 0;
-    network.allocation = (look % 2 == 0).then(|| NetworkAllocation {
+    network.spec.ingress = look.is_multiple_of(16);
+    network.allocation = look.is_multiple_of(2).then(|| NetworkAllocation {
         vni: 0x10_0000 + u32::from(look % 10),
         subnet: format!("10.0.{id}.0/24"),
         gateway: format!("10.0.{id}.1"),

@@ -9,6 +9,12 @@ const MAX_STOP_GRACE_NS: u64 = 24 * 3600 * 1_000_000_000;
 /// Bytes of all environment variables together; execve takes about 2 MiB with the arguments.
 const MAX_ENV_BYTES: usize = 1 << 20;
 
+/// Groups beside the user's own.
+const MAX_GROUPS: usize = 32;
+
+/// Kernel parameters that belong to a container's namespaces; all others are the host's.
+const SYSCTL_PREFIXES: [&str; 4] = ["net.", "kernel.shm", "kernel.msg", "fs.mqueue."];
+
 /// Names of the signals that a task may be asked to stop with, without `SIG`.
 const SIGNALS: [&str; 31] = [
     "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
@@ -29,7 +35,9 @@ pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), ControlErr
     }
     argument("TaskTemplate.ContainerSpec.Dir", &container.dir)?;
     text("TaskTemplate.ContainerSpec.User", &container.user, 255)?;
-    count("TaskTemplate.ContainerSpec.Groups", container.groups.len())?;
+    if container.groups.len() > MAX_GROUPS {
+        return Err(invalid(format!("TaskTemplate.ContainerSpec.Groups: at most {MAX_GROUPS}")));
+    }
     container.groups.iter().try_for_each(|group| text("TaskTemplate.ContainerSpec.Groups", group, 255))?;
     container.privileges.as_ref().map_or(Ok(()), privileges)?;
     count("TaskTemplate.ContainerSpec.Mounts", container.mounts.len())?;
@@ -204,10 +212,13 @@ fn one_mount(mount: &Mount) -> Result<(), ControlError> {
             if volume || tmpfs {
                 return Err(invalid("a bind mount takes neither volume nor tmpfs options"));
             }
-            let known = ["", "rprivate", "private", "rslave", "slave", "rshared", "shared"];
+            let known = ["", "rprivate", "private", "rslave", "slave"];
+            // The container's root is a slave of the host's, so nothing can travel back.
+            option("BindOptions.Propagation rshared", ["rshared", "shared"].contains(&mount.propagation.as_str()))?;
             if !known.contains(&mount.propagation.as_str()) {
                 return Err(invalid(format!("invalid propagation mode: {}", shorten(&mount.propagation))));
             }
+            option("BindOptions.CreateMountpoint", mount.create_mountpoint)?;
             option("BindOptions.ReadOnlyForceRecursive", mount.read_only_force_recursive)?;
             option("BindOptions.ReadOnlyNonRecursive", mount.read_only_non_recursive)
         }
@@ -282,8 +293,10 @@ fn kernel(container: &ContainerSpec) -> Result<(), ControlError> {
     labels("TaskTemplate.ContainerSpec.Sysctls", &container.sysctls)?;
     for (name, value) in &container.sysctls {
         let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '/');
-        if !name.chars().all(word) || name.contains("..") || value.contains(['\n', '\0']) {
-            return Err(invalid(format!("TaskTemplate.ContainerSpec.Sysctls: {:?} is not a name", shorten(name))));
+        let own = name == "kernel.sem" || SYSCTL_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+        if !own || !name.chars().all(word) || name.contains("..") || value.contains(['\n', '\0']) {
+            let text = format!("sysctl '{}' is not in a separate kernel namespace", shorten(name));
+            return Err(invalid(text));
         }
     }
     for (field, list) in [("CapabilityAdd", &container.cap_add), ("CapabilityDrop", &container.cap_drop)] {

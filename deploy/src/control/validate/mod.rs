@@ -142,6 +142,8 @@ pub(super) fn network_spec(spec: &NetworkSpec) -> Result<(), ControlError> {
         )));
     }
     unsupported("EnableIPv6", spec.ipv6)?;
+    // Plain containers, which alone would attach, are not there yet.
+    unsupported("Attachable", spec.attachable)?;
     if let Some(option) = spec.driver_options.keys().next() {
         unsupported(&format!("Options[{:?}]", shorten(option)), true)?;
     }

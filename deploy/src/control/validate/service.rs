@@ -1,11 +1,12 @@
 //! A service spec: mode, resources, placement, ports, update.
 
 use super::super::{ControlError, invalid};
-use super::{MAX_ITEMS, count, labels, service_name, shorten, text, unsupported};
+use super::{count, labels, service_name, shorten, text, unsupported};
 use crate::model::{
     EndpointMode, EndpointSpec, FailureAction, LogDriver, Placement, PortProtocol, PublishMode, Resources,
     RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
+use crate::scheduler::Constraint;
 
 /// Docker's least amount of memory.
 const MIN_MEMORY: u64 = 4 << 20;
@@ -131,28 +132,11 @@ fn placement(placement: &Placement) -> Result<(), ControlError> {
     Ok(())
 }
 
-/// One constraint: `key==value` or `key!=value`, with Docker's keys. The scheduler compares; here only the form counts.
 fn constraint(expression: &str) -> Result<(), ControlError> {
-    let wrong = |why: &str| Err(invalid(format!("invalid constraint {:?}: {why}", shorten(expression))));
-    if expression.len() > MAX_ITEMS {
-        return wrong("too long");
+    match Constraint::parse(expression) {
+        Ok(_) => Ok(()),
+        Err(why) => Err(invalid(format!("invalid constraint {:?}: {why}", shorten(expression)))),
     }
-    let Some((key, value)) = expression.split_once("==").or_else(|| expression.split_once("!=")) else {
-        return wrong("constraint expected one operator from ==, !=");
-    };
-    let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
-    let label = |prefix: &str| key.strip_prefix(prefix).is_some_and(|name| !name.is_empty());
-    let known = ["node.id", "node.hostname", "node.ip", "node.role", "node.platform.os", "node.platform.arch"];
-    if !known.contains(&key.as_str()) && !label("node.labels.") && !label("engine.labels.") {
-        return wrong("no such key");
-    }
-    if key.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return wrong("the key is not a name");
-    }
-    if value.is_empty() || value.starts_with('=') || value.chars().any(char::is_control) {
-        return wrong("the value is not one");
-    }
-    Ok(())
 }
 
 fn log_driver(driver: &LogDriver) -> Result<(), ControlError> {
@@ -163,7 +147,8 @@ fn log_driver(driver: &LogDriver) -> Result<(), ControlError> {
         match option.as_str() {
             "max-size" => {
                 let digits = value.trim_end_matches(['k', 'K', 'm', 'M', 'g', 'G', 'b', 'B']);
-                if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) || value.len() > 16 {
+                let number = digits.len() < 16 && digits.bytes().all(|b| b.is_ascii_digit());
+                if !number || digits.is_empty() || value.len() > digits.len() + 2 {
                     return Err(invalid(format!("TaskTemplate.LogDriver max-size: {:?} is no size", shorten(value))));
                 }
             }
