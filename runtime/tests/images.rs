@@ -3,6 +3,9 @@
 //! Everything needs root (owners, devices, overlayfs's attributes); without it the tests say so and
 //! pass.
 
+// The lints' own exemptions do not reach functions that tests share.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 #[path = "images/archives.rs"]
 mod archives;
 #[path = "images/formats.rs"]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::str::FromStr;
 
-use sha2::{Digest as _, Sha256};
+use ring::digest::{Context, SHA256};
 
 use super::reference::is_hex;
 
@@ -16,7 +16,16 @@ impl Digest {
     /// The digest of bytes that are at hand.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Digest {
-        Digest(Sha256::digest(bytes).into())
+        let mut hash = Context::new(&SHA256);
+        hash.update(bytes);
+        Digest::from_hash(hash)
+    }
+
+    fn from_hash(hash: Context) -> Digest {
+        let mut digest = Digest([0; 32]);
+        // SHA-256 has 32 bytes.
+        digest.0.copy_from_slice(hash.finish().as_ref());
+        digest
     }
 
     /// The 64 hexadecimal digits, without the algorithm.
@@ -72,21 +81,20 @@ pub struct DigestError {
     text: String,
 }
 
-/// Hashes and counts what is read through it.
+/// Hashes what is read through it.
 pub(crate) struct HashReader<R> {
     inner: R,
-    hash: Sha256,
-    bytes: u64,
+    hash: Context,
 }
 
 impl<R> HashReader<R> {
     pub(crate) fn new(inner: R) -> HashReader<R> {
-        HashReader { inner, hash: Sha256::new(), bytes: 0 }
+        HashReader { inner, hash: Context::new(&SHA256) }
     }
 
-    /// The digest and the number of bytes that went through.
-    pub(crate) fn finish(self) -> (Digest, u64) {
-        (Digest(self.hash.finalize().into()), self.bytes)
+    /// The reader, and the digest of what went through.
+    pub(crate) fn finish(self) -> (R, Digest) {
+        (self.inner, Digest::from_hash(self.hash))
     }
 }
 
@@ -94,7 +102,6 @@ impl<R: Read> Read for HashReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.hash.update(&buffer[..read]);
-        self.bytes += read as u64;
         Ok(read)
     }
 }
@@ -102,18 +109,18 @@ impl<R: Read> Read for HashReader<R> {
 /// Hashes and counts what is written through it.
 pub(crate) struct HashWriter<W> {
     inner: W,
-    hash: Sha256,
+    hash: Context,
     bytes: u64,
 }
 
 impl<W> HashWriter<W> {
     pub(crate) fn new(inner: W) -> HashWriter<W> {
-        HashWriter { inner, hash: Sha256::new(), bytes: 0 }
+        HashWriter { inner, hash: Context::new(&SHA256), bytes: 0 }
     }
 
     /// The writer, the digest and the number of bytes that went through.
     pub(crate) fn finish(self) -> (W, Digest, u64) {
-        (self.inner, Digest(self.hash.finalize().into()), self.bytes)
+        (self.inner, Digest::from_hash(self.hash), self.bytes)
     }
 }
 

@@ -105,42 +105,49 @@ impl<'a> Ingest<'a> {
         let mut done: Vec<Layer> = Vec::new();
         let mut descriptors = Vec::new();
         let mut lowers: Vec<PathBuf> = Vec::new();
-        for ((name, file), expected) in layers.iter().zip(diff_ids) {
+        for ((name, file), diff) in layers.iter().zip(diff_ids) {
             let blob = File::open(&file.path).map_err(ImageError::io("open", &file.path))?;
             let decoder = Decoder::new(blob, name)?;
             let media_type = oci::layer_type(decoder.compression());
-            let chain = chain_id(done.last().map(|layer| &layer.chain), expected);
-            let (layer, path) = self.add_layer(decoder, name, chain, Some(expected), EndMarker::Optional, &lowers)?;
+            let chain = chain_id(done.last().map(|layer| &layer.chain), diff);
+            let (path, bytes) = match decoder.compression() {
+                // What was hashed on its way here is the layer's tar itself.
+                Compression::None => {
+                    check_diff(name, diff, &file.digest)?;
+                    self.add_layer(decoder, name, chain, &lowers)?
+                }
+                Compression::Gzip | Compression::Zstd => {
+                    let mut content = HashReader::new(decoder);
+                    let added = self.add_layer(&mut content, name, chain, &lowers)?;
+                    check_diff(name, diff, &content.finish().1)?;
+                    added
+                }
+            };
             self.add_blob(file);
             descriptors.push(Descriptor::new(media_type, &file.digest, file.size));
-            done.push(layer);
+            done.push(Layer { chain, bytes });
             lowers.push(path);
         }
         Ok((done, descriptors))
     }
 
+    /// The layer's directory, unpacked if it is not there yet, and the sum of its files' sizes.
+    /// `content` is read to its end in any case.
     fn add_layer(
         &mut self,
         content: impl Read,
         name: &str,
         chain: Digest,
-        expected: Option<&Digest>,
-        end_marker: EndMarker,
         lowers: &[PathBuf],
-    ) -> Result<(Layer, PathBuf), ImageError> {
+    ) -> Result<(PathBuf, u64), ImageError> {
         let there = self.layers.get(&chain).cloned().or_else(|| self.known.layer(&chain));
-        if let (Some((path, bytes)), Some(expected)) = (there, expected) {
-            let mut content = HashReader::new(self.capped(content));
-            drain(&mut content, name)?;
-            check_diff(name, expected, &content.finish().0)?;
-            return Ok((Layer { chain, bytes }, path));
+        if let Some(there) = there {
+            drain(self.capped(content), name)?;
+            return Ok(there);
         }
-        let (path, bytes, actual) = self.unpack(content, name, end_marker, lowers)?;
-        if let Some(expected) = expected {
-            check_diff(name, expected, &actual)?;
-        }
-        self.layers.insert(chain, (path.clone(), bytes));
-        Ok((Layer { chain, bytes }, path))
+        let unpacked = self.unpack(content, name, EndMarker::Optional, lowers)?;
+        self.layers.insert(chain, unpacked.clone());
+        Ok(unpacked)
     }
 
     /// Bounds a layer's stream, also where it is not unpacked.
@@ -148,24 +155,24 @@ impl<'a> Ingest<'a> {
         Capped::new(content, "the uncompressed layer", self.budget.max_stream_bytes())
     }
 
-    /// Unpacks one layer into a new directory; returns it with the sum of its files' sizes and the
-    /// digest of the whole stream. The stream is read to its end.
+    /// Unpacks one layer into a new directory; returns it with the sum of its files' sizes. The
+    /// stream is read to its end.
     pub(crate) fn unpack(
         &mut self,
         content: impl Read,
         name: &str,
         end_marker: EndMarker,
         lowers: &[PathBuf],
-    ) -> Result<(PathBuf, u64, Digest), ImageError> {
+    ) -> Result<(PathBuf, u64), ImageError> {
         let path = self.fresh_path("layer");
         std::fs::create_dir(&path).map_err(ImageError::io("create", &path))?;
         // What the archive does not say about its root is what Docker's root has.
         set_mode(&path, 0o755)?;
-        let mut content = HashReader::new(self.capped(content));
+        let mut content = self.capped(content);
         let mut tar = TarReader::new(&mut content, name, &self.budget.limits, end_marker);
         let bytes = LayerWriter::new(&path, name, lowers, &mut self.budget)?.unpack(&mut tar)?;
-        drain(&mut content, name)?;
-        Ok((path, bytes, content.finish().0))
+        drain(content, name)?;
+        Ok((path, bytes))
     }
 
     /// Makes the directory's content survive a power failure.
