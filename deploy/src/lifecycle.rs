@@ -341,6 +341,9 @@ impl Lifecycle {
 
     fn end(&mut self, now: Timestamp, state: TaskState, message: &str, actions: &mut Vec<Action>) {
         self.phase = Phase::Ended;
+        if state == TaskState::Shutdown {
+            self.status.err.clear();
+        }
         self.note(now, state, message, actions);
     }
 

@@ -56,6 +56,10 @@ pub struct Task {
     /// Place in the succession of tasks of its slot, from 1; the task with the highest one decides what happens next.
     #[prost(uint64, tag = "17")]
     pub ordinal: u64,
+    /// It is not even placed before `not_before`: its predecessor could not be made ready, and making this one ready
+    /// ahead of time would only fail sooner than the restart delay allows.
+    #[prost(bool, tag = "18")]
+    pub placed_late: bool,
 }
 
 impl Task {

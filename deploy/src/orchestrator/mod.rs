@@ -91,6 +91,7 @@ fn replace(cx: &mut Cx<'_>, txn: &mut Txn, service: &mut Service, slot: &mut Slo
                 |t| t.id == successor.id,
                 |t| {
                     t.not_before = not_before;
+                    t.placed_late = task.state() == TaskState::Rejected;
                     t.restarts.clone_from(&history);
                 },
             );

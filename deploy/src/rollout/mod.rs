@@ -36,6 +36,7 @@ pub(crate) fn follow(service: &mut Service, lost: &TaskId, successor: &TaskId) {
 
 /// Takes the step. Changes `service` (which the caller stores) and the tasks of `slots`.
 pub(crate) fn step(cx: &mut Cx<'_>, txn: &mut Txn, service: &mut Service, slots: &mut Slots) -> Progress {
+    drop_superfluous(txn, service, slots);
     let outdated: Vec<SlotKey> =
         slots.iter().filter(|(_, slot)| slot_is_outdated(service, slot)).map(|(key, _)| key.clone()).collect();
     let Some(mut status) = begin(cx, service, outdated.len() as u64) else { return Progress::Steady };
@@ -79,9 +80,8 @@ pub(crate) fn step(cx: &mut Cx<'_>, txn: &mut Txn, service: &mut Service, slots:
     } else {
         for key in in_order(slots, outdated).into_iter().take(free) {
             let Some(slot) = slots.get_mut(&key) else { continue };
-            if let Some(task) = renew(cx, txn, service, &config, &key, slot) {
-                status.watched.push(WatchedTask { task, running_since: Timestamp::default() });
-            }
+            let task = renew(cx, txn, service, &config, &key, slot);
+            status.watched.push(WatchedTask { task, running_since: Timestamp::default() });
         }
     }
     service.update_status = Some(status);
@@ -198,7 +198,22 @@ fn in_order(slots: &Slots, mut keys: Vec<SlotKey>) -> Vec<SlotKey> {
     keys
 }
 
-/// Gives one slot the new version. Returns the task that was made for it, if one had to be.
+/// Stops what is outdated in slots that hold an up-to-date task already: after a rollback in the middle of a
+/// start-first update that is the old task, which never stopped.
+fn drop_superfluous(txn: &mut Txn, service: &Service, slots: &mut Slots) {
+    if !is_active(service) {
+        return;
+    }
+    for slot in slots.values_mut() {
+        let current = slot.wanted().rfind(|t| !is_outdated(service, t)).map(|t| t.ordinal);
+        if let Some(current) = current {
+            let goes = |t: &Task| t.is_wanted() && t.ordinal > current && is_outdated(service, t);
+            slot.amend(txn, goes, |t| t.set_desired(DesiredState::Shutdown));
+        }
+    }
+}
+
+/// Gives one slot the new version. Returns the task that was made for it.
 fn renew(
     cx: &mut Cx<'_>,
     txn: &mut Txn,
@@ -206,13 +221,10 @@ fn renew(
     config: &UpdateConfig,
     key: &SlotKey,
     slot: &mut Slot,
-) -> Option<TaskId> {
-    let current = slot.wanted().any(|t| !is_outdated(service, t));
+) -> TaskId {
     // With start-first, what runs goes on until its successor runs; the orchestrator then stops it.
-    let keeps_running = config.order() == UpdateOrder::StartFirst && !current;
-    let goes =
-        |t: &Task| t.is_wanted() && is_outdated(service, t) && !(keeps_running && t.state() == TaskState::Running);
+    let keeps_running = config.order() == UpdateOrder::StartFirst;
+    let goes = |t: &Task| t.is_wanted() && !(keeps_running && t.state() == TaskState::Running);
     slot.amend(txn, goes, |t| t.set_desired(DesiredState::Shutdown));
-    // After a rollback a slot may still hold a task that is up to date: the first half of a start-first update.
-    (!current).then(|| slot.add_new(cx, txn, service, key).id.clone())
+    slot.add_new(cx, txn, service, key).id.clone()
 }

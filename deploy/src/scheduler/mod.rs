@@ -25,7 +25,7 @@ use hosts::Host;
 
 /// Places what can be placed.
 pub(crate) fn reconcile(cx: &Cx<'_>, txn: &mut Txn) {
-    let mut waiting = waiting(txn);
+    let mut waiting = waiting(cx, txn);
     if waiting.is_empty() {
         return;
     }
@@ -41,13 +41,15 @@ pub(crate) fn reconcile(cx: &Cx<'_>, txn: &mut Txn) {
 }
 
 /// Wanted tasks without a place, oldest first, those of one service and version together.
-fn waiting(txn: &Txn) -> Vec<Arc<Task>> {
-    let mut waiting: Vec<Arc<Task>> = txn.unplaced_tasks().filter(|t| t.is_wanted()).cloned().collect();
+fn waiting(cx: &Cx<'_>, txn: &Txn) -> Vec<Arc<Task>> {
+    // (The orchestrator asks to be woken when the delay of a task is over.)
+    let ripe = |t: &&Arc<Task>| t.is_wanted() && !(t.placed_late && cx.now < t.not_before);
+    let mut waiting: Vec<Arc<Task>> = txn.unplaced_tasks().filter(ripe).cloned().collect();
     // Tasks of global services know their host from the first moment, but have not been let in yet.
     for service in txn.services().filter(|s| matches!(s.spec.mode, Some(ServiceMode::Global(_)))) {
         waiting.extend(
             txn.tasks_of_service(&service.id)
-                .filter(|t| t.is_wanted() && !t.node_id.is_none() && t.state() < TaskState::Assigned)
+                .filter(|t| ripe(t) && !t.node_id.is_none() && t.state() < TaskState::Assigned)
                 .cloned(),
         );
     }

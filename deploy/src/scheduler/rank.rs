@@ -31,9 +31,13 @@ pub(super) fn best(hosts: &[Host], mut candidates: Vec<usize>, task: &Task) -> O
 /// Value of a spread descriptor (`node.labels.zone`, `engine.labels.disk`) on a host; hosts without it form a branch of
 /// their own.
 fn label<'a>(node: &'a Node, descriptor: &str) -> &'a str {
-    let value = match descriptor.strip_prefix("node.labels.") {
+    let name = |prefix: &str| {
+        let (start, name) = (descriptor.get(..prefix.len())?, descriptor.get(prefix.len()..)?);
+        start.eq_ignore_ascii_case(prefix).then_some(name)
+    };
+    let value = match name("node.labels.") {
         Some(name) => node.spec.labels.get(name),
-        None => descriptor.strip_prefix("engine.labels.").and_then(|name| node.description.engine_labels.get(name)),
+        None => name("engine.labels.").and_then(|name| node.description.engine_labels.get(name)),
     };
     value.map_or("", String::as_str)
 }
