@@ -1,1 +1,395 @@
+//! The planner against a fake kernel (`Picture::apply`), and the tables as text.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use proptest::prelude::*;
+
+use super::attachment::{Unfit, choose_address, choose_egress, gateway, has_way_out, interfaces};
+use super::balance::{Balance, HostSide, Target};
+use super::names;
+use super::picture::{Facts, HostPort, Operation, Picture, Port, Switch, Tunnel};
+use super::ruleset::{Action, Match, Set};
+use crate::config::{
+    Attachment, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol, PublishedPort, Service, Station,
+};
+use crate::kernel::mac_of;
+
+const ME: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
+const PEER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
+const THIRD: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 3);
+const FACTS: Facts = Facts { data_path_addr: ME, data_path_port: 4789, mtu: 1450 };
+
+fn address(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 9, last)
+}
+
+fn network(id: &str, vni: u32) -> Network {
+    Network {
+        id: id.into(),
+        name: id.into(),
+        vni,
+        subnet: "10.0.9.0/24".parse().unwrap(),
+        gateway: address(1),
+        internal: false,
+        ingress: false,
+        host_address: None,
+        stations: vec![],
+        services: vec![],
+    }
+}
+
+fn service(vip: Option<Ipv4Addr>, endpoints: &[(u8, bool)]) -> Service {
+    let endpoint = |(last, serving): &(u8, bool)| Endpoint {
+        task: format!("t{last}"),
+        name: format!("web.{last}"),
+        address: address(*last),
+        names: vec![],
+        serving: *serving,
+    };
+    Service { name: "web".into(), aliases: vec![], vip, endpoints: endpoints.iter().map(endpoint).collect() }
+}
+
+fn desired(networks: Vec<Network>) -> Desired {
+    Desired { revision: 1, networks, ports: vec![] }
+}
+
+fn port(task: &str, network: &str, vni: u32) -> Port {
+    Port { task: task.into(), network: network.into(), address: address(9), bridge: names::bridge(vni) }
+}
+
+/// Plans and applies on the fake kernel; checks that the result is what was wanted and that nothing is left to do.
+#[track_caller]
+fn converge(observed: &Picture, wanted: &Picture) -> Vec<Operation> {
+    let operations = observed.operations_to(wanted);
+    let mut after = observed.clone();
+    for operation in &operations {
+        after.apply(operation);
+    }
+    assert_eq!(&after, wanted, "after {operations:#?}");
+    assert_eq!(after.operations_to(wanted), [], "a second plan is empty");
+    operations
+}
+
+#[test]
+fn stations_of_other_hosts_are_wired_and_our_own_are_not() {
+    let mut net = network("net", 5);
+    net.stations = vec![
+        Station { address: address(2), host: ME },
+        Station { address: address(3), host: PEER },
+        Station { address: address(4), host: THIRD },
+    ];
+    let wanted = Picture::wanted(&desired(vec![net]), &FACTS, &Picture::default());
+    let switch = &wanted.switches[&5];
+    assert_eq!(switch.hosts, BTreeMap::from([(mac_of(address(3)), PEER), (mac_of(address(4)), THIRD)]));
+    assert_eq!(switch.neighbours.len(), 2);
+    converge(&Picture::default(), &wanted);
+}
+
+#[test]
+fn a_station_that_moves_is_one_operation() {
+    let mut net = network("net", 5);
+    net.stations = vec![Station { address: address(3), host: PEER }];
+    let before = Picture::wanted(&desired(vec![net.clone()]), &FACTS, &Picture::default());
+    net.stations[0].host = THIRD;
+    let after = Picture::wanted(&desired(vec![net]), &FACTS, &before);
+    let moved = Operation::SetHost { vni: 5, mac: mac_of(address(3)), host: THIRD };
+    assert_eq!(converge(&before, &after), [moved]);
+}
+
+#[test]
+fn a_network_that_is_no_longer_desired_stays_while_a_task_is_linked() {
+    let mut observed = Picture::wanted(&desired(vec![network("net", 5)]), &FACTS, &Picture::default());
+    observed.ports.insert("p1".into(), port("t1", "net", 5));
+    let wanted = Picture::wanted(&desired(vec![]), &FACTS, &observed);
+    assert_eq!(observed.operations_to(&wanted), []);
+    observed.ports.clear();
+    let wanted = Picture::wanted(&desired(vec![]), &FACTS, &observed);
+    assert_eq!(converge(&observed, &wanted), [Operation::DeleteTunnel(5), Operation::DeleteSwitch(5)]);
+}
+
+#[test]
+fn a_vni_given_to_another_network_takes_nothing_along() {
+    let mut observed = Picture::wanted(&desired(vec![network("old", 5)]), &FACTS, &Picture::default());
+    observed.ports.insert("p1".into(), port("t1", "old", 5));
+    let wanted = Picture::wanted(&desired(vec![network("new", 5)]), &FACTS, &observed);
+    let operations = converge(&observed, &wanted);
+    assert!(operations.contains(&Operation::DeletePort("p1".into())), "{operations:?}");
+}
+
+#[test]
+fn a_smaller_underlay_makes_the_tunnel_anew_with_its_entries() {
+    let mut net = network("net", 5);
+    net.stations = vec![Station { address: address(3), host: PEER }];
+    let all = desired(vec![net]);
+    let before = Picture::wanted(&all, &FACTS, &Picture::default());
+    let after = Picture::wanted(&all, &Facts { mtu: 1350, ..FACTS }, &before);
+    let operations = converge(&before, &after);
+    assert_eq!(operations[0], Operation::DeleteTunnel(5));
+    assert!(operations.contains(&Operation::SetHost { vni: 5, mac: mac_of(address(3)), host: PEER }));
+    assert!(!operations.iter().any(|o| matches!(o, Operation::CreateSwitch { .. } | Operation::SetNeighbour { .. })));
+}
+
+fn switch_strategy() -> impl Strategy<Value = Switch> {
+    let tunnel = proptest::option::weighted(
+        0.9,
+        (0u8..2, 1400u32..1402).prop_map(|(port, mtu)| Tunnel { local: ME, port: 4789 + u16::from(port), mtu }),
+    );
+    let stations = proptest::collection::btree_map(1u8..6, (0u8..2, any::<[bool; 3]>()), 0..5);
+    ("[ab]", tunnel, stations).prop_map(|(network, tunnel, stations)| {
+        let mut switch = Switch { network, tunnel, ..Switch::default() };
+        for (last, (host, [in_hosts, in_forwards, in_neighbours])) in stations {
+            let mac = mac_of(address(last));
+            // Both tables about a device go with it.
+            if in_hosts && tunnel.is_some() {
+                switch.hosts.insert(mac, if host == 0 { PEER } else { THIRD });
+            }
+            if in_forwards && tunnel.is_some() {
+                switch.forwards.insert(mac);
+            }
+            if in_neighbours {
+                switch.neighbours.insert(address(last), mac);
+            }
+        }
+        switch
+    })
+}
+
+fn picture_strategy() -> impl Strategy<Value = Picture> {
+    let switches = proptest::collection::btree_map(1u32..4, switch_strategy(), 0..3);
+    let ports = proptest::collection::btree_map("p[1-4]", ("[ab]", 0u32..4), 0..4);
+    let host = proptest::option::of((0usize..3, 0u8..2));
+    (switches, ports, host).prop_map(|(switches, ports, host)| {
+        let connected = |vni: u32| if switches.contains_key(&vni) { names::bridge(vni) } else { String::new() };
+        let ports = ports
+            .into_iter()
+            .map(|(name, (network, vni))| {
+                let port = Port { task: "t".into(), network, address: address(9), bridge: connected(vni) };
+                (name, port)
+            })
+            .collect();
+        let host = host.and_then(|(place, last)| {
+            let vni = *switches.keys().nth(place)?;
+            Some(HostPort { vni, address: Ipv4Net::new(address(last), 24).unwrap(), mtu: 1450 })
+        });
+        Picture { switches, ports, host }
+    })
+}
+
+fn desired_strategy() -> impl Strategy<Value = Desired> {
+    let stations = proptest::collection::vec((1u8..6, 0u8..3), 0..6);
+    proptest::collection::btree_map(1u32..4, ("[ab]", stations, any::<bool>()), 0..3).prop_map(|networks| {
+        let mut seen = BTreeSet::new();
+        let networks = networks.into_iter().filter(|(_, (id, ..))| seen.insert(id.clone())).enumerate();
+        desired(
+            networks
+                .map(|(number, (vni, (id, stations, ingress)))| {
+                    let mut net = network(&id, vni);
+                    net.ingress = ingress && number == 0;
+                    net.host_address = net.ingress.then(|| address(200));
+                    let host = |number| [ME, PEER, THIRD][usize::from(number)];
+                    let mut used = BTreeSet::new();
+                    net.stations = stations
+                        .into_iter()
+                        .filter(|(last, _)| used.insert(*last))
+                        .map(|(last, at)| Station { address: address(last), host: host(at) })
+                        .collect();
+                    net
+                })
+                .collect(),
+        )
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_plan_leads_from_anything_to_what_is_desired(observed in picture_strategy(), desired in desired_strategy()) {
+        let wanted = Picture::wanted(&desired, &FACTS, &observed);
+        converge(&observed, &wanted);
+        // What is wanted does not depend on how often one asks.
+        prop_assert_eq!(Picture::wanted(&desired, &FACTS, &wanted), wanted);
+    }
+
+    #[test]
+    fn every_name_of_ours_fits_and_is_known_again(task in "[!-~]{1,64}", id in "[!-~]{1,64}", vni in 1u32..1 << 24) {
+        for name in [names::port(&task, &id), names::bridge(vni), names::tunnel(vni)] {
+            prop_assert!(name.len() <= 15, "{}", name);
+        }
+        prop_assert_eq!(names::vni_of(&names::bridge(vni)), Some(vni));
+        let alias = names::port_alias(&task, &id, PEER);
+        prop_assert!(alias.len() <= 255);
+        prop_assert_eq!(names::port_of(&alias), Some((task.as_str(), id.as_str(), PEER)));
+    }
+
+    #[test]
+    fn suspicion_never_empties_a_service(
+        endpoints in proptest::collection::btree_map(2u8..30, (0u8..3, any::<bool>()), 0..8),
+        suspects in proptest::collection::btree_set(0u8..3, 0..4),
+    ) {
+        let host = |number: u8| [ME, PEER, THIRD][usize::from(number)];
+        let mut net = network("net", 5);
+        net.stations =
+            endpoints.iter().map(|(last, (at, _))| Station { address: address(*last), host: host(*at) }).collect();
+        let all: Vec<(u8, bool)> = endpoints.iter().map(|(last, (_, serving))| (*last, *serving)).collect();
+        net.services = vec![service(Some(address(200)), &all)];
+        let suspects = suspects.into_iter().map(host).collect();
+        let balance = Balance::new(&desired(vec![net]), &suspects);
+        let chosen = &balance.vips["net"][&address(200)];
+        let serving: Vec<Ipv4Addr> = all.iter().filter(|e| e.1).map(|e| address(e.0)).collect();
+        prop_assert_eq!(chosen.is_empty(), serving.is_empty());
+        prop_assert!(chosen.iter().all(|address| serving.contains(address)));
+        let trusted = |a: &Ipv4Addr| !suspects.contains(&host(endpoints[&a.octets()[3]].0));
+        prop_assert!(!serving.iter().any(&trusted) || chosen.iter().all(trusted));
+    }
+}
+
+#[test]
+fn the_table_of_a_task_has_its_own_networks_only() {
+    let mut one = network("one", 5);
+    one.services = vec![service(Some(address(200)), &[(2, true), (3, true), (4, false)])];
+    let mut two = network("two", 6);
+    two.services = vec![service(Some(address(201)), &[(5, false)])];
+    let balance = Balance::new(&desired(vec![one, two]), &BTreeSet::new());
+
+    let table = balance.task_table(&["one".into()], (1053, 1054));
+    let Set::AddressChains(vips) = &table.sets["vips"] else { panic!("{table}") };
+    assert_eq!(vips.keys().copied().collect::<Vec<_>>(), [address(200)]);
+    assert_eq!(table.sets["to-vip-10.0.9.200"], Set::Backends(vec![address(2), address(3)]));
+    assert!(!table.chains.contains_key("refuse"), "{table}");
+    assert_eq!(table.chains["translate"].rules.len(), 3);
+
+    let table = balance.task_table(&["two".into()], (1053, 1054));
+    assert_eq!(table.sets["unserved"], Set::Addresses(vec![address(201)]));
+    assert!(!table.sets.contains_key("vips"), "{table}");
+}
+
+#[test]
+fn published_ports_are_in_the_host_table_once_there_is_somewhere_to_go() {
+    let ingress = |published, backends| PublishedPort {
+        published,
+        target: 80,
+        protocol: Protocol::Tcp,
+        mode: PortMode::Ingress,
+        backends,
+        task: None,
+    };
+    let own = PublishedPort {
+        mode: PortMode::Host,
+        protocol: Protocol::Udp,
+        task: Some("t9".into()),
+        ..ingress(5353, vec![])
+    };
+    let all = Desired {
+        ports: vec![ingress(8080, vec![address(2), address(3)]), ingress(8081, vec![]), own],
+        ..desired(vec![])
+    };
+    let balance = Balance::new(&all, &BTreeSet::new());
+    let target = Target { port: 80, backends: vec![address(2), address(3)] };
+    assert_eq!(balance.ports, BTreeMap::from([((Protocol::Tcp, 8080), target)]));
+
+    assert_eq!(balance.host_table("n1", &HostSide::default()), None);
+    let egress = Some(("she-n1".to_owned(), "172.30.0.0/16".parse().unwrap()));
+    let side = HostSide { ingress: Some("shi-n1".into()), egress, tasks: BTreeMap::new() };
+    let table = balance.host_table("n1", &side).unwrap();
+    assert!(table.sets.contains_key("tcp-ports") && !table.sets.contains_key("udp-ports"), "{table}");
+
+    let tasks = BTreeMap::from([("t9".to_owned(), Ipv4Addr::new(172, 30, 0, 5))]);
+    let table = balance.host_table("n1", &HostSide { tasks, ..side }).unwrap();
+    let rule = &table.chains["udp-5353"].rules[0];
+    assert_eq!(rule.matches, [Match::Protocol(Protocol::Udp)]);
+    assert_eq!(rule.action, Action::Translate { address: Ipv4Addr::new(172, 30, 0, 5), port: Some(80) });
+}
+
+fn attachment(network: &str, last: u8) -> Attachment {
+    Attachment { network: network.into(), address: address(last), aliases: vec![] }
+}
+
+fn config(attachments: Vec<Attachment>) -> EndpointConfig {
+    EndpointConfig { task: "t1".into(), hostname: "h".into(), attachments, dns_search: vec![], dns_servers: vec![] }
+}
+
+#[test]
+fn interfaces_come_in_order_and_the_way_out_is_last() {
+    let all = desired(vec![network("one", 5), network("two", 6)]);
+    let task = config(vec![attachment("two", 7), attachment("one", 8)]);
+    let way_out = "172.30.0.7/16".parse().unwrap();
+    let found = interfaces(&all, &task, Some(way_out)).unwrap();
+    let summary: Vec<_> = found.iter().map(|i| (i.name.as_str(), i.bridge.as_str(), i.address.to_string())).collect();
+    assert_eq!(
+        summary,
+        [
+            ("eth0", "br-6", "10.0.9.7/24".to_owned()),
+            ("eth1", "br-5", "10.0.9.8/24".to_owned()),
+            ("eth2", "egress", "172.30.0.7/16".to_owned())
+        ]
+    );
+    assert_eq!(found[0].mac, [2, 0x42, 10, 0, 9, 7]);
+    let unknown = interfaces(&all, &config(vec![attachment("three", 7)]), None);
+    assert_eq!(unknown, Err(Unfit::Unknown("three".into())));
+    let mut far = attachment("one", 7);
+    far.address = PEER;
+    assert!(matches!(interfaces(&all, &config(vec![far]), None), Err(Unfit::Outside(..))));
+}
+
+#[test]
+fn only_tasks_on_internal_networks_alone_have_no_way_out() {
+    let (mut internal, mut ingress) = (network("internal", 6), network("ingress", 7));
+    (internal.internal, ingress.ingress) = (true, true);
+    let all = desired(vec![network("open", 5), internal, ingress]);
+    for (networks, expected) in [
+        (&[][..], true),
+        (&["open"], true),
+        (&["ingress"], true),
+        (&["internal"], false),
+        (&["internal", "ingress"], false),
+        (&["internal", "open"], true),
+    ] {
+        let attachments = networks.iter().map(|id| attachment(id, 7)).collect();
+        assert_eq!(has_way_out(&all, &config(attachments)), expected, "{networks:?}");
+    }
+}
+
+#[test]
+fn the_way_out_avoids_what_is_taken() {
+    let nets = |all: &[&str]| all.iter().map(|net| net.parse().unwrap()).collect::<Vec<Ipv4Net>>();
+    assert_eq!(choose_egress(&[]), Some("172.30.0.0/16".parse().unwrap()));
+    let taken = nets(&["172.30.5.0/24", "172.29.0.0/16", "172.16.0.0/12"]);
+    assert_eq!(choose_egress(&taken), Some("10.200.0.0/16".parse().unwrap()));
+    assert_eq!(choose_egress(&nets(&["0.0.0.0/0"])), None);
+    let subnet = nets(&["172.30.0.0/29"])[0];
+    assert_eq!(gateway(subnet), Ipv4Addr::new(172, 30, 0, 1));
+    let given = choose_address(subnet, [Ipv4Addr::new(172, 30, 0, 2)].into_iter());
+    assert_eq!(given, Some("172.30.0.3/29".parse().unwrap()));
+    assert_eq!(choose_address(subnet, subnet.hosts()), None);
+}
+
+#[test]
+fn what_cannot_be_put_in_force_is_refused() {
+    type Spoil = fn(&mut Desired);
+    let cases: [(&str, Spoil); 7] = [
+        ("VNI 0", |d| d.networks[0].vni = 0),
+        ("VNI 16777216", |d| d.networks[0].vni = 1 << 24),
+        ("is not in 10.0.9.0/24", |d| d.networks[0].stations = vec![Station { address: PEER, host: PEER }]),
+        ("another network has too", |d| d.networks.push(network("net2", 5))),
+        ("another network has too", |d| d.networks.push(network("net", 6))),
+        ("visible ASCII", |d| d.networks[0].id = "a b".into()),
+        ("published port 0", |d| {
+            d.ports.push(PublishedPort {
+                published: 0,
+                target: 1,
+                protocol: Protocol::Tcp,
+                mode: PortMode::Ingress,
+                backends: vec![],
+                task: None,
+            });
+        }),
+    ];
+    for (words, spoil) in cases {
+        let mut all = desired(vec![network("net", 5)]);
+        assert_eq!(all.validate(), Ok(()));
+        spoil(&mut all);
+        let error = all.validate().unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
