@@ -118,6 +118,7 @@ impl<'a> Archive<'a> {
             Some(file) => Some(self.read_json(file, "manifest.json")?),
             None => None,
         };
+        self.check_image_count(saved.as_ref().map_or(0, Vec::len))?;
         let images = match (self.file("index.json"), saved) {
             (Some(file), saved) => {
                 let index: Index = self.read_json(file, "index.json")?;
@@ -133,6 +134,16 @@ impl<'a> Archive<'a> {
             self.check_layer_count(image)?;
         }
         Ok(images)
+    }
+
+    fn check_image_count(&self, count: usize) -> Result<(), ImageError> {
+        if count > self.limits.max_images {
+            return Err(ImageError::LimitExceeded {
+                what: format!("the number of images in {WHAT}"),
+                limit: format!("{} images", self.limits.max_images),
+            });
+        }
+        Ok(())
     }
 
     fn check_layer_count(&self, image: &FoundImage) -> Result<(), ImageError> {
@@ -197,12 +208,7 @@ impl<'a> Archive<'a> {
                 image.references.extend(references);
                 continue;
             }
-            if images.len() >= self.limits.max_images {
-                return Err(ImageError::LimitExceeded {
-                    what: format!("the number of images in {WHAT}"),
-                    limit: format!("{} images", self.limits.max_images),
-                });
-            }
+            self.check_image_count(images.len() + 1)?;
             images.push(self.indexed_image(manifest, references)?);
         }
         if images.is_empty() && !found.is_empty() {

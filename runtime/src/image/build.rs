@@ -18,7 +18,7 @@ use super::digest::{Digest, HashReader, HashWriter};
 use super::error::ImageError;
 use super::ingest::{Ingest, Layer, to_json};
 use super::reference::Reference;
-use super::store::{ImageId, ImageStore, Pins};
+use super::store::{ImageId, ImageStore, Pins, names};
 use super::tarball::EndMarker;
 
 const ROOT: &str = "the root file system";
@@ -33,6 +33,9 @@ impl ImageStore {
         changes: ImportChanges,
         message: &str,
     ) -> Result<ImageId, ImageError> {
+        if let Some(reference) = &reference {
+            reference.require_no_digest()?;
+        }
         let pins = Pins::new(&self.inner);
         let limits = self.inner.limits.clone();
         let mut ingest = Ingest::new(&self.inner.tmp(), limits.clone(), &pins)?;
@@ -56,9 +59,9 @@ impl ImageStore {
         let layer = Layer { chain: diff, bytes };
         let blob = SpooledFile { path: blob_path, digest, size };
         let mut image = ingest.single_layer_image(stored, layer, &blob, compression)?;
-        image.references = reference.iter().map(Reference::without_digest).collect();
+        image.references = reference.into_iter().collect();
         self.inner.commit(&ingest, std::slice::from_ref(&image))?;
-        tracing::info!(image.id = %image.id, names = ?image.references, "image imported");
+        tracing::info!(image.id = %image.id, names = %names(&image.references), "image imported");
         Ok(ImageId(image.id))
     }
 
@@ -75,7 +78,7 @@ impl ImageStore {
         config: ImageConfig,
     ) -> Result<ImageId, ImageError> {
         let config = for_this_host(config);
-        let reference = reference.without_digest();
+        reference.require_no_digest()?;
         let mut tree = BTreeMap::new();
         for (path, mode, source) in files {
             tree.insert(plain_path(&path)?, (mode & 0o7777, source));
@@ -85,7 +88,7 @@ impl ImageStore {
         let installed = known
             .images
             .values()
-            .find(|image| image.references.contains(&reference) && image.source_stamp.as_deref() == Some(&stamp));
+            .find(|image| image.references.contains(reference) && image.source_stamp.as_deref() == Some(&stamp));
         if let Some(image) = installed {
             return Ok(ImageId(image.id));
         }
@@ -99,10 +102,10 @@ impl ImageStore {
         let stored = StoredConfig::new(&config, &[blob.digest], Vec::new());
         let layer = Layer { chain: blob.digest, bytes: layers.iter().map(|layer| layer.bytes).sum() };
         let mut image = ingest.single_layer_image(stored, layer, &blob, Compression::None)?;
-        image.references = vec![reference];
+        image.references = vec![reference.clone()];
         image.source_stamp = Some(stamp);
         self.inner.commit(&ingest, std::slice::from_ref(&image))?;
-        tracing::info!(image.id = %image.id, names = ?image.references, "image installed");
+        tracing::info!(image.id = %image.id, names = %names(&image.references), "image installed");
         Ok(ImageId(image.id))
     }
 }

@@ -52,6 +52,8 @@ pub(crate) struct Ingest<'a> {
     pub(crate) layers: BTreeMap<Digest, (PathBuf, u64)>,
     /// Blobs in this ingest's directory.
     pub(crate) blobs: BTreeMap<Digest, PathBuf>,
+    /// The uncompressed digests of blobs that were read through already.
+    verified: BTreeMap<Digest, Digest>,
     names: u64,
 }
 
@@ -67,6 +69,7 @@ impl<'a> Ingest<'a> {
             budget: Budget::new(limits),
             layers: BTreeMap::new(),
             blobs: BTreeMap::new(),
+            verified: BTreeMap::new(),
             names: 0,
         })
     }
@@ -110,19 +113,7 @@ impl<'a> Ingest<'a> {
             let decoder = Decoder::new(blob, name)?;
             let media_type = oci::layer_type(decoder.compression());
             let chain = chain_id(done.last().map(|layer| &layer.chain), diff);
-            let (path, bytes) = match decoder.compression() {
-                // What was hashed on its way here is the layer's tar itself.
-                Compression::None => {
-                    check_diff(name, diff, &file.digest)?;
-                    self.add_layer(decoder, name, chain, &lowers)?
-                }
-                Compression::Gzip | Compression::Zstd => {
-                    let mut content = HashReader::new(decoder);
-                    let added = self.add_layer(&mut content, name, chain, &lowers)?;
-                    check_diff(name, diff, &content.finish().1)?;
-                    added
-                }
-            };
+            let (path, bytes) = self.add_layer(decoder, name, &file.digest, diff, chain, &lowers)?;
             self.add_blob(file);
             descriptors.push(Descriptor::new(media_type, &file.digest, file.size));
             done.push(Layer { chain, bytes });
@@ -131,23 +122,53 @@ impl<'a> Ingest<'a> {
         Ok((done, descriptors))
     }
 
-    /// The layer's directory, unpacked if it is not there yet, and the sum of its files' sizes.
-    /// `content` is read to its end in any case.
+    /// The layer's directory, unpacked if it is not there yet, and the sum of its files' sizes. The
+    /// blob is read unless it was read before and the layer is there.
     fn add_layer(
         &mut self,
-        content: impl Read,
+        decoder: Decoder<File>,
         name: &str,
+        blob: &Digest,
+        diff: &Digest,
         chain: Digest,
         lowers: &[PathBuf],
     ) -> Result<(PathBuf, u64), ImageError> {
-        let there = self.layers.get(&chain).cloned().or_else(|| self.known.layer(&chain));
-        if let Some(there) = there {
-            drain(self.capped(content), name)?;
-            return Ok(there);
+        if decoder.compression() == Compression::None {
+            // What was hashed on its way here is the layer's tar itself.
+            self.verified.insert(*blob, *blob);
         }
-        let unpacked = self.unpack(content, name, EndMarker::Optional, lowers)?;
-        self.layers.insert(chain, unpacked.clone());
-        Ok(unpacked)
+        let verified = self.verified.get(blob).copied();
+        if let Some(actual) = verified {
+            check_diff(name, diff, &actual)?;
+        }
+        let there = self.layers.get(&chain).cloned().or_else(|| self.known.layer(&chain));
+        match (there, verified) {
+            (Some(there), Some(_)) => Ok(there),
+            (Some(there), None) => {
+                let mut content = HashReader::new(self.capped(decoder));
+                drain(&mut content, name)?;
+                self.verify(name, blob, diff, content.finish().1)?;
+                Ok(there)
+            }
+            (None, Some(_)) => {
+                let unpacked = self.unpack(decoder, name, EndMarker::Optional, lowers)?;
+                self.layers.insert(chain, unpacked.clone());
+                Ok(unpacked)
+            }
+            (None, None) => {
+                let mut content = HashReader::new(decoder);
+                let unpacked = self.unpack(&mut content, name, EndMarker::Optional, lowers)?;
+                self.verify(name, blob, diff, content.finish().1)?;
+                self.layers.insert(chain, unpacked.clone());
+                Ok(unpacked)
+            }
+        }
+    }
+
+    fn verify(&mut self, name: &str, blob: &Digest, diff: &Digest, actual: Digest) -> Result<(), ImageError> {
+        check_diff(name, diff, &actual)?;
+        self.verified.insert(*blob, actual);
+        Ok(())
     }
 
     /// Bounds a layer's stream, also where it is not unpacked.

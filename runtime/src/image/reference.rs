@@ -164,13 +164,11 @@ impl Reference {
         Ok(Reference { digest: Some(digest.to_owned()), ..self.clone() })
     }
 
-    /// The same name without its digest; `latest` where there was no tag.
-    #[must_use]
-    pub fn without_digest(&self) -> Reference {
-        Reference {
-            digest: None,
-            tag: Some(self.tag.clone().unwrap_or_else(|| DEFAULT_TAG.to_owned())),
-            ..self.clone()
+    /// Refuses a name with a digest: content has its digest by itself, and cannot be given one.
+    pub(crate) fn require_no_digest(&self) -> Result<(), ReferenceError> {
+        match &self.digest {
+            None => Ok(()),
+            Some(_) => Err(ReferenceError { text: self.to_string(), reason: "an image cannot be named with a digest" }),
         }
     }
 

@@ -4,6 +4,7 @@
 //! index.json            names → manifests (an OCI index); what it does not list does not exist
 //! blobs/sha256/<hex>    manifests, configurations, layers as they came
 //! layers/<chain id>/    unpacked layers, shared between images, lower directories for overlayfs
+//! empty/                stands in for the layers of an image that has none
 //! tmp/                  content on its way in or out; emptied when the store is opened
 //! ```
 //!
@@ -27,6 +28,9 @@ use super::ingest::{Ingest, KnownLayers, PreparedImage, to_json};
 use super::limits::Limits;
 use super::reference::Reference;
 use super::unpack::is_opaque_root;
+
+/// A directory with nothing in it.
+const EMPTY: &str = "empty";
 
 /// The id of an image: the digest of its configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,7 +75,8 @@ pub struct Image {
     pub manifest_digest: Option<String>,
     /// Its names.
     pub references: Vec<Reference>,
-    /// Unpacked layers, lowest first: overlayfs's `lowerdir` in reverse.
+    /// Unpacked layers, lowest first: overlayfs's `lowerdir` in reverse. There is at least one: an
+    /// image without layers has an empty directory.
     pub layers: Vec<PathBuf>,
     /// Digests of the layers' uncompressed tars, `sha256:<hex>`, lowest first.
     pub diff_ids: Vec<String>,
@@ -143,7 +148,7 @@ impl ImageStore {
     /// Opens the store in `dir`, which is made if it is missing, and removes what a crash left.
     pub fn open(dir: impl Into<PathBuf>, limits: Limits) -> Result<ImageStore, ImageError> {
         let dir = dir.into();
-        for sub in ["blobs/sha256", "layers"] {
+        for sub in ["blobs/sha256", "layers", EMPTY] {
             let path = dir.join(sub);
             fs::create_dir_all(&path).map_err(ImageError::io("create", &path))?;
         }
@@ -200,8 +205,8 @@ impl ImageStore {
                 manifest,
                 layer_blobs: image.layers.iter().map(|(_, file)| file.digest).collect(),
                 layers,
-                // A name in the store stands for a tag; content has its digest anyway.
-                references: image.references.iter().map(Reference::without_digest).collect(),
+                // Content has its digest anyway; in the store, only tags are names.
+                references: image.references.into_iter().filter(|name| name.digest().is_none()).collect(),
                 source_stamp: None,
             });
         }
@@ -209,7 +214,7 @@ impl ImageStore {
         Ok(prepared
             .into_iter()
             .map(|image| {
-                tracing::info!(image.id = %image.id, names = ?image.references, "image loaded");
+                tracing::info!(image.id = %image.id, names = %names(&image.references), "image loaded");
                 Loaded { references: image.references, id: ImageId(image.id) }
             })
             .collect())
@@ -254,10 +259,11 @@ impl ImageStore {
 
     /// Gives another name to an image. An image that had the name loses it.
     pub fn tag(&self, source: &str, target: &Reference) -> Result<ImageId, ImageError> {
+        target.require_no_digest()?;
         let writer = self.inner.lock();
         let mut catalog = (*self.inner.catalog()).clone();
         let id = catalog.find(source)?.0.id;
-        catalog.name(&id, &target.without_digest());
+        catalog.name(&id, target);
         self.inner.replace(&writer, catalog)?;
         Ok(ImageId(id))
     }
@@ -288,8 +294,7 @@ impl ImageStore {
             return Err(ImageError::InUse { name: name.to_owned(), forceable: by_name });
         }
         if !by_name && !force && several_repositories(&untagged) {
-            let references: Vec<String> = untagged.iter().map(Reference::to_string).collect();
-            return Err(ImageError::ManyReferences { name: name.to_owned(), references: references.join(", ") });
+            return Err(ImageError::ManyReferences { name: name.to_owned(), references: names(&untagged) });
         }
         let mut removed: Vec<Removed> =
             untagged.iter().map(|reference| Removed::Untagged(reference.to_string())).collect();
@@ -306,6 +311,11 @@ impl ImageStore {
         tracing::info!(image.id = %id, ?removed, "image removed");
         Ok(removed)
     }
+}
+
+/// Names for a log line.
+pub(crate) fn names(references: &[Reference]) -> String {
+    references.iter().map(Reference::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn several_repositories(references: &[Reference]) -> bool {
@@ -341,6 +351,9 @@ impl Inner {
                 layers.clear();
             }
             layers.push(path);
+        }
+        if layers.is_empty() {
+            layers.push(self.dir.join(EMPTY));
         }
         Image {
             id: ImageId(record.id),

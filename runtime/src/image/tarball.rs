@@ -62,6 +62,8 @@ struct Extensions {
     gid: Option<u64>,
     mtime: Option<(i64, u32)>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Length of all of these headers, however many there are before one entry.
+    bytes: u64,
 }
 
 /// Whether an archive may end without the block of zeros that ends it.
@@ -113,18 +115,18 @@ impl<R: Read> TarReader<R> {
             };
             match header.entry_type() {
                 EntryType::XHeader => {
-                    let records = self.read_extension(&header)?;
+                    let records = self.read_extension(&header, &mut extensions)?;
                     self.parse_pax(&records, &mut extensions)?;
                 }
                 EntryType::GNULongName => {
-                    extensions.name = Some(until_nul(self.read_extension(&header)?));
+                    extensions.name = Some(until_nul(self.read_extension(&header, &mut extensions)?));
                 }
                 EntryType::GNULongLink => {
-                    extensions.link = Some(until_nul(self.read_extension(&header)?));
+                    extensions.link = Some(until_nul(self.read_extension(&header, &mut extensions)?));
                 }
                 // Says something about the archive as a whole (git's commit id). Docker ignores it.
                 EntryType::XGlobalHeader => {
-                    self.read_extension(&header)?;
+                    self.read_extension(&header, &mut extensions)?;
                 }
                 _ => return self.finish_entry(&header, extensions).map(Some),
             }
@@ -255,11 +257,12 @@ impl<R: Read> TarReader<R> {
     }
 
     /// Reads the content of an extended header into memory, within its bound.
-    fn read_extension(&mut self, header: &Header) -> Result<Vec<u8>, ImageError> {
+    fn read_extension(&mut self, header: &Header, extensions: &mut Extensions) -> Result<Vec<u8>, ImageError> {
         let size = header.entry_size().map_err(|error| self.bad_tar(error.to_string()))?;
-        if size > self.max_header_bytes {
+        extensions.bytes = extensions.bytes.saturating_add(size);
+        if extensions.bytes > self.max_header_bytes {
             return Err(ImageError::LimitExceeded {
-                what: format!("{}: an extended header of {size} bytes", self.what),
+                what: format!("{}: extended headers of {} bytes for one entry", self.what, extensions.bytes),
                 limit: format!("{} bytes", self.max_header_bytes),
             });
         }

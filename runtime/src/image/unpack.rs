@@ -20,6 +20,8 @@ const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const WHITEOUT_META_PREFIX: &[u8] = b".wh..wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+/// All directories' paths are kept until the end. A hundred thousand directories take some 6 MB.
+const MAX_DIR_BYTES: usize = 64 << 20;
 /// An archive must not speak to overlayfs directly: `redirect` would show other directories.
 const RESERVED_XATTRS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
@@ -35,6 +37,8 @@ pub(crate) struct LayerWriter<'a> {
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Times of directories are set at the end, when nothing is added to them any more.
     dir_times: Vec<(Vec<u8>, (i64, u32))>,
+    /// Length of the paths in `dir_times`.
+    dir_bytes: usize,
     bytes: u64,
     buffer: Vec<u8>,
 }
@@ -56,6 +60,7 @@ impl<'a> LayerWriter<'a> {
             budget,
             parent: None,
             dir_times: Vec::new(),
+            dir_bytes: 0,
             bytes: 0,
             buffer: vec![0; 64 << 10],
         })
@@ -120,8 +125,7 @@ impl<'a> LayerWriter<'a> {
         }
         let root = self.parent_dir(b"", entry)?;
         self.set_attributes(&root, b".", entry)?;
-        self.dir_times.push((Vec::new(), entry.mtime));
-        Ok(())
+        self.set_times_at_end(Vec::new(), entry.mtime)
     }
 
     fn create(&mut self, dir: &[u8], name: &[u8], entry: &TarEntry, content: &mut impl Read) -> Result<(), ImageError> {
@@ -189,7 +193,7 @@ impl<'a> LayerWriter<'a> {
             if opaque && let Ok(Some(dir)) = self.root.open_dir(&path) {
                 self.set_opaque(&dir, &entry.name)?;
             }
-            self.dir_times.push((path, entry.mtime));
+            self.set_times_at_end(path, entry.mtime)?;
         }
         self.parent = Some((dir.to_vec(), parent));
         Ok(())
@@ -279,6 +283,18 @@ impl<'a> LayerWriter<'a> {
         false
     }
 
+    fn set_times_at_end(&mut self, path: Vec<u8>, mtime: (i64, u32)) -> Result<(), ImageError> {
+        self.dir_bytes += path.len();
+        self.dir_times.push((path, mtime));
+        if self.dir_bytes > MAX_DIR_BYTES {
+            return Err(ImageError::LimitExceeded {
+                what: format!("{}: the paths of its directories", self.what),
+                limit: format!("{MAX_DIR_BYTES} bytes"),
+            });
+        }
+        Ok(())
+    }
+
     fn set_opaque(&self, dir: &impl AsFd, entry: &[u8]) -> Result<(), ImageError> {
         rustix::fs::fsetxattr(dir, OPAQUE_XATTR, b"y", XattrFlags::empty())
             .map_err(|errno| self.failed("mark as opaque", entry, errno))
@@ -293,16 +309,20 @@ impl<'a> LayerWriter<'a> {
             return Ok(fd);
         }
         let lowers = self.lowers;
-        let dir_times = &mut self.dir_times;
+        let mut made = Vec::new();
         let outcome = self.root.make_dir(dir, |path, fd| {
             let like = lower_dir(lowers, path);
             let (mode, uid, gid, mtime) = like.unwrap_or((0o755, 0, 0, (0, 0)));
             rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
             rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
-            dir_times.push((path.to_vec(), mtime));
+            made.push((path.to_vec(), mtime));
             Ok(())
         });
-        outcome.map_err(|error| self.refused(error, "open the directory of", &entry.name))
+        let fd = outcome.map_err(|error| self.refused(error, "open the directory of", &entry.name))?;
+        for (path, mtime) in made {
+            self.set_times_at_end(path, mtime)?;
+        }
+        Ok(fd)
     }
 
     fn set_attributes(&self, parent: &OwnedFd, name: &[u8], entry: &TarEntry) -> Result<(), ImageError> {

@@ -272,6 +272,22 @@ fn limits_hold() {
         }
     }
 
+    // Headers add up over all that stand before one entry.
+    let limits = Limits { max_header_bytes: 5000, ..Limits::default() };
+    let Some(store) = TestStore::with_limits(limits) else { return };
+    let value = [b'v'; 1000];
+    let attributes = (0..10).fold(Tar::new(), |tar, _| tar.pax(&[("SCHILY.xattr.user.a", &value)]));
+    check_refused(&store, &docker_save(&[image(attributes.file("f", b"").bytes())], Pack::Gzip), exceeded);
+    let Some(store) = TestStore::with_limits(Limits { max_images: 1, ..Limits::default() }) else { return };
+    let two = || [image(layer(1, 1)), image(layer(2, 1))];
+    check_refused(&store, &docker_save(&two(), Pack::Plain), exceeded);
+    let mut layout = Layout::new();
+    for image in two() {
+        let descriptor = layout.manifest(&image, Pack::Plain);
+        layout.add(descriptor, json!({}));
+    }
+    check_refused(&store, &layout.bytes(), exceeded);
+
     // What follows a layer's end marker is not unpacked, and counts too.
     let limits = Limits { max_unpacked_bytes: 10_000, max_entries: 1, ..Limits::default() };
     let Some(store) = TestStore::with_limits(limits) else { return };

@@ -93,6 +93,32 @@ fn both_forms_of_an_archive_give_one_image() {
 }
 
 #[test]
+fn names_with_digests_are_not_given() {
+    let Some(store) = TestStore::new() else { return };
+    let digest = format!("web@sha256:{}", "a".repeat(64));
+    let mut image = TestImage::new("web:1", vec![layer("x")]);
+    image.tags.push(digest.clone());
+    let loaded = store.load(&docker_save(&[image], Pack::Plain));
+    assert_eq!(loaded[0].references, [reference("web:1")]);
+    let target = reference(&digest);
+    assert!(matches!(store.store.tag("web:1", &target), Err(ImageError::Reference(_))));
+    let outcome = store.store.import(&layer("y")[..], Some(target.clone()), ImportChanges::default(), "");
+    assert!(matches!(outcome, Err(ImageError::Reference(_))));
+    let outcome = store.store.install_root(&target, Vec::new(), ImageConfig::default());
+    assert!(matches!(outcome, Err(ImageError::Reference(_))));
+}
+
+#[test]
+fn an_image_may_have_no_layers() {
+    let Some(store) = TestStore::new() else { return };
+    store.load(&docker_save(&[TestImage::new("scratch", Vec::new())], Pack::Plain));
+    let again = ImageStore::open(store.root(), Limits::default()).unwrap();
+    let image = again.resolve("scratch").unwrap();
+    assert_eq!((image.layers.len(), image.size, image.diff_ids.len()), (1, 0, 0));
+    assert_eq!(fs::read_dir(&image.layers[0]).unwrap().count(), 0);
+}
+
+#[test]
 fn a_name_moves_to_the_newer_image() {
     let Some(store) = TestStore::new() else { return };
     store.load(&docker_save(&[TestImage::new("web", vec![layer("old")])], Pack::Plain));
