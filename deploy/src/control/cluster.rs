@@ -19,6 +19,8 @@ const DEFAULT_SUBNET_SIZE: u32 = 24;
 const DEFAULT_DATA_PATH_PORT: u32 = 4789;
 /// Docker bounds the life of certificates from below at 30 minutes.
 const MIN_CERT_EXPIRY_NS: u64 = 30 * 60 * 1_000_000_000;
+/// Raft ids only grow, by one at each promotion; from here they never reach the end of their range.
+const MAX_RAFT_ID: u64 = 1 << 62;
 /// Bytes of a key that seals gossip packets.
 const GOSSIP_KEY_BYTES: usize = 32;
 
@@ -35,6 +37,11 @@ pub(super) fn init(cx: &mut Cx<'_>, txn: &mut Txn, op: &InitCluster) -> Result<R
         return Err(invalid("the first node must be a manager"));
     }
     let raft_id = node.manager.as_ref().map_or(0, |manager| manager.raft_id);
+    let next_raft_id = cluster.status.next_raft_id.max(raft_id.saturating_add(1));
+    if raft_id == 0 || next_raft_id > MAX_RAFT_ID {
+        return Err(invalid("the first node's raft id must be small, and not 0"));
+    }
+    cluster.status.next_raft_id = next_raft_id;
     fill_defaults(&mut cluster);
     check_spec(&cluster.spec)?;
     check_gossip_keys(&cluster.status.gossip_keys)?;
@@ -43,9 +50,11 @@ pub(super) fn init(cx: &mut Cx<'_>, txn: &mut Txn, op: &InitCluster) -> Result<R
     }
     validate::node_spec(&node.spec)?;
     validate::node_description(&node.description)?;
-    cluster.status.next_raft_id = cluster.status.next_raft_id.max(raft_id + 1);
     let id = cluster.id.clone();
     node.status.since = txn.now();
+    // What the cluster gives is not the node's to bring.
+    node.attachments.clear();
+    cluster.status.removed_nodes.clear();
     txn.put_cluster(cluster);
     txn.put_node(node);
     txn.put_network(Network {

@@ -1,6 +1,6 @@
 //! A small cluster for tests: requests run through control and the allocator and are applied like log entries.
 
-use super::{ControlError, CreateService, InitCluster, NodeSession, Op, RegisterNode, Reply, execute};
+use super::{ControlError, CreateService, InitCluster, NodeSession, Op, RegisterNode, Reply, Request, execute};
 use crate::allocator;
 use crate::cx::{Cx, Limits};
 use crate::model::*;
@@ -28,11 +28,14 @@ impl World {
 
     /// Runs a request, lets the allocator follow, and applies what comes out.
     pub(crate) fn run(&mut self, op: impl Into<Op>) -> Result<Reply, ControlError> {
-        let request = op.into().into();
+        self.request(&Request::from(op.into()))
+    }
+
+    pub(crate) fn request(&mut self, request: &Request) -> Result<Reply, ControlError> {
         let mut reply = None;
         self.change(|cx, txn| {
             let before = txn.touched().clone();
-            let answer = execute(cx, txn, &request);
+            let answer = execute(cx, txn, request);
             if answer.is_err() {
                 assert_eq!(&before, txn.touched(), "a refused request changed something");
             }
