@@ -1,0 +1,174 @@
+//! What callers ask of the container half: the runtime's own settings and one container's configuration.
+//!
+//! `node` converts its tasks into [`ContainerConfig`]; nothing here knows of services or clusters. The values are
+//! checked by `plan`, never here.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Where the runtime keeps its things and which binary becomes the shims.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeConfig {
+    /// Durable state: `containers/<id>/` lives below it. Must be on a filesystem that overlayfs accepts as upper.
+    pub data_dir: PathBuf,
+    /// Volatile state: the control sockets, `shims/<id>.sock`.
+    pub run_dir: PathBuf,
+    /// Names this engine's cgroups, `/shoal-<engine id>`; 1 to 64 of `[a-zA-Z0-9_.-]`.
+    pub engine_id: String,
+    /// The binary whose `main` calls [`crate::dispatch`] first. It is executed as `<shim_exe> __shim ...`.
+    pub shim_exe: PathBuf,
+}
+
+/// Everything that one container needs. It is stored beside the container, readable by root alone.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ContainerConfig {
+    /// Chosen by the caller; 1 to 64 of `[a-zA-Z0-9_.-]`, starting with a letter or a digit.
+    pub id: String,
+    /// The caller's own marks, returned by [`crate::Runtime::list`].
+    pub labels: BTreeMap<String, String>,
+    /// At most 64 bytes; empty means the first 12 characters of the id.
+    pub hostname: String,
+    /// Unpacked image layers, the lowest first; 1 to 120 absolute paths.
+    pub layers: Vec<PathBuf>,
+    /// The command; the first one is looked up in the container's `PATH` when it has no slash.
+    pub args: Vec<String>,
+    /// `NAME=value`. `PATH`, `HOSTNAME` and `HOME` are added when they are missing.
+    pub env: Vec<String>,
+    /// Made when it is missing; empty means `/`.
+    pub cwd: String,
+    /// `""`, `user`, `uid`, `user:group`, `uid:gid`; names are looked up inside of the container's root.
+    pub user: String,
+    /// Further groups, by name or number; at most 32.
+    pub groups: Vec<String>,
+    /// Mounts the root read-only after its mount points are made.
+    pub readonly_root: bool,
+    /// Mounted in this order.
+    pub mounts: Vec<Mount>,
+    /// Contents of the generated files in `/etc`.
+    pub files: EtcFiles,
+    /// Limits, enforced by cgroups.
+    pub resources: Resources,
+    /// Changes to Docker's default capabilities.
+    pub capabilities: Capabilities,
+    /// Sets the kernel's `no_new_privs` before the command runs.
+    pub no_new_privileges: bool,
+    /// Resource limits beside the defaults.
+    pub ulimits: Vec<Ulimit>,
+    /// Namespaced kernel settings (`net.*`, `kernel.shm*`, `kernel.msg*`, `kernel.sem`, `fs.mqueue.*`).
+    pub sysctls: BTreeMap<String, String>,
+    /// −1000 to 1000.
+    pub oom_score_adj: i32,
+    /// What [`crate::Runtime::stop`] sends when it is not told otherwise; SIGTERM when absent.
+    pub stop_signal: Option<String>,
+    /// Rotation of the log files.
+    pub log: LogConfig,
+    /// A reaper as process 1. Refused: see [`crate::PlanError::Unsupported`].
+    pub init: bool,
+    /// A pseudo terminal. Refused: see [`crate::PlanError::Unsupported`].
+    pub tty: bool,
+}
+
+/// One mount that the user asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// What is mounted.
+    pub kind: MountKind,
+    /// Where, inside of the container: absolute, not `/`. It is resolved inside of the root, whatever links it meets.
+    pub target: PathBuf,
+    /// Refuses writes through this mount.
+    pub readonly: bool,
+}
+
+/// What a [`Mount`] mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountKind {
+    /// A directory or file of the host.
+    Bind {
+        /// Absolute; must exist.
+        source: PathBuf,
+        /// Whether the mounts below it come along.
+        recursive: bool,
+        /// How later mounts travel.
+        propagation: Propagation,
+    },
+    /// Memory.
+    Tmpfs {
+        /// Bytes; half of the memory when absent.
+        size: Option<u64>,
+        /// Permission bits of its root; 0o1777 when absent.
+        mode: Option<u32>,
+    },
+}
+
+/// Mount propagation of a bind mount. Shared propagation is refused: the container's root is a slave of the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Propagation {
+    /// Nothing travels, for the whole tree.
+    #[default]
+    RPrivate,
+    /// Nothing travels, for the top mount.
+    Private,
+    /// The host's later mounts appear, for the whole tree.
+    RSlave,
+    /// The host's later mounts appear, for the top mount.
+    Slave,
+}
+
+/// Contents of the files that the runtime writes and mounts over the image's; at most 1 MiB each.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EtcFiles {
+    /// `/etc/hosts`
+    pub hosts: String,
+    /// `/etc/resolv.conf`
+    pub resolv_conf: String,
+}
+
+/// Limits and reservations; `None` means none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Resources {
+    /// Billionths of a CPU, at least 1 000 000 (a thousandth; finer ones round up to the kernel's 1 ms in 100 ms).
+    pub cpu_limit_nanos: Option<i64>,
+    /// Billionths of a CPU, turned into shares or weight.
+    pub cpu_reservation_nanos: Option<i64>,
+    /// Bytes, at least 6 MiB as with Docker; swap gives nothing beyond it.
+    pub memory_limit: Option<i64>,
+    /// Bytes that reclaim spares while it can.
+    pub memory_reservation: Option<i64>,
+    /// Processes and threads, at least 1.
+    pub pids_limit: Option<i64>,
+}
+
+/// Changes to the default capabilities: names with or without `CAP_`, or `ALL`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Capabilities {
+    /// Added to the default set.
+    pub add: Vec<String>,
+    /// Taken from it.
+    pub drop: Vec<String>,
+}
+
+/// One resource limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ulimit {
+    /// Docker's names: `nofile`, `nproc`, `core`, ...
+    pub name: String,
+    /// −1 is unlimited.
+    pub soft: i64,
+    /// −1 is unlimited.
+    pub hard: i64,
+}
+
+/// Rotation of a container's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Bytes of one file, at least 4096.
+    pub max_size: u64,
+    /// Files kept, the one being written included; 1 to 1000.
+    pub max_files: u32,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { max_size: 10 << 20, max_files: 3 }
+    }
+}

@@ -1,0 +1,160 @@
+//! What a daemon finds when it starts: containers that run, that have ended, and that were never finished.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use std::os::fd::{AsFd, OwnedFd};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use super::delete::{REMOVING, remove_dir};
+use super::{Container, Inner, Slot, View, client, create, monitor, storage};
+use crate::cgroup::Cgroups;
+use crate::config::{ContainerConfig, RuntimeConfig};
+use crate::procfs;
+use crate::protocol::{Answer, Ask, Empty};
+use crate::stored::{self, StoredContainer, StoredExit, StoredProcess, config_from, names, time_from};
+use crate::sys;
+use crate::{RuntimeError, plan};
+
+impl Inner {
+    /// Opens the engine's state and adopts what runs. Blocking; within the async runtime.
+    pub(super) fn open(config: RuntimeConfig) -> Result<Arc<Inner>, RuntimeError> {
+        plan::valid_id(&config.engine_id)
+            .map_err(|_| RuntimeError::InvalidRuntime("engine_id must be 1 to 64 of [a-zA-Z0-9_.-]".to_owned()))?;
+        for path in [&config.data_dir, &config.run_dir, &config.shim_exe] {
+            if !path.is_absolute() {
+                return Err(RuntimeError::InvalidRuntime(format!("{} is not absolute", path.display())));
+            }
+        }
+        let cgroups = Cgroups::detect(&config.engine_id)?;
+        cgroups.ensure()?;
+        let shim_exe = read_only_exe(&config)?;
+        let (containers, monitors) = (Mutex::new(BTreeMap::new()), Mutex::new(JoinSet::new()));
+        let inner = Arc::new(Inner { config, cgroups, shim_exe, containers, monitors });
+        for dir in [inner.containers_dir(), inner.shims_dir()] {
+            DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(storage("create", &dir))?;
+        }
+        inner.adopt_all()?;
+        inner.sweep();
+        Ok(inner)
+    }
+
+    fn adopt_all(self: &Arc<Self>) -> Result<(), RuntimeError> {
+        let dir = self.containers_dir();
+        for entry in fs::read_dir(&dir).map_err(storage("read", &dir))? {
+            let entry = entry.map_err(storage("read", &dir))?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if let Some(id) = name.strip_prefix(REMOVING) {
+                remove_dir(&entry.path())?;
+                info!(container.id = id, "finished an interrupted removal");
+            } else if plan::valid_id(&name).is_ok() {
+                self.adopt(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn adopt(self: &Arc<Self>, id: &str) -> Result<(), RuntimeError> {
+        let dir = self.container_dir(id);
+        let unfinished = |why: &str| {
+            warn!(container.id = id, why, "removing a container that was never finished");
+            self.remove_leftovers(id)
+        };
+        let stored = match stored::read::<StoredContainer>(&dir, names::CONTAINER) {
+            Ok(Some(stored)) => stored,
+            Ok(None) => return unfinished("it has no configuration"),
+            // Of another release: not ours to throw away.
+            Err(error @ RuntimeError::Stored { foreign: true, .. }) => return Err(error),
+            Err(RuntimeError::Stored { reason, .. }) => return unfinished(&reason),
+            Err(error) => return Err(error),
+        };
+        let config = match config_from(stored.config.unwrap_or_default()) {
+            Ok(config) => config,
+            Err(reason) => return unfinished(&reason),
+        };
+        let exit = stored::read::<StoredExit>(&dir, names::EXIT).ok().flatten();
+        let process = stored::read::<StoredProcess>(&dir, names::PROCESS).ok().flatten();
+        let Some(process) = process else {
+            return unfinished("its creation did not end");
+        };
+        let container = self.container(&config, stored.created_at_nanos, &process);
+        if let Some(exit) = exit {
+            container.set_exit(&exit);
+        } else {
+            self.find_living(&container, &process);
+        }
+        self.slots().insert(id.to_owned(), Slot::Here(Arc::clone(&container)));
+        if container.exit().is_none() {
+            info!(container.id = id, pid = process.pid, "adopted");
+            self.monitor(container, None);
+        }
+        Ok(())
+    }
+
+    fn container(&self, config: &ContainerConfig, created_at: u64, process: &StoredProcess) -> Arc<Container> {
+        let view = View { pid: process.pid, pid_start: process.start_ticks, started_at: None, exit: None };
+        Arc::new(Container {
+            id: config.id.clone(),
+            dir: self.container_dir(&config.id),
+            labels: config.labels.clone(),
+            created_at: time_from(created_at),
+            stop_signal: create::stop_signal(config),
+            view: watch::Sender::new(view),
+            operation: Mutex::new(()),
+        })
+    }
+
+    /// Asks the shim; a container without one is ended.
+    fn find_living(&self, container: &Container, process: &StoredProcess) {
+        if process.boot_id == procfs::boot_id()
+            && monitor::shim_lives(container)
+            && let Ok((Answer::State(state), _)) = client::ask(&self.socket(&container.id), Ask::State(Empty {}), &[])
+        {
+            container.view.send_modify(|view| view.started_at = state.started_at_nanos.map(time_from));
+            return;
+        }
+        // Also when it lives and does not answer now: the monitor keeps asking, this look only catches the dead.
+        if let Some(exit) = monitor::find_exit(container, &self.cgroups) {
+            container.set_exit(&exit);
+        }
+    }
+
+    /// Cgroups and sockets of containers that are no more.
+    fn sweep(&self) {
+        let known = |id: &str| self.slots().contains_key(id);
+        for id in self.cgroups.containers().into_iter().filter(|id| !known(id)) {
+            warn!(container.id = id, "removing the cgroup of a container that is no more");
+            if let Err(error) = self.remove_leftovers(&id) {
+                warn!(container.id = id, %error, "sweep");
+            }
+        }
+        for entry in fs::read_dir(self.shims_dir()).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(".sock"));
+            if id.is_none_or(|id| !known(id)) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// The shim's binary through a mount that cannot be written through.
+fn read_only_exe(config: &RuntimeConfig) -> Result<OwnedFd, RuntimeError> {
+    const RDONLY: u64 = plan::mount_attr::RDONLY;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let failed = |source: std::io::Error| RuntimeError::Storage {
+        operation: "open the shim's binary",
+        path: config.shim_exe.clone(),
+        source,
+    };
+    let fd = open_tree(CWD, &config.shim_exe, flags).map_err(|errno| failed(errno.into()))?;
+    sys::set_mount_attributes(fd.as_fd(), false, RDONLY, 0)
+        .map_err(|errno| failed(std::io::Error::from_raw_os_error(errno)))?;
+    Ok(fd)
+}

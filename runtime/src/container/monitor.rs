@@ -1,0 +1,124 @@
+//! Follows one shim until its container has ended, and finds out how.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::io::AsyncReadExt;
+use tokio::process::Child;
+use tracing::{info, warn};
+
+use super::{Container, Inner, client};
+use crate::cgroup::Cgroups;
+use crate::procfs;
+use crate::protocol::{Ask, Empty};
+use crate::stored::{self, Durability, StoredExit, StoredProcess, names, nanos};
+
+/// How long the remains of a lost container may take to die.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// A shim that lives but has hung up is asked again after this.
+const RECONNECT: Duration = Duration::from_millis(100);
+
+impl Inner {
+    /// Starts the task that follows a container's shim. Must be called within the async runtime.
+    pub(super) fn monitor(&self, container: Arc<Container>, child: Option<Child>) {
+        let (socket, cgroups) = (self.socket(&container.id), self.cgroups.clone());
+        let mut monitors = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
+        while monitors.try_join_next().is_some() {}
+        monitors.spawn(async move {
+            follow(&container, socket, cgroups).await;
+            if let Some(mut child) = child {
+                // Ours, so it is for us to reap.
+                let _ = child.wait().await;
+            }
+        });
+    }
+}
+
+async fn follow(container: &Arc<Container>, socket: PathBuf, cgroups: Cgroups) {
+    loop {
+        let path = socket.clone();
+        let asked = tokio::task::spawn_blocking(move || ask_to_wait(&path)).await;
+        if let Ok(Ok(stream)) = asked
+            && let Ok(mut stream) = tokio::net::UnixStream::from_std(stream)
+        {
+            // An answer or the end of the connection: either way the file says what happened.
+            let _ = stream.read(&mut [0u8; 64]).await;
+        }
+        let (found, groups) = (Arc::clone(container), cgroups.clone());
+        let exit = tokio::task::spawn_blocking(move || find_exit(&found, &groups)).await;
+        match exit {
+            Ok(Some(exit)) => {
+                info!(container.id = container.id, code = exit.code, oom = exit.oom_killed, "exited");
+                container.set_exit(&exit);
+                return;
+            }
+            Ok(None) => tokio::time::sleep(RECONNECT).await,
+            Err(error) if error.is_cancelled() => return,
+            Err(error) => {
+                warn!(container.id = container.id, %error, "monitor");
+                tokio::time::sleep(RECONNECT).await;
+            }
+        }
+    }
+}
+
+fn ask_to_wait(socket: &std::path::Path) -> io::Result<UnixStream> {
+    let stream = client::connect(socket)?;
+    client::send(&stream, Ask::Wait(Empty {}), &[])?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+/// The recorded exit; or, when the shim is gone without leaving one, the end of what it left. `None`: the shim lives.
+pub(super) fn find_exit(container: &Container, cgroups: &Cgroups) -> Option<StoredExit> {
+    match stored::read::<StoredExit>(&container.dir, names::EXIT) {
+        Ok(Some(exit)) => return Some(exit),
+        Ok(None) => {}
+        Err(error) => {
+            warn!(container.id = container.id, %error, "the exit record is unreadable");
+            let lost = lost_exit(container, cgroups);
+            return Some(lost);
+        }
+    }
+    if shim_lives(container) {
+        return None;
+    }
+    // It may have written the record between our look and its end.
+    if let Ok(Some(exit)) = stored::read::<StoredExit>(&container.dir, names::EXIT) {
+        return Some(exit);
+    }
+    let lost = lost_exit(container, cgroups);
+    warn!(container.id = container.id, "the shim is lost, the container was killed");
+    if let Err(error) = stored::write(&container.dir, names::EXIT, &lost, Durability::Synced) {
+        warn!(container.id = container.id, %error, "the exit could not be recorded");
+    }
+    Some(lost)
+}
+
+/// Kills what a lost shim has left, and says what is known.
+fn lost_exit(container: &Container, cgroups: &Cgroups) -> StoredExit {
+    let oom_killed = cgroups.oom_killed(&container.id);
+    if !cgroups.kill_all(&container.id, Instant::now() + KILL_DEADLINE) {
+        warn!(container.id = container.id, "processes of a lost container do not die");
+    }
+    StoredExit {
+        code: 137,
+        signal: None,
+        oom_killed,
+        finished_at_nanos: nanos(SystemTime::now()),
+        shim_lost: true,
+        started_at_nanos: container.view.borrow().started_at.map(nanos),
+        dropped_log_records: 0,
+    }
+}
+
+/// Whether the shim that recorded itself is the process that has its number now.
+pub(super) fn shim_lives(container: &Container) -> bool {
+    let Ok(Some(process)) = stored::read::<StoredProcess>(&container.dir, names::PROCESS) else { return false };
+    process.boot_id == procfs::boot_id()
+        && procfs::open_verified(process.shim_pid, process.shim_start_ticks)
+            .is_some_and(|pidfd| !super::delete::has_ended(&pidfd, Duration::ZERO))
+}

@@ -1,0 +1,291 @@
+//! The mounts, devices, links and masks of a container, in the order in which they are made.
+
+use std::ffi::{CStr, CString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::{CgroupView, HostView, PlanError, Target, c_string};
+use crate::config::{ContainerConfig, Mount, MountKind, Propagation};
+
+/// Bits of `mount_setattr(2)` and `fsmount(2)`.
+pub(crate) mod mount_attr {
+    pub(crate) const RDONLY: u64 = 0x1;
+    pub(crate) const NOSUID: u64 = 0x2;
+    pub(crate) const NODEV: u64 = 0x4;
+    pub(crate) const NOEXEC: u64 = 0x8;
+    pub(crate) const STRICTATIME: u64 = 0x20;
+}
+use mount_attr::{NODEV, NOEXEC, NOSUID, RDONLY, STRICTATIME};
+
+/// One step of the setup. Targets are resolved inside of the container's root and made where they are missing.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// A new instance of a kernel filesystem. An optional one that the kernel lacks is passed over.
+    Filesystem {
+        fs: CString,
+        source: CString,
+        options: Vec<(CString, Option<CString>)>,
+        attributes: u64,
+        target: Target,
+        optional: bool,
+    },
+    /// A file or directory of the host.
+    Bind { source: CString, target: Target, recursive: bool, readonly: bool, propagation: Propagation },
+    /// A character device.
+    Device { target: Target, major: u32, minor: u32 },
+    /// A symbolic link, where nothing is yet.
+    Link { target: Target, to: CString },
+    /// A value written below the container's `/proc/sys`. An optional one that the kernel lacks is passed over.
+    Sysctl { target: Target, value: CString, optional: bool },
+    /// Hidden behind an empty directory or `/dev/null`, where it exists.
+    Mask { target: Target },
+    /// Mounted over itself, read-only, where it exists.
+    ReadOnly { target: Target },
+    /// The mount at this place becomes read-only.
+    Seal { target: Target },
+}
+
+impl Action {
+    /// What the step works on, for messages.
+    pub(crate) fn subject(&self) -> &CStr {
+        match self {
+            Action::Filesystem { target, .. }
+            | Action::Bind { target, .. }
+            | Action::Device { target, .. }
+            | Action::Link { target, .. }
+            | Action::Sysctl { target, .. }
+            | Action::Mask { target }
+            | Action::ReadOnly { target }
+            | Action::Seal { target } => target.path(),
+        }
+    }
+}
+
+/// Docker's.
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// Docker's.
+const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+const DEVICES: [(&str, u32, u32); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+const LINKS: [(&str, &str); 6] = [
+    ("/dev/ptmx", "pts/ptmx"),
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/core", "/proc/kcore"),
+];
+
+/// Kernel settings that Docker gives each container of its own: any port and ping without privileges.
+const SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
+/// At most this many mounts of the user's.
+const MAX_MOUNTS: usize = 256;
+
+pub(super) fn actions(config: &ContainerConfig, dir: &Path, host: &HostView) -> Result<Vec<Action>, PlanError> {
+    let mut actions = Vec::with_capacity(64);
+    actions.push(filesystem("proc", "/proc", NOSUID | NODEV | NOEXEC, &[])?);
+    devices(&mut actions)?;
+    actions.push(filesystem("sysfs", "/sys", NOSUID | NODEV | NOEXEC | RDONLY, &[])?);
+    cgroups(&mut actions, &host.cgroups)?;
+    sysctls(&mut actions, config)?;
+    for path in MASKED {
+        actions.push(Action::Mask { target: Target::fixed(path)? });
+    }
+    for path in READONLY {
+        actions.push(Action::ReadOnly { target: Target::fixed(path)? });
+    }
+    for name in ["hosts", "hostname", "resolv.conf"] {
+        actions.push(Action::Bind {
+            source: c_string("data_dir", dir.join("etc").join(name).as_os_str().as_bytes())?,
+            target: Target::new("path", Path::new("/etc").join(name))?,
+            recursive: false,
+            readonly: config.readonly_root,
+            propagation: Propagation::RPrivate,
+        });
+    }
+    if config.mounts.len() > MAX_MOUNTS {
+        return Err(PlanError::invalid("mounts", format!("more than {MAX_MOUNTS}")));
+    }
+    for mount in &config.mounts {
+        actions.push(user_mount(mount)?);
+    }
+    Ok(actions)
+}
+
+fn filesystem(
+    fs: &'static str,
+    path: &'static str,
+    attributes: u64,
+    options: &[(&'static str, Option<&'static str>)],
+) -> Result<Action, PlanError> {
+    let mut owned = Vec::with_capacity(options.len());
+    for (key, value) in options {
+        owned.push((c_string("path", *key)?, value.map(|value| c_string("path", value)).transpose()?));
+    }
+    Ok(Action::Filesystem {
+        fs: c_string("path", fs)?,
+        source: c_string("path", fs)?,
+        options: owned,
+        attributes,
+        target: Target::fixed(path)?,
+        optional: false,
+    })
+}
+
+fn devices(actions: &mut Vec<Action>) -> Result<(), PlanError> {
+    actions.push(filesystem("tmpfs", "/dev", NOSUID | STRICTATIME, &[("mode", Some("755")), ("size", Some("64k"))])?);
+    for (path, major, minor) in DEVICES {
+        actions.push(Action::Device { target: Target::fixed(path)?, major, minor });
+    }
+    let pts = [("ptmxmode", Some("0666")), ("mode", Some("0620")), ("gid", Some("5"))];
+    actions.push(filesystem("devpts", "/dev/pts", NOSUID | NOEXEC, &pts)?);
+    let shm = [("mode", Some("1777")), ("size", Some("64m"))];
+    actions.push(filesystem("tmpfs", "/dev/shm", NOSUID | NODEV | NOEXEC, &shm)?);
+    let mut mqueue = filesystem("mqueue", "/dev/mqueue", NOSUID | NODEV | NOEXEC, &[])?;
+    if let Action::Filesystem { optional, .. } = &mut mqueue {
+        // A kernel without POSIX message queues is fine for nearly everyone.
+        *optional = true;
+    }
+    actions.push(mqueue);
+    for (path, to) in LINKS {
+        actions.push(Action::Link { target: Target::fixed(path)?, to: c_string("path", to)? });
+    }
+    Ok(())
+}
+
+fn cgroups(actions: &mut Vec<Action>, view: &CgroupView) -> Result<(), PlanError> {
+    const FLAGS: u64 = NOSUID | NODEV | NOEXEC;
+    match view {
+        CgroupView::Unified => actions.push(filesystem("cgroup2", "/sys/fs/cgroup", FLAGS | RDONLY, &[])?),
+        CgroupView::Split(hierarchies) => {
+            actions.push(filesystem("tmpfs", "/sys/fs/cgroup", FLAGS, &[("mode", Some("755"))])?);
+            for (name, fs, options) in hierarchies {
+                let mut parsed = Vec::with_capacity(options.len());
+                for option in options {
+                    parsed.push(match option.split_once('=') {
+                        Some((key, value)) => (c_string("path", key)?, Some(c_string("path", value)?)),
+                        None => (c_string("path", option.as_str())?, None),
+                    });
+                }
+                actions.push(Action::Filesystem {
+                    fs: c_string("path", *fs)?,
+                    source: c_string("path", *fs)?,
+                    options: parsed,
+                    attributes: FLAGS | RDONLY,
+                    target: Target::new("path", Path::new("/sys/fs/cgroup").join(name))?,
+                    optional: false,
+                });
+            }
+            actions.push(Action::Seal { target: Target::fixed("/sys/fs/cgroup")? });
+        }
+    }
+    Ok(())
+}
+
+fn sysctls(actions: &mut Vec<Action>, config: &ContainerConfig) -> Result<(), PlanError> {
+    for (name, value) in SYSCTLS {
+        if !config.sysctls.contains_key(name) {
+            actions.push(Action::Sysctl {
+                target: sysctl_target(name)?,
+                value: c_string("sysctls", value)?,
+                optional: true,
+            });
+        }
+    }
+    if config.sysctls.len() > 256 {
+        return Err(PlanError::invalid("sysctls", "more than 256"));
+    }
+    for (name, value) in &config.sysctls {
+        if value.len() > 4096 {
+            return Err(PlanError::invalid("sysctls", format!("{name}: value is too long")));
+        }
+        let value = c_string("sysctls", value.as_str())?;
+        actions.push(Action::Sysctl { target: sysctl_target(name)?, value, optional: false });
+    }
+    Ok(())
+}
+
+/// Only what belongs to a namespace of the container may be set; anything else would reach the host.
+fn sysctl_target(name: &str) -> Result<Target, PlanError> {
+    const EXACT: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let namespaced = EXACT.contains(&name) || name.starts_with("net.") || name.starts_with("fs.mqueue.");
+    let parts_ok = name
+        .split('.')
+        .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')));
+    if !namespaced || !parts_ok || name.len() > 256 {
+        return Err(PlanError::invalid("sysctls", format!("{name:?} is not a namespaced kernel setting")));
+    }
+    Target::new("sysctls", format!("/proc/sys/{}", name.replace('.', "/")))
+}
+
+fn user_mount(mount: &Mount) -> Result<Action, PlanError> {
+    let target = Target::new("mounts.target", &mount.target)?;
+    if target.is_root() {
+        return Err(PlanError::invalid("mounts.target", "cannot be the root itself"));
+    }
+    match &mount.kind {
+        MountKind::Bind { source, recursive, propagation } => {
+            if !source.is_absolute() {
+                return Err(PlanError::invalid("mounts.source", format!("{} is not absolute", source.display())));
+            }
+            Ok(Action::Bind {
+                source: c_string("mounts.source", source.as_os_str().as_bytes())?,
+                target,
+                recursive: *recursive,
+                readonly: mount.readonly,
+                propagation: *propagation,
+            })
+        }
+        MountKind::Tmpfs { size, mode } => {
+            let mode = mode.unwrap_or(0o1777);
+            if mode > 0o7777 {
+                return Err(PlanError::invalid("mounts.tmpfs.mode", "must be at most 7777"));
+            }
+            let mut options = vec![(c_string("path", "mode")?, Some(c_string("path", format!("{mode:o}"))?))];
+            if let Some(size) = size {
+                options.push((c_string("path", "size")?, Some(c_string("path", size.to_string())?)));
+            }
+            Ok(Action::Filesystem {
+                fs: c_string("path", "tmpfs")?,
+                source: c_string("path", "tmpfs")?,
+                options,
+                attributes: NOSUID | NODEV | NOEXEC | if mount.readonly { RDONLY } else { 0 },
+                target,
+                optional: false,
+            })
+        }
+    }
+}

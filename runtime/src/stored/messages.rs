@@ -1,0 +1,293 @@
+//! The stored messages and how they become the runtime's own types. Tags are never used again.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::config::{
+    Capabilities, ContainerConfig, EtcFiles, LogConfig, Mount, MountKind, Propagation, Resources, Ulimit,
+};
+
+/// Written by the daemon before anything else of a container exists.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct StoredContainer {
+    #[prost(uint64, tag = "1")]
+    pub(crate) created_at_nanos: u64,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) config: Option<StoredConfig>,
+}
+
+/// Written by the shim when its container waits for its start: which processes are ours in this boot.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct StoredProcess {
+    #[prost(string, tag = "1")]
+    pub(crate) boot_id: String,
+    #[prost(uint32, tag = "2")]
+    pub(crate) shim_pid: u32,
+    #[prost(uint64, tag = "3")]
+    pub(crate) shim_start_ticks: u64,
+    #[prost(uint32, tag = "4")]
+    pub(crate) pid: u32,
+    #[prost(uint64, tag = "5")]
+    pub(crate) start_ticks: u64,
+}
+
+/// Written once, by the shim when its container has ended, or by the daemon when the shim is lost.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct StoredExit {
+    #[prost(int32, tag = "1")]
+    pub(crate) code: i32,
+    #[prost(int32, optional, tag = "2")]
+    pub(crate) signal: Option<i32>,
+    #[prost(bool, tag = "3")]
+    pub(crate) oom_killed: bool,
+    #[prost(uint64, tag = "4")]
+    pub(crate) finished_at_nanos: u64,
+    #[prost(bool, tag = "5")]
+    pub(crate) shim_lost: bool,
+    #[prost(uint64, optional, tag = "6")]
+    pub(crate) started_at_nanos: Option<u64>,
+    #[prost(uint64, tag = "7")]
+    pub(crate) dropped_log_records: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct StoredConfig {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(btree_map = "string, string", tag = "2")]
+    labels: BTreeMap<String, String>,
+    #[prost(string, tag = "3")]
+    hostname: String,
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    layers: Vec<Vec<u8>>,
+    #[prost(string, repeated, tag = "5")]
+    args: Vec<String>,
+    #[prost(string, repeated, tag = "6")]
+    env: Vec<String>,
+    #[prost(string, tag = "7")]
+    cwd: String,
+    #[prost(string, tag = "8")]
+    user: String,
+    #[prost(string, repeated, tag = "9")]
+    groups: Vec<String>,
+    #[prost(bool, tag = "10")]
+    readonly_root: bool,
+    #[prost(message, repeated, tag = "11")]
+    mounts: Vec<StoredMount>,
+    #[prost(string, tag = "12")]
+    hosts: String,
+    #[prost(string, tag = "13")]
+    resolv_conf: String,
+    #[prost(int64, optional, tag = "14")]
+    cpu_limit_nanos: Option<i64>,
+    #[prost(int64, optional, tag = "15")]
+    cpu_reservation_nanos: Option<i64>,
+    #[prost(int64, optional, tag = "16")]
+    memory_limit: Option<i64>,
+    #[prost(int64, optional, tag = "17")]
+    memory_reservation: Option<i64>,
+    #[prost(int64, optional, tag = "18")]
+    pids_limit: Option<i64>,
+    #[prost(string, repeated, tag = "19")]
+    capabilities_add: Vec<String>,
+    #[prost(string, repeated, tag = "20")]
+    capabilities_drop: Vec<String>,
+    #[prost(bool, tag = "21")]
+    no_new_privileges: bool,
+    #[prost(message, repeated, tag = "22")]
+    ulimits: Vec<StoredUlimit>,
+    #[prost(btree_map = "string, string", tag = "23")]
+    sysctls: BTreeMap<String, String>,
+    #[prost(sint32, tag = "24")]
+    oom_score_adj: i32,
+    #[prost(string, optional, tag = "25")]
+    stop_signal: Option<String>,
+    #[prost(uint64, tag = "26")]
+    log_max_size: u64,
+    #[prost(uint32, tag = "27")]
+    log_max_files: u32,
+    #[prost(bool, tag = "28")]
+    init: bool,
+    #[prost(bool, tag = "29")]
+    tty: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredMount {
+    #[prost(bytes = "vec", tag = "1")]
+    target: Vec<u8>,
+    #[prost(bool, tag = "2")]
+    readonly: bool,
+    #[prost(oneof = "StoredMountKind", tags = "3, 4")]
+    kind: Option<StoredMountKind>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum StoredMountKind {
+    #[prost(message, tag = "3")]
+    Bind(StoredBind),
+    #[prost(message, tag = "4")]
+    Tmpfs(StoredTmpfs),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredBind {
+    #[prost(bytes = "vec", tag = "1")]
+    source: Vec<u8>,
+    #[prost(bool, tag = "2")]
+    recursive: bool,
+    #[prost(uint32, tag = "3")]
+    propagation: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredTmpfs {
+    #[prost(uint64, optional, tag = "1")]
+    size: Option<u64>,
+    #[prost(uint32, optional, tag = "2")]
+    mode: Option<u32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredUlimit {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(sint64, tag = "2")]
+    soft: i64,
+    #[prost(sint64, tag = "3")]
+    hard: i64,
+}
+
+/// Nanoseconds since 1970; times before it become 0.
+pub(crate) fn nanos(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The inverse of [`nanos`].
+pub(crate) fn time_from(nanos: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos)
+}
+
+fn path_into(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().to_vec()
+}
+
+fn path_from(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+/// The stored form of a configuration.
+pub(crate) fn config_into(config: &ContainerConfig) -> StoredConfig {
+    StoredConfig {
+        id: config.id.clone(),
+        labels: config.labels.clone(),
+        hostname: config.hostname.clone(),
+        layers: config.layers.iter().map(|path| path_into(path)).collect(),
+        args: config.args.clone(),
+        env: config.env.clone(),
+        cwd: config.cwd.clone(),
+        user: config.user.clone(),
+        groups: config.groups.clone(),
+        readonly_root: config.readonly_root,
+        mounts: config.mounts.iter().map(mount_into).collect(),
+        hosts: config.files.hosts.clone(),
+        resolv_conf: config.files.resolv_conf.clone(),
+        cpu_limit_nanos: config.resources.cpu_limit_nanos,
+        cpu_reservation_nanos: config.resources.cpu_reservation_nanos,
+        memory_limit: config.resources.memory_limit,
+        memory_reservation: config.resources.memory_reservation,
+        pids_limit: config.resources.pids_limit,
+        capabilities_add: config.capabilities.add.clone(),
+        capabilities_drop: config.capabilities.drop.clone(),
+        no_new_privileges: config.no_new_privileges,
+        ulimits: config
+            .ulimits
+            .iter()
+            .map(|limit| StoredUlimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard })
+            .collect(),
+        sysctls: config.sysctls.clone(),
+        oom_score_adj: config.oom_score_adj,
+        stop_signal: config.stop_signal.clone(),
+        log_max_size: config.log.max_size,
+        log_max_files: config.log.max_files,
+        init: config.init,
+        tty: config.tty,
+    }
+}
+
+/// The configuration that was stored.
+pub(crate) fn config_from(stored: StoredConfig) -> Result<ContainerConfig, String> {
+    Ok(ContainerConfig {
+        id: stored.id,
+        labels: stored.labels,
+        hostname: stored.hostname,
+        layers: stored.layers.into_iter().map(path_from).collect(),
+        args: stored.args,
+        env: stored.env,
+        cwd: stored.cwd,
+        user: stored.user,
+        groups: stored.groups,
+        readonly_root: stored.readonly_root,
+        mounts: stored.mounts.into_iter().map(mount_from).collect::<Result<_, _>>()?,
+        files: EtcFiles { hosts: stored.hosts, resolv_conf: stored.resolv_conf },
+        resources: Resources {
+            cpu_limit_nanos: stored.cpu_limit_nanos,
+            cpu_reservation_nanos: stored.cpu_reservation_nanos,
+            memory_limit: stored.memory_limit,
+            memory_reservation: stored.memory_reservation,
+            pids_limit: stored.pids_limit,
+        },
+        capabilities: Capabilities { add: stored.capabilities_add, drop: stored.capabilities_drop },
+        no_new_privileges: stored.no_new_privileges,
+        ulimits: stored
+            .ulimits
+            .into_iter()
+            .map(|limit| Ulimit { name: limit.name, soft: limit.soft, hard: limit.hard })
+            .collect(),
+        sysctls: stored.sysctls,
+        oom_score_adj: stored.oom_score_adj,
+        stop_signal: stored.stop_signal,
+        log: LogConfig { max_size: stored.log_max_size, max_files: stored.log_max_files },
+        init: stored.init,
+        tty: stored.tty,
+    })
+}
+
+fn mount_into(mount: &Mount) -> StoredMount {
+    let kind = match &mount.kind {
+        MountKind::Bind { source, recursive, propagation } => StoredMountKind::Bind(StoredBind {
+            source: path_into(source),
+            recursive: *recursive,
+            propagation: match propagation {
+                Propagation::RPrivate => 0,
+                Propagation::Private => 1,
+                Propagation::RSlave => 2,
+                Propagation::Slave => 3,
+            },
+        }),
+        MountKind::Tmpfs { size, mode } => StoredMountKind::Tmpfs(StoredTmpfs { size: *size, mode: *mode }),
+    };
+    StoredMount { target: path_into(&mount.target), readonly: mount.readonly, kind: Some(kind) }
+}
+
+fn mount_from(stored: StoredMount) -> Result<Mount, String> {
+    let kind = match stored.kind {
+        Some(StoredMountKind::Bind(bind)) => MountKind::Bind {
+            source: path_from(bind.source),
+            recursive: bind.recursive,
+            propagation: match bind.propagation {
+                0 => Propagation::RPrivate,
+                1 => Propagation::Private,
+                2 => Propagation::RSlave,
+                3 => Propagation::Slave,
+                other => return Err(format!("unknown propagation {other}")),
+            },
+        },
+        Some(StoredMountKind::Tmpfs(tmpfs)) => MountKind::Tmpfs { size: tmpfs.size, mode: tmpfs.mode },
+        None => return Err("a mount without a kind".to_owned()),
+    };
+    Ok(Mount { kind, target: path_from(stored.target), readonly: stored.readonly })
+}

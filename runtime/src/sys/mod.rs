@@ -1,0 +1,309 @@
+//! The container half's only `unsafe`: a system call a function, behind a safe signature.
+//!
+//! Everything here may be called between clone and exec: nothing allocates, locks or logs. Descriptors are
+//! close-on-exec.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char, c_int, c_long};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+/// A kernel error number, as plain data: it is sent over a pipe.
+pub(crate) type Errno = i32;
+
+fn last_errno() -> Errno {
+    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+}
+
+fn checked(result: c_long) -> Result<c_long, Errno> {
+    if result < 0 { Err(last_errno()) } else { Ok(result) }
+}
+
+/// Which of the two processes returned from [`clone_process`].
+pub(crate) enum Cloned {
+    /// The new one.
+    Child,
+    /// The caller, with the new one's pid and pidfd.
+    Parent { pid: u32, pidfd: OwnedFd },
+}
+
+/// Clones the calling process into new pid, mount, uts, ipc and network namespaces, and into the v2 cgroup when there
+/// is one. The caller must be single-threaded, as the shim is; the child then owns a copy of everything.
+pub(crate) fn clone_process(cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    let mut pidfd: c_int = -1;
+    let namespaces =
+        libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET;
+    // SAFETY: clone_args is plain integers, for which zero is valid.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = u64::from((namespaces | libc::CLONE_PIDFD).cast_unsigned());
+    args.pidfd = ptr::from_mut(&mut pidfd) as u64;
+    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    if let Some(fd) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(fd.as_raw_fd().cast_unsigned());
+    }
+    // SAFETY: args lives through the call and its size is given. Without CLONE_VM and with no new stack this is a
+    // fork: the child continues on its own copy of this stack. The shim has one thread, so no lock is held by anyone.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    match checked(result)? {
+        0 => Ok(Cloned::Child),
+        pid => {
+            // SAFETY: the kernel has stored a fresh descriptor there, which nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Cloned::Parent { pid: u32::try_from(pid).unwrap_or(0), pidfd })
+        }
+    }
+}
+
+/// Changes attributes (and, when not 0, the propagation) of the mount that `fd` is the root of.
+pub(crate) fn set_mount_attributes(
+    fd: BorrowedFd<'_>,
+    recursive: bool,
+    set: u64,
+    propagation: u64,
+) -> Result<(), Errno> {
+    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a static empty string; attr lives through the call and its size is given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    checked(result).map(drop)
+}
+
+/// Moves the calling process into a cgroup namespace whose root is where it is now.
+pub(crate) fn unshare_cgroups() -> Result<(), Errno> {
+    // SAFETY: a cgroup namespace changes what paths show; no memory, descriptor or thread is concerned.
+    checked(c_long::from(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })).map(drop)
+}
+
+/// Every signal back to its default and none blocked, as a program expects to find them.
+pub(crate) fn reset_signals() {
+    // SAFETY: sigaction is plain data for which zero means SIG_DFL without flags; both calls read and write only the
+    // locals given. Failures (for SIGKILL, SIGSTOP and the C library's own signals) are of no consequence.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = libc::SIG_DFL;
+        for signal in 1..=64 {
+            libc::sigaction(signal, &raw const action, ptr::null_mut());
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+    }
+}
+
+/// Ignores what would end a daemon that was asked to stop: a shim ends when its container does.
+pub(crate) fn ignore_stop_signals() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE] {
+        // SAFETY: SIG_IGN runs no code.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+/// Blocks SIGCHLD and returns a descriptor that becomes readable when a child has ended.
+pub(crate) fn child_events() -> Result<OwnedFd, Errno> {
+    // SAFETY: the set is a local, initialised by sigemptyset before it is read.
+    let fd = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) != 0 {
+            return Err(last_errno());
+        }
+        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    };
+    checked(c_long::from(fd))?;
+    // SAFETY: signalfd returned a fresh descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends any signal number to the process behind a pidfd.
+pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+    let no_info: *const libc::siginfo_t = ptr::null();
+    // SAFETY: a null siginfo is allowed and means that of kill(2).
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) };
+    checked(result).map(drop)
+}
+
+/// Makes `target` a copy of `fd` that survives exec.
+pub(crate) fn duplicate_onto(fd: BorrowedFd<'_>, target: RawFd) -> Result<(), Errno> {
+    // SAFETY: dup2 touches no memory. The callers pass 0, 1 or 2, which no OwnedFd of theirs owns.
+    checked(c_long::from(unsafe { libc::dup2(fd.as_raw_fd(), target) })).map(drop)
+}
+
+/// Takes over a descriptor that the parent process passed at a number agreed upon.
+pub(crate) fn inherited(number: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: F_DUPFD_CLOEXEC touches no memory and fails when the number is not open.
+    let fd = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    checked(c_long::from(fd))?;
+    // SAFETY: fcntl returned a fresh descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Marks all descriptors from 3 on as close-on-exec.
+pub(crate) fn close_all_on_exec() -> Result<(), Errno> {
+    const CLOSE_RANGE_CLOEXEC: u32 = 4;
+    // SAFETY: close_range touches no memory, and with this flag closes nothing now.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, CLOSE_RANGE_CLOEXEC) };
+    checked(result).map(drop)
+}
+
+/// Sets the host name of the calling process's uts namespace.
+pub(crate) fn set_hostname(name: &CStr) -> Result<(), Errno> {
+    // SAFETY: pointer and length are those of one string.
+    let result = unsafe { libc::sethostname(name.as_ptr(), name.count_bytes()) };
+    checked(c_long::from(result)).map(drop)
+}
+
+/// Sets one resource limit of the calling process.
+pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: limit lives through the call; pid 0 is the caller; the old value is not asked for.
+    checked(c_long::from(unsafe { libc::prlimit64(0, resource, &raw const limit, ptr::null_mut()) })).map(drop)
+}
+
+/// One hard resource limit of the calling process.
+pub(crate) fn hard_limit(resource: u32) -> Result<u64, Errno> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: limit lives through the call; pid 0 is the caller; nothing is set.
+    checked(c_long::from(unsafe { libc::prlimit64(0, resource, ptr::null(), &raw mut limit) }))?;
+    Ok(limit.rlim_max)
+}
+
+/// Removes from the bounding set all capabilities that are not in `keep`.
+pub(crate) fn limit_bounding_set(keep: u64) -> Result<(), Errno> {
+    for number in 0..64u32 {
+        if keep & (1 << number) != 0 {
+            continue;
+        }
+        // SAFETY: this prctl takes a number and touches no memory.
+        match checked(c_long::from(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, u64::from(number), 0, 0, 0) })) {
+            Ok(_) => {}
+            // The kernel's last capability is behind us.
+            Err(libc::EINVAL) => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Permitted and effective become `mask`, inheritable becomes empty.
+pub(crate) fn set_capabilities(mask: u64) -> Result<(), Errno> {
+    const VERSION_3: u32 = 0x2008_0522;
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let header = Header { version: VERSION_3, pid: 0 };
+    let half = |bits: u64| {
+        let bits = u32::try_from(bits & 0xffff_ffff).unwrap_or(0);
+        Data { effective: bits, permitted: bits, inheritable: 0 }
+    };
+    let data = [half(mask), half(mask >> 32)];
+    // SAFETY: both structures have the kernel's layout for version 3 (two data elements) and live through the call.
+    checked(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+}
+
+/// Brings up the loopback device of the calling process's network namespace.
+pub(crate) fn loopback_up() -> Result<(), Errno> {
+    // SAFETY: ifreq is plain data for which zero is valid; the name is shorter than its field; the descriptor is
+    // closed on every path and the ioctls get a pointer to the live structure.
+    unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        checked(c_long::from(fd))?;
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(c"lo".to_bytes()) {
+            *to = from.cast_signed() as c_char;
+        }
+        let mut result = libc::ioctl(fd, libc::SIOCGIFFLAGS, &raw mut request);
+        if result == 0 {
+            request.ifr_ifru.ifru_flags |= (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+            result = libc::ioctl(fd, libc::SIOCSIFFLAGS, &raw const request);
+        }
+        let outcome = checked(c_long::from(result)).map(drop);
+        libc::close(fd);
+        outcome
+    }
+}
+
+/// Ends the process at once: no destructor, no buffer, no exit handler.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit does not return and runs no code of ours.
+    unsafe { libc::_exit(code) }
+}
+
+/// Gives freed memory back to the kernel. A shim lives long after the work of its first milliseconds.
+pub(crate) fn give_back_memory() {
+    // SAFETY: malloc_trim only touches the allocator's own state, and the shim has one thread.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// A descriptor that the async runtime watches. Must be called within it.
+pub(crate) fn async_fd(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd names the same open description for as long as it lives, and the AsyncFd owns it.
+    unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(io::Error::from)
+}
+
+/// Arguments and environment in the form that exec wants, built before the clone.
+pub(crate) struct ExecArgs {
+    args: Vec<CString>,
+    env: Vec<CString>,
+    /// `HOME=...`, filled in by the child. Its capacity is never exceeded, so it never moves.
+    home: Vec<u8>,
+    arg_pointers: Vec<*const c_char>,
+    env_pointers: Vec<*const c_char>,
+}
+
+/// The longest home directory that is believed.
+const MAX_HOME: usize = 1024;
+
+impl ExecArgs {
+    /// Prepares the pointer arrays.
+    pub(crate) fn new(args: Vec<CString>, env: Vec<CString>) -> ExecArgs {
+        let mut arg_pointers: Vec<*const c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
+        arg_pointers.push(ptr::null());
+        let mut env_pointers: Vec<*const c_char> = env.iter().map(|var| var.as_ptr()).collect();
+        // The last two: HOME, when it is set, and the end.
+        env_pointers.push(ptr::null());
+        env_pointers.push(ptr::null());
+        ExecArgs { args, env, home: Vec::with_capacity(MAX_HOME + 8), arg_pointers, env_pointers }
+    }
+
+    /// Adds `HOME=<home>`. Without allocating: a home that is too long (or has a NUL) becomes `/`.
+    pub(crate) fn set_home(&mut self, home: &[u8]) {
+        let home = if home.is_empty() || home.len() > MAX_HOME || home.contains(&0) { b"/" } else { home };
+        self.home.clear();
+        self.home.extend_from_slice(b"HOME=");
+        self.home.extend_from_slice(home);
+        self.home.push(0);
+        if let Some(slot) = self.env_pointers.get_mut(self.env.len()) {
+            *slot = self.home.as_ptr().cast();
+        }
+    }
+
+    /// Replaces the process. Returns only when that failed.
+    pub(crate) fn exec(&self, path: &CStr) -> Errno {
+        debug_assert_eq!(self.arg_pointers.len(), self.args.len() + 1);
+        // SAFETY: both arrays end in a null pointer, and each pointer before it points into a NUL-terminated string
+        // that `self` owns and does not change while borrowed.
+        unsafe { libc::execve(path.as_ptr(), self.arg_pointers.as_ptr(), self.env_pointers.as_ptr()) };
+        last_errno()
+    }
+}

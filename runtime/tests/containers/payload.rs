@@ -1,0 +1,122 @@
+//! What runs inside of the containers: `payload <verb> [argument]...`, several verbs divided by `then`.
+
+use std::io::Write;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+pub fn run(args: &[String]) -> ExitCode {
+    for words in args.split(|word| word == "then") {
+        let (verb, rest) = words.split_first().expect("a verb");
+        if let Some(code) = act(verb, rest) {
+            return ExitCode::from(code);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn act(verb: &str, args: &[String]) -> Option<u8> {
+    let first = || args.first().expect("an argument").as_str();
+    let number = || first().parse::<usize>().expect("a number");
+    match verb {
+        "out" => println!("{}", args.join(" ")),
+        "err" => eprintln!("{}", args.join(" ")),
+        "exit" => return Some(u8::try_from(number()).expect("a code")),
+        "sleep" => loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        },
+        "trap" => return Some(trap()),
+        "cat" => match std::fs::read(first()) {
+            Ok(bytes) => std::io::stdout().write_all(&bytes).expect("stdout"),
+            Err(error) => println!("cat {}: {error}", first()),
+        },
+        "write" => match std::fs::write(first(), &args[1]) {
+            Ok(()) => println!("wrote {}", first()),
+            Err(error) => println!("write {}: {error}", first()),
+        },
+        "ls" => {
+            let mut names: Vec<String> = std::fs::read_dir(first())
+                .map(|entries| {
+                    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+                })
+                .unwrap_or_else(|error| vec![error.to_string()]);
+            names.sort();
+            println!("ls {}: {}", first(), names.join(" "));
+        }
+        "env" => println!("{}={}", first(), std::env::var(first()).unwrap_or_else(|_| "<none>".to_owned())),
+        "pwd" => println!("{}", std::env::current_dir().expect("cwd").display()),
+        "raw" => std::io::stdout().write_all(&[0xff, 0xfe, 0, b'x', b'\n']).expect("stdout"),
+        "bare" => {
+            print!("{}", first());
+            std::io::stdout().flush().expect("stdout");
+        }
+        "flood" => flood(number()),
+        "forks" => forks(number()),
+        "allocate" => allocate(number()),
+        "grandchild" => grandchild(),
+        "mknod" => {
+            let status = rustix::fs::mknodat(
+                rustix::fs::CWD,
+                first(),
+                rustix::fs::FileType::BlockDevice,
+                rustix::fs::Mode::from_raw_mode(0o600),
+                rustix::fs::makedev(254, 0),
+            );
+            let opened = std::fs::File::open(first()).map(drop).map_err(|error| error.kind());
+            println!("mknod {status:?} open {opened:?}");
+        }
+        other => panic!("unknown verb {other}"),
+    }
+    None
+}
+
+/// Waits for SIGTERM and says so.
+fn trap() -> u8 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let kind = tokio::signal::unix::SignalKind::terminate();
+        let mut signal = tokio::signal::unix::signal(kind).expect("signal");
+        println!("trapping");
+        signal.recv().await;
+        println!("terminated");
+        7
+    })
+}
+
+fn flood(lines: usize) {
+    let mut out = std::io::stdout().lock();
+    for number in 0..lines {
+        writeln!(out, "line {number:08} {}", "x".repeat(80)).expect("stdout");
+    }
+}
+
+/// Tries to have so many children at once.
+fn forks(count: usize) {
+    let mut children = Vec::new();
+    for _ in 0..count.min(1000) {
+        match Command::new("/payload").args(["payload", "sleep"]).spawn() {
+            Ok(child) => children.push(child),
+            Err(_) => break,
+        }
+    }
+    println!("forked {}", children.len());
+    for mut child in children {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn allocate(megabytes: usize) {
+    let mut blocks = Vec::new();
+    for _ in 0..megabytes {
+        blocks.push(vec![1u8; 1 << 20]);
+    }
+    println!("allocated {}", blocks.len());
+}
+
+/// Leaves a process of its own behind and ends: it must not outlive the container.
+fn grandchild() {
+    let spawned = Command::new("/payload").args(["payload", "sleep"]).spawn();
+    #[allow(clippy::zombie_processes, reason = "that is what is tested")]
+    let child = spawned.expect("spawn");
+    println!("child {}", child.id());
+}
