@@ -1,0 +1,262 @@
+//! A task as a container: what the service asks for, laid over what the image says.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use deploy::model::{ContainerSpec, Mount, MountKind, Task};
+use runtime::image::Image;
+use runtime::{
+    Capabilities, ContainerConfig, EtcFiles, LogConfig, Mount as RuntimeMount, MountKind as RuntimeMountKind,
+    Propagation, Resources, Ulimit,
+};
+use sha2::{Digest, Sha256};
+
+/// Label of a container: id of its image.
+pub const IMAGE_LABEL: &str = "io.shoal.image.id";
+/// Label of a container: the task that it belongs to; Docker's own name for it.
+pub(super) const TASK_LABEL: &str = "com.docker.swarm.task.id";
+
+/// Why no container can be made of a task. The text is what `service ps` shows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ContainerError {
+    /// Neither the service nor the image says what to run.
+    #[error("no command specified: the image has none, and the service names none")]
+    NoCommand,
+    /// A mount that the runtime does not do.
+    #[error("invalid mount config for type {kind:?}: {reason}")]
+    Mount {
+        /// Kind of the mount.
+        kind: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A log option that is no size or number.
+    #[error("invalid log option {key}={value}")]
+    LogOption {
+        /// Its name.
+        key: &'static str,
+        /// Its value.
+        value: String,
+    },
+}
+
+/// Id of the container of a task's attempt: 64 hexadecimal characters that follow from the task, so that an agent
+/// which forgot everything else still finds it.
+pub(super) fn container_id(task: &Task, attempt: u32) -> String {
+    let digest = Sha256::digest(format!("{}/{attempt}", task.id).as_bytes());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The container of a task.
+pub(super) fn config(task: &Task, node_hostname: &str, image: &Image, attempt: u32) -> Result<ContainerConfig, ContainerError> {
+    let spec = &task.spec.container;
+    let id = container_id(task, attempt);
+    let hostname = if spec.hostname.is_empty() { id[..12].to_owned() } else { spec.hostname.clone() };
+    Ok(ContainerConfig {
+        labels: labels(task, node_hostname, image),
+        layers: image.layers.clone(),
+        args: args(spec, image)?,
+        env: env(&image.config.env, &spec.env),
+        cwd: if spec.dir.is_empty() { image.config.working_dir.clone() } else { spec.dir.clone() },
+        user: if spec.user.is_empty() { image.config.user.clone() } else { spec.user.clone() },
+        groups: spec.groups.clone(),
+        readonly_root: spec.read_only,
+        mounts: spec.mounts.iter().map(mount).collect::<Result<_, _>>()?,
+        files: EtcFiles { hosts: hosts(task, &hostname), resolv_conf: resolv_conf(spec) },
+        resources: resources(task),
+        capabilities: Capabilities { add: spec.cap_add.clone(), drop: spec.cap_drop.clone() },
+        no_new_privileges: spec.privileges.as_ref().is_some_and(|p| p.no_new_privileges),
+        ulimits: spec
+            .ulimits
+            .iter()
+            .map(|u| Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard })
+            .collect(),
+        sysctls: spec.sysctls.clone(),
+        oom_score_adj: spec.oom_score_adj,
+        stop_signal: Some(spec.stop_signal.clone()).filter(|s| !s.is_empty()).or_else(|| image.config.stop_signal.clone()),
+        log: log(task)?,
+        init: spec.init == Some(true),
+        tty: spec.tty,
+        hostname,
+        id,
+    })
+}
+
+fn labels(task: &Task, node_hostname: &str, image: &Image) -> BTreeMap<String, String> {
+    let mut labels = image.config.labels.clone();
+    labels.extend(task.spec.container.labels.clone());
+    for (key, value) in [
+        (TASK_LABEL, task.id.to_string()),
+        ("com.docker.swarm.task", String::new()),
+        ("com.docker.swarm.task.name", task.name()),
+        ("com.docker.swarm.node.id", task.node_id.to_string()),
+        ("com.docker.swarm.service.id", task.service_id.to_string()),
+        ("com.docker.swarm.service.name", task.service_name.clone()),
+        ("io.shoal.node.hostname", node_hostname.to_owned()),
+        (IMAGE_LABEL, image.id.to_string()),
+    ] {
+        labels.insert(key.to_owned(), value);
+    }
+    labels
+}
+
+/// Docker's rule: a command replaces the image's entrypoint and drops its command; arguments replace its command.
+fn args(spec: &ContainerSpec, image: &Image) -> Result<Vec<String>, ContainerError> {
+    let (entrypoint, command) = match (spec.command.is_empty(), spec.args.is_empty()) {
+        (false, _) => (&spec.command, &spec.args),
+        (true, false) => (&image.config.entrypoint, &spec.args),
+        (true, true) => (&image.config.entrypoint, &image.config.cmd),
+    };
+    let args: Vec<String> = entrypoint.iter().chain(command).cloned().collect();
+    if args.is_empty() { Err(ContainerError::NoCommand) } else { Ok(args) }
+}
+
+/// The image's variables, those of the service over them; each keeps its place.
+fn env(image: &[String], service: &[String]) -> Vec<String> {
+    let key = |entry: &str| entry.split_once('=').map_or(entry.to_owned(), |(key, _)| key.to_owned());
+    let mut merged: Vec<String> = Vec::with_capacity(image.len() + service.len());
+    for entry in image.iter().chain(service) {
+        match merged.iter().position(|before| key(before) == key(entry)) {
+            Some(place) => merged[place].clone_from(entry),
+            None => merged.push(entry.clone()),
+        }
+    }
+    // `KEY` without a value unsets it, as with Docker.
+    merged.retain(|entry| entry.contains('='));
+    merged
+}
+
+fn mount(mount: &Mount) -> Result<RuntimeMount, ContainerError> {
+    let kind = match mount.kind() {
+        MountKind::Bind => RuntimeMountKind::Bind {
+            source: PathBuf::from(&mount.source),
+            recursive: !mount.non_recursive,
+            propagation: propagation(&mount.propagation)?,
+        },
+        MountKind::Tmpfs => RuntimeMountKind::Tmpfs {
+            size: (mount.tmpfs_size > 0).then_some(mount.tmpfs_size),
+            mode: (mount.tmpfs_mode > 0).then_some(mount.tmpfs_mode),
+        },
+        other => {
+            return Err(ContainerError::Mount { kind: kind_name(other), reason: "not supported yet".into() });
+        }
+    };
+    Ok(RuntimeMount { kind, target: PathBuf::from(&mount.target), readonly: mount.read_only })
+}
+
+fn kind_name(kind: MountKind) -> &'static str {
+    match kind {
+        MountKind::Bind => "bind",
+        MountKind::Volume => "volume",
+        MountKind::Tmpfs => "tmpfs",
+        MountKind::NamedPipe => "npipe",
+        MountKind::Cluster => "cluster",
+        MountKind::Image => "image",
+    }
+}
+
+fn propagation(text: &str) -> Result<Propagation, ContainerError> {
+    Ok(match text {
+        "" | "rprivate" => Propagation::RPrivate,
+        "private" => Propagation::Private,
+        "rslave" => Propagation::RSlave,
+        "slave" => Propagation::Slave,
+        other => {
+            let reason = format!("propagation {other:?} is not supported");
+            return Err(ContainerError::Mount { kind: "bind", reason });
+        }
+    })
+}
+
+fn hosts(task: &Task, hostname: &str) -> String {
+    let mut text = String::from(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n\
+         ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+    );
+    for line in &task.spec.container.hosts {
+        text.push_str(&line.replacen(' ', "\t", 1));
+        text.push('\n');
+    }
+    if let Some(attachment) = task.attachments.first() {
+        let address = attachment.address.split('/').next().unwrap_or_default();
+        text.push_str(&format!("{address}\t{hostname}\n"));
+    }
+    text
+}
+
+fn resolv_conf(spec: &ContainerSpec) -> String {
+    match &spec.dns {
+        Some(dns) => overlay_net::resolv_conf(&dns.search, &dns.options),
+        None => overlay_net::resolv_conf(&[], &[]),
+    }
+}
+
+fn resources(task: &Task) -> Resources {
+    let some = |amount: u64| (amount > 0).then(|| i64::try_from(amount).unwrap_or(i64::MAX));
+    let (limits, reserved) = (task.spec.resources.limits, task.spec.resources.reservations);
+    Resources {
+        cpu_limit_nanos: some(limits.nano_cpus),
+        cpu_reservation_nanos: some(reserved.nano_cpus),
+        memory_limit: some(limits.memory_bytes),
+        memory_reservation: some(reserved.memory_bytes),
+        pids_limit: some(limits.pids),
+    }
+}
+
+fn log(task: &Task) -> Result<LogConfig, ContainerError> {
+    let mut log = LogConfig::default();
+    let Some(driver) = &task.spec.log_driver else { return Ok(log) };
+    if let Some(value) = driver.options.get("max-size") {
+        let bad = || ContainerError::LogOption { key: "max-size", value: value.clone() };
+        log.max_size = size(value).filter(|size| *size >= 4096).ok_or_else(bad)?;
+    }
+    if let Some(value) = driver.options.get("max-file") {
+        let bad = || ContainerError::LogOption { key: "max-file", value: value.clone() };
+        log.max_files = value.parse().ok().filter(|n| (1..=1000).contains(n)).ok_or_else(bad)?;
+    }
+    Ok(log)
+}
+
+/// Docker's sizes: a number with `k`, `m` or `g`, powers of 1024.
+fn size(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.trim_end_matches('b');
+    let (number, factor) = match digits.chars().last()? {
+        'k' => (&digits[..digits.len() - 1], 1 << 10),
+        'm' => (&digits[..digits.len() - 1], 1 << 20),
+        'g' => (&digits[..digits.len() - 1], 1 << 30),
+        _ => (digits, 1),
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(of: &[&str]) -> Vec<String> {
+        of.iter().map(|s| (*s).to_owned()).collect()
+    }
+
+    #[test]
+    fn the_services_variables_win_and_keep_their_place() {
+        let merged = env(&strings(&["PATH=/bin", "A=1", "B=2"]), &strings(&["A=3", "C=4", "B"]));
+        assert_eq!(merged, strings(&["PATH=/bin", "A=3", "C=4"]));
+    }
+
+    #[test]
+    fn sizes_as_docker_writes_them() {
+        for (text, expected) in
+            [("10m", Some(10 << 20)), ("4096", Some(4096)), ("1gb", Some(1 << 30)), ("x", None), ("", None), ("m", None)]
+        {
+            assert_eq!(size(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_attempt_has_its_own_container() {
+        let task = Task { id: deploy::model::TaskId::new("t"), ..Task::default() };
+        assert_eq!(container_id(&task, 0).len(), 64);
+        assert_ne!(container_id(&task, 0), container_id(&task, 1));
+    }
+}

@@ -1,0 +1,377 @@
+//! The agent's decisions, pure: which tasks this host has, what is to be done for them next, what the cluster must be
+//! told. The loop around it carries out and feeds back.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use deploy::control::TaskReport;
+use deploy::dispatcher::{AssignmentSet, Item, Stamp, Update};
+use deploy::lifecycle::{Action, Event, Found, Lifecycle};
+use deploy::model::{Task, TaskId, TaskState, TaskStatus, Timestamp};
+
+use crate::datadir::ManagerRecord;
+
+/// Reports in one batch; more wait for the next.
+const BATCH: usize = 256;
+
+/// Something that the loop must do for a task.
+pub(super) type Step = (TaskId, Action);
+
+/// What outlives the daemon: the last assignment set, and what was observed of its tasks.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Memory {
+    /// Stamp of the set.
+    #[prost(message, required, tag = "1")]
+    pub(super) stamp: Stamp,
+    /// The set.
+    #[prost(message, repeated, tag = "2")]
+    pub(super) items: Vec<Item>,
+    /// The tasks of this host, as far as they are not gone.
+    #[prost(message, repeated, tag = "3")]
+    pub(super) tasks: Vec<RememberedTask>,
+}
+
+/// A task and what was observed of it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct RememberedTask {
+    /// The task.
+    #[prost(message, required, tag = "1")]
+    task: Task,
+    /// Its status.
+    #[prost(message, required, tag = "2")]
+    status: TaskStatus,
+}
+
+/// Why an update was not taken over.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum UpdateRefused {
+    /// It is older than what was seen. The manager lags; another one may not.
+    #[error("the assignments are older than those that this node has seen")]
+    Older,
+    /// It is a difference to something that this agent does not have. A new session begins with the whole set.
+    #[error("the assignments do not follow from those that this node has")]
+    Gap,
+}
+
+/// The agent's state.
+pub(super) struct Core {
+    stamp: Stamp,
+    set: AssignmentSet,
+    tasks: BTreeMap<TaskId, Lifecycle>,
+    /// Containers of tasks that the memory did not know; the first full set says whose they are.
+    found: BTreeMap<TaskId, Found>,
+    connected: bool,
+    unreported: BTreeSet<TaskId>,
+    in_flight: Option<(u64, BTreeMap<TaskId, TaskStatus>)>,
+    next_batch: u64,
+    timers: BTreeSet<(Timestamp, TaskId)>,
+}
+
+impl Core {
+    /// Begins with what was remembered and what containers were found.
+    pub(super) fn start(
+        memory: Memory,
+        mut found: BTreeMap<TaskId, Found>,
+        now: Timestamp,
+    ) -> (Self, Vec<Step>) {
+        let mut core = Self {
+            stamp: memory.stamp,
+            set: AssignmentSet::new(memory.items),
+            tasks: BTreeMap::new(),
+            found: BTreeMap::new(),
+            connected: false,
+            unreported: BTreeSet::new(),
+            in_flight: None,
+            next_batch: 1,
+            timers: BTreeSet::new(),
+        };
+        let mut steps = Vec::new();
+        for RememberedTask { task, status } in memory.tasks {
+            let id = task.id.clone();
+            let found = found.remove(&id).unwrap_or(Found::Nothing);
+            let (life, actions) = Lifecycle::resumed(task, status, found, false, now);
+            core.tasks.insert(id.clone(), life);
+            core.take(&id, actions, &mut steps);
+        }
+        core.found = found;
+        (core, steps)
+    }
+
+    /// What is to be remembered.
+    pub(super) fn memory(&self) -> Memory {
+        let tasks = self.tasks.values().filter(|life| !life.is_gone());
+        Memory {
+            stamp: self.stamp,
+            items: self.set.items().cloned().collect(),
+            tasks: tasks
+                .map(|life| RememberedTask { task: life.task().clone(), status: life.status().clone() })
+                .collect(),
+        }
+    }
+
+    /// The assignment set.
+    pub(super) fn set(&self) -> &AssignmentSet {
+        &self.set
+    }
+
+    /// Its stamp.
+    pub(super) fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// A task of this host, as the cluster last described it.
+    pub(super) fn task(&self, id: &TaskId) -> Option<&Task> {
+        self.tasks.get(id).map(Lifecycle::task)
+    }
+
+    /// Tasks of this host that run.
+    pub(super) fn running(&self) -> BTreeSet<TaskId> {
+        let running = |life: &&Lifecycle| life.status().state() == TaskState::Running;
+        self.tasks.values().filter(running).map(|life| life.task().id.clone()).collect()
+    }
+
+    /// Whether nothing is left of any task.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// The cluster's managers.
+    pub(super) fn managers(&self) -> Vec<ManagerRecord> {
+        let managers = self.set.peers().filter(|peer| peer.manager && !peer.control_addr.is_empty());
+        managers
+            .map(|peer| ManagerRecord { node_id: peer.id.to_string(), addr: peer.control_addr.clone() })
+            .collect()
+    }
+
+    /// Takes over what a manager sent. Containers of tasks that are nobody's are the second part of the answer.
+    pub(super) fn update(
+        &mut self,
+        update: Update,
+        now: Timestamp,
+    ) -> Result<(Vec<Step>, Vec<TaskId>), UpdateRefused> {
+        if update.stamp.is_older_than(&self.stamp) {
+            return Err(UpdateRefused::Older);
+        }
+        match update.base {
+            None => self.set = AssignmentSet::new(update.delta.put),
+            Some(base) if base == self.stamp => self.set.apply(update.delta),
+            Some(_) => return Err(UpdateRefused::Gap),
+        }
+        self.stamp = update.stamp;
+        Ok((self.reconcile(now), std::mem::take(&mut self.found).into_keys().collect()))
+    }
+
+    fn reconcile(&mut self, now: Timestamp) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let assigned: Vec<_> = self.set.tasks().cloned().collect();
+        let mut wanted = BTreeSet::new();
+        for assignment in assigned {
+            let id = assignment.task.id.clone();
+            wanted.insert(id.clone());
+            if let Some(life) = self.tasks.get_mut(&id) {
+                if *life.task() != assignment.task {
+                    let actions = life.handle(now, Event::Updated(Box::new(assignment.task)));
+                    self.take(&id, actions, &mut steps);
+                }
+                continue;
+            }
+            let (life, actions) = match self.found.remove(&id) {
+                Some(found) => {
+                    Lifecycle::resumed(assignment.task, TaskStatus::default(), found, self.connected, now)
+                }
+                None => Lifecycle::assigned(assignment, self.connected, now),
+            };
+            self.tasks.insert(id.clone(), life);
+            self.take(&id, actions, &mut steps);
+        }
+        let withdrawn: Vec<TaskId> = self.tasks.keys().filter(|id| !wanted.contains(*id)).cloned().collect();
+        for id in withdrawn {
+            self.handle(&id, Event::Withdrawn, now, &mut steps);
+        }
+        steps
+    }
+
+    /// Takes every task away: the node leaves.
+    pub(super) fn withdraw_all(&mut self, now: Timestamp) -> Vec<Step> {
+        self.set = AssignmentSet::default();
+        self.reconcile(now)
+    }
+
+    /// Something happened to a task.
+    pub(super) fn event(&mut self, id: &TaskId, event: Event, now: Timestamp) -> Vec<Step> {
+        let mut steps = Vec::new();
+        self.handle(id, event, now, &mut steps);
+        steps
+    }
+
+    /// A manager can be reached, or cannot any more.
+    pub(super) fn connected(&mut self, connected: bool, now: Timestamp) -> Vec<Step> {
+        self.connected = connected;
+        if let Some((_, unacknowledged)) = self.in_flight.take() {
+            self.unreported.extend(unacknowledged.into_keys());
+        }
+        let mut steps = Vec::new();
+        let ids: Vec<TaskId> = self.tasks.keys().cloned().collect();
+        for id in ids {
+            self.handle(&id, Event::Connected(connected), now, &mut steps);
+        }
+        steps
+    }
+
+    /// When a timer is due next.
+    pub(super) fn next_timer(&self) -> Option<Timestamp> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Fires the timers that are due.
+    pub(super) fn fire_timers(&mut self, now: Timestamp) -> Vec<Step> {
+        let mut steps = Vec::new();
+        while let Some((at, id)) = self.timers.first().cloned().filter(|(at, _)| *at <= now) {
+            self.timers.remove(&(at, id.clone()));
+            self.handle(&id, Event::Timer, now, &mut steps);
+        }
+        steps
+    }
+
+    /// The next batch of reports, if a manager can be reached and the last batch was acknowledged.
+    pub(super) fn next_reports(&mut self) -> Option<(u64, Vec<TaskReport>)> {
+        if !self.connected || self.in_flight.is_some() || self.unreported.is_empty() {
+            return None;
+        }
+        let mut batch = BTreeMap::new();
+        while batch.len() < BATCH
+            && let Some(id) = self.unreported.pop_first()
+        {
+            if let Some(life) = self.tasks.get(&id) {
+                batch.insert(id, life.status().clone());
+            }
+        }
+        if batch.is_empty() {
+            return None;
+        }
+        let reports = batch
+            .iter()
+            .map(|(id, status)| TaskReport { task_id: id.clone(), status: status.clone(), ports: Vec::new() })
+            .collect();
+        let sequence = self.next_batch;
+        self.next_batch += 1;
+        self.in_flight = Some((sequence, batch));
+        Some((sequence, reports))
+    }
+
+    /// A batch was committed.
+    pub(super) fn reports_committed(&mut self, sequence: u64) {
+        if self.in_flight.as_ref().is_some_and(|(sent, _)| *sent == sequence) {
+            self.in_flight = None;
+        }
+    }
+
+    fn handle(&mut self, id: &TaskId, event: Event, now: Timestamp, steps: &mut Vec<Step>) {
+        let Some(life) = self.tasks.get_mut(id) else { return };
+        let actions = life.handle(now, event);
+        self.take(id, actions, steps);
+        if self.tasks.get(id).is_some_and(Lifecycle::is_gone) {
+            self.tasks.remove(id);
+            self.unreported.remove(id);
+        }
+    }
+
+    /// Keeps what concerns the core itself, passes on the rest.
+    fn take(&mut self, id: &TaskId, actions: Vec<Action>, steps: &mut Vec<Step>) {
+        for action in actions {
+            match action {
+                Action::Report(_) => {
+                    self.unreported.insert(id.clone());
+                }
+                Action::WakeAt(at) => {
+                    self.timers.insert((at, id.clone()));
+                }
+                other => steps.push((id.clone(), other)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use deploy::dispatcher::{Assignment, Body, Delta};
+    use deploy::model::DesiredState;
+
+    const NOW: Timestamp = Timestamp::from_millis(1000);
+
+    fn stamp(revision: u64) -> Stamp {
+        Stamp { incarnation: 1, term: 1, revision }
+    }
+
+    fn task(id: &str) -> Item {
+        let mut task = Task { id: TaskId::new(id), ..Task::default() };
+        task.set_desired(DesiredState::Running);
+        Body::Task(Assignment { task, progress: 0 }).into()
+    }
+
+    fn full(revision: u64, tasks: &[&str]) -> Update {
+        let put = tasks.iter().map(|id| task(id)).collect();
+        Update { stamp: stamp(revision), base: None, delta: Delta { put, remove: Vec::new() } }
+    }
+
+    fn core() -> Core {
+        Core::start(Memory::default(), BTreeMap::new(), NOW).0
+    }
+
+    #[test]
+    fn an_older_set_is_refused() {
+        let mut core = core();
+        core.update(full(5, &["a"]), NOW).unwrap();
+        assert_eq!(core.update(full(4, &[]), NOW).unwrap_err(), UpdateRefused::Older);
+        assert!(core.task(&TaskId::new("a")).is_some());
+    }
+
+    #[test]
+    fn a_difference_to_something_else_is_refused() {
+        let mut core = core();
+        core.update(full(5, &["a"]), NOW).unwrap();
+        let update = Update { stamp: stamp(7), base: Some(stamp(6)), delta: Delta::default() };
+        assert_eq!(core.update(update, NOW).unwrap_err(), UpdateRefused::Gap);
+    }
+
+    #[test]
+    fn a_batch_that_was_not_acknowledged_is_sent_again() {
+        let mut core = core();
+        core.update(full(1, &["a"]), NOW).unwrap();
+        assert!(core.next_reports().is_none(), "reported without a manager");
+        core.connected(true, NOW);
+        let (first, reports) = core.next_reports().unwrap();
+        assert_eq!(reports.len(), 1);
+        assert!(core.next_reports().is_none(), "two batches at once");
+        core.connected(false, NOW);
+        core.connected(true, NOW);
+        let (second, reports) = core.next_reports().unwrap();
+        assert!(second > first && reports.len() == 1);
+        core.reports_committed(second);
+        assert!(core.next_reports().is_none());
+    }
+
+    #[test]
+    fn a_container_that_nobody_remembers_is_its_tasks_or_nobodys() {
+        let found = |pid| Found::Running { container: "c".into(), pid };
+        let containers = BTreeMap::from([(TaskId::new("a"), found(1)), (TaskId::new("b"), found(2))]);
+        let (mut core, _) = Core::start(Memory::default(), containers, NOW);
+        let (steps, nobodys) = core.update(full(1, &["a"]), NOW).unwrap();
+        assert_eq!(steps, []);
+        assert_eq!(nobodys, [TaskId::new("b")]);
+        assert_eq!(core.running(), BTreeSet::from([TaskId::new("a")]));
+    }
+
+    #[test]
+    fn what_was_remembered_goes_on() {
+        let mut before = core();
+        before.update(full(3, &["a"]), NOW).unwrap();
+        before.event(&TaskId::new("a"), Event::Prepared, NOW);
+        before.event(&TaskId::new("a"), Event::Started { container: "c".into(), pid: 1 }, NOW);
+        let found = BTreeMap::from([(TaskId::new("a"), Found::Running { container: "c".into(), pid: 1 })]);
+        let (mut after, steps) = Core::start(before.memory(), found, NOW);
+        assert_eq!(steps, []);
+        assert_eq!(after.running(), BTreeSet::from([TaskId::new("a")]));
+        assert_eq!(after.update(full(2, &[]), NOW).unwrap_err(), UpdateRefused::Older);
+    }
+}

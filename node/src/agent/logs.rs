@@ -1,0 +1,146 @@
+//! Output of tasks: each host reads its own, a manager gathers them from the hosts.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use deploy::model::{Node, TaskId};
+use deploy::store::Store;
+use futures_util::Stream;
+use runtime::{LogOptions, Runtime};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::container::TASK_LABEL;
+use crate::ca::Role;
+use crate::engine::{EngineError, LogRecord, LogRequest};
+use crate::rpc::{Channels, caller, pb};
+
+/// Records on their way to a client that is slow to read.
+const BACKLOG: usize = 256;
+
+/// Reads logs of this host's containers.
+pub(super) struct LogsService {
+    pub(super) runtime: Runtime,
+}
+
+#[tonic::async_trait]
+impl pb::logs_server::Logs for LogsService {
+    type ReadStream = Pin<Box<dyn Stream<Item = Result<pb::LogChunk, Status>> + Send>>;
+
+    async fn read(&self, request: Request<pb::LogsRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        if caller(&request)?.role != Role::Manager {
+            return Err(Status::permission_denied("only managers may read logs"));
+        }
+        let request = request.into_inner();
+        let containers = self.runtime.list().await;
+        let Some(container) =
+            containers.into_iter().filter(|c| c.labels.get(TASK_LABEL) == Some(&request.task_id)).max_by_key(|c| c.created_at)
+        else {
+            return Err(Status::not_found(format!("task {} has no container on this host", request.task_id)));
+        };
+        let at = |ns: u64| (ns > 0).then(|| UNIX_EPOCH + Duration::from_nanos(ns));
+        let options = LogOptions {
+            stdout: request.stdout,
+            stderr: request.stderr,
+            follow: request.follow,
+            since: at(request.since_ns),
+            until: at(request.until_ns),
+            tail: request.tail.map(|tail| usize::try_from(tail).unwrap_or(usize::MAX)),
+        };
+        let records =
+            self.runtime.logs(&container.id, options).await.map_err(|e| Status::internal(crate::chain(&e)))?;
+        let chunks = ReceiverStream::new(records).map(|record| {
+            Ok(pb::LogChunk {
+                at_ns: nanos(record.at),
+                stderr: record.stream == runtime::LogStream::Stderr,
+                data: record.data,
+            })
+        });
+        Ok(Response::new(Box::pin(chunks)))
+    }
+}
+
+fn nanos(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Reads the output of tasks from the hosts that they ran on. A host that cannot be reached is an error in the stream,
+/// after which the others go on.
+pub(crate) async fn gather(
+    channels: &Channels,
+    store: &Store,
+    tasks: Vec<TaskId>,
+    request: LogRequest,
+) -> Result<mpsc::Receiver<Result<LogRecord, EngineError>>, EngineError> {
+    let (sender, receiver) = mpsc::channel(BACKLOG);
+    let request = Arc::new(request);
+    for task_id in tasks {
+        // A task that was never placed has said nothing.
+        let Some(node) = store.task(&task_id).and_then(|task| store.node(&task.node_id)).cloned() else { continue };
+        let channel = channels.to(&node.description.control_addr, node.id.as_str());
+        let (sender, request) = (sender.clone(), request.clone());
+        // Ends with the stream, or as soon as nobody reads any more.
+        tokio::spawn(async move {
+            let closed = sender.clone();
+            tokio::select! {
+                () = closed.closed() => {}
+                () = read_one(channel, &node, &task_id, &request, &sender) => {}
+            }
+        });
+    }
+    Ok(receiver)
+}
+
+async fn read_one(
+    channel: tonic::transport::Channel,
+    node: &Node,
+    task_id: &TaskId,
+    request: &LogRequest,
+    sender: &mpsc::Sender<Result<LogRecord, EngineError>>,
+) {
+    let message = pb::LogsRequest {
+        task_id: task_id.to_string(),
+        stdout: request.stdout,
+        stderr: request.stderr,
+        follow: request.follow,
+        tail: request.tail,
+        since_ns: request.since_ns,
+        until_ns: request.until_ns,
+    };
+    let failed = |status: Status| {
+        EngineError::Internal(format!(
+            "incomplete log stream: task {task_id} on node {}: {}",
+            node.description.hostname,
+            status.message()
+        ))
+    };
+    let mut stream = match pb::logs_client::LogsClient::new(channel).read(message).await {
+        Ok(stream) => stream.into_inner(),
+        // It may not have begun yet, or its container is gone already.
+        Err(status) if status.code() == tonic::Code::NotFound => return,
+        Err(status) => {
+            let _ = sender.send(Err(failed(status))).await;
+            return;
+        }
+    };
+    loop {
+        let record = match stream.message().await {
+            Ok(Some(chunk)) => Ok(LogRecord {
+                task_id: task_id.clone(),
+                node_id: node.id.clone(),
+                at_ns: chunk.at_ns,
+                stderr: chunk.stderr,
+                data: chunk.data,
+            }),
+            Ok(None) => return,
+            Err(status) => Err(failed(status)),
+        };
+        let end = record.is_err();
+        if sender.send(record).await.is_err() || end {
+            return;
+        }
+    }
+}

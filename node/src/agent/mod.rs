@@ -1,0 +1,427 @@
+//! The agent: runs this host's tasks as the managers say, and goes on without them.
+//!
+//! One loop owns the pure `core`; `session` talks to a manager, `executor` to the runtime and the overlay network.
+//! Everything that happens comes to the loop as a message, everything that is to be done leaves it as one.
+
+mod container;
+mod core;
+mod executor;
+mod logs;
+mod network;
+mod session;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deploy::dispatcher::Update;
+use deploy::lifecycle::{Action, Event, Found};
+use deploy::model::{GossipKey, NodeDescription, NodeId, TaskId, Timestamp};
+use overlay_net::{Desired, Overlay};
+use prost::Message;
+use runtime::Runtime;
+use runtime::image::ImageStore;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::container::TASK_LABEL;
+use self::core::{Core, Memory, Step};
+use self::executor::Executor;
+use self::session::{Line, SessionEvent};
+use crate::datadir::ManagerRecord;
+use crate::rpc::pb;
+use crate::stored::{self, Kind};
+
+pub use container::IMAGE_LABEL;
+pub(crate) use logs::gather as gather_logs;
+
+/// Messages to the loop that wait for their turn.
+const QUEUE: usize = 256;
+/// Leaving waits so long for tasks to stop, on top of their own grace.
+const REMOVE_ALL: Duration = Duration::from_secs(60);
+/// Pause before networks that could not be set up are tried again.
+const NETWORK_RETRY: Duration = Duration::from_secs(1);
+
+/// What the agent is made of.
+pub struct AgentConfig {
+    /// This node.
+    pub node_id: NodeId,
+    /// Boot generation.
+    pub generation: u64,
+    /// What the host says of itself.
+    pub description: NodeDescription,
+    /// Channels to managers.
+    pub channels: crate::rpc::Channels,
+    /// Runs containers.
+    pub runtime: Runtime,
+    /// Has images.
+    pub images: ImageStore,
+    /// Connects them.
+    pub overlay: Overlay,
+    /// Managers known from before.
+    pub managers: Vec<ManagerRecord>,
+    /// Where the assignments are remembered.
+    pub cache: PathBuf,
+}
+
+/// What the agent knows of the cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AgentView {
+    /// Whether a session is open.
+    pub connected: bool,
+    /// Whether the cluster wants this node to be a manager; unknown before the first session.
+    pub manager: Option<bool>,
+    /// The managers; empty before the first session ever.
+    pub managers: Vec<ManagerRecord>,
+    /// Keys of the gossip, primary first; empty before the first session.
+    pub gossip_keys: Vec<GossipKey>,
+    /// The cluster has removed this node.
+    pub removed: bool,
+}
+
+/// Why the agent could not start or end.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// What it remembered cannot be read.
+    #[error(transparent)]
+    Memory(#[from] stored::StoredError),
+    /// Not every task was removed in time; those that are left are removed at the next start.
+    #[error("tasks did not stop in time")]
+    TasksRemain,
+    /// The agent has ended already.
+    #[error("the agent has ended")]
+    Ended,
+}
+
+/// A running agent. A clone is a handle to the same one.
+#[derive(Clone)]
+pub struct Agent {
+    view: watch::Receiver<AgentView>,
+    commands: mpsc::Sender<oneshot::Sender<()>>,
+    runtime: Runtime,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Agent {
+    /// Takes up what this host ran before, then looks for a manager.
+    pub async fn start(config: AgentConfig) -> Result<Self, AgentError> {
+        let memory = match stored::read(&config.cache, Kind::Assignments)? {
+            // A memory that cannot be read is no memory: the managers have all of it.
+            Some(bytes) => Memory::decode(bytes.as_slice()).unwrap_or_default(),
+            None => Memory::default(),
+        };
+        let (events, events_in) = mpsc::channel(QUEUE);
+        let (session, session_in) = mpsc::channel(QUEUE);
+        let (commands, commands_in) = mpsc::channel(1);
+        let executor = Executor::new(
+            config.runtime.clone(),
+            config.images,
+            config.overlay.clone(),
+            config.description.hostname.clone(),
+            events,
+        );
+        let found = find(&config.runtime).await;
+        let (core, steps) = Core::start(memory, found.clone(), now());
+        let (view, view_out) = watch::channel(AgentView { managers: config.managers.clone(), ..AgentView::default() });
+        let (managers, managers_out) = watch::channel(config.managers);
+        let (desired, desired_out) = watch::channel(None);
+        let (memory, memory_out) = watch::channel(core.memory());
+        let drop_session = Arc::new(Notify::new());
+        let tasks = TaskTracker::new();
+        let stop = CancellationToken::new();
+
+        let first = network::desired(core.set(), core.stamp().revision, &core.running());
+        if let Err(error) = config.overlay.set_desired(first).await {
+            tracing::warn!(error = crate::chain(&error), "the networks from before could not all be set up again");
+        }
+        for (task, found) in found {
+            if let (Some(task), Found::Running { container, .. }) = (core.task(&task), found) {
+                executor.adopt(task.clone(), container);
+            }
+        }
+        let line = Line {
+            node_id: config.node_id.to_string(),
+            generation: config.generation,
+            description: config.description,
+            channels: config.channels,
+            managers: managers_out,
+            applied: config.overlay.applied_revision(),
+            drop_session: drop_session.clone(),
+            events: session,
+        };
+        let agent_loop = Loop {
+            core,
+            executor,
+            outbox: None,
+            removing: None,
+            view,
+            managers,
+            desired,
+            memory,
+            drop_session,
+        };
+        let cancelled = stop.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = cancelled.cancelled() => {}
+                () = agent_loop.run(steps, session_in, events_in, commands_in) => {}
+            }
+        });
+        tasks.spawn(line.run());
+        tasks.spawn(apply_networks(config.overlay, desired_out, stop.clone()));
+        tasks.spawn(remember(config.cache, memory_out));
+        Ok(Self { view: view_out, commands, runtime: config.runtime, stop, tasks })
+    }
+
+    /// What the agent knows of the cluster, as it changes.
+    pub fn view(&self) -> watch::Receiver<AgentView> {
+        self.view.clone()
+    }
+
+    /// The service that reads this host's logs.
+    pub fn logs_service(&self) -> pb::logs_server::LogsServer<impl pb::logs_server::Logs> {
+        pb::logs_server::LogsServer::new(logs::LogsService { runtime: self.runtime.clone() })
+    }
+
+    /// Ends the agent. Tasks go on under their shims.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Stops every task and removes what it left on the host.
+    pub async fn remove_all_tasks(&self) -> Result<(), AgentError> {
+        let (done, answer) = oneshot::channel();
+        self.commands.send(done).await.map_err(|_| AgentError::Ended)?;
+        match tokio::time::timeout(REMOVE_ALL, answer).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(AgentError::Ended),
+            Err(_) => Err(AgentError::TasksRemain),
+        }
+    }
+}
+
+/// The containers of tasks that are on this host.
+async fn find(runtime: &Runtime) -> BTreeMap<TaskId, Found> {
+    let mut found = BTreeMap::new();
+    for container in runtime.list().await {
+        let Some(task) = container.labels.get(TASK_LABEL).map(TaskId::new) else { continue };
+        let what = match container.status {
+            runtime::Status::Created => Found::Nothing,
+            runtime::Status::Running => {
+                Found::Running { container: container.id, pid: container.pid.unwrap_or_default() }
+            }
+            runtime::Status::Exited(exit) => Found::Exited {
+                exit_code: (!exit.shim_lost).then_some(exit.code),
+                oom_killed: exit.oom_killed,
+            },
+        };
+        // Of several attempts, the one that runs is the one that counts.
+        let slot = found.entry(task).or_insert(Found::Nothing);
+        if !matches!(slot, Found::Running { .. }) {
+            *slot = what;
+        }
+    }
+    found
+}
+
+struct Loop {
+    core: Core,
+    executor: Executor,
+    outbox: Option<mpsc::Sender<pb::AgentMessage>>,
+    removing: Option<oneshot::Sender<()>>,
+    view: watch::Sender<AgentView>,
+    managers: watch::Sender<Vec<ManagerRecord>>,
+    desired: watch::Sender<Option<Desired>>,
+    memory: watch::Sender<Memory>,
+    drop_session: Arc<Notify>,
+}
+
+impl Loop {
+    async fn run(
+        mut self,
+        steps: Vec<Step>,
+        mut session: mpsc::Receiver<SessionEvent>,
+        mut events: mpsc::Receiver<(TaskId, Event)>,
+        mut commands: mpsc::Receiver<oneshot::Sender<()>>,
+    ) {
+        self.carry_out(steps);
+        loop {
+            let timer = self.core.next_timer();
+            let steps = tokio::select! {
+                biased;
+                Some(event) = session.recv() => self.session_event(event),
+                Some((task, event)) = events.recv() => self.core.event(&task, event, now()),
+                Some(done) = commands.recv() => {
+                    self.removing = Some(done);
+                    self.core.withdraw_all(now())
+                }
+                () = until(timer) => self.core.fire_timers(now()),
+            };
+            self.carry_out(steps);
+        }
+    }
+
+    fn session_event(&mut self, event: SessionEvent) -> Vec<Step> {
+        match event {
+            SessionEvent::Opened(outbox) => {
+                self.outbox = Some(outbox);
+                self.view.send_modify(|view| view.connected = true);
+                self.core.connected(true, now())
+            }
+            SessionEvent::Closed => {
+                self.outbox = None;
+                self.view.send_modify(|view| view.connected = false);
+                self.core.connected(false, now())
+            }
+            SessionEvent::Removed => {
+                self.outbox = None;
+                self.view.send_modify(|view| {
+                    view.connected = false;
+                    view.removed = true;
+                });
+                self.core.withdraw_all(now())
+            }
+            SessionEvent::Committed(sequence) => {
+                self.core.reports_committed(sequence);
+                Vec::new()
+            }
+            SessionEvent::Assignments(assignments) => self.assignments(assignments),
+        }
+    }
+
+    fn assignments(&mut self, message: pb::Assignments) -> Vec<Step> {
+        if self.removing.is_some() {
+            // The node leaves: whatever it is given now, it does not take.
+            return Vec::new();
+        }
+        let update = match Update::from_bytes(&message.update) {
+            Ok(update) => update,
+            Err(error) => {
+                tracing::warn!(error = crate::chain(&error), "assignments could not be read");
+                self.drop_session.notify_one();
+                return Vec::new();
+            }
+        };
+        let (steps, nobodys) = match self.core.update(update, now()) {
+            Ok(taken) => taken,
+            Err(error) => {
+                tracing::info!(%error, "asking another manager");
+                self.drop_session.notify_one();
+                return Vec::new();
+            }
+        };
+        for task in nobodys {
+            tracing::info!(task.id = %task, "removing what a task left that is not this host's any more");
+            let executor = self.executor.clone();
+            tokio::spawn(async move { executor.remove(&task).await });
+        }
+        let managers = self.core.managers();
+        if !managers.is_empty() {
+            self.managers.send_if_modified(|known| std::mem::replace(known, managers.clone()) != managers);
+        }
+        let gossip_keys =
+            message.gossip_keys.into_iter().map(|key| GossipKey { id: key.id, bytes: key.key }).collect();
+        let view = AgentView {
+            connected: true,
+            manager: Some(message.manager),
+            managers,
+            gossip_keys,
+            removed: false,
+        };
+        self.view.send_if_modified(|known| std::mem::replace(known, view.clone()) != view);
+        steps
+    }
+
+    /// Sends on what a change led to: work, reports, networks, memory.
+    fn carry_out(&mut self, steps: Vec<Step>) {
+        let desired = network::desired(self.core.set(), self.core.stamp().revision, &self.core.running());
+        self.desired.send_if_modified(|known| {
+            let changed = known.as_ref() != Some(&desired);
+            *known = Some(desired);
+            changed
+        });
+        let memory = self.core.memory();
+        self.memory.send_if_modified(|known| {
+            let changed = *known != memory;
+            *known = memory;
+            changed
+        });
+        let revision = self.core.stamp().revision;
+        for (id, action) in steps {
+            let task = match (self.core.task(&id), &action) {
+                (Some(task), _) => task.clone(),
+                (None, Action::Remove) => deploy::model::Task { id, ..Default::default() },
+                (None, _) => continue,
+            };
+            tracing::debug!(task.id = %task.id, ?action, "task");
+            self.executor.begin(task, action, revision);
+        }
+        if let Some(outbox) = &self.outbox
+            && let Some((sequence, reports)) = self.core.next_reports()
+        {
+            let reports = reports.iter().map(Message::encode_to_vec).collect();
+            let statuses = pb::Statuses { sequence, reports };
+            if outbox.try_send(session::message(pb::agent_message::Kind::Statuses(statuses))).is_err() {
+                // A manager that does not even take a batch is left for another; the batch is sent again there.
+                self.drop_session.notify_one();
+            }
+        }
+        if self.core.is_empty()
+            && let Some(done) = self.removing.take()
+        {
+            let _ = done.send(());
+        }
+    }
+}
+
+/// Puts the newest desired state of the networks in force, again and again where it could not be.
+async fn apply_networks(overlay: Overlay, mut desired: watch::Receiver<Option<Desired>>, stop: CancellationToken) {
+    loop {
+        let current = desired.borrow_and_update().clone();
+        let applied = match current {
+            Some(current) => overlay.set_desired(current).await,
+            None => Ok(()),
+        };
+        let failed = applied.is_err();
+        if let Err(error) = applied {
+            tracing::warn!(error = crate::chain(&error), "networks could not all be set up; trying again");
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = desired.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(NETWORK_RETRY), if failed => {}
+        }
+    }
+}
+
+/// Keeps the memory on disk. A change that is lost in a crash is made up for by what containers are found.
+async fn remember(path: PathBuf, mut memory: watch::Receiver<Memory>) {
+    while memory.changed().await.is_ok() {
+        let bytes = memory.borrow_and_update().encode_to_vec();
+        let to = path.clone();
+        let written = tokio::task::spawn_blocking(move || stored::write(&to, Kind::Assignments, &bytes)).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(error = crate::chain(&error), "the assignments could not be remembered");
+        }
+    }
+}
+
+async fn until(at: Option<Timestamp>) {
+    match at {
+        Some(at) => tokio::time::sleep(at.since(now())).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// This host's clock; only the agent's own delays are measured with it.
+fn now() -> Timestamp {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_nanos(u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,139 @@
+//! What the cluster says of networks, as `overlay_net` takes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use deploy::dispatcher::{AssignmentSet, EndpointInfo, NetworkInfo};
+use deploy::model::{PortProtocol, PublishMode, ServiceId, Task, TaskId};
+use overlay_net::{
+    Attachment, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol, PublishedPort, Service, Station,
+};
+
+/// Everything that this host must know of networks. What does not parse is left out: the store's allocator wrote it,
+/// and one bad object must not take the others down. `serving_here` are the local tasks that accept connections.
+pub(super) fn desired(set: &AssignmentSet, revision: u64, serving_here: &BTreeSet<TaskId>) -> Desired {
+    let networks: Vec<Network> = set.networks().filter_map(|info| network(set, info)).collect();
+    let mut ports = ingress_ports(set);
+    ports.extend(host_ports(set, serving_here));
+    Desired { revision, networks, ports }
+}
+
+fn network(set: &AssignmentSet, info: &NetworkInfo) -> Option<Network> {
+    let stations = set
+        .stations()
+        .filter(|station| station.network == info.id)
+        .filter_map(|s| Some(Station { address: address(&s.address)?, host: s.data_path_addr.parse().ok()? }))
+        .collect();
+    let mut endpoints: BTreeMap<&ServiceId, Vec<Endpoint>> = BTreeMap::new();
+    for info in set.endpoints().filter(|endpoint| endpoint.network == info.id) {
+        if let Some(endpoint) = endpoint(info) {
+            endpoints.entry(&info.service).or_default().push(endpoint);
+        }
+    }
+    let services = set
+        .services()
+        .filter(|service| service.network == info.id)
+        .map(|service| Service {
+            name: service.name.clone(),
+            aliases: service.aliases.clone(),
+            vip: address(&service.vip),
+            endpoints: endpoints.remove(&service.id).unwrap_or_default(),
+        })
+        .collect();
+    Some(Network {
+        id: info.id.to_string(),
+        name: info.name.clone(),
+        vni: info.vni,
+        subnet: info.subnet.parse().ok()?,
+        gateway: info.gateway.parse().ok()?,
+        internal: info.internal,
+        ingress: info.ingress,
+        host_address: address(&info.own_address),
+        stations,
+        services,
+    })
+}
+
+fn endpoint(info: &EndpointInfo) -> Option<Endpoint> {
+    Some(Endpoint {
+        task: info.task.to_string(),
+        name: info.names.first().cloned().unwrap_or_default(),
+        address: address(&info.address)?,
+        names: info.names.iter().skip(1).cloned().collect(),
+        serving: info.serving,
+    })
+}
+
+fn ingress_ports(set: &AssignmentSet) -> Vec<PublishedPort> {
+    let ingress = set.networks().find(|network| network.ingress).map(|network| &network.id);
+    let mut backends: BTreeMap<&ServiceId, Vec<Ipv4Addr>> = BTreeMap::new();
+    for info in set.endpoints().filter(|e| e.serving && Some(&e.network) == ingress) {
+        backends.entry(&info.service).or_default().extend(address(&info.address));
+    }
+    set.ports()
+        .filter_map(|port| {
+            Some(PublishedPort {
+                published: u16::try_from(port.published).ok()?,
+                target: u16::try_from(port.target).ok()?,
+                protocol: protocol(port.protocol()),
+                mode: PortMode::Ingress,
+                backends: backends.get(&port.service).cloned().unwrap_or_default(),
+                task: None,
+            })
+        })
+        .collect()
+}
+
+fn host_ports(set: &AssignmentSet, serving_here: &BTreeSet<TaskId>) -> Vec<PublishedPort> {
+    let tasks = set.tasks().map(|assignment| &assignment.task).filter(|task| serving_here.contains(&task.id));
+    tasks
+        .flat_map(|task| task.ports.iter().map(move |port| (task, port)))
+        .filter(|(_, port)| port.mode() == PublishMode::Host)
+        .filter_map(|(task, port)| {
+            Some(PublishedPort {
+                published: u16::try_from(port.published).ok()?,
+                target: u16::try_from(port.target).ok()?,
+                protocol: protocol(port.protocol()),
+                mode: PortMode::Host,
+                backends: Vec::new(),
+                task: Some(task.id.to_string()),
+            })
+        })
+        .collect()
+}
+
+/// How a task is to be connected.
+pub(super) fn endpoint_config(task: &Task, hostname: &str) -> EndpointConfig {
+    let attachments = task
+        .attachments
+        .iter()
+        .filter_map(|attachment| {
+            Some(Attachment {
+                network: attachment.network.to_string(),
+                address: address(&attachment.address)?,
+                aliases: attachment.aliases.clone(),
+            })
+        })
+        .collect();
+    let dns = task.spec.container.dns.clone().unwrap_or_default();
+    EndpointConfig {
+        task: task.id.to_string(),
+        hostname: hostname.to_owned(),
+        attachments,
+        dns_search: dns.search,
+        dns_servers: dns.nameservers.iter().filter_map(|server| server.parse().ok()).collect(),
+    }
+}
+
+/// The address of `10.0.3.3/24`.
+fn address(cidr: &str) -> Option<Ipv4Addr> {
+    cidr.split('/').next()?.parse().ok()
+}
+
+fn protocol(protocol: PortProtocol) -> Protocol {
+    match protocol {
+        PortProtocol::Tcp => Protocol::Tcp,
+        PortProtocol::Udp => Protocol::Udp,
+        PortProtocol::Sctp => Protocol::Sctp,
+    }
+}

@@ -1,0 +1,177 @@
+//! The node process: opens what the host has, takes up its membership, serves the API until it is told to stop.
+
+mod active;
+mod address;
+mod config;
+mod local;
+mod raft_entry;
+mod sole;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::time::Duration;
+
+use deploy::model::{NodeDescription, NodeResources};
+use runtime::image::{ImageStore, Limits};
+use runtime::{Runtime, RuntimeConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, ConfigError, ConfigFile, parse_labels};
+pub use local::LocalEngine;
+
+use crate::datadir::{DataDir, DataDirError};
+use crate::docker_api;
+
+/// What is still under way when the daemon is told to stop gets this long.
+const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// Why the daemon could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// Another daemon has this network namespace.
+    #[error("another shoal daemon runs in this network namespace: pid {pid}, data directory {data_dir}")]
+    NotSole {
+        /// Its process id.
+        pid: String,
+        /// Its data directory.
+        data_dir: String,
+    },
+    /// A directory, a socket or a signal.
+    #[error("{what}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The image store.
+    #[error("the image store could not be opened")]
+    Images(#[source] Box<runtime::image::ImageError>),
+    /// The runtime.
+    #[error("the container runtime could not be opened")]
+    Runtime(#[source] Box<runtime::RuntimeError>),
+}
+
+fn io_error(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> DaemonError {
+    let what = what.into();
+    move |source| DaemonError::Io { what, source }
+}
+
+/// Runs a daemon until SIGTERM or SIGINT. Tasks go on without it.
+pub async fn run(config: Config) -> Result<(), DaemonError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("cannot handle SIGINT"))?;
+    let _sole = sole::claim(&config.data_dir)?;
+    let data = DataDir::open(&config.data_dir)?;
+    let identity = data.start_engine(|| deploy::model::format_id(rand::random()))?;
+    std::fs::create_dir_all(&config.run_dir).map_err(io_error(format!("cannot create {}", config.run_dir.display())))?;
+    let images = {
+        let dir = config.data_dir.join("images");
+        blocking(move || ImageStore::open(dir, Limits::default())).await.map_err(|e| DaemonError::Images(Box::new(e)))?
+    };
+    let runtime = Runtime::open(RuntimeConfig {
+        data_dir: config.data_dir.clone(),
+        run_dir: config.run_dir.clone(),
+        engine_id: identity.engine_id.clone(),
+        shim_exe: std::env::current_exe().map_err(io_error("cannot find the own executable"))?,
+    })
+    .await
+    .map_err(|e| DaemonError::Runtime(Box::new(e)))?;
+    tracing::info!(
+        engine.id = identity.engine_id,
+        generation = identity.generation,
+        data_dir = %config.data_dir.display(),
+        version = env!("CARGO_PKG_VERSION"),
+        "shoal daemon"
+    );
+    let engine = LocalEngine::new(config.clone(), data, identity, runtime, images);
+    let stop = CancellationToken::new();
+    let mut servers = tokio::task::JoinSet::new();
+    for host in &config.hosts {
+        let listener = listen(host).await.map_err(io_error(format!("cannot serve the API at {host}")))?;
+        servers.spawn(docker_api::serve(listener, engine.clone(), stop.clone()));
+        tracing::info!(host, "serving the API");
+    }
+    // The API answers while the membership is taken up: `node ls` then says that it is pending.
+    let resuming = engine.clone();
+    let resume = tokio::spawn(async move {
+        resuming.resume().await;
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    });
+    let reason = tokio::select! {
+        biased;
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+        _ = servers.join_next() => "the API server ended",
+    };
+    tracing::info!(reason, "stopping; tasks go on");
+    stop.cancel();
+    resume.abort();
+    if tokio::time::timeout(SHUTDOWN, engine.shutdown()).await.is_err() {
+        tracing::warn!("not everything stopped in time");
+    }
+    Ok(())
+}
+
+/// `unix:///path` or `tcp://ip:port`, as `-H` takes them.
+async fn listen(host: &str) -> std::io::Result<docker_api::Listener> {
+    if let Some(path) = host.strip_prefix("unix://") {
+        return docker_api::Listener::unix(Path::new(path)).await;
+    }
+    match host.strip_prefix("tcp://") {
+        Some(addr) => docker_api::Listener::tcp(addr).await,
+        None => Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            "it must look like unix:///path or tcp://ip:port",
+        )),
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// What this host says of itself.
+fn describe(engine: &LocalEngine, advertise: &str, data_path: &str) -> NodeDescription {
+    let uname = rustix::system::uname();
+    NodeDescription {
+        hostname: uname.nodename().to_string_lossy().into_owned(),
+        architecture: uname.machine().to_string_lossy().into_owned(),
+        os: "linux".into(),
+        resources: resources(),
+        engine_version: env!("CARGO_PKG_VERSION").into(),
+        engine_labels: engine.config().labels.clone(),
+        data_path_addr: data_path.to_owned(),
+        control_addr: advertise.to_owned(),
+        engine_id: engine.identity().engine_id.clone(),
+        feature_level: local::FEATURE_LEVEL,
+    }
+}
+
+fn resources() -> NodeResources {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    NodeResources { nano_cpus: cpus as u64 * 1_000_000_000, memory_bytes: total_memory().unwrap_or_default() }
+}
+
+/// Bytes of memory of the host.
+pub(crate) fn total_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// The host's name servers. One on loopback is not reachable as such from elsewhere, but the resolver asks from the
+/// host's own namespace, so it may stay.
+fn upstream_dns() -> Vec<IpAddr> {
+    let text = std::fs::read_to_string(Path::new("/etc/resolv.conf")).unwrap_or_default();
+    let servers = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
+    servers.filter_map(|server| server.trim().parse().ok()).filter(|ip| *ip != IpAddr::V4(Ipv4Addr::UNSPECIFIED)).collect()
+}

@@ -1,0 +1,286 @@
+//! The data directory: who this engine is, what it is a member of, and that only one daemon uses it.
+//!
+//! `format` says which release wrote it · `lock` is held while a daemon runs · `identity/` is this module's ·
+//! `raft/`, `agent/`, `images/`, `containers/` belong to the rooms of those names.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use prost::Message;
+
+use crate::stored::{self, Kind, StoredError};
+
+/// Format of the directory as a whole; releases read this one and the one before.
+const FORMAT: u32 = 1;
+
+/// Why a data directory cannot be used. Nothing in it was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// The file system refused.
+    #[error("{action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Another daemon runs on it.
+    #[error("{} is in use by another shoal daemon (pid {pid})", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The other daemon.
+        pid: String,
+    },
+    /// Written by a release that this one cannot read.
+    #[error("{} has format {found:?}; this release reads format {FORMAT}", path.display())]
+    Format {
+        /// The format file.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
+    /// A file in it is damaged.
+    #[error(transparent)]
+    Stored(#[from] StoredError),
+    /// A file in it is not what it says.
+    #[error("{} cannot be read", path.display())]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: prost::DecodeError,
+    },
+}
+
+/// What an engine is before and beyond any cluster.
+#[derive(Clone, PartialEq, Message)]
+pub struct EngineIdentity {
+    /// 25 characters; names the cgroups of this engine.
+    #[prost(string, tag = "1")]
+    pub engine_id: String,
+    /// Grows by one at each start of the daemon; fences what an earlier one sent.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+}
+
+/// A membership, as it outlives the daemon. Holds the node's private key: the file's mode is 0600.
+#[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
+pub struct MembershipRecord {
+    /// This node.
+    #[prost(string, tag = "1")]
+    pub node_id: String,
+    /// The cluster.
+    #[prost(string, tag = "2")]
+    pub cluster_id: String,
+    /// Whether it is to take part in Raft.
+    #[prost(bool, tag = "3")]
+    pub manager: bool,
+    /// Its raft id; 0 until it got one.
+    #[prost(uint64, tag = "4")]
+    pub raft_id: u64,
+    /// `ip:port` listened at.
+    #[prost(string, tag = "5")]
+    pub listen_addr: String,
+    /// `ip:port` that others use.
+    #[prost(string, tag = "6")]
+    pub advertise_addr: String,
+    /// Address of VXLAN packets.
+    #[prost(string, tag = "7")]
+    pub data_path_addr: String,
+    /// UDP port of VXLAN.
+    #[prost(uint32, tag = "8")]
+    pub data_path_port: u32,
+    /// Root certificate, PEM.
+    #[prost(string, tag = "9")]
+    pub root_pem: String,
+    /// Own certificate, PEM.
+    #[prost(string, tag = "10")]
+    pub cert_pem: String,
+    /// Own key, PKCS#8 PEM.
+    #[prost(string, tag = "11")]
+    pub key_pem: String,
+    /// Keys of the gossip, primary first.
+    #[prost(message, repeated, tag = "12")]
+    pub gossip_keys: Vec<deploy::model::GossipKey>,
+    /// Managers last heard of.
+    #[prost(message, repeated, tag = "13")]
+    pub managers: Vec<ManagerRecord>,
+}
+
+impl std::fmt::Debug for MembershipRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MembershipRecord({} in {}, manager: {})", self.node_id, self.cluster_id, self.manager)
+    }
+}
+
+/// Where a manager is reached.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Message)]
+pub struct ManagerRecord {
+    /// Its node id.
+    #[prost(string, tag = "1")]
+    pub node_id: String,
+    /// `ip:port`.
+    #[prost(string, tag = "2")]
+    pub addr: String,
+}
+
+/// An open data directory. The lock is held as long as this lives.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
+    let path = path.to_path_buf();
+    move |source| DataDirError::Io { action, path, source }
+}
+
+impl DataDir {
+    /// Opens the directory, making it if it is not there, and locks it.
+    pub fn open(path: &Path) -> Result<Self, DataDirError> {
+        for dir in [path.to_path_buf(), path.join("identity"), path.join("agent")] {
+            make_dir(&dir)?;
+        }
+        let lock = lock(path)?;
+        let format = path.join("format");
+        match fs::read_to_string(&format) {
+            Ok(text) if text.trim() == FORMAT.to_string() => {}
+            Ok(found) => return Err(DataDirError::Format { path: format, found: found.trim().to_owned() }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                stored::write_atomically(&format, 0o644, &[format!("{FORMAT}\n").as_bytes()])?;
+            }
+            Err(e) => return Err(io_error("read", &format)(e)),
+        }
+        Ok(Self { path: path.to_path_buf(), _lock: lock })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The engine's identity for this start of the daemon: made at the first start, its generation grown at each.
+    pub fn start_engine(&self, new_id: impl FnOnce() -> String) -> Result<EngineIdentity, DataDirError> {
+        let path = self.path.join("identity/engine");
+        let mut identity = match stored::read(&path, Kind::Engine)? {
+            Some(bytes) => decode(&path, &bytes)?,
+            None => EngineIdentity { engine_id: new_id(), generation: 0 },
+        };
+        identity.generation += 1;
+        stored::write(&path, Kind::Engine, &identity.encode_to_vec())?;
+        Ok(identity)
+    }
+
+    /// The membership, if there is one.
+    pub fn membership(&self) -> Result<Option<MembershipRecord>, DataDirError> {
+        let path = self.path.join("identity/membership");
+        stored::read(&path, Kind::Membership)?.map(|bytes| decode(&path, &bytes)).transpose()
+    }
+
+    /// Keeps the membership.
+    pub fn save_membership(&self, record: &MembershipRecord) -> Result<(), DataDirError> {
+        let path = self.path.join("identity/membership");
+        Ok(stored::write(&path, Kind::Membership, &record.encode_to_vec())?)
+    }
+
+    /// Where Raft keeps its log.
+    pub fn raft(&self) -> PathBuf {
+        self.path.join("raft")
+    }
+
+    /// The agent's cache of its assignments.
+    pub fn assignments(&self) -> PathBuf {
+        self.path.join("agent/assignments")
+    }
+
+    /// Forgets Raft's log, for a node that is no longer a manager.
+    pub fn remove_raft(&self) -> Result<(), DataDirError> {
+        remove(&self.raft())
+    }
+
+    /// Forgets the membership: Raft's log, the agent's cache, and last the membership itself, so that a removal that
+    /// is cut is seen at the next start. Images stay.
+    pub fn forget_membership(&self) -> Result<(), DataDirError> {
+        self.remove_raft()?;
+        remove(&self.assignments())?;
+        remove(&self.path.join("identity/membership"))
+    }
+}
+
+fn decode<M: Message + Default>(path: &Path, bytes: &[u8]) -> Result<M, DataDirError> {
+    M::decode(bytes).map_err(|source| DataDirError::Decode { path: path.to_path_buf(), source })
+}
+
+fn make_dir(path: &Path) -> Result<(), DataDirError> {
+    fs::DirBuilder::new().recursive(true).mode(0o711).create(path).map_err(io_error("create", path))
+}
+
+fn remove(path: &Path) -> Result<(), DataDirError> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn lock(dir: &Path) -> Result<Flock<File>, DataDirError> {
+    let path = dir.join("lock");
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(io_error("open", &path))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            // The pid is for people; the lock itself is what counts.
+            lock.set_len(0).and_then(|()| write!(*lock, "{}", std::process::id())).map_err(io_error("write", &path))?;
+            Ok(lock)
+        }
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            let pid = fs::read_to_string(&path).unwrap_or_default();
+            Err(DataDirError::InUse { path: dir.to_path_buf(), pid })
+        }
+        Err((_, e)) => Err(io_error("lock", &path)(e.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_keeps_its_id_and_grows_its_generation() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temp.path()).unwrap();
+        let first = dir.start_engine(|| "id".into()).unwrap();
+        let second = dir.start_engine(|| "other".into()).unwrap();
+        assert_eq!((first.generation, second.generation), (1, 2));
+        assert_eq!(second.engine_id, "id");
+        let Err(DataDirError::InUse { pid, .. }) = DataDir::open(temp.path()) else { panic!("locked twice") };
+        assert_eq!(pid, std::process::id().to_string());
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_and_untouched() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("format"), "99\n").unwrap();
+        assert!(matches!(DataDir::open(temp.path()), Err(DataDirError::Format { .. })));
+        assert_eq!(fs::read_to_string(temp.path().join("format")).unwrap(), "99\n");
+    }
+}

@@ -1,0 +1,175 @@
+//! Finds the leader and has it do what only a leader may do.
+
+use std::time::Duration;
+
+use deploy::control::{ControlError, Reply, Request};
+use prost::Message;
+use raft::{Dial, Peer};
+use tonic::Code;
+use tonic::transport::Channel;
+
+use super::Manager;
+use super::leader::NotDone;
+use crate::engine::EngineError;
+use crate::rpc::{Channels, MAX_MESSAGE, pb};
+
+/// So long a request looks for a leader before it gives up.
+const FIND_LEADER: Duration = Duration::from_secs(10);
+/// Pause before the next look.
+const RETRY: Duration = Duration::from_millis(25);
+
+/// Raft's connections to its peers.
+pub(super) struct PeerChannels(pub(super) Channels);
+
+impl Dial for PeerChannels {
+    fn channel(&self, peer: &Peer) -> Channel {
+        self.0.to(&peer.addr, &peer.node_id)
+    }
+}
+
+impl Manager {
+    /// Carries out a request through the leader; answers with the index of the entry. A request that may have been
+    /// carried out is never sent again.
+    pub(super) async fn execute(&self, request: Request) -> Result<(Reply, u64), EngineError> {
+        let deadline = tokio::time::Instant::now() + FIND_LEADER;
+        loop {
+            let outcome = match self.leader() {
+                Some(peer) if peer.node_id == self.inner.node_id.as_str() => {
+                    self.inner.leader.execute(request.clone()).await
+                }
+                Some(peer) => self.execute_at(&peer, &request).await,
+                None => Err(NotDone::NotLeader),
+            };
+            match outcome {
+                Ok(done) => return Ok(done),
+                Err(NotDone::Refused(error)) => return Err(EngineError::Refused(error)),
+                Err(NotDone::Unknown(reason)) => return Err(EngineError::OutcomeUnknown(reason)),
+                Err(NotDone::NotLeader) if tokio::time::Instant::now() >= deadline => return Err(EngineError::NoLeader),
+                Err(NotDone::NotLeader) => tokio::time::sleep(RETRY).await,
+            }
+        }
+    }
+
+    fn leader(&self) -> Option<Peer> {
+        self.inner.raft.status().leader
+    }
+
+    async fn execute_at(&self, leader: &Peer, request: &Request) -> Result<(Reply, u64), NotDone> {
+        let message = pb::ExecuteRequest { request: request.encode_to_vec() };
+        let answer = self.client(leader).execute(message).await;
+        let reply = match answer {
+            Ok(reply) => reply.into_inner(),
+            // Refused before anything was done.
+            Err(status) if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
+                return Err(NotDone::NotLeader);
+            }
+            Err(status) if never_sent(&status) => return Err(NotDone::NotLeader),
+            Err(status) => return Err(NotDone::Unknown(format!("the leader did not answer: {}", status.message()))),
+        };
+        let damaged = |_| NotDone::Unknown("the leader's answer could not be read".into());
+        match reply.outcome {
+            Some(pb::execute_reply::Outcome::Reply(bytes)) => {
+                Ok((Reply::decode(bytes.as_slice()).map_err(damaged)?, reply.index))
+            }
+            Some(pb::execute_reply::Outcome::Refused(bytes)) => {
+                Err(NotDone::Refused(ControlError::decode(bytes.as_slice()).map_err(damaged)?))
+            }
+            Some(pb::execute_reply::Outcome::NotLeader(_)) => Err(NotDone::NotLeader),
+            Some(pb::execute_reply::Outcome::Unknown(reason)) => Err(NotDone::Unknown(reason)),
+            None => Err(NotDone::Unknown("the leader's answer could not be read".into())),
+        }
+    }
+
+    fn client(&self, peer: &Peer) -> pb::managers_client::ManagersClient<Channel> {
+        pb::managers_client::ManagersClient::new(self.inner.channels.to(&peer.addr, &peer.node_id))
+            .max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// An index that a linearizable read must have applied.
+    pub(super) async fn read_index(&self) -> Result<u64, EngineError> {
+        loop {
+            match self.leader() {
+                Some(peer) if peer.node_id == self.inner.node_id.as_str() => {
+                    if let Ok(index) = self.inner.raft.linearizable().await {
+                        return Ok(index);
+                    }
+                }
+                Some(peer) => {
+                    if let Ok(reply) = self.client(&peer).read_index(pb::ReadIndexRequest {}).await {
+                        return Ok(reply.into_inner().index);
+                    }
+                }
+                None => {}
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Tells the leader how long ago this manager heard from its agents; false if the callee does not lead.
+    pub(super) async fn send_heard(&self, leader: &Peer, agents: Vec<pb::HeardAgent>) -> bool {
+        let mut request = tonic::Request::new(pb::HeardRequest { agents });
+        request.set_timeout(Duration::from_secs(1));
+        self.client(leader).heard(request).await.is_ok_and(|reply| reply.into_inner().leads)
+    }
+
+    /// Makes a manager that serves Raft a voter, through the leader.
+    pub(super) async fn add_voter(&self, request: pb::JoinRaftRequest) -> Result<(), EngineError> {
+        let leader = self.leader().ok_or(EngineError::NoLeader)?;
+        if leader.node_id != self.inner.node_id.as_str() {
+            return passed_on(self.client(&leader).join_raft(request).await);
+        }
+        let peer = Peer { id: request.raft_id, node_id: request.node_id, addr: request.addr };
+        let id = peer.id;
+        self.inner.raft.add_learner(peer).await.map_err(|e| EngineError::Internal(e.to_string()))?;
+        self.inner.raft.promote(id).await.map_err(|e| EngineError::Internal(e.to_string()))
+    }
+
+    /// Removes a voter, through the leader; a leader that removes itself hands over first and asks its successor.
+    pub(super) async fn remove_voter(&self, raft_id: raft::RaftId) -> Result<(), EngineError> {
+        let leader = self.leader().ok_or(EngineError::NoLeader)?;
+        if leader.node_id != self.inner.node_id.as_str() {
+            return passed_on(self.client(&leader).leave_raft(pb::LeaveRaftRequest { raft_id }).await);
+        }
+        let status = self.inner.raft.status();
+        if !status.voters.iter().chain(&status.learners).any(|peer| peer.id == raft_id) {
+            return Ok(());
+        }
+        if raft_id == status.id {
+            self.hand_over().await?;
+            return Err(EngineError::NoLeader);
+        }
+        self.inner.raft.remove(raft_id).await.map_err(|e| EngineError::Internal(e.to_string()))
+    }
+
+    /// Gives leadership to another voter that was heard from.
+    pub(super) async fn hand_over(&self) -> Result<(), EngineError> {
+        let status = self.inner.raft.status();
+        let alive = self.view().reachable;
+        let successor = status
+            .voters
+            .iter()
+            .find(|peer| peer.id != status.id && alive.iter().any(|node| node.as_str() == peer.node_id))
+            .ok_or_else(|| EngineError::Internal("no other manager can be reached to take over leadership".into()))?;
+        self.inner.raft.transfer_leadership(successor.id).await.map_err(|e| EngineError::Internal(e.to_string()))
+    }
+}
+
+fn passed_on<T>(answer: Result<tonic::Response<T>, tonic::Status>) -> Result<(), EngineError> {
+    match answer {
+        Ok(_) => Ok(()),
+        Err(status) if status.code() == Code::Unavailable => Err(EngineError::NoLeader),
+        Err(status) => Err(EngineError::Internal(status.message().to_owned())),
+    }
+}
+
+/// Whether a call surely never reached the other side: the connection could not be made.
+fn never_sent(status: &tonic::Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<crate::ca::TlsError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}

@@ -1,0 +1,160 @@
+//! Turns silence into Down: two independent kinds of evidence, gossip and sessions, keep a slow host from being a dead
+//! one.
+//!
+//! | gossip | session | verdict |
+//! |---|---|---|
+//! | dead | silent for [`SILENT`] | Down |
+//! | dead | heard | Ready, and a warning |
+//! | alive | silent for [`AGENT_SILENT`] | Down, "agent silent" |
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use deploy::control::{NodeDown, Op, Request};
+use deploy::model::{Node, NodeId, NodeState};
+use raft::Role;
+use tokio::time::Instant;
+
+use super::Manager;
+use crate::rpc::pb;
+
+/// How often the leader looks.
+const LOOK: Duration = Duration::from_millis(50);
+/// How often a follower tells the leader what it heard.
+const REPORT: Duration = Duration::from_millis(250);
+/// Session silence that confirms what gossip says. Agents send a heartbeat every 250 ms and followers report every
+/// 250 ms, so a living host's age stays below 0.6 s.
+pub(super) const SILENT: Duration = Duration::from_millis(1000);
+/// Session silence that is enough by itself.
+pub(super) const AGENT_SILENT: Duration = Duration::from_secs(15);
+
+/// When each agent was last heard from, by this manager or by one that reports to it.
+#[derive(Default)]
+pub(super) struct Heard {
+    last: Mutex<BTreeMap<NodeId, Instant>>,
+}
+
+impl Heard {
+    /// Notes that an agent was heard from so long ago.
+    pub(super) fn note(&self, node: NodeId, age: Duration) {
+        let at = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = last.entry(node).or_insert(at);
+        *entry = (*entry).max(at);
+    }
+
+    fn get(&self, node: &NodeId) -> Option<Instant> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied()
+    }
+
+    fn within(&self, age: Duration) -> Vec<pb::HeardAgent> {
+        let now = Instant::now();
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.iter()
+            .filter(|(_, at)| now - **at < age)
+            .map(|(node, at)| pb::HeardAgent {
+                node_id: node.to_string(),
+                generation: 0,
+                age_ms: u64::try_from((now - *at).as_millis()).unwrap_or(u64::MAX),
+            })
+            .collect()
+    }
+}
+
+/// What is known of a host's life at one moment.
+#[derive(Clone, Copy, Debug)]
+struct Evidence {
+    /// Gossip declared it dead (and has not heard from it since).
+    gossip_dead: bool,
+    /// Since when its session is silent.
+    silent: Duration,
+}
+
+/// The verdict: why the host is Down, or `None`.
+fn verdict(evidence: Evidence) -> Option<&'static str> {
+    match evidence {
+        Evidence { gossip_dead: true, silent } if silent >= SILENT => Some("host is not reachable"),
+        Evidence { gossip_dead: false, silent } if silent >= AGENT_SILENT => Some("agent silent"),
+        _ => None,
+    }
+}
+
+/// The leader's look, for as long as the manager lives.
+pub(super) async fn run(manager: Manager) {
+    // Silence counts from the start of leading: before that, other managers did the listening.
+    let mut leads_since: Option<(u64, Instant)> = None;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let status = manager.status();
+        if status.role != Role::Leader {
+            leads_since = None;
+            continue;
+        }
+        let since = match leads_since {
+            Some((term, since)) if term == status.term => since,
+            _ => {
+                leads_since = Some((status.term, Instant::now()));
+                continue;
+            }
+        };
+        let store = manager.inner.published.borrow().store.clone();
+        let members = manager.inner.gossip.members();
+        for node in store.nodes().filter(|n| n.status.state() == NodeState::Ready && n.id != manager.inner.node_id) {
+            let heard = manager.inner.heard.get(&node.id).map_or(since, |at| at.max(since));
+            let evidence = Evidence {
+                gossip_dead: members.get(node.id.as_str()).is_some_and(|member| !member.alive),
+                silent: heard.elapsed(),
+            };
+            if let Some(reason) = verdict(evidence) {
+                mark_down(&manager, node, reason).await;
+            }
+        }
+    }
+}
+
+async fn mark_down(manager: &Manager, node: &Node, reason: &str) {
+    tracing::warn!(node.id = %node.id, reason, "host is Down");
+    let op = Op::NodeDown(NodeDown {
+        node_id: node.id.clone(),
+        generation: node.status.generation,
+        reason: reason.to_owned(),
+    });
+    if let Err(error) = manager.control(Request::from(op)).await {
+        tracing::warn!(node.id = %node.id, %error, "the host could not be marked Down");
+    }
+}
+
+/// A follower's reports to the leader, for as long as the manager lives.
+pub(super) async fn report(manager: Manager) {
+    loop {
+        tokio::time::sleep(REPORT).await;
+        let status = manager.status();
+        let Some(leader) = status.leader.filter(|leader| leader.id != status.id) else { continue };
+        let agents = manager.inner.heard.within(AGENT_SILENT);
+        if !agents.is_empty() {
+            // A report that is lost is made up for by the next one.
+            manager.send_heard(&leader, agents).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(gossip_dead: bool, silent_ms: u64, expected: Option<&str>) {
+        let evidence = Evidence { gossip_dead, silent: Duration::from_millis(silent_ms) };
+        assert_eq!(verdict(evidence), expected, "{evidence:?}");
+    }
+
+    #[test]
+    fn one_kind_of_evidence_is_not_enough() {
+        check(true, 100, None);
+        check(true, 1000, Some("host is not reachable"));
+        check(false, 1000, None);
+        check(false, 14_999, None);
+        check(false, 15_000, Some("agent silent"));
+    }
+}

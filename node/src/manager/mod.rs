@@ -1,0 +1,220 @@
+//! A manager: the replicated store and the Raft under it, the leader's turn, and what other nodes ask of a manager.
+//!
+//! `machine` applies the log · `leader` decides while this manager leads · `forward` finds the leader for the others ·
+//! `sessions` serves agents · `liveness` turns silence into Down · `members` keeps Raft's voters as the store wants
+//! them · `services` answers managers and nodes that join.
+
+mod forward;
+mod leader;
+mod liveness;
+mod machine;
+mod members;
+mod services;
+mod sessions;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deploy::control::{Reply, Request};
+use deploy::model::NodeId;
+use deploy::store::Store;
+use gossip::Gossip;
+use raft::{Raft, RaftId};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+
+pub use machine::Published;
+pub(crate) use services::availability;
+
+use crate::engine::{Consistency, EngineError, ManagerView};
+use crate::rpc::Channels;
+
+/// A read waits so long for this manager to catch up.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Log entries between snapshots.
+const SNAPSHOT_EVERY: u64 = 10_000;
+
+/// What a manager needs to know of itself.
+pub struct Config {
+    /// This node.
+    pub node_id: NodeId,
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// Its raft id.
+    pub raft_id: RaftId,
+    /// `ip:port` that the other managers reach it at.
+    pub addr: String,
+    /// Where the log is.
+    pub raft_dir: PathBuf,
+}
+
+/// Why a manager could not start or change its place.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// Raft did not start, most often because of what is on its disk.
+    #[error("the replicated log could not be opened")]
+    Start(#[from] raft::StartError),
+    /// Raft refused.
+    #[error("{0}")]
+    Raft(String),
+}
+
+/// A running manager. A clone is a handle to the same one.
+#[derive(Clone)]
+pub struct Manager {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node_id: NodeId,
+    addr: String,
+    raft: Raft,
+    published: watch::Receiver<Published>,
+    leader: leader::Handle,
+    channels: Channels,
+    heard: liveness::Heard,
+    gossip: Gossip,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Manager {
+    /// Opens the log and takes part. A manager without any membership in its log waits to be added by a leader, or for
+    /// [`Manager::bootstrap`].
+    pub async fn start(config: Config, channels: Channels, gossip: Gossip) -> Result<Self, ManagerError> {
+        let (machine, published) = machine::Machine::new();
+        let raft = Raft::start(
+            raft::Config {
+                dir: config.raft_dir,
+                id: config.raft_id,
+                cluster_id: config.cluster_id,
+                timing: raft::Timing::default(),
+                snapshot_every: SNAPSHOT_EVERY,
+            },
+            machine,
+            forward::PeerChannels(channels.clone()),
+        )
+        .await?;
+        let (handle, leader_task) = leader::new(raft.clone(), published.clone());
+        let manager = Self {
+            inner: Arc::new(Inner {
+                node_id: config.node_id,
+                addr: config.addr,
+                raft,
+                published,
+                leader: handle,
+                channels,
+                heard: liveness::Heard::default(),
+                gossip,
+                stop: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+            }),
+        };
+        manager.spawn(leader_task);
+        manager.spawn(liveness::run(manager.clone()));
+        manager.spawn(liveness::report(manager.clone()));
+        manager.spawn(members::run(manager.clone()));
+        Ok(manager)
+    }
+
+    /// Makes this manager the first and only voter of a new cluster.
+    pub async fn bootstrap(&self) -> Result<(), ManagerError> {
+        self.inner.raft.bootstrap(self.me()).await.map_err(|e| ManagerError::Raft(e.to_string()))
+    }
+
+    fn me(&self) -> raft::Peer {
+        raft::Peer {
+            id: self.inner.raft.status().id,
+            node_id: self.inner.node_id.to_string(),
+            addr: self.inner.addr.clone(),
+        }
+    }
+
+    /// Whether this manager is a voter, as far as it knows.
+    pub fn is_voter(&self) -> bool {
+        let status = self.inner.raft.status();
+        status.voters.iter().any(|peer| peer.id == status.id)
+    }
+
+    /// What Raft says of itself.
+    pub fn status(&self) -> raft::Status {
+        self.inner.raft.status()
+    }
+
+    /// The store, each time that it changes.
+    pub fn watch(&self) -> watch::Receiver<Published> {
+        self.inner.published.clone()
+    }
+
+    /// The store as a value.
+    pub async fn store(&self, consistency: Consistency) -> Result<Store, EngineError> {
+        if consistency == Consistency::Linearizable {
+            let index = tokio::time::timeout(READ_TIMEOUT, self.read_index())
+                .await
+                .map_err(|_| EngineError::NoLeader)??;
+            self.applied(index).await?;
+        }
+        Ok(self.inner.published.borrow().store.clone())
+    }
+
+    /// Waits until this manager has applied that entry.
+    async fn applied(&self, index: u64) -> Result<(), EngineError> {
+        let mut published = self.inner.published.clone();
+        let applied = tokio::time::timeout(READ_TIMEOUT, published.wait_for(|p| p.index >= index)).await;
+        match applied {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(EngineError::Internal("the manager stopped".into())),
+            Err(_) => Err(EngineError::NoLeader),
+        }
+    }
+
+    /// Carries out a request, wherever the leader is; answered when it is committed and applied here.
+    pub async fn control(&self, request: Request) -> Result<Reply, EngineError> {
+        let (reply, index) = self.execute(request).await?;
+        // The write is committed; a manager that lags must not turn that into an error.
+        let _ = self.applied(index).await;
+        Ok(reply)
+    }
+
+    /// Raft as this manager sees it, for people.
+    pub fn view(&self) -> ManagerView {
+        let status = self.inner.raft.status();
+        let leader = status.leader.as_ref().map(|peer| NodeId::new(peer.node_id.clone()));
+        let members = self.inner.gossip.members();
+        let reachable = status
+            .voters
+            .iter()
+            .filter(|peer| peer.id == status.id || members.get(&peer.node_id).is_some_and(|m| m.alive))
+            .map(|peer| NodeId::new(peer.node_id.clone()))
+            .collect();
+        ManagerView { leader, reachable }
+    }
+
+    /// What this manager answers on port 2377.
+    pub fn routes(&self) -> Routes {
+        services::routes(self.clone())
+    }
+
+    /// Runs until the manager stops.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.inner.stop.clone();
+        self.inner.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Stops taking part. Nothing on disk changes.
+    pub async fn shutdown(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        self.inner.raft.clone().shutdown().await;
+    }
+}

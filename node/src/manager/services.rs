@@ -1,0 +1,259 @@
+//! What other nodes ask of a manager: certificates, requests for the leader, changes of the manager set.
+
+use std::time::Duration;
+
+use deploy::control::{Op, RegisterNode, Request as ControlRequest};
+use deploy::model::{Cluster, NodeAvailability, NodeDescription, NodeId, NodeRole};
+use prost::Message;
+use sha2::{Digest, Sha256};
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+
+use super::leader::NotDone;
+use super::{Manager, sessions};
+use crate::ca::{Issuer, PeerIdentity, Role};
+use crate::engine::EngineError;
+use crate::rpc::{MAX_MESSAGE, caller, pb};
+
+/// Docker's life of a node's certificate, 90 days.
+const DEFAULT_CERT_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Shortest life that is issued; Docker's bound.
+const SHORTEST_CERT_LIFE: Duration = Duration::from_secs(3600);
+/// A new manager waits so long to be a voter.
+const JOIN_RAFT: Duration = Duration::from_secs(15);
+
+pub(super) fn routes(manager: Manager) -> Routes {
+    let raft = tonic::service::interceptor::InterceptedService::new(
+        manager.inner.raft.service().max_decoding_message_size(MAX_MESSAGE),
+        {
+            let manager = manager.clone();
+            move |request: Request<()>| {
+                manager.authorize_manager(&caller(&request)?)?;
+                Ok(request)
+            }
+        },
+    );
+    let service = Service { manager: manager.clone() };
+    Routes::new(raft)
+        .add_service(pb::ca_server::CaServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(pb::managers_server::ManagersServer::new(service).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(sessions::service(manager))
+}
+
+impl Manager {
+    /// Whether a caller is in the cluster and was not removed. The store decides, not the certificate.
+    pub(super) fn authorize_node(&self, peer: &PeerIdentity) -> Result<NodeId, Status> {
+        let node_id = NodeId::new(peer.node_id.clone());
+        let published = self.inner.published.borrow();
+        if published.store.cluster().is_some_and(|c| c.status.removed_nodes.iter().any(|r| r.id == node_id)) {
+            return Err(Status::permission_denied("this node was removed from the cluster"));
+        }
+        Ok(node_id)
+    }
+
+    /// Whether a caller is a manager. A manager whose store is still empty goes by the certificate.
+    pub(super) fn authorize_manager(&self, peer: &PeerIdentity) -> Result<NodeId, Status> {
+        let node_id = self.authorize_node(peer)?;
+        let published = self.inner.published.borrow();
+        let manager = match published.store.node(&node_id) {
+            Some(node) => node.spec.role() == NodeRole::Manager || node.manager.is_some(),
+            None => peer.role == Role::Manager,
+        };
+        if manager { Ok(node_id) } else { Err(Status::permission_denied("only managers may ask this")) }
+    }
+}
+
+#[derive(Clone)]
+struct Service {
+    manager: Manager,
+}
+
+impl Service {
+    fn cluster(&self) -> Result<std::sync::Arc<Cluster>, Status> {
+        let published = self.manager.inner.published.borrow();
+        published.store.cluster().cloned().ok_or_else(|| Status::unavailable("this manager is not ready yet"))
+    }
+
+    fn issue(&self, cluster: &Cluster, csr_pem: &str, node: &NodeId, role: Role) -> Result<String, Status> {
+        let life = cluster.spec.node_cert_expiry_ns.map_or(DEFAULT_CERT_LIFE, Duration::from_nanos);
+        let root = &cluster.status.root_ca;
+        Issuer::new(&root.cert_pem, &root.key_pem)
+            .and_then(|issuer| {
+                issuer.issue(csr_pem, node.as_str(), cluster.id.as_str(), role, life.max(SHORTEST_CERT_LIFE))
+            })
+            .map_err(|e| Status::invalid_argument(e.to_string()))
+    }
+
+    fn managers(&self) -> Vec<pb::ManagerAddress> {
+        let published = self.manager.inner.published.borrow();
+        published
+            .store
+            .nodes()
+            .filter_map(|node| {
+                let manager = node.manager.as_ref()?;
+                Some(pb::ManagerAddress { node_id: node.id.to_string(), addr: manager.addr.clone() })
+            })
+            .collect()
+    }
+}
+
+#[tonic::async_trait]
+impl pb::ca_server::Ca for Service {
+    async fn get_root(&self, _: Request<pb::GetRootRequest>) -> Result<Response<pb::GetRootReply>, Status> {
+        Ok(Response::new(pb::GetRootReply { root_pem: self.cluster()?.status.root_ca.cert_pem.clone() }))
+    }
+
+    async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinReply>, Status> {
+        let request = request.into_inner();
+        let cluster = self.cluster()?;
+        let equal = |a: &str, b: &str| {
+            // Digests are compared, so that the time it takes says nothing about the token. Without a token nothing
+            // is equal.
+            !b.is_empty() && Sha256::digest(a.as_bytes()) == Sha256::digest(b.as_bytes())
+        };
+        let role = if equal(&request.secret, &cluster.status.manager_token) {
+            Role::Manager
+        } else if equal(&request.secret, &cluster.status.worker_token) {
+            Role::Worker
+        } else {
+            return Err(Status::permission_denied("a valid join token is necessary to join this cluster"));
+        };
+        let availability = availability(&request.availability)?;
+        let description = NodeDescription::decode(request.description.as_slice())
+            .map_err(|_| Status::invalid_argument("the node's description cannot be read"))?;
+        let node_id = NodeId::from(rand::random::<u128>());
+        // Signed before it is registered: a request that cannot be signed leaves no node behind.
+        let cert_pem = self.issue(&cluster, &request.csr_pem, &node_id, role)?;
+        let addr = description.control_addr.rsplit_once(':').map(|(ip, _)| ip.to_owned()).unwrap_or_default();
+        let registration = RegisterNode {
+            node_id: node_id.clone(),
+            role: role_of(role) as i32,
+            availability: availability as i32,
+            description,
+            addr,
+        };
+        self.manager
+            .control(ControlRequest::from(Op::RegisterNode(Box::new(registration))))
+            .await
+            .map_err(|e| to_status(&e))?;
+        tracing::info!(node.id = %node_id, ?role, "a node joined");
+        Ok(Response::new(pb::JoinReply {
+            node_id: node_id.to_string(),
+            cluster_id: cluster.id.to_string(),
+            cert_pem,
+            manager: role == Role::Manager,
+            gossip_keys: gossip_keys(&cluster),
+            managers: self.managers(),
+            data_path_port: cluster.spec.data_path_port,
+        }))
+    }
+
+    async fn renew(&self, request: Request<pb::RenewRequest>) -> Result<Response<pb::RenewReply>, Status> {
+        let peer = caller(&request)?;
+        let node_id = self.manager.authorize_node(&peer)?;
+        let cluster = self.cluster()?;
+        let store = self.manager.inner.published.borrow().store.clone();
+        let node = store.node(&node_id).ok_or_else(|| Status::permission_denied("this node is not in the cluster"))?;
+        let role = match node.spec.role() {
+            NodeRole::Manager => Role::Manager,
+            NodeRole::Worker => Role::Worker,
+        };
+        let cert_pem = self.issue(&cluster, &request.into_inner().csr_pem, &node_id, role)?;
+        Ok(Response::new(pb::RenewReply { cert_pem, manager: role == Role::Manager }))
+    }
+}
+
+#[tonic::async_trait]
+impl pb::managers_server::Managers for Service {
+    async fn execute(&self, request: Request<pb::ExecuteRequest>) -> Result<Response<pb::ExecuteReply>, Status> {
+        use pb::execute_reply::Outcome;
+        self.manager.authorize_manager(&caller(&request)?)?;
+        let decoded = ControlRequest::decode(request.into_inner().request.as_slice())
+            .map_err(|_| Status::invalid_argument("the request cannot be read"))?;
+        let (outcome, index) = match self.manager.inner.leader.execute(decoded).await {
+            Ok((reply, index)) => (Outcome::Reply(reply.encode_to_vec()), index),
+            Err(NotDone::Refused(error)) => (Outcome::Refused(error.encode_to_vec()), 0),
+            Err(NotDone::Unknown(reason)) => (Outcome::Unknown(reason), 0),
+            Err(NotDone::NotLeader) => {
+                let leader = self.manager.status().leader;
+                let known = leader.map(|peer| pb::NotLeader { node_id: peer.node_id, addr: peer.addr });
+                (Outcome::NotLeader(known.unwrap_or_default()), 0)
+            }
+        };
+        Ok(Response::new(pb::ExecuteReply { outcome: Some(outcome), index }))
+    }
+
+    async fn read_index(&self, request: Request<pb::ReadIndexRequest>) -> Result<Response<pb::ReadIndexReply>, Status> {
+        self.manager.authorize_manager(&caller(&request)?)?;
+        let index = self.manager.inner.raft.linearizable().await.map_err(|e| Status::unavailable(e.to_string()))?;
+        Ok(Response::new(pb::ReadIndexReply { index }))
+    }
+
+    async fn heard(&self, request: Request<pb::HeardRequest>) -> Result<Response<pb::HeardReply>, Status> {
+        self.manager.authorize_manager(&caller(&request)?)?;
+        for agent in request.into_inner().agents {
+            self.manager.inner.heard.note(NodeId::new(agent.node_id), Duration::from_millis(agent.age_ms));
+        }
+        Ok(Response::new(pb::HeardReply { leads: self.manager.status().role == raft::Role::Leader }))
+    }
+
+    async fn join_raft(&self, request: Request<pb::JoinRaftRequest>) -> Result<Response<pb::JoinRaftReply>, Status> {
+        self.manager.authorize_manager(&caller(&request)?)?;
+        let request = request.into_inner();
+        // The store says which raft id a node was given; another one is not let in.
+        let known = {
+            let published = self.manager.inner.published.borrow();
+            published
+                .store
+                .node(&NodeId::new(request.node_id.clone()))
+                .and_then(|node| node.manager.as_ref().map(|m| m.raft_id))
+        };
+        if known.is_some_and(|id| id != request.raft_id) {
+            return Err(Status::failed_precondition("this raft id was not given to this node"));
+        }
+        tokio::time::timeout(JOIN_RAFT, self.manager.add_voter(request))
+            .await
+            .map_err(|_| Status::unavailable("the new manager could not be reached, or did not catch up in time"))?
+            .map_err(|e| to_status(&e))?;
+        Ok(Response::new(pb::JoinRaftReply {}))
+    }
+
+    async fn leave_raft(&self, request: Request<pb::LeaveRaftRequest>) -> Result<Response<pb::LeaveRaftReply>, Status> {
+        self.manager.authorize_manager(&caller(&request)?)?;
+        self.manager.remove_voter(request.into_inner().raft_id).await.map_err(|e| to_status(&e))?;
+        Ok(Response::new(pb::LeaveRaftReply {}))
+    }
+}
+
+pub(super) fn gossip_keys(cluster: &Cluster) -> Vec<pb::GossipKey> {
+    cluster.status.gossip_keys.iter().map(|k| pb::GossipKey { id: k.id, key: k.bytes.clone() }).collect()
+}
+
+fn role_of(role: Role) -> NodeRole {
+    match role {
+        Role::Manager => NodeRole::Manager,
+        Role::Worker => NodeRole::Worker,
+    }
+}
+
+/// Docker's words for availability; empty means active.
+pub(crate) fn availability(text: &str) -> Result<NodeAvailability, Status> {
+    match text {
+        "" | "active" => Ok(NodeAvailability::Active),
+        "pause" => Ok(NodeAvailability::Pause),
+        "drain" => Ok(NodeAvailability::Drain),
+        other => Err(Status::invalid_argument(format!(
+            "invalid availability {other:?}: it must be active, pause or drain"
+        ))),
+    }
+}
+
+pub(super) fn to_status(error: &EngineError) -> Status {
+    match error {
+        EngineError::Refused(_) | EngineError::WrongMembership(_) => Status::failed_precondition(error.to_string()),
+        EngineError::Invalid(_) => Status::invalid_argument(error.to_string()),
+        EngineError::NoLeader | EngineError::NotManager(_) => Status::unavailable(error.to_string()),
+        EngineError::OutcomeUnknown(_) => Status::unknown(error.to_string()),
+        EngineError::Internal(_) => Status::internal(error.to_string()),
+    }
+}

@@ -1,0 +1,231 @@
+//! Agents' lines to this manager: assignments go down them, statuses come up.
+//!
+//! Any manager serves any agent. What an agent is sent comes from this manager's applied store and is stamped, so that
+//! the agent can refuse what is older than what it has seen.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use deploy::control::{NodeLeft, NodeSession, Op, ReportStatuses, Request as ControlRequest, TaskReport};
+use deploy::dispatcher::{self, AssignmentSet, Stamp, Update};
+use deploy::model::{NodeDescription, NodeId, NodeRole, NodeState};
+use futures_util::Stream;
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::services::{gossip_keys, to_status};
+use super::{Manager, Published};
+use crate::rpc::{MAX_MESSAGE, caller, pb};
+
+/// An agent that opens a session must introduce itself within this time.
+const HELLO: Duration = Duration::from_secs(5);
+/// Messages to an agent that is slow to read; past that its session waits, not the manager.
+const BACKLOG: usize = 16;
+/// An agent hears from its manager at least this often.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Changes are gathered for this long before a difference is computed.
+const GATHER: Duration = Duration::from_millis(5);
+
+pub(super) fn service(manager: Manager) -> pb::sessions_server::SessionsServer<Service> {
+    pb::sessions_server::SessionsServer::new(Service { manager }).max_decoding_message_size(MAX_MESSAGE)
+}
+
+pub(super) struct Service {
+    manager: Manager,
+}
+
+#[tonic::async_trait]
+impl pb::sessions_server::Sessions for Service {
+    type OpenStream = Pin<Box<dyn Stream<Item = Result<pb::ManagerMessage, Status>> + Send>>;
+
+    async fn open(&self, request: Request<Streaming<pb::AgentMessage>>) -> Result<Response<Self::OpenStream>, Status> {
+        let peer = caller(&request)?;
+        let node_id = self.manager.authorize_node(&peer)?;
+        let addr = peer_addr(&request);
+        let mut messages = request.into_inner();
+        let hello = match tokio::time::timeout(HELLO, messages.message()).await {
+            Ok(Ok(Some(pb::AgentMessage { kind: Some(pb::agent_message::Kind::Hello(hello)) }))) => hello,
+            _ => return Err(Status::invalid_argument("a session begins with a hello")),
+        };
+        let description = NodeDescription::decode(hello.description.as_slice())
+            .map_err(|_| Status::invalid_argument("the node's description cannot be read"))?;
+        let registration =
+            NodeSession { node_id: node_id.clone(), generation: hello.generation, description, addr };
+        self.manager
+            .control(ControlRequest::from(Op::NodeSession(Box::new(registration.clone()))))
+            .await
+            .map_err(|e| to_status(&e))?;
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        let session = Session { manager: self.manager.clone(), registration, sender };
+        self.manager.spawn(async move { session.run(messages).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn leave(&self, request: Request<pb::LeaveRequest>) -> Result<Response<pb::LeaveReply>, Status> {
+        let node_id = self.manager.authorize_node(&caller(&request)?)?;
+        self.manager.control(ControlRequest::from(Op::NodeLeft(NodeLeft { node_id }))).await.map_err(|e| to_status(&e))?;
+        Ok(Response::new(pb::LeaveReply {}))
+    }
+}
+
+/// The agent says itself which address it is reached at (in its description); this one is a fallback for people.
+fn peer_addr<T>(request: &Request<T>) -> String {
+    request.remote_addr().map(|addr| addr.ip().to_string()).unwrap_or_default()
+}
+
+/// One agent's session.
+struct Session {
+    manager: Manager,
+    registration: NodeSession,
+    sender: mpsc::Sender<Result<pb::ManagerMessage, Status>>,
+}
+
+impl Session {
+    fn node_id(&self) -> &NodeId {
+        &self.registration.node_id
+    }
+
+    async fn run(self, messages: Streaming<pb::AgentMessage>) {
+        tracing::info!(node.id = %self.node_id(), generation = self.registration.generation, "session opened");
+        let reason = tokio::select! {
+            reason = self.receive(messages) => reason,
+            reason = self.send() => reason,
+        };
+        tracing::info!(node.id = %self.node_id(), reason, "session closed");
+    }
+
+    /// Takes what the agent says until it says no more.
+    async fn receive(&self, mut messages: Streaming<pb::AgentMessage>) -> &'static str {
+        loop {
+            let kind = match messages.message().await {
+                Ok(Some(message)) => message.kind,
+                Ok(None) => return "the agent closed it",
+                Err(_) => return "the connection broke",
+            };
+            self.manager.inner.heard.note(self.node_id().clone(), Duration::ZERO);
+            match kind {
+                Some(pb::agent_message::Kind::Statuses(statuses)) => {
+                    if !self.commit(statuses).await {
+                        return "its statuses could not be committed";
+                    }
+                }
+                Some(pb::agent_message::Kind::Heartbeat(_)) => self.return_to_ready().await,
+                Some(pb::agent_message::Kind::Hello(_)) | None => return "the agent said what it should not",
+            }
+        }
+    }
+
+    /// Commits a batch of statuses, then says so; an agent sends again what was not acknowledged.
+    async fn commit(&self, statuses: pb::Statuses) -> bool {
+        let mut reports = Vec::with_capacity(statuses.reports.len());
+        for bytes in &statuses.reports {
+            match TaskReport::decode(bytes.as_slice()) {
+                Ok(report) => reports.push(report),
+                Err(_) => return false,
+            }
+        }
+        let op = Op::ReportStatuses(ReportStatuses {
+            node_id: self.node_id().clone(),
+            generation: self.registration.generation,
+            reports,
+        });
+        match self.manager.control(ControlRequest::from(op)).await {
+            Ok(_) => {
+                let kind = pb::manager_message::Kind::StatusesCommitted(pb::StatusesCommitted {
+                    sequence: statuses.sequence,
+                });
+                self.sender.send(Ok(pb::ManagerMessage { kind: Some(kind) })).await.is_ok()
+            }
+            Err(error) => {
+                tracing::warn!(node.id = %self.node_id(), %error, "statuses were not committed");
+                false
+            }
+        }
+    }
+
+    /// A host that was declared Down and still talks is Ready again.
+    async fn return_to_ready(&self) {
+        let down = {
+            let published = self.manager.inner.published.borrow();
+            published.store.node(self.node_id()).is_some_and(|node| node.status.state() != NodeState::Ready)
+        };
+        if down {
+            let op = Op::NodeSession(Box::new(self.registration.clone()));
+            if let Err(error) = self.manager.control(ControlRequest::from(op)).await {
+                tracing::debug!(node.id = %self.node_id(), %error, "the host could not be made Ready again");
+            }
+        }
+    }
+
+    /// Sends the assignment set, then differences as the store changes, and heartbeats between them.
+    async fn send(&self) -> &'static str {
+        let mut published = self.manager.watch();
+        let mut sent: Option<Told> = None;
+        loop {
+            let current = published.borrow_and_update().clone();
+            if removed(&current, self.node_id()) {
+                let _ = self.sender.send(Err(Status::permission_denied("this node was removed from the cluster"))).await;
+                return "the node was removed";
+            }
+            if let Some(message) = self.difference(&current, &mut sent)
+                && self.sender.send(Ok(message)).await.is_err()
+            {
+                return "the agent is gone";
+            }
+            match tokio::time::timeout(HEARTBEAT, published.changed()).await {
+                Ok(Ok(())) => tokio::time::sleep(GATHER).await,
+                Ok(Err(_)) => return "the manager stopped",
+                Err(_) => {
+                    let kind = pb::manager_message::Kind::Heartbeat(pb::ManagerHeartbeat {});
+                    if self.sender.send(Ok(pb::ManagerMessage { kind: Some(kind) })).await.is_err() {
+                        return "the agent is gone";
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the agent must be told so that it knows what `current` says; `None` if it knows.
+    fn difference(&self, current: &Published, sent: &mut Option<Told>) -> Option<pb::ManagerMessage> {
+        let cluster = current.store.cluster()?;
+        let node = current.store.node(self.node_id())?;
+        let told = Told {
+            stamp: Stamp {
+                incarnation: cluster.status.incarnation,
+                term: current.term,
+                revision: current.store.revision(),
+            },
+            set: dispatcher::assignment(&current.store, self.node_id()),
+            keys: gossip_keys(cluster),
+            manager: node.spec.role() == NodeRole::Manager,
+        };
+        let update = match &*sent {
+            Some(old) if old.set == told.set && old.keys == told.keys && old.manager == told.manager => return None,
+            Some(old) => {
+                Update { stamp: told.stamp, base: Some(old.stamp), delta: old.set.diff(&told.set) }
+            }
+            None => told.set.to_update(told.stamp),
+        };
+        let message = pb::Assignments {
+            update: update.to_bytes(),
+            gossip_keys: told.keys.clone(),
+            manager: told.manager,
+        };
+        *sent = Some(told);
+        Some(pb::ManagerMessage { kind: Some(pb::manager_message::Kind::Assignments(message)) })
+    }
+}
+
+/// What an agent knows.
+struct Told {
+    stamp: Stamp,
+    set: AssignmentSet,
+    keys: Vec<pb::GossipKey>,
+    manager: bool,
+}
+
+fn removed(current: &Published, node: &NodeId) -> bool {
+    current.store.cluster().is_some() && current.store.node(node).is_none()
+}

@@ -1,0 +1,104 @@
+//! Channels to other nodes: one a peer, connected when first used and again after a failure.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::ca::{TlsContext, TlsError, fetch_identity};
+
+/// An RPC that does not stream may take this long, unless its caller says less.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A failed call in words that a user can use.
+#[derive(Debug, thiserror::Error)]
+#[error("{addr}: {}", reason(status))]
+pub struct Refused {
+    /// Who was asked.
+    pub addr: String,
+    /// What came back.
+    #[source]
+    pub status: Box<tonic::Status>,
+}
+
+/// The innermost cause of a transport error is what helps; gRPC hides it behind "transport error".
+fn reason(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(status);
+    while let Some(error) = cause {
+        text = error.to_string();
+        cause = error.source();
+    }
+    text
+}
+
+/// Channels to the nodes of the cluster, authenticated by this node's certificate.
+#[derive(Clone)]
+pub struct Channels {
+    tls: TlsContext,
+    open: Arc<Mutex<BTreeMap<(String, String), Channel>>>,
+}
+
+impl Channels {
+    /// Channels that use these credentials.
+    pub fn new(tls: TlsContext) -> Self {
+        Self { tls, open: Arc::default() }
+    }
+
+    /// The channel to the node `name` (a node id, or a role's `OU`) at `addr` (`ip:port`).
+    pub fn to(&self, addr: &str, name: &str) -> Channel {
+        let key = (addr.to_owned(), name.to_owned());
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.entry(key)
+            .or_insert_with(|| {
+                let (tls, addr, name) = (self.tls.clone(), addr.to_owned(), name.to_owned());
+                lazy(move || {
+                    let (tls, addr, name) = (tls.clone(), addr.clone(), name.clone());
+                    async move { Ok::<_, TlsError>(TokioIo::new(tls.connect(&addr, &name).await?)) }
+                })
+            })
+            .clone()
+    }
+
+    /// Forgets the open connections, so that the next calls show a renewed certificate.
+    pub fn reset(&self) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// A channel of one who has no certificate yet, to a manager whose certificate comes from this root.
+pub fn channel_without_certificate(root_pem: &str, addr: &str) -> Channel {
+    let (root, addr) = (root_pem.to_owned(), addr.to_owned());
+    lazy(move || {
+        let (root, addr) = (root.clone(), addr.clone());
+        async move {
+            let stream = TlsContext::connect_without_certificate(&root, &addr, "swarm-manager").await?;
+            Ok::<_, TlsError>(TokioIo::new(stream))
+        }
+    })
+}
+
+/// A channel to whoever answers at `addr`; see [`fetch_identity`].
+pub fn unverified_channel(addr: &str) -> Channel {
+    let addr = addr.to_owned();
+    lazy(move || {
+        let addr = addr.clone();
+        async move { Ok::<_, TlsError>(TokioIo::new(fetch_identity(&addr).await?)) }
+    })
+}
+
+fn lazy<F, S>(connect: impl Fn() -> F + Send + Sync + 'static) -> Channel
+where
+    F: Future<Output = Result<S, TlsError>> + Send + 'static,
+    S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+{
+    // The address is in the connector; the URI only names the scheme and authority that HTTP/2 asks for.
+    Endpoint::from_static("http://shoal")
+        .timeout(CALL_TIMEOUT)
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .tcp_nodelay(true)
+        .connect_with_connector_lazy(tower::service_fn(move |_: Uri| connect()))
+}

@@ -1,0 +1,16 @@
+//! Port 2377: the messages between nodes, the TLS server that carries them, and channels to other nodes.
+
+mod channel;
+mod server;
+
+/// What `proto/node.proto` says.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod pb {
+    tonic::include_proto!("shoal.node.v1");
+}
+
+pub use channel::{Channels, Refused, channel_without_certificate, unverified_channel};
+pub use server::{Peer, caller, serve};
+
+/// Largest message that is read, in bytes. A full assignment set or a batch of the log stays far below.
+pub const MAX_MESSAGE: usize = 16 << 20;
