@@ -17,10 +17,10 @@ use tokio::sync::{oneshot, watch};
 use crate::config::{Config, Desired, EndpointConfig};
 use crate::dns::{DnsSockets, Server, View, Zone};
 use crate::error::{ObjectError, OverlayError};
-use crate::kernel::{Links, NetNs, Stage, Tables};
+use crate::kernel::{Links, NetNs, Stage, Tables, mac_of};
 use crate::overlay::{Attached, AttachedInterface};
 use crate::plan::attachment::{Interface, Unfit, choose_address, gateway, has_way_out, interfaces};
-use crate::plan::balance::{Balance, HostSide};
+use crate::plan::balance::{Balance, HostSide, IngressSide, Return};
 use crate::plan::names;
 use crate::plan::picture::{Facts, Picture};
 use crate::plan::ruleset::Table;
@@ -48,8 +48,10 @@ struct Task {
     namespace: NetNs,
     interfaces: Vec<Interface>,
     dns_ports: (u16, u16),
-    /// The table that is in force in its namespace, as far as we know.
-    table: Option<Table>,
+    /// Its place on the ingress network, where it has to find the way back to clients.
+    ingress: Option<IngressSide>,
+    /// The tables that are in force in its namespace, as far as we know.
+    tables: Vec<Table>,
 }
 
 /// The state of the overlay.
@@ -60,6 +62,8 @@ pub(crate) struct Owner {
     host_tables: Tables,
     dns: Server,
     applied: watch::Sender<u64>,
+    /// How replies to clients of published ports go back; what this kernel can do.
+    replies: Return,
     desired: Desired,
     suspects: BTreeSet<Ipv4Addr>,
     balance: Balance,
@@ -79,6 +83,7 @@ impl Owner {
         let host_tables = Tables::open(stage.host()).map_err(failed("open nf_tables"))?;
         let egress = stage.egress().map_err(failed("read the host's interfaces"))?;
         let dns = Server::start().map_err(failed("start the resolver"))?;
+        let replies = replies().map_err(failed("try nf_tables"))?;
         Ok(Owner {
             config,
             pin,
@@ -86,6 +91,7 @@ impl Owner {
             host_tables,
             dns,
             applied,
+            replies,
             desired: Desired::default(),
             suspects: BTreeSet::new(),
             balance: Balance::default(),
@@ -181,7 +187,7 @@ impl Owner {
     fn apply_tables(&mut self) -> Vec<ObjectError> {
         let mut errors = Vec::new();
         for (id, task) in &mut self.tasks {
-            if let Err(source) = apply_task_table(&self.balance, task) {
+            if let Err(source) = apply_task_tables(&self.balance, task) {
                 errors.push(ObjectError { object: format!("table of task {id}"), source });
             }
         }
@@ -192,14 +198,15 @@ impl Owner {
     }
 
     fn apply_host_table(&mut self) -> io::Result<()> {
-        let has_ingress = self.desired.networks.iter().any(|n| n.ingress && n.host_address.is_some());
+        let ingress = self.desired.networks.iter().find(|n| n.ingress && n.host_address.is_some());
         let way_out = |task: &Task| {
             task.interfaces.iter().find(|i| i.network == names::EGRESS).map(|interface| interface.address.addr())
         };
         let side = HostSide {
-            ingress: has_ingress.then(|| names::ingress_link(&self.config.node)),
+            ingress: ingress.map(|network| (names::ingress_link(&self.config.node), network.subnet.trunc())),
             egress: self.egress.map(|net| (names::egress_link(&self.config.node), net.trunc())),
             tasks: self.tasks.iter().filter_map(|(id, task)| Some((id.clone(), way_out(task)?))).collect(),
+            replies: self.replies,
         };
         let table = self.balance.host_table(&self.config.node, &side);
         if self.host_table.as_ref() == Some(&table) {
@@ -279,6 +286,14 @@ impl Owner {
                 .map_err(failed("set the default route"))?;
         }
 
+        let ingress = match self.replies {
+            Return::Masquerade => None,
+            Return::Remember => self.ingress_side(&interfaces),
+        };
+        if let Some(side) = &ingress {
+            remember_stations(&namespace, &mut links, side).map_err(failed("prepare the way back to clients"))?;
+        }
+
         let sockets = match sockets {
             Some(sockets) => sockets,
             None => DnsSockets::open(&namespace).map_err(failed("open the resolver's sockets"))?,
@@ -296,12 +311,18 @@ impl Owner {
                 .collect(),
             gateway_address: egress.map(|net| net.addr()),
         };
-        let mut task = Task { config, namespace, interfaces, dns_ports, table: None };
-        apply_task_table(&self.balance, &mut task).map_err(failed("set the task's virtual addresses"))?;
+        let mut task = Task { config, namespace, interfaces, dns_ports, ingress, tables: Vec::new() };
+        apply_task_tables(&self.balance, &mut task).map_err(failed("set the task's virtual addresses"))?;
         self.tasks.insert(id.clone(), task);
         self.apply_host_table().map_err(failed("set the host's published ports"))?;
         tracing::info!(task.id = %id, interfaces = attached.interfaces.len(), "task connected");
         Ok(attached)
+    }
+
+    fn ingress_side(&self, interfaces: &[Interface]) -> Option<IngressSide> {
+        let network = self.desired.networks.iter().find(|network| network.ingress)?;
+        let interface = interfaces.iter().find(|interface| interface.network == network.id)?;
+        Some(IngressSide { interface: interface.name.clone(), subnet: network.subnet.trunc() })
     }
 
     /// The task's address on the way out: the one that it has, or a free one.
@@ -391,14 +412,49 @@ impl Owner {
     }
 }
 
-fn apply_task_table(balance: &Balance, task: &mut Task) -> io::Result<()> {
+/// Lets a task answer clients through the host that they came by: replies that carry a mark leave by the ingress
+/// interface, to a gateway that stands for all hosts.
+fn remember_stations(namespace: &NetNs, links: &mut Links, side: &IngressSide) -> io::Result<()> {
+    // A client's packets come in where no route to the client leads out.
+    for scope in ["all", side.interface.as_str()] {
+        namespace.set_sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
+    }
+    let index = links.index(&side.interface)?;
+    links.set_neighbour(index, names::RETURN_GATEWAY, mac_of(Ipv4Addr::UNSPECIFIED))?;
+    links.route_marked(side.subnet, names::RETURN_TABLE, names::RETURN_GATEWAY, &side.interface)
+}
+
+/// Finds out whether this kernel can remember stations (`NETFILTER_EGRESS`, since 5.16), by trying in a namespace of
+/// its own. All hosts of a cluster should agree: a task on a host that cannot does not find the way back to a client
+/// whose address another host has kept.
+fn replies() -> io::Result<Return> {
+    let side = IngressSide { interface: "lo".into(), subnet: Ipv4Net::from(Ipv4Addr::LOCALHOST) };
+    let probe = NetNs::anonymous()?;
+    let mut tables = Tables::open(&probe)?;
+    let both = [Balance::default().task_table(&[], (53, 53), Some(&side)), Balance::frame_table(&side)];
+    for table in &both {
+        if let Err(error) = tables.replace(table) {
+            tracing::warn!(%error, "published ports will not show clients' addresses: the kernel lacks a feature");
+            return Ok(Return::Masquerade);
+        }
+    }
+    Ok(Return::Remember)
+}
+
+fn apply_task_tables(balance: &Balance, task: &mut Task) -> io::Result<()> {
     let networks: Vec<String> = task.config.attachments.iter().map(|a| a.network.clone()).collect();
-    let table = balance.task_table(&networks, task.dns_ports);
-    if task.table.as_ref() == Some(&table) {
+    let ingress = task.ingress.as_ref();
+    let mut tables: Vec<Table> = ingress.map(Balance::frame_table).into_iter().collect();
+    tables.push(balance.task_table(&networks, task.dns_ports, ingress));
+    if task.tables == tables {
         return Ok(());
     }
-    task.table = None;
-    Tables::open(&task.namespace)?.replace(&table)?;
-    task.table = Some(table);
+    // Unknown until the kernel has said yes to all of them.
+    let old = std::mem::take(&mut task.tables);
+    let mut kernel = Tables::open(&task.namespace)?;
+    for table in tables.iter().filter(|table| !old.contains(table)) {
+        kernel.replace(table)?;
+    }
+    task.tables = tables;
     Ok(())
 }

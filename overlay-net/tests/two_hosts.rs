@@ -90,6 +90,27 @@ fn a_published_port_answers_on_every_host_for_everybody() {
 }
 
 #[test]
+fn a_published_port_shows_the_clients_own_address() {
+    if !possible() {
+        return;
+    }
+    let (world, _tasks, _greeters) = usual();
+    for number in [1, 2] {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..30 {
+            seen.insert(greet(&world.client, host_address(number), 8080).unwrap());
+        }
+        let expected = [format!("web.1 {CLIENT}"), format!("web.2 {CLIENT}")];
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), expected, "through host {number}");
+        for other in [1, 2] {
+            let said = greet(&world.host(other).namespace, host_address(number), 8080).unwrap();
+            let address = host_address(other).to_string();
+            assert!(said.ends_with(&address), "host {other} through host {number}: {said}");
+        }
+    }
+}
+
+#[test]
 fn tasks_have_a_way_out() {
     if !possible() {
         return;

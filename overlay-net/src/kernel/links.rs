@@ -46,6 +46,14 @@ const RT_TABLE_MAIN: u8 = 254;
 const RTN_UNICAST: u8 = 1;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
+/// `RTNH_F_ONLINK`: the gateway is on the link, whatever the link's addresses say.
+const ONLINK: u32 = 4;
+// `FRA_*` and `FR_ACT_TO_TBL` of linux/fib_rules.h.
+const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
+const FRA_TABLE: u16 = 15;
+const FRA_FWMASK: u16 = 16;
+const TO_TABLE: u8 = 1;
 
 /// What the kernel says about a link.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -444,6 +452,31 @@ impl Links {
         }
         message.put_u32(libc::RTA_OIF, index);
         Ok(message)
+    }
+
+    /// Sends packets whose mark is an address in `marks` (as it stands in a packet) out of a link, to a gateway that
+    /// need not exist there: a rule and a default route in a table of their own. What is there already is fine.
+    ///
+    /// # Errors
+    /// `NotFound` when the link is missing, or what the kernel says.
+    pub fn route_marked(&mut self, marks: Ipv4Net, table: u32, via: Ipv4Addr, name: &str) -> io::Result<()> {
+        let index = self.index(name)?;
+        let mut fixed = [0; 12];
+        (fixed[0], fixed[5], fixed[7]) = (libc::AF_INET as u8, RTPROT_STATIC, RTN_UNICAST);
+        fixed[8..12].copy_from_slice(&ONLINK.to_ne_bytes());
+        let mut route = Message::new(RTM_NEWROUTE, CREATE | REPLACE, &fixed);
+        route.put(libc::RTA_GATEWAY, &via.octets()).put_u32(libc::RTA_OIF, index).put_u32(libc::RTA_TABLE, table);
+        self.socket.request(route)?;
+
+        let mut fixed = [0; 12];
+        (fixed[0], fixed[7]) = (libc::AF_INET as u8, TO_TABLE);
+        let mut rule = Message::new(libc::RTM_NEWRULE, CREATE | EXCL, &fixed);
+        rule.put_u32(FRA_PRIORITY, table).put_u32(FRA_TABLE, table);
+        rule.put(FRA_FWMARK, &marks.network().octets()).put(FRA_FWMASK, &marks.netmask().octets());
+        match self.socket.request(rule) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// All IPv4 destinations in the main table, with the number of their link; the default route is `0.0.0.0/0`.

@@ -7,18 +7,21 @@
 use std::io;
 
 use libc::{
-    NFNL_SUBSYS_NFTABLES, NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CT_STATE, NFT_CT_STATUS, NFT_META_IIFNAME, NFT_META_L4PROTO,
-    NFT_META_OIFNAME, NFT_MSG_DELTABLE, NFT_MSG_GETTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET,
-    NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, NFT_NG_RANDOM, NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER,
-    NFT_REG_1, NFT_REG_2, NFT_REG_VERDICT, NFT_REJECT_ICMP_UNREACH, NFT_REJECT_TCP_RST, NFT_SET_MAP,
+    NFNL_SUBSYS_NFTABLES, NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CT_DIRECTION, NFT_CT_MARK, NFT_CT_STATE, NFT_CT_STATUS,
+    NFT_META_IIFNAME, NFT_META_L4PROTO, NFT_META_MARK, NFT_META_OIFNAME, NFT_MSG_DELTABLE, NFT_MSG_GETTABLE,
+    NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, NFT_NG_RANDOM,
+    NFT_PAYLOAD_LL_HEADER, NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER, NFT_REG_1, NFT_REG_2,
+    NFT_REG_VERDICT, NFT_REJECT_ICMP_UNREACH, NFT_REJECT_TCP_RST, NFT_SET_MAP,
 };
 use nix::sys::socket::SockProtocol;
 
 use super::netlink::{CREATE, DUMP, Message, Socket, attributes, str_of};
 use super::netns::NetNs;
-use crate::plan::ruleset::{Action, Chain, Hook, Kind, Match, Point, Rule, Set, Table};
+use crate::plan::ruleset::{Action, Chain, Family, Hook, Kind, Match, Point, Rule, Set, Table};
 
+const NFPROTO_UNSPEC: u8 = 0;
 const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_NETDEV: u8 = 5;
 /// Attributes are at most 64 KiB, an element with a chain's name at most about 170 bytes.
 const ELEMENTS_PER_MESSAGE: usize = 300;
 // Attribute numbers of linux/netfilter/nf_tables.h.
@@ -30,6 +33,7 @@ const CHAIN_HOOK: u16 = 4;
 const CHAIN_TYPE: u16 = 7;
 const HOOK_NUM: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
+const HOOK_DEVICE: u16 = 3;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const RULE_EXPRESSIONS: u16 = 4;
@@ -78,6 +82,14 @@ const PORT_UNREACHABLE: u8 = 3;
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
 const DESTINATION_PORT: u32 = 2;
+/// Byte offsets in the Ethernet header: the source address, and the last four bytes of both.
+const MAC_SOURCE: u32 = 6;
+const STATION_SOURCE: u32 = 8;
+const STATION_DESTINATION: u32 = 2;
+/// The two bytes that every derived hardware address begins with.
+const STATION_PREFIX: [u8; 2] = [0x02, 0x42];
+/// `IP_CT_DIR_REPLY`.
+const DIRECTION_REPLY: u8 = 1;
 
 /// A handle on the nf_tables of one namespace.
 #[derive(Debug)]
@@ -117,29 +129,37 @@ impl Tables {
         batch.send(&mut self.socket)
     }
 
-    /// Removes a table of family `ip`; a missing one is fine.
+    /// Removes the tables of this name of our families; missing ones are fine.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn delete(&mut self, name: &str) -> io::Result<()> {
-        let table = Table::new(name, String::new());
+        let there = self.list_families()?;
         let mut batch = Batch::default();
-        batch.table(&table, NFT_MSG_NEWTABLE, "table");
-        batch.table(&table, NFT_MSG_DELTABLE, "table");
-        batch.send(&mut self.socket)
+        for family in [Family::Ip, Family::Netdev] {
+            if there.iter().any(|(number, found)| *number == protocol(family) && found == name) {
+                batch.table(&Table::new(family, name, String::new()), NFT_MSG_DELTABLE, "table");
+            }
+        }
+        if batch.messages.is_empty() { Ok(()) } else { batch.send(&mut self.socket) }
     }
 
-    /// The names of all tables of family `ip`.
+    /// The names of all tables of all families.
     ///
     /// # Errors
     /// When the kernel refuses the dump.
     pub fn list(&mut self) -> io::Result<Vec<String>> {
-        let message = Message::new(kind(NFT_MSG_GETTABLE), DUMP, &[NFPROTO_IPV4, 0, 0, 0]);
+        Ok(self.list_families()?.into_iter().map(|(_, name)| name).collect())
+    }
+
+    fn list_families(&mut self) -> io::Result<Vec<(u8, String)>> {
+        let message = Message::new(kind(NFT_MSG_GETTABLE), DUMP, &[NFPROTO_UNSPEC, 0, 0, 0]);
         let replies = self.socket.request(message)?;
         Ok(replies
             .iter()
             .filter_map(|reply| {
-                attributes(reply.body.get(4..)?).find(|(kind, _)| *kind == TABLE_NAME).map(|(_, name)| str_of(name))
+                let (_, name) = attributes(reply.body.get(4..)?).find(|(kind, _)| *kind == TABLE_NAME)?;
+                Some((reply.body[0], str_of(name)))
             })
             .collect())
     }
@@ -148,6 +168,13 @@ impl Tables {
 fn kind(message: i32) -> u16 {
     let subsystem = u16::try_from(NFNL_SUBSYS_NFTABLES).expect("a subsystem is a byte");
     (subsystem << 8) | u16::try_from(message).expect("a message number is a byte")
+}
+
+fn protocol(family: Family) -> u8 {
+    match family {
+        Family::Ip => NFPROTO_IPV4,
+        Family::Netdev => NFPROTO_NETDEV,
+    }
 }
 
 fn number(constant: i32) -> u32 {
@@ -181,12 +208,12 @@ impl Batch {
         })
     }
 
-    fn start(message: i32, flags: u16) -> Message {
-        Message::new(kind(message), flags, &[NFPROTO_IPV4, 0, 0, 0])
+    fn start(table: &Table, message: i32, flags: u16) -> Message {
+        Message::new(kind(message), flags, &[protocol(table.family), 0, 0, 0])
     }
 
     fn table(&mut self, table: &Table, message: i32, about: &str) {
-        let mut m = Batch::start(message, if message == NFT_MSG_NEWTABLE { CREATE } else { 0 });
+        let mut m = Batch::start(table, message, if message == NFT_MSG_NEWTABLE { CREATE } else { 0 });
         m.put_str(TABLE_NAME, &table.name);
         if message == NFT_MSG_NEWTABLE && !table.comment.is_empty() {
             // What libnftnl writes for a comment: type 0, length, text with its closing zero.
@@ -199,22 +226,28 @@ impl Batch {
     }
 
     fn chain(&mut self, table: &Table, name: &str, chain: &Chain) {
-        let mut m = Batch::start(NFT_MSG_NEWCHAIN, CREATE);
+        let mut m = Batch::start(table, NFT_MSG_NEWCHAIN, CREATE);
         m.put_str(CHAIN_TABLE, &table.name).put_str(CHAIN_NAME, name);
-        if let Some(Hook { kind, point, priority }) = chain.hook {
+        if let Some(Hook { kind, point, priority }) = &chain.hook {
             m.nest(CHAIN_HOOK, |m| {
                 let number = match point {
                     Point::Prerouting => 0,
                     Point::Output => 3,
                     Point::Postrouting => 4,
+                    // `NF_NETDEV_EGRESS`: numbers are of the family.
+                    Point::Egress(_) => 1,
                 };
                 m.put_be32(HOOK_NUM, number).put_be32(HOOK_PRIORITY, priority.cast_unsigned());
+                if let Point::Egress(device) = point {
+                    m.put_str(HOOK_DEVICE, device);
+                }
             });
             m.put_str(
                 CHAIN_TYPE,
                 match kind {
                     Kind::Filter => "filter",
                     Kind::Nat => "nat",
+                    Kind::Route => "route",
                 },
             );
         }
@@ -229,7 +262,7 @@ impl Batch {
             Set::PortChains(_) => (TYPE_PORT, 2, Some((TYPE_VERDICT, 16))),
             Set::Backends(_) => (TYPE_INTEGER, 4, Some((TYPE_IPV4, 4))),
         };
-        let mut m = Batch::start(NFT_MSG_NEWSET, CREATE);
+        let mut m = Batch::start(table, NFT_MSG_NEWSET, CREATE);
         m.put_str(SET_TABLE, &table.name).put_str(SET_NAME, name);
         m.put_be32(SET_FLAGS, if data.is_some() { number(NFT_SET_MAP) } else { 0 });
         m.put_be32(SET_KEY_TYPE, key_type).put_be32(SET_KEY_LEN, key_length);
@@ -251,7 +284,7 @@ impl Batch {
                 .collect(),
         };
         for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
-            let mut m = Batch::start(NFT_MSG_NEWSETELEM, CREATE);
+            let mut m = Batch::start(table, NFT_MSG_NEWSETELEM, CREATE);
             m.put_str(ELEMENTS_TABLE, &table.name).put_str(ELEMENTS_SET, name);
             m.nest(ELEMENTS, |m| {
                 for (key, element) in chunk {
@@ -282,7 +315,7 @@ impl Batch {
     }
 
     fn rule(&mut self, table: &Table, chain: &str, rule: &Rule) {
-        let mut m = Batch::start(NFT_MSG_NEWRULE, CREATE | super::netlink::APPEND);
+        let mut m = Batch::start(table, NFT_MSG_NEWRULE, CREATE | super::netlink::APPEND);
         m.put_str(RULE_TABLE, &table.name).put_str(RULE_CHAIN, chain);
         m.nest(RULE_EXPRESSIONS, |m| {
             for condition in &rule.matches {
@@ -358,16 +391,24 @@ fn interface(m: &mut Message, key: i32, operator: i32, name: &str) {
 
 fn network(m: &mut Message, offset: u32, network: ipnet::Ipv4Net) {
     payload(m, NFT_PAYLOAD_NETWORK_HEADER, offset, 4);
+    in_network(m, network);
+}
+
+fn in_network(m: &mut Message, network: ipnet::Ipv4Net) {
     if network.prefix_len() < 32 {
         mask(m, &network.netmask().octets());
     }
     compare(m, NFT_CMP_EQ, &network.network().octets());
 }
 
-fn connection_bit(m: &mut Message, key: i32, bit: u32) {
+fn connection(m: &mut Message, key: i32) {
     expression(m, "ct", |m| {
         m.put_be32(1, number(NFT_REG_1)).put_be32(2, number(key));
     });
+}
+
+fn connection_bit(m: &mut Message, key: i32, bit: u32) {
+    connection(m, key);
     mask(m, &bit.to_ne_bytes());
     compare(m, NFT_CMP_NEQ, &[0; 4]);
 }
@@ -403,6 +444,23 @@ fn lower_match(m: &mut Message, condition: &Match) {
         }
         Match::New => connection_bit(m, NFT_CT_STATE, STATE_NEW),
         Match::Translated => connection_bit(m, NFT_CT_STATUS, STATUS_DESTINATION_TRANSLATED),
+        Match::Reply => {
+            connection(m, NFT_CT_DIRECTION);
+            compare(m, NFT_CMP_EQ, &[DIRECTION_REPLY]);
+        }
+        Match::FromStation => {
+            payload(m, NFT_PAYLOAD_LL_HEADER, MAC_SOURCE, 2);
+            compare(m, NFT_CMP_EQ, &STATION_PREFIX);
+        }
+        // A mark is the address as it stands in the packet, so the network's bytes are compared as they are.
+        Match::Marked(net) => {
+            meta(m, NFT_META_MARK);
+            in_network(m, *net);
+        }
+        Match::ConnectionMarked(net) => {
+            connection(m, NFT_CT_MARK);
+            in_network(m, *net);
+        }
     }
 }
 
@@ -451,6 +509,27 @@ fn lower_action(m: &mut Message, action: &Action) {
             });
             look_up(m, map, Some(NFT_REG_1));
             translate(m, *port);
+        }
+        Action::RememberStation => {
+            payload(m, NFT_PAYLOAD_LL_HEADER, STATION_SOURCE, 4);
+            expression(m, "ct", |m| {
+                m.put_be32(2, number(NFT_CT_MARK)).put_be32(4, number(NFT_REG_1));
+            });
+        }
+        Action::RecallStation => {
+            connection(m, NFT_CT_MARK);
+            expression(m, "meta", |m| {
+                m.put_be32(2, number(NFT_META_MARK)).put_be32(3, number(NFT_REG_1));
+            });
+        }
+        Action::ToStation => {
+            meta(m, NFT_META_MARK);
+            expression(m, "payload", |m| {
+                m.put_be32(5, number(NFT_REG_1)).put_be32(2, number(NFT_PAYLOAD_LL_HEADER));
+                m.put_be32(3, STATION_DESTINATION).put_be32(4, 4);
+                // No checksum covers the Ethernet header.
+                m.put_be32(6, 0).put_be32(7, 0);
+            });
         }
         Action::ChainOfAddress(map) => {
             payload(m, NFT_PAYLOAD_NETWORK_HEADER, DESTINATION, 4);

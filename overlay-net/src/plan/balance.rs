@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::names;
-use super::ruleset::{Action, Kind, Match, Point, Rule, Set, Table};
+use super::ruleset::{Action, Family, Kind, Match, Point, Rule, Set, Table};
 use crate::config::{Desired, PortMode, Protocol};
 use crate::dns;
 
@@ -39,15 +39,36 @@ pub struct Target {
     pub backends: Vec<Ipv4Addr>,
 }
 
+/// How replies to clients of published ports find their way back through the host that they came by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Return {
+    /// By address: the host puts its own in place of the client's. Works everywhere, and hides the client.
+    #[default]
+    Masquerade,
+    /// By hardware address, which the task's namespace remembers. With TCP the task sees the client's own address.
+    Remember,
+}
+
+/// A task's place on the ingress network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IngressSide {
+    /// The interface in the task's namespace.
+    pub interface: String,
+    /// The network's addresses.
+    pub subnet: Ipv4Net,
+}
+
 /// What the host's own table depends on, beside the balance.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostSide {
-    /// The link of this host's place on the ingress network, if it has one.
-    pub ingress: Option<String>,
+    /// The link of this host's place on the ingress network and that network's addresses, if it has one.
+    pub ingress: Option<(String, Ipv4Net)>,
     /// The link of the way out, and its addresses, if there is one.
     pub egress: Option<(String, Ipv4Net)>,
     /// The addresses of this host's tasks on the way out.
     pub tasks: BTreeMap<String, Ipv4Addr>,
+    /// How replies find their way back.
+    pub replies: Return,
 }
 
 impl Balance {
@@ -88,10 +109,11 @@ impl Balance {
         balance
     }
 
-    /// The table of a task's namespace: its resolver's ports (UDP, TCP) and the virtual addresses of its networks.
+    /// The table of a task's namespace: its resolver's ports (UDP, TCP), the virtual addresses of its networks, and
+    /// the memory of where clients of published ports came from.
     #[must_use]
-    pub fn task_table(&self, networks: &[String], dns_ports: (u16, u16)) -> Table {
-        let mut table = Table::new(names::TABLE, "made by shoal for this task".into());
+    pub fn task_table(&self, networks: &[String], dns_ports: (u16, u16), ingress: Option<&IngressSide>) -> Table {
+        let mut table = Table::new(Family::Ip, names::TABLE, "made by shoal for this task".into());
         let mut chains = BTreeMap::new();
         let mut refused = Vec::new();
         for (vip, endpoints) in networks.iter().filter_map(|id| self.vips.get(id)).flatten() {
@@ -124,6 +146,24 @@ impl Balance {
             let rules = vec![Rule::new(tcp, Action::RejectTcp), Rule::new(unserved(), Action::RejectPort)];
             table.hook("refuse", Kind::Filter, Point::Output, PRIORITY_FILTER, rules);
         }
+        if let Some(IngressSide { interface, subnet }) = ingress {
+            let arrives = [Match::From(interface.clone()), Match::New, Match::FromStation];
+            let remember = vec![Rule::new(arrives, Action::RememberStation)];
+            table.hook("remember", Kind::Filter, Point::Prerouting, PRIORITY_FILTER, remember);
+            let leaves = [Match::Reply, Match::ConnectionMarked(*subnet)];
+            let recall = vec![Rule::new(leaves, Action::RecallStation)];
+            table.hook("recall", Kind::Route, Point::Output, PRIORITY_FILTER, recall);
+        }
+        table
+    }
+
+    /// The second table of a task's namespace, for frames: what goes back to a client of a published port goes to the
+    /// host that it came by, whatever its address is.
+    #[must_use]
+    pub fn frame_table(ingress: &IngressSide) -> Table {
+        let mut table = Table::new(Family::Netdev, names::TABLE, "made by shoal for this task".into());
+        let rule = Rule::new([Match::Marked(ingress.subnet)], Action::ToStation);
+        table.hook("return", Kind::Filter, Point::Egress(ingress.interface.clone()), 0, vec![rule]);
         table
     }
 
@@ -133,7 +173,7 @@ impl Balance {
         if side.ingress.is_none() && side.egress.is_none() {
             return None;
         }
-        let mut table = Table::new(names::TABLE, format!("made by shoal, node {node}"));
+        let mut table = Table::new(Family::Ip, names::TABLE, format!("made by shoal, node {node}"));
         let mut chains: BTreeMap<Protocol, BTreeMap<u16, String>> = BTreeMap::new();
         let mut open = |table: &mut Table, (protocol, published): (Protocol, u16), backends: &[Ipv4Addr], port| {
             let chain = format!("{}-{published}", protocol.name());
@@ -163,7 +203,7 @@ impl Balance {
         // The links of ours let packets to 127.0.0.0/8 pass, for published ports on localhost. Nobody may come in
         // that way: what arrives there for such an address from outside is dropped before anything looks at it.
         let loopback = Ipv4Net::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("a prefix below 32");
-        let guards = side.ingress.iter().chain(side.egress.iter().map(|(link, _)| link));
+        let guards = side.ingress.iter().chain(&side.egress).map(|(link, _)| link);
         let rules = guards
             .map(|link| Rule::new([Match::From(link.clone()), Match::Destination(loopback)], Action::Drop))
             .collect();
@@ -172,14 +212,32 @@ impl Balance {
     }
 }
 
+/// Who gets another source address. A reply has to come back through this host, since only here is the translation
+/// known; tasks find the way back to any client by themselves when they remember stations, except to those that they
+/// would look for elsewhere.
 fn source_rules(side: &HostSide) -> Vec<Rule> {
     let mut rules = Vec::new();
-    if let Some(link) = &side.ingress {
-        // The reply has to come back through this host: only here is the translation known.
-        rules.push(Rule::new([Match::To(link.clone()), Match::Translated], Action::Masquerade));
+    let loopback = Ipv4Net::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("a prefix below 32");
+    let egress = side.egress.as_ref().map(|(_, subnet)| *subnet);
+    if let Some((link, subnet)) = &side.ingress {
+        let hides = |also: Option<Match>| {
+            let mut matches = vec![Match::To(link.clone()), Match::Translated];
+            matches.extend(also);
+            Rule::new(matches, Action::Masquerade)
+        };
+        match side.replies {
+            Return::Masquerade => rules.push(hides(None)),
+            Return::Remember => {
+                let own = [Some(loopback), egress, Some(*subnet)].into_iter().flatten();
+                rules.extend(own.map(|net| hides(Some(Match::Source(net)))));
+                // A server that answers datagrams from a socket without an address answers from the address that
+                // its route to the client has. That is the right one only for a client on the ingress network.
+                let unconnected = [Protocol::Udp, Protocol::Sctp];
+                rules.extend(unconnected.map(|protocol| hides(Some(Match::Protocol(protocol)))));
+            }
+        }
     }
     if let Some((link, subnet)) = &side.egress {
-        let loopback = Ipv4Net::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("a prefix below 32");
         for source in [loopback, *subnet] {
             let matches = [Match::To(link.clone()), Match::Translated, Match::Source(source)];
             rules.push(Rule::new(matches, Action::Masquerade));

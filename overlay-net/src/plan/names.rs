@@ -13,6 +13,11 @@ pub const EGRESS_UPLINK: &str = "uplink";
 pub const HOST_PORT: &str = "host";
 /// What stands for the network of the way out in a port's alias; no network's id, since those have no slash.
 pub const EGRESS: &str = "/egress";
+/// The gateway of marked replies in a task's namespace: a link-local address that nobody has. Its hardware address is
+/// overwritten with the right host's in each frame.
+pub const RETURN_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 83, 72);
+/// The routing table of marked replies in a task's namespace, and the priority of the rule that leads there.
+pub const RETURN_TABLE: u32 = 21_320;
 /// Our nf_tables table, in the host's namespace and in each task's.
 pub const TABLE: &str = "shoal";
 

@@ -1,7 +1,7 @@
 //! An nf_tables table as one value.
 //!
 //! `plan` builds it, `kernel::Tables` replaces the whole table with it in one transaction. A rule says what it means
-//! (`Match`, `Action`); how nf_tables expresses that is the kernel module's business. All tables are of family `ip`.
+//! (`Match`, `Action`); how nf_tables expresses that is the kernel module's business.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,9 +11,20 @@ use ipnet::Ipv4Net;
 
 use crate::config::Protocol;
 
+/// What a table's chains see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4 packets.
+    Ip,
+    /// Frames of one device.
+    Netdev,
+}
+
 /// A whole table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
+    /// What its chains see.
+    pub family: Family,
     /// The table's name, at most 31 bytes.
     pub name: String,
     /// A text that is kept with the table and says whose it is.
@@ -49,7 +60,7 @@ pub struct Chain {
 }
 
 /// Where and when a chain runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hook {
     /// What its rules may do.
     pub kind: Kind,
@@ -66,10 +77,12 @@ pub enum Kind {
     Filter,
     /// Translates addresses; sees the first packet of a connection.
     Nat,
+    /// Marks packets, which are then routed anew.
+    Route,
 }
 
 /// A point in a packet's way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Point {
     /// As it arrives.
     Prerouting,
@@ -77,6 +90,8 @@ pub enum Point {
     Output,
     /// As it leaves.
     Postrouting,
+    /// As a frame on this device, at the very last. Only in tables of family `Netdev`.
+    Egress(String),
 }
 
 /// One rule: all matches hold, then the action.
@@ -115,6 +130,14 @@ pub enum Match {
     New,
     /// Its connection's destination was translated.
     Translated,
+    /// It goes back to who started its connection.
+    Reply,
+    /// It came in a frame from a station of ours: a hardware address that was derived from an IPv4 address.
+    FromStation,
+    /// Its mark is a remembered address in this network.
+    Marked(Ipv4Net),
+    /// Its connection has such a mark.
+    ConnectionMarked(Ipv4Net),
 }
 
 /// What to do with a packet.
@@ -144,6 +167,12 @@ pub enum Action {
         /// The new port, or the old one.
         port: Option<u16>,
     },
+    /// Remember the station that its frame came from (the address in the hardware address) as the connection's mark.
+    RememberStation,
+    /// Give the packet its connection's mark.
+    RecallStation,
+    /// Send the frame to the station that is its mark.
+    ToStation,
     /// Look the destination address up in an `AddressChains` map and go on there.
     ChainOfAddress(String),
     /// Look the destination port up in a `PortChains` map and go on there.
@@ -153,8 +182,8 @@ pub enum Action {
 impl Table {
     /// An empty table.
     #[must_use]
-    pub fn new(name: &str, comment: String) -> Table {
-        Table { name: name.to_owned(), comment, sets: BTreeMap::new(), chains: BTreeMap::new() }
+    pub fn new(family: Family, name: &str, comment: String) -> Table {
+        Table { family, name: name.to_owned(), comment, sets: BTreeMap::new(), chains: BTreeMap::new() }
     }
 
     /// Adds a base chain.
@@ -190,7 +219,7 @@ impl Rule {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "table ip {} # {}", self.name, self.comment)?;
+        writeln!(f, "table {:?} {} # {}", self.family, self.name, self.comment)?;
         for (name, set) in &self.sets {
             writeln!(f, "  set {name} {set:?}")?;
         }

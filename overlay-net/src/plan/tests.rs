@@ -252,14 +252,14 @@ fn the_table_of_a_task_has_its_own_networks_only() {
     two.services = vec![service(Some(address(201)), &[(5, false)])];
     let balance = Balance::new(&desired(vec![one, two]), &BTreeSet::new());
 
-    let table = balance.task_table(&["one".into()], (1053, 1054));
+    let table = balance.task_table(&["one".into()], (1053, 1054), None);
     let Set::AddressChains(vips) = &table.sets["vips"] else { panic!("{table}") };
     assert_eq!(vips.keys().copied().collect::<Vec<_>>(), [address(200)]);
     assert_eq!(table.sets["to-vip-10.0.9.200"], Set::Backends(vec![address(2), address(3)]));
     assert!(!table.chains.contains_key("refuse"), "{table}");
     assert_eq!(table.chains["translate"].rules.len(), 3);
 
-    let table = balance.task_table(&["two".into()], (1053, 1054));
+    let table = balance.task_table(&["two".into()], (1053, 1054), None);
     assert_eq!(table.sets["unserved"], Set::Addresses(vec![address(201)]));
     assert!(!table.sets.contains_key("vips"), "{table}");
 }
@@ -290,7 +290,8 @@ fn published_ports_are_in_the_host_table_once_there_is_somewhere_to_go() {
 
     assert_eq!(balance.host_table("n1", &HostSide::default()), None);
     let egress = Some(("she-n1".to_owned(), "172.30.0.0/16".parse().unwrap()));
-    let side = HostSide { ingress: Some("shi-n1".into()), egress, tasks: BTreeMap::new() };
+    let ingress = Some(("shi-n1".to_owned(), "10.0.9.0/24".parse().unwrap()));
+    let side = HostSide { ingress, egress, ..HostSide::default() };
     let table = balance.host_table("n1", &side).unwrap();
     assert!(table.sets.contains_key("tcp-ports") && !table.sets.contains_key("udp-ports"), "{table}");
 
