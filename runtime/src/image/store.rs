@@ -409,9 +409,9 @@ impl Inner {
             .and_then(|()| file.sync_all())
             .map_err(ImageError::io("write", &new))?;
         fs::rename(&new, &path).map_err(ImageError::io("replace", &path))?;
-        sync_dir(&self.dir)?;
+        // The file is what counts from here on, also if the disk fails to promise that it stays.
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
-        Ok(())
+        sync_dir(&self.dir)
     }
 
     /// Moves everything that no image names and no ingest counts on out of sight.

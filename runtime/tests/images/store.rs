@@ -1,7 +1,7 @@
 //! The store over time: names, sharing, removal, crashes, concurrency.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use runtime::image::{ImageConfig, ImageError, ImageErrorKind, ImageStore, ImportChanges, Limits, Reference, Removed};
 
@@ -201,6 +201,80 @@ fn what_a_crash_left_is_removed() {
     let names = |tree: std::collections::BTreeMap<String, String>| tree.into_keys().collect::<Vec<_>>();
     assert_eq!(names(describe(&root)), names(before));
     assert_eq!(again.list().len(), 1);
+}
+
+/// Gives its bytes piece by piece, and copies the store's directory before each: the disk as a crash
+/// at that moment would leave it.
+struct Crashing<'a> {
+    bytes: &'a [u8],
+    root: PathBuf,
+    copies: &'a tempfile::TempDir,
+    taken: usize,
+}
+
+impl std::io::Read for Crashing<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        copy_tree(&self.root, &self.copies.path().join(self.taken.to_string()));
+        self.taken += 1;
+        let most = buffer.len().min(3000);
+        let read = self.bytes.read(&mut buffer[..most])?;
+        Ok(read)
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_crash_in_the_middle_changes_nothing() {
+    let Some(store) = TestStore::new() else { return };
+    store.load(&docker_save(&[TestImage::new("web", vec![layer("x")])], Pack::Plain));
+    let names = |root: &Path| describe(root).into_keys().collect::<Vec<_>>();
+    let before = names(&store.root());
+    let archive = docker_save(&[TestImage::new("web", vec![layer("x"), layer("y")])], Pack::Plain);
+    let root_file_system = Tar::new().file("a", &[1; 9000]).file("b", &[2; 9000]).bytes();
+    for import in [false, true] {
+        let copies = tempfile::tempdir().unwrap();
+        let bytes = if import { &root_file_system } else { &archive };
+        let mut reader = Crashing { bytes, root: store.root(), copies: &copies, taken: 0 };
+        // An error after the last byte, so that the store itself stays as it was.
+        let outcome = {
+            let mut reader = std::io::Read::chain(&mut reader, Failing);
+            if import {
+                store.store.import(&mut reader, None, ImportChanges::default(), "").map(|_| ())
+            } else {
+                store.store.load(&mut reader).map(|_| ())
+            }
+        };
+        assert!(matches!(outcome, Err(ImageError::Read { .. })), "{outcome:?}");
+        assert_eq!(names(&store.root()), before);
+        assert!(reader.taken > 3, "only {} moments", reader.taken);
+        for nth in 0..reader.taken {
+            let copy = copies.path().join(nth.to_string());
+            let opened = ImageStore::open(&copy, Limits::default()).unwrap();
+            assert_eq!(names(&copy), before, "after a crash at moment {nth}");
+            assert_eq!(opened.resolve("web").unwrap().id, store.store.resolve("web").unwrap().id);
+        }
+    }
+}
+
+/// A connection that breaks.
+struct Failing;
+
+impl std::io::Read for Failing {
+    fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+        Err(std::io::ErrorKind::ConnectionReset.into())
+    }
 }
 
 #[test]
