@@ -1,6 +1,9 @@
 //! The few file operations that the log and the snapshots need, as a trait so that tests can lose,
 //! tear and refuse writes.
 
+#[cfg(test)]
+pub(crate) mod fault;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;

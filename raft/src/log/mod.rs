@@ -9,6 +9,8 @@ mod memory;
 mod record;
 mod replay;
 mod spare;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::fmt::Debug;
