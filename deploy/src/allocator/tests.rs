@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 
 use crate::control::fixture::{World, on_network, publish, web};
-use crate::control::{CreateNetwork, Op, RemoveNode, RemoveService, ReportStatuses, TaskReport, UpdateService};
+use crate::control::{
+    CreateNetwork, Op, RemoveNode, RemoveService, ReportStatuses, Request, TaskReport, UpdateService, execute,
+};
 use crate::model::*;
 
 fn network(world: &mut World, name: &str, ipam: Option<IpamConfig>) -> Result<NetworkId, String> {
@@ -213,5 +215,29 @@ proptest! {
                 prop_assert!(dry, "task {} has no address, but could have one", task.id);
             }
         }
+    }
+}
+
+#[test]
+fn a_free_choice_does_not_take_what_another_asked_for() {
+    // Both are given their subnets in one pass; whichever id comes first, the asked-for subnet is not given away.
+    for round in 0..8 {
+        let mut world = World::new();
+        (0..round).for_each(|number| drop(world.join(number + 1)));
+        let spec = |name: &str, ipam: Option<IpamConfig>| {
+            let spec = NetworkSpec { name: name.into(), ipam: ipam.into_iter().collect(), ..NetworkSpec::default() };
+            Request::from(Op::CreateNetwork(Box::new(CreateNetwork { spec })))
+        };
+        world.change(|cx, txn| {
+            (0..round).for_each(|_| drop(cx.id::<NetworkId>()));
+            execute(cx, txn, &spec("fixed", subnet("10.0.1.0/24"))).expect("made");
+            execute(cx, txn, &spec("free", None)).expect("made");
+        });
+        let given = |name: &str| {
+            let network = world.store.network_by_name(name).expect("the network");
+            (network.message.clone(), network.allocation.as_ref().map(|a| a.subnet.clone()))
+        };
+        assert_eq!(given("fixed"), (String::new(), Some("10.0.1.0/24".to_owned())));
+        assert_eq!(given("free"), (String::new(), Some("10.0.2.0/24".to_owned())));
     }
 }
