@@ -62,7 +62,8 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Waits until the proposal is applied on this member. Dropping it does not take the proposal back.
+    /// Waits until the proposal is applied on this member, for as long as it takes: a leader that has lost its
+    /// quorum keeps what it accepted until it hears of a new one. Dropping this does not take the proposal back.
     pub async fn wait(self) -> Result<Proposed, ProposeError> {
         match self.answer.await {
             Ok(Ok(written)) => Ok(Proposed {
@@ -80,7 +81,7 @@ impl Pending {
 }
 
 /// A member of the manager set. Clones are handles to the same member; it stops when [`Raft::shutdown`] is
-/// called on one of them, or when all are gone.
+/// called on one of them.
 #[derive(Clone)]
 pub struct Raft {
     inner: Arc<Inner>,
@@ -94,6 +95,7 @@ struct Inner {
     id: RaftId,
     election_max: Duration,
     status: watch::Receiver<Status>,
+    publish: Arc<watch::Sender<Status>>,
     members: Members,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -116,8 +118,10 @@ impl Raft {
             .map_err(|error| StartError::Recover(error.to_string()))?;
 
         let (publish, status) = watch::channel(Status::initial(id));
+        let publish = Arc::new(publish);
         let mut tasks = JoinSet::new();
-        let watcher = Watcher { core: core.clone(), log: log.clone(), book, clocks: Clocks::now(), publish };
+        let watcher =
+            Watcher { core: core.clone(), log: log.clone(), book, clocks: Clocks::now(), publish: publish.clone() };
         watcher.publish();
         tasks.spawn(watcher.run());
         let reach = timing.election_max * 2;
@@ -131,6 +135,7 @@ impl Raft {
             id,
             election_max: timing.election_max,
             status,
+            publish,
             members,
             tasks: Mutex::new(tasks),
         };
@@ -260,6 +265,10 @@ impl Raft {
     /// The gRPC service for the other members. It stays usable until the member stops; mount it behind a
     /// check of the caller's certificate.
     pub fn service(&self) -> Service {
+        self.transport().into_service()
+    }
+
+    pub(crate) fn transport(&self) -> Transport {
         Transport {
             core: self.inner.core.clone(),
             log: self.inner.log.clone(),
@@ -268,7 +277,6 @@ impl Raft {
             me: self.inner.id,
             receiving: tokio::sync::Mutex::new(()),
         }
-        .into_service()
     }
 
     /// Stops taking part, writes what is queued and closes the files. The other handles answer `Stopped`
@@ -278,6 +286,7 @@ impl Raft {
             tracing::error!(%error, "raft did not end well");
         }
         self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        self.inner.publish.send_modify(Status::stop);
         let log = self.inner.log.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || log.close()).await {
             tracing::error!(%error, "the raft log was not closed");
@@ -297,6 +306,9 @@ fn settings(config: &Config) -> Result<openraft::Config, StartError> {
     }
     if config.cluster_id.len() > 255 {
         return Err(StartError::Config("the cluster id is longer than 255 bytes".into()));
+    }
+    if config.timing.heartbeat < Duration::from_millis(1) {
+        return Err(StartError::Config("the heartbeat must be at least 1 ms".into()));
     }
     let millis = |duration: Duration| duration.as_millis() as u64;
     openraft::Config {
@@ -353,7 +365,7 @@ struct Watcher {
     log: Log,
     book: Arc<AddressBook>,
     clocks: Clocks,
-    publish: watch::Sender<Status>,
+    publish: Arc<watch::Sender<Status>>,
 }
 
 impl Watcher {
@@ -379,7 +391,7 @@ impl Watcher {
                 self.compact().await;
             }
         }
-        self.publish.send_modify(|status| status.stopped = true);
+        self.publish.send_modify(Status::stop);
     }
 
     /// Large entries fill the memory long before their number asks for a snapshot.

@@ -100,6 +100,14 @@ impl Status {
         }
     }
 
+    /// The member takes part no more.
+    pub(crate) fn stop(&mut self) {
+        self.stopped = true;
+        self.role = Role::Learner;
+        self.leader = None;
+        self.heard.clear();
+    }
+
     /// The member with this id.
     pub fn member(&self, id: RaftId) -> Option<&Peer> {
         self.voters.iter().chain(&self.learners).find(|peer| peer.id == id)

@@ -195,3 +195,65 @@ pub(crate) fn entry_size(entry: &Entry) -> usize {
             }
         }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use prost::Message;
+
+    use super::*;
+
+    fn sample() -> Membership {
+        let member = |id: u64| (id, Member { node_id: format!("n{id}"), addr: format!("h{id}:2377") });
+        Membership::new(vec![BTreeSet::from([1, 2]), BTreeSet::from([2, 3])], BTreeMap::from_iter((1..=4).map(member)))
+            .unwrap()
+    }
+
+    fn data(term: u64, index: u64) -> pb::Entry {
+        let entry = Entry::new(types::log_id(term, index), EntryPayload::Normal(Payload(Bytes::from_static(b"x"))));
+        entry_out(&entry)
+    }
+
+    #[test]
+    fn everything_comes_back() {
+        let vote = Vote::new_committed(7, 3);
+        assert_eq!(vote_in(Some(vote_out(&vote))), Ok(vote));
+        let stored = StoredMembership::new(Some(types::log_id(2, 5)), sample());
+        assert_eq!(stored_membership_in(stored_membership_out(&stored)).unwrap(), stored);
+        let meta = SnapshotMeta { last_log_id: Some(types::log_id(3, 9)), last_membership: stored };
+        assert_eq!(snapshot_meta_in(snapshot_meta_out(&meta)).unwrap(), meta);
+        for payload in [
+            EntryPayload::Blank,
+            EntryPayload::Normal(Payload(Bytes::from_static(b"payload"))),
+            EntryPayload::Membership(sample()),
+        ] {
+            let entry = Entry::new(types::log_id(3, 6), payload);
+            let out = entry_out(&entry);
+            assert!(out.encoded_len() <= entry_size(&entry), "{entry:?}");
+            assert_eq!(entries_in(vec![out], Some(types::log_id(2, 5)), 3).unwrap(), [entry]);
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let previous = Some(types::log_id(2, 5));
+        let refused = |entries, leader_term| entries_in(entries, previous, leader_term).unwrap_err();
+        assert_eq!(refused(vec![data(2, 7)], 9), Malformed::Gap { expected: 6, found: 7 });
+        assert_eq!(refused(vec![data(2, 6), data(2, 6)], 9), Malformed::Gap { expected: 7, found: 6 });
+        assert_eq!(refused(vec![data(1, 6)], 9), Malformed::TermOrder { previous: 2, found: 1 });
+        assert_eq!(refused(vec![data(4, 6)], 3), Malformed::TermOrder { previous: 2, found: 4 });
+        assert_eq!(refused(vec![pb::Entry::default()], 9), Malformed::Missing("log_id"));
+        assert_eq!(log_id_in(pb::LogId { term: 1, index: u64::MAX }), Err(Malformed::TooLarge));
+        assert_eq!(vote_in(None), Err(Malformed::Missing("vote")));
+
+        let mut stranger = membership_out(&sample());
+        stranger.voters[0].ids.push(99);
+        assert!(matches!(membership_in(stranger), Err(Malformed::Membership(_))));
+        let mut empty = membership_out(&sample());
+        empty.voters[0].ids.clear();
+        assert!(matches!(membership_in(empty), Err(Malformed::Membership(_))));
+        let mut three = membership_out(&sample());
+        three.voters.push(pb::VoterSet { ids: vec![1] });
+        assert_eq!(membership_in(three), Err(Malformed::VoterSets(3)));
+    }
+}

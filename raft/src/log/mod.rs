@@ -37,8 +37,7 @@ use crate::types::{Entry, LogId, Types, Vote};
 /// The length of a segment. Two exist at least: the open one and the reserve.
 pub(crate) const SEGMENT_SIZE: u64 = 8 << 20;
 
-/// The most bytes of entries that are read for one append request. Below tonic's 4 MiB by enough for the
-/// rest of the message.
+/// The most bytes of entries that are read for one append request.
 pub(crate) const READ_LIMIT: usize = 3 << 20;
 
 /// A handle to the log. Clones share it.

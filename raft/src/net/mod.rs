@@ -11,8 +11,8 @@ pub(crate) use self::server::Transport;
 /// Snapshots above this are refused by the receiver.
 const MAX_SNAPSHOT: u64 = 1 << 30;
 
-/// The most bytes of one message: an append request with [`READ_LIMIT`](crate::log::READ_LIMIT) bytes of
-/// entries and one more entry.
+/// The most bytes of one message. Append requests stay below [`READ_LIMIT`](crate::log::READ_LIMIT); the rest is
+/// room for later releases.
 const MAX_MESSAGE: usize = 8 << 20;
 
 /// The bytes of a snapshot that one message carries.

@@ -221,3 +221,112 @@ fn fatal(error: RaftError<Types>) -> Status {
 fn stopped(error: Fatal<Types>) -> Status {
     Status::unavailable(format!("raft has stopped: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+    use tonic::transport::{Channel, Endpoint};
+
+    use super::*;
+    use crate::net::Dial;
+    use crate::{Committed, Config, Peer, Raft, RestoreError, StateMachine, Timing};
+
+    struct Nothing;
+
+    impl StateMachine for Nothing {
+        fn apply(&mut self, _: Committed<'_>) -> Vec<u8> {
+            Vec::new()
+        }
+        fn applied(&mut self, _: u64, _: u64) {}
+        fn view(&self) -> Box<dyn FnOnce() -> Vec<u8> + Send> {
+            Box::new(Vec::new)
+        }
+        fn restore(&mut self, _: &[u8]) -> Result<(), RestoreError> {
+            Ok(())
+        }
+    }
+
+    impl Dial for Nothing {
+        fn channel(&self, _: &Peer) -> Channel {
+            Endpoint::from_static("http://127.0.0.1:1").connect_lazy()
+        }
+    }
+
+    async fn member(dir: &std::path::Path) -> Raft {
+        let config = Config {
+            dir: dir.to_owned(),
+            id: 1,
+            cluster_id: "ours".into(),
+            timing: Timing::lan(),
+            snapshot_every: 100,
+        };
+        Raft::start(config, Nothing, Nothing).await.unwrap()
+    }
+
+    fn envelope(cluster: &str, to: u64) -> Option<pb::Envelope> {
+        Some(pb::Envelope { cluster_id: cluster.into(), to, from: 2 })
+    }
+
+    fn leader(committed: bool) -> Option<pb::Ballot> {
+        Some(pb::Ballot { term: 5, node: 2, committed })
+    }
+
+    fn heartbeat() -> pb::AppendRequest {
+        pb::AppendRequest { envelope: envelope("ours", 1), leader: leader(true), ..Default::default() }
+    }
+
+    #[tokio::test]
+    async fn strangers_and_nonsense_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let raft = member(dir.path()).await;
+        let transport = raft.transport();
+        let check = async |request: pb::AppendRequest| {
+            let refused = transport.append(Request::new(request)).await.unwrap_err();
+            let reason = refused.metadata().get(REFUSAL).map(|reason| reason.to_str().unwrap().to_owned());
+            (refused.code(), reason)
+        };
+        let for_another = pb::AppendRequest { envelope: envelope("theirs", 1), ..heartbeat() };
+        assert_eq!(check(for_another).await, (Code::FailedPrecondition, Some("wrong-cluster".into())));
+        let for_another = pb::AppendRequest { envelope: envelope("ours", 7), ..heartbeat() };
+        assert_eq!(check(for_another).await, (Code::FailedPrecondition, Some("wrong-member".into())));
+        let not_elected = pb::AppendRequest { leader: leader(false), ..heartbeat() };
+        assert_eq!(check(not_elected).await.0, Code::InvalidArgument);
+        let nothing = pb::AppendRequest { envelope: None, ..heartbeat() };
+        assert_eq!(check(nothing).await.0, Code::InvalidArgument);
+        let hole = pb::Entry {
+            log_id: Some(pb::LogId { term: 5, index: 9 }),
+            payload: Some(pb::entry::Payload::Blank(pb::Blank {})),
+        };
+        assert_eq!(check(pb::AppendRequest { entries: vec![hole], ..heartbeat() }).await.0, Code::InvalidArgument);
+        assert_eq!(raft.status().term, 0);
+        transport.append(Request::new(heartbeat())).await.unwrap();
+
+        let meta = |term, index| SnapshotMeta {
+            last_log_id: Some(types::log_id(term, index)),
+            last_membership: Default::default(),
+        };
+        let vote = Vote::new_committed(5, 2);
+        assert!(transport.check_snapshot(&vote, &meta(6, 1)).is_err());
+        assert!(transport.check_snapshot(&vote, &meta(5, 1)).is_ok());
+        raft.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn data_of_another_member_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        member(dir.path()).await.shutdown().await;
+        let config = Config {
+            dir: dir.path().to_owned(),
+            id: 2,
+            cluster_id: "ours".into(),
+            timing: Timing::wan(),
+            snapshot_every: 100,
+        };
+        let refused = Raft::start(config.clone(), Nothing, Nothing).await.unwrap_err();
+        assert!(matches!(refused, crate::StartError::Log(crate::LogError::Foreign { found: 1, .. })), "{refused}");
+        let config = Config { id: 1, cluster_id: "theirs".into(), ..config };
+        let refused = Raft::start(config, Nothing, Nothing).await.unwrap_err();
+        assert!(matches!(refused, crate::StartError::Log(crate::LogError::Foreign { .. })), "{refused}");
+        member(dir.path()).await.shutdown().await;
+    }
+}

@@ -4,6 +4,8 @@
 
 mod harness;
 
+use std::time::Duration;
+
 use harness::{Cluster, until};
 use raft::{BootstrapError, MembershipError, ProposeError, ReadError, Role};
 
@@ -214,4 +216,90 @@ async fn a_lonely_leader_accepts_nothing() {
     raft.shutdown().await;
     assert_eq!(cluster.raft(leader).propose(b"x".to_vec()).await, Err(ProposeError::Stopped));
     assert_eq!(cluster.raft(leader).linearizable().await, Err(ReadError::Stopped));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_entries_and_large_snapshots_arrive() {
+    let mut cluster = Cluster::new();
+    cluster.snapshot_every = 30;
+    cluster.start(1).await;
+    cluster.raft(1).bootstrap(cluster.peer(1)).await.unwrap();
+    // More than one append request, and less than it takes for a snapshot.
+    let mut written: Vec<String> = ["a", "b", "c", "d", "e", "f"].map(|letter| letter.repeat(raft::MAX_PAYLOAD)).into();
+    for item in &written {
+        cluster.write(item).await;
+    }
+    cluster.start(2).await;
+    cluster.join(2).await;
+    cluster.has(2, &written).await;
+    // Now a snapshot of more than one chunk, which the third gets.
+    for item in items(0..100) {
+        cluster.write(&item).await;
+        written.push(item);
+    }
+    cluster.start(3).await;
+    cluster.join(3).await;
+    cluster.has(3, &written).await;
+}
+
+/// Members die and come back while someone writes. What was acknowledged stays, once and in order, and all
+/// members have the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_writes_survive_a_storm() {
+    let mut cluster = Cluster::with_voters(3).await;
+    cluster.snapshot_every = 50;
+    let mut acknowledged: Vec<String> = Vec::new();
+    let mut number = 0;
+    for round in 0..6u64 {
+        let victim = match round % 3 {
+            2 => round % 3 + 1,
+            _ => cluster.leader().await,
+        };
+        let raft = cluster.raft(cluster.leader().await);
+        let mut pending = Vec::new();
+        for _ in 0..40 {
+            number += 1;
+            let item = format!("storm {number}");
+            match raft.submit(item.clone().into_bytes()).await {
+                Ok(proposal) => pending.push((item, proposal)),
+                Err(error) => assert!(matches!(error, ProposeError::NotLeader { .. }), "{error}"),
+            }
+        }
+        // In the middle of it.
+        let answers = tokio::spawn(async move {
+            let mut good = Vec::new();
+            for (item, proposal) in pending {
+                match proposal.wait().await {
+                    Ok(_) => good.push(item),
+                    Err(ProposeError::OutcomeUnknown | ProposeError::NotLeader { .. }) => {}
+                    Err(error) => panic!("{item}: {error}"),
+                }
+            }
+            good
+        });
+        drop(raft);
+        cluster.kill(victim).await;
+        let answers = tokio::time::timeout(Duration::from_secs(20), answers).await;
+        acknowledged.extend(answers.expect("every proposal is answered").unwrap());
+        number += 1;
+        let item = format!("storm {number}");
+        cluster.write(&item).await;
+        acknowledged.push(item);
+        cluster.start(victim).await;
+    }
+    cluster.write("the end").await;
+    for id in 1..=3 {
+        until("the end", || (cluster.applied(id).last()? == b"the end").then_some(())).await;
+    }
+    let state = cluster.applied(1);
+    for id in 2..=3 {
+        assert!(cluster.applied(id) == state, "members 1 and {id} differ");
+    }
+    let mut kept = state.iter().map(|item| String::from_utf8_lossy(item).into_owned());
+    for item in &acknowledged {
+        // Each is behind the one before it, so none is lost or swapped.
+        assert!(kept.any(|found| found == *item), "{item} is lost or out of order");
+    }
+    let unique: std::collections::BTreeSet<_> = state.iter().collect();
+    assert_eq!(unique.len(), state.len(), "something was applied twice");
 }
