@@ -45,7 +45,8 @@ pub(crate) enum Request {
 /// A connected task.
 struct Task {
     config: EndpointConfig,
-    namespace: NetNs,
+    /// Its namespace's tables. The handle is kept: closing one waits until the kernel has freed what was replaced.
+    kernel: Tables,
     interfaces: Vec<Interface>,
     dns_ports: (u16, u16),
     /// Its place on the ingress network, where it has to find the way back to clients.
@@ -311,7 +312,8 @@ impl Owner {
                 .collect(),
             gateway_address: egress.map(|net| net.addr()),
         };
-        let mut task = Task { config, namespace, interfaces, dns_ports, ingress, tables: Vec::new() };
+        let kernel = Tables::open(&namespace).map_err(failed("open the task's nf_tables"))?;
+        let mut task = Task { config, kernel, interfaces, dns_ports, ingress, tables: Vec::new() };
         apply_task_tables(&self.balance, &mut task).map_err(failed("set the task's virtual addresses"))?;
         self.tasks.insert(id.clone(), task);
         self.apply_host_table().map_err(failed("set the host's published ports"))?;
@@ -350,16 +352,16 @@ impl Owner {
     fn detach(&mut self, id: &str) -> Result<(), OverlayError> {
         let mut errors = Vec::new();
         self.dns.drop_task(id);
-        if let Some(task) = self.tasks.remove(id) {
+        if let Some(mut task) = self.tasks.remove(id) {
             tracing::info!(task.id = %id, networks = task.config.attachments.len(), "task disconnected");
-            if let Err(source) = Tables::open(&task.namespace).and_then(|mut tables| tables.delete(names::TABLE)) {
+            if let Err(source) = task.kernel.delete(names::TABLE) {
                 errors.push(ObjectError { object: format!("table of task {id}"), source });
             }
         }
-        for (name, _) in self.observe()?.ports.into_iter().filter(|(_, port)| port.task == id) {
-            if let Err(source) = self.stage.apply(&crate::plan::picture::Operation::DeletePort(name.clone())) {
-                errors.push(ObjectError { object: format!("link {name} of task {id}"), source });
-            }
+        let ports = self.observe()?.ports;
+        let own = ports.iter().filter(|(_, port)| port.task == id).map(|(name, _)| name.as_str());
+        if let Err(source) = self.stage.disconnect(own) {
+            errors.push(ObjectError { object: format!("links of task {id}"), source });
         }
         if let Err(source) = self.apply_host_table() {
             errors.push(ObjectError { object: "table of the host".into(), source });
@@ -397,9 +399,9 @@ impl Owner {
 
     fn destroy(mut self) -> Result<(), OverlayError> {
         let mut errors = Vec::new();
-        for (id, task) in std::mem::take(&mut self.tasks) {
+        for (id, mut task) in std::mem::take(&mut self.tasks) {
             self.dns.drop_task(&id);
-            if let Err(source) = Tables::open(&task.namespace).and_then(|mut tables| tables.delete(names::TABLE)) {
+            if let Err(source) = task.kernel.delete(names::TABLE) {
                 errors.push(ObjectError { object: format!("table of task {id}"), source });
             }
         }
@@ -451,9 +453,8 @@ fn apply_task_tables(balance: &Balance, task: &mut Task) -> io::Result<()> {
     }
     // Unknown until the kernel has said yes to all of them.
     let old = std::mem::take(&mut task.tables);
-    let mut kernel = Tables::open(&task.namespace)?;
     for table in tables.iter().filter(|table| !old.contains(table)) {
-        kernel.replace(table)?;
+        task.kernel.replace(table)?;
     }
     task.tables = tables;
     Ok(())

@@ -176,6 +176,9 @@ fn a_restarted_daemon_adopts_what_is_there() {
     greet(&tasks["app.1"].namespace, web(2), 80).unwrap();
     world.set_desired(1, &for_host(&usual_desired(2), 1));
     assert_eq!(link_names(&world.host(1).namespace), before);
+    // A new task does not get what one that is not adopted yet has.
+    let late = world.attach(1, &Task::new("app.3", 23, false), None);
+    assert!(late.gateway_address.is_some() && late.gateway_address != attached.gateway_address);
     // A query that is asked while nobody listens is answered after the adoption.
     let namespace = tasks["app.1"].namespace.try_clone().unwrap();
     let waiting = std::thread::spawn(move || look_up(&namespace, "web"));

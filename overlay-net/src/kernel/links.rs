@@ -9,9 +9,9 @@ use std::os::fd::AsRawFd;
 
 use ipnet::Ipv4Net;
 use libc::{
-    IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU,
-    IFLA_NET_NS_FD, IFLA_PROTINFO, RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE,
-    RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE,
+    IFLA_ADDRESS, IFLA_GROUP, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER,
+    IFLA_MTU, IFLA_NET_NS_FD, IFLA_PROTINFO, RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_GETADDR, RTM_GETLINK,
+    RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE,
 };
 use nix::sys::socket::SockProtocol;
 
@@ -20,6 +20,8 @@ use super::netns::NetNs;
 
 /// Longest interface name, without the closing zero.
 const NAME_MAX: usize = 15;
+/// The interface group of links that are about to be removed; a number that nobody else uses.
+const CONDEMNED_GROUP: u32 = 0x5348_4f41;
 /// `VETH_INFO_PEER`.
 const VETH_INFO_PEER: u16 = 1;
 // `IFLA_VXLAN_*` of linux/if_link.h.
@@ -271,6 +273,37 @@ impl Links {
         let mut message = Message::new(RTM_DELLINK, 0, &ifinfo(0, 0, 0));
         message.put_str(IFLA_IFNAME, name);
         match self.socket.request(message) {
+            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes several links at once; missing ones are fine.
+    ///
+    /// The kernel waits for all packets in flight once for each request to remove, some 20 ms, so these are put into
+    /// an interface group and removed with it.
+    ///
+    /// # Errors
+    /// What the kernel says; some may be gone then.
+    pub fn delete_all<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
+        let mut any = false;
+        for name in names {
+            let condemned = self.change(name, 0, 0, |m| {
+                m.put_u32(IFLA_GROUP, CONDEMNED_GROUP);
+            });
+            match condemned {
+                Ok(()) => any = true,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if !any {
+            return Ok(());
+        }
+        let mut message = Message::new(RTM_DELLINK, 0, &ifinfo(0, 0, 0));
+        message.put_u32(IFLA_GROUP, CONDEMNED_GROUP);
+        match self.socket.request(message) {
+            // One that vanished by itself may have been the last.
             Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
             _ => Ok(()),
         }

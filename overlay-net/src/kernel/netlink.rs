@@ -161,7 +161,6 @@ fn split(datagram: &[u8], replies: &mut Vec<Reply>) {
 pub(crate) struct Socket {
     fd: OwnedFd,
     sequence: u32,
-    buffer: Vec<u8>,
 }
 
 impl Socket {
@@ -173,7 +172,7 @@ impl Socket {
         // One nf_tables transaction is one datagram, and each of its messages may be answered.
         setsockopt(&fd, sockopt::SndBufForce, &(16 << 20))?;
         setsockopt(&fd, sockopt::RcvBufForce, &(16 << 20))?;
-        Ok(Socket { fd, sequence: 0, buffer: vec![0; 256 * 1024] })
+        Ok(Socket { fd, sequence: 0 })
     }
 
     fn next_sequence(&mut self) -> u32 {
@@ -187,11 +186,13 @@ impl Socket {
         Ok(())
     }
 
-    fn receive(&mut self, flags: MsgFlags, replies: &mut Vec<Reply>) -> io::Result<()> {
+    fn receive(&self, flags: MsgFlags, replies: &mut Vec<Reply>) -> io::Result<()> {
+        // The kernel fills at most 32 KiB of a dump into one datagram; sockets are many, so none keeps a buffer.
+        let mut buffer = vec![0; 64 * 1024];
         loop {
-            match nix::sys::socket::recv(self.fd.as_raw_fd(), &mut self.buffer, flags) {
+            match nix::sys::socket::recv(self.fd.as_raw_fd(), &mut buffer, flags) {
                 Ok(length) => {
-                    split(&self.buffer[..length], replies);
+                    split(&buffer[..length], replies);
                     return Ok(());
                 }
                 Err(nix::errno::Errno::EINTR) => {}

@@ -126,13 +126,17 @@ impl NetNs {
         })
     }
 
-    /// Sets a value below `/proc/sys/net` of the namespace, for example `ipv4/ip_forward`.
+    /// Sets a value below `/proc/sys/net` of the namespace, for example `ipv4/ip_forward`. One that is right already
+    /// is not written, so that this works where `/proc/sys` is read-only and was prepared.
     ///
     /// # Errors
     /// When the kernel has no such value, or refuses it.
     pub fn set_sysctl(&self, name: &str, value: &str) -> io::Result<()> {
-        self.visit(|| std::fs::write(format!("/proc/sys/net/{name}"), value))
-            .map_err(|error| io::Error::new(error.kind(), format!("net/{name}={value}: {error}")))
+        let set = || {
+            let path = format!("/proc/sys/net/{name}");
+            if std::fs::read_to_string(&path)?.trim() == value { Ok(()) } else { std::fs::write(&path, value) }
+        };
+        self.visit(set).map_err(|error| io::Error::new(error.kind(), format!("net/{name}={value}: {error}")))
     }
 }
 

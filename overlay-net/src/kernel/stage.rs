@@ -85,6 +85,23 @@ impl Stage {
                 picture.ports.insert(link.name.clone(), Port { task, network, address, bridge });
             }
         }
+        // What a crash left half made belongs to no task and no network, and so is never wanted.
+        for link in &links {
+            let stray = match (link.kind.as_str(), names::vni_of(&link.name)) {
+                ("veth", _) => {
+                    ![names::HOST_PORT, names::EGRESS_UPLINK].contains(&link.name.as_str())
+                        && !picture.ports.contains_key(&link.name)
+                }
+                ("vxlan", Some(vni)) => !picture.switches.contains_key(&vni),
+                _ => false,
+            };
+            if stray {
+                let nobody = String::new;
+                let address = Ipv4Addr::UNSPECIFIED;
+                let port = Port { task: nobody(), network: nobody(), address, bridge: nobody() };
+                picture.ports.insert(link.name.clone(), port);
+            }
+        }
         let mut tunnels = BTreeMap::new();
         let mut bridges = BTreeMap::new();
         for link in &links {
@@ -274,6 +291,11 @@ impl Stage {
         self.apply(&Operation::Connect { port, bridge })
     }
 
+    /// Removes links of tasks.
+    pub(crate) fn disconnect<'a>(&mut self, ports: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
+        self.inner_links.delete_all(ports)
+    }
+
     /// Removes everything in both namespaces, and the pin; gives what could not be removed.
     pub(crate) fn tear_down(mut self, pin: &Path) -> Vec<(String, io::Error)> {
         let mut errors = Vec::new();
@@ -285,10 +307,9 @@ impl Stage {
         // Links that go with their namespace go at the kernel's leisure; a VXLAN's UDP port must be free right away.
         match self.inner_links.list() {
             Ok(links) => {
-                for link in links.into_iter().filter(|link| !link.kind.is_empty()) {
-                    if let Err(error) = self.inner_links.delete(&link.name) {
-                        errors.push((link.name, error));
-                    }
+                let ours = links.iter().filter(|link| !link.kind.is_empty()).map(|link| link.name.as_str());
+                if let Err(error) = self.inner_links.delete_all(ours) {
+                    errors.push(("the node's links".into(), error));
                 }
             }
             Err(error) => errors.push(("the node's links".into(), error)),

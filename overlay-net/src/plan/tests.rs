@@ -7,10 +7,10 @@ use ipnet::Ipv4Net;
 use proptest::prelude::*;
 
 use super::attachment::{Unfit, choose_address, choose_egress, gateway, has_way_out, interfaces};
-use super::balance::{Balance, HostSide, Target};
+use super::balance::{Balance, HostSide, Return, Target};
 use super::names;
 use super::picture::{Facts, HostPort, Operation, Picture, Port, Switch, Tunnel};
-use super::ruleset::{Action, Match, Set};
+use super::ruleset::{Action, Match, Rule, Set};
 use crate::config::{
     Attachment, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol, PublishedPort, Service, Station,
 };
@@ -300,6 +300,43 @@ fn published_ports_are_in_the_host_table_once_there_is_somewhere_to_go() {
     let rule = &table.chains["udp-5353"].rules[0];
     assert_eq!(rule.matches, [Match::Protocol(Protocol::Udp)]);
     assert_eq!(rule.action, Action::Translate { address: Ipv4Addr::new(172, 30, 0, 5), port: Some(80) });
+}
+
+#[test]
+fn who_keeps_the_own_address_into_the_mesh() {
+    let side = |replies| HostSide {
+        ingress: Some(("shi-n1".to_owned(), "10.0.9.0/24".parse().unwrap())),
+        egress: Some(("she-n1".to_owned(), "172.30.0.0/16".parse().unwrap())),
+        tasks: BTreeMap::new(),
+        replies,
+    };
+    let hidden = |replies| {
+        let table = Balance::default().host_table("n1", &side(replies)).unwrap();
+        let into_mesh = |rule: &&Rule| rule.matches[0] == Match::To("shi-n1".into());
+        let rules: Vec<_> = table.chains["source"].rules.iter().filter(into_mesh).cloned().collect();
+        rules.into_iter().map(|rule| rule.matches[2..].to_vec()).collect::<Vec<_>>()
+    };
+    assert_eq!(hidden(Return::Masquerade), [[]], "everybody");
+    let source = |net: &str| vec![Match::Source(net.parse().unwrap())];
+    let protocol = |protocol| vec![Match::Protocol(protocol)];
+    assert_eq!(
+        hidden(Return::Remember),
+        [
+            source("127.0.0.0/8"),
+            source("172.30.0.0/16"),
+            source("10.0.9.0/24"),
+            protocol(Protocol::Udp),
+            protocol(Protocol::Sctp)
+        ]
+    );
+}
+
+#[test]
+fn what_a_crash_left_half_made_is_removed() {
+    let nobody = Port { task: String::new(), network: String::new(), address: ME, bridge: String::new() };
+    let observed = Picture { ports: BTreeMap::from([("p1".into(), nobody)]), ..Picture::default() };
+    let wanted = Picture::wanted(&desired(vec![]), &FACTS, &observed);
+    assert_eq!(converge(&observed, &wanted), [Operation::DeletePort("p1".into())]);
 }
 
 fn attachment(network: &str, last: u8) -> Attachment {
