@@ -44,7 +44,7 @@ pub fn reconcile(cx: &mut Cx<'_>, txn: &mut Txn) {
     let tasks = keys.iter().filter_map(|key| if let Key::Task(id) = key { Some(id) } else { None });
     let mut given = 0;
     for id in tasks {
-        if given == cx.limits.tasks_per_pass {
+        if given == cx.limits.tasks_per_pass || txn.is_full() {
             // The rest is the next pass's, which comes at once.
             txn.wake_at(cx.now);
             break;

@@ -331,7 +331,8 @@ pub struct NodeDisconnected {
     pub generation: u64,
 }
 
-/// See `Op::ReportStatuses`. Reports that are not news, or not of a task of that host, are passed over.
+/// See `Op::ReportStatuses`. Reports that are not news, or not of a task of that host, are passed over. Reply:
+/// `number` says how many were read, from the first on; the rest did not fit into one entry and has to be sent again.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ReportStatuses {
     /// The host.
@@ -417,7 +418,7 @@ pub struct Reply {
     /// For people.
     #[prost(string, repeated, tag = "2")]
     pub warnings: Vec<String>,
-    /// A raft id, or how many reports were news.
+    /// A raft id, or how many reports were read.
     #[prost(uint64, tag = "3")]
     pub number: u64,
 }

@@ -97,6 +97,10 @@ pub(super) fn remove(txn: &mut Txn, op: &RemoveService) -> Result<Reply, Control
     }
     let tasks: Vec<_> = txn.tasks_of_service(&op.id).cloned().collect();
     for task in tasks {
+        // What does not fit is the reaper's: a task whose service is gone is to be removed.
+        if txn.is_full() {
+            break;
+        }
         if task.desired() != DesiredState::Remove {
             let mut task = Arc::unwrap_or_clone(task);
             task.set_desired(DesiredState::Remove);

@@ -15,14 +15,17 @@ pub(super) fn report(txn: &mut Txn, op: &ReportStatuses) -> Result<Reply, Contro
             op.node_id, op.generation, node.status.generation
         )));
     }
-    let mut news = 0;
+    let mut taken = 0;
     for report in &op.reports {
+        if txn.is_full() {
+            break;
+        }
+        taken += 1;
         if let Some(task) = observed(txn, &op.node_id, report) {
             txn.put_task(task);
-            news += 1;
         }
     }
-    Ok(Reply { id: op.node_id.to_string(), number: news, ..Reply::default() })
+    Ok(Reply { id: op.node_id.to_string(), number: taken, ..Reply::default() })
 }
 
 /// The task with the report in it; `None` if the report is not news or not this host's to make.

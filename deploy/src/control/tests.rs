@@ -268,9 +268,11 @@ fn observed_state_only_grows_and_only_its_host_reports_it() {
         let ports = vec![PortConfig { target: 80, published: 40001, ..PortConfig::default() }];
         let reports = vec![TaskReport { task_id: task.clone(), status, ports }];
         let op = ReportStatuses { node_id: node.clone(), generation: 1, reports };
-        let number = world.run(Op::ReportStatuses(op)).expect("heard").number;
+        let before = world.store.revision();
+        assert_eq!(world.run(Op::ReportStatuses(op)).expect("heard").number, 1);
+        let news = world.store.revision() - before;
         let task = world.store.task(&task).expect("the task");
-        (number, task.status.state(), task.ports[0].published)
+        (news, task.status.state(), task.ports[0].published)
     };
     assert_eq!(report(&other, TaskState::Running, ""), (0, TaskState::Assigned, 0));
     assert_eq!(report(&node, TaskState::Running, ""), (1, TaskState::Running, 40001));

@@ -7,8 +7,8 @@ use prost::Message;
 use super::{Key, KeyKind};
 use crate::model::{Cluster, Config, Meta, Network, Node, Secret, Service, Task, Timestamp};
 
-/// Most bytes of an encoded entry.
-pub const MAX_ENTRY_BYTES: usize = 32 << 20;
+/// Most bytes of an encoded entry; what Raft takes. It is kept by `Txn::is_full` together with the bound on a spec.
+pub const MAX_ENTRY_BYTES: usize = 3 << 19;
 
 /// What the leader proposes and every manager applies.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -150,6 +150,11 @@ impl Held {
 
     pub(crate) fn meta(&self) -> Meta {
         each_kind!(self, object => object.meta)
+    }
+
+    /// Bytes that it takes in an entry, but for a few.
+    pub(crate) fn weight(&self) -> usize {
+        each_kind!(self, object => object.encoded_len())
     }
 
     /// Sets the meta; copies the object only if somebody else holds it too.

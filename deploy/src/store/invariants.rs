@@ -86,9 +86,6 @@ impl Store {
             {
                 wrong.push(format!("task {} is wanted, but its service {} is gone", task.id, task.service_id));
             }
-            if !task.node_id.is_none() && task.holds_addresses() && self.node(&task.node_id).is_none() {
-                wrong.push(format!("task {} is on node {}, which is gone", task.id, task.node_id));
-            }
             self.check_attachments(task, wrong);
         }
     }

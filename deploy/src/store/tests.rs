@@ -148,6 +148,7 @@ proptest! {
                 prop_assert_eq!(txn.into_store(), store.clone());
                 continue;
             };
+            prop_assert!(entry.to_bytes().len() <= txn.weight() && txn.weight() < 64 + 512 * entry.changes.len());
             prop_assert_eq!(&Entry::from_bytes(&entry.to_bytes()).expect("an entry"), &entry);
             let before = store.clone();
             match store.apply(TERM, &entry) {
@@ -344,4 +345,30 @@ fn a_task_that_ended_gives_its_address_back() {
     });
     assert_eq!(store.addresses_on_network(&network).count(), 0);
     assert_eq!(store.tasks_on_node(&NodeId::new("node1")).count(), 1);
+}
+
+#[test]
+fn a_full_transaction_still_fits_into_an_entry() {
+    let mut txn = Txn::new(&Store::default(), Timestamp::from_millis(1));
+    let large = |id: u8, name: String| {
+        let mut service = service(id, 1);
+        service.spec.name = name;
+        service.spec.labels.insert("weight".into(), "x".repeat(96 << 10));
+        service.previous_spec = Some(service.spec.clone());
+        service
+    };
+    let mut id = 0;
+    while !txn.is_full() {
+        txn.put_service(large(id, format!("service-{id}")));
+        id += 1;
+    }
+    // The decision that was being made when it became full may still finish.
+    txn.put_service(large(id, "last".to_owned()));
+    let entry = txn.finish(TERM).expect("a change").to_bytes();
+    assert!(entry.len() <= super::MAX_ENTRY_BYTES, "{}", entry.len());
+    // What is taken back weighs nothing.
+    for id in 0..=id {
+        txn.remove_service(&ServiceId::new(format!("svc{id}")));
+    }
+    assert_eq!((txn.weight(), txn.finish(TERM)), (0, None));
 }

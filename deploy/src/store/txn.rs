@@ -10,12 +10,20 @@ use crate::model::{
     Timestamp,
 };
 
+/// Bytes from which a transaction takes nothing more that can wait. The rest up to what Raft takes is for the decision
+/// that is being written when this is reached: a slot's old and new task, and its service with the previous spec.
+const FULL: usize = 1 << 20;
+
+/// Bytes of a change beside its object: kind, id, version, and the lengths around them.
+const KEY_BYTES: usize = 64;
+
 /// Reads its own writes (it dereferences to the store with them in place). Dropping it forgets them.
 #[derive(Clone, Debug)]
 pub struct Txn {
     base: Store,
     work: Store,
     touched: BTreeSet<Key>,
+    weight: usize,
     wake_at: Option<Timestamp>,
 }
 
@@ -33,7 +41,7 @@ impl Txn {
     pub fn new(base: &Store, now: Timestamp) -> Self {
         let mut work = base.clone();
         work.now = work.now.max(now);
-        Self { base: base.clone(), work, touched: BTreeSet::new(), wake_at: None }
+        Self { base: base.clone(), work, touched: BTreeSet::new(), weight: 0, wake_at: None }
     }
 
     /// The store that the transaction started on.
@@ -44,6 +52,17 @@ impl Txn {
     /// Objects that differ from the store that the transaction started on.
     pub fn touched(&self) -> &BTreeSet<Key> {
         &self.touched
+    }
+
+    /// Bytes that the entry would take, at the most.
+    pub fn weight(&self) -> usize {
+        self.weight
+    }
+
+    /// Whether the entry is as large as it should get. Whoever makes many changes then leaves the rest to the next
+    /// pass, and asks for it at once (`wake_at` with the present).
+    pub fn is_full(&self) -> bool {
+        self.weight >= FULL
     }
 
     /// Asks for another pass at `at`; the earliest that was asked for counts.
@@ -161,8 +180,8 @@ impl Txn {
             object.set_meta(base.meta());
             if object == base {
                 // Back to what it was: as if nothing had happened.
+                self.forget(&key);
                 self.work.put(base);
-                self.touched.remove(&key);
                 return;
             }
         }
@@ -173,16 +192,25 @@ impl Txn {
             meta.created_at = self.work.now;
         }
         object.set_meta(meta);
+        self.forget(&key);
+        self.weight += object.weight() + KEY_BYTES;
         self.work.put(object);
         self.touched.insert(key);
     }
 
     fn erase(&mut self, key: Key) {
+        self.forget(&key);
         self.work.remove(&key);
         if self.base.held(&key).is_some() {
+            self.weight += KEY_BYTES;
             self.touched.insert(key);
-        } else {
-            self.touched.remove(&key);
+        }
+    }
+
+    /// Takes what was written to an object out of the account; the object itself is about to be replaced.
+    fn forget(&mut self, key: &Key) {
+        if self.touched.remove(key) {
+            self.weight -= KEY_BYTES + self.work.held(key).map_or(0, |object| object.weight());
         }
     }
 }

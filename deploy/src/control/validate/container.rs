@@ -6,9 +6,6 @@ use crate::model::{ContainerSpec, DnsConfig, Mount, MountKind, Privileges, parse
 
 /// Longest wait between the stop signal and SIGKILL: a day, in nanoseconds.
 const MAX_STOP_GRACE_NS: u64 = 24 * 3600 * 1_000_000_000;
-/// Bytes of all environment variables together; execve takes about 2 MiB with the arguments.
-const MAX_ENV_BYTES: usize = 1 << 20;
-
 /// Groups beside the user's own.
 const MAX_GROUPS: usize = 32;
 
@@ -137,9 +134,6 @@ fn hostname(hostname: &str) -> Result<(), ControlError> {
 
 fn environment(env: &[String]) -> Result<(), ControlError> {
     arguments("TaskTemplate.ContainerSpec.Env", env)?;
-    if env.iter().map(String::len).sum::<usize>() > MAX_ENV_BYTES {
-        return Err(invalid(format!("TaskTemplate.ContainerSpec.Env: more than {MAX_ENV_BYTES} bytes")));
-    }
     for variable in env {
         no_template("TaskTemplate.ContainerSpec.Env", variable)?;
         if variable.is_empty() || variable.starts_with('=') {

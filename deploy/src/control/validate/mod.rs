@@ -16,7 +16,7 @@ pub(super) const MAX_TEXT: usize = 4096;
 /// Entries of a list for which nothing else says how long it may be.
 const MAX_ITEMS: usize = 1024;
 /// Bytes of all labels of an object together.
-const MAX_LABEL_BYTES: usize = 256 << 10;
+const MAX_LABEL_BYTES: usize = 64 << 10;
 /// Docker's limit on a secret; the data must be shorter.
 pub(super) const MAX_SECRET_BYTES: usize = 512_000;
 /// Docker's limit on a config; the data must be shorter.

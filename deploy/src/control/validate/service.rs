@@ -1,5 +1,7 @@
 //! A service spec: mode, resources, placement, ports, update.
 
+use prost::Message;
+
 use super::super::{ControlError, invalid};
 use super::{count, labels, service_name, shorten, text, unsupported};
 use crate::model::{
@@ -10,6 +12,9 @@ use crate::scheduler::Constraint;
 
 /// Docker's least amount of memory.
 const MIN_MEMORY: u64 = 4 << 20;
+/// Bytes of a whole spec. Each task carries it, and an entry must have room for a slot's two tasks and a service with
+/// its previous spec (see `Txn::is_full`).
+const MAX_SPEC_BYTES: usize = 96 << 10;
 /// A thousandth of a CPU, Docker's least.
 const MIN_NANO_CPUS: u64 = 1_000_000;
 /// Tasks of one service. Far beyond what one cluster runs; it bounds what one request can ask for.
@@ -20,6 +25,10 @@ const MAX_DURATION_NS: u64 = 365 * 24 * 3600 * 1_000_000_000;
 /// Checks all of a service spec but what depends on other objects (names, networks, ports).
 pub(in crate::control) fn service_spec(spec: &ServiceSpec) -> Result<(), ControlError> {
     service_name(&spec.name)?;
+    let bytes = spec.encoded_len();
+    if bytes > MAX_SPEC_BYTES {
+        return Err(invalid(format!("the service spec has {bytes} bytes, more than {MAX_SPEC_BYTES}")));
+    }
     labels("Labels", &spec.labels)?;
     mode(spec)?;
     task_spec(&spec.task)?;
