@@ -141,7 +141,7 @@ mod tests {
         push(&mut out, &format_time(at), LogStream::Stderr, Kind::Piece, b"\xff\x00 x");
         let record = parse(&out[..out.len() - 1]).unwrap();
         assert_eq!((record.at, record.stream, &record.data[..]), (at, LogStream::Stderr, &b"\xff\x00 x"[..]));
-        for at in 0..41 {
+        for at in 0..40 {
             assert_eq!(parse(&out[..at]), None);
         }
     }

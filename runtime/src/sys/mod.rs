@@ -88,14 +88,18 @@ pub(crate) fn unshare_cgroups() -> Result<(), Errno> {
 
 /// Every signal back to its default and none blocked, as a program expects to find them.
 pub(crate) fn reset_signals() {
-    // SAFETY: sigaction is plain data for which zero means SIG_DFL without flags; both calls read and write only the
-    // locals given. Failures (for SIGKILL, SIGSTOP and the C library's own signals) are of no consequence.
+    /// The kernel's own structure (handler, flags, restorer, mask): the C library's call would spare two signals that
+    /// it keeps for itself, and a program would inherit whatever they were set to.
+    const DEFAULT: [u64; 4] = [0; 4];
+    const SET_SIZE: usize = 8;
+    for signal in 1..=64 {
+        let no_old: *mut u64 = ptr::null_mut();
+        // SAFETY: the structure has the kernel's size, zero means SIG_DFL without flags, and the old value is not
+        // asked for. It fails for SIGKILL and SIGSTOP, which have no other action.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), no_old, SET_SIZE) };
+    }
+    // SAFETY: the set is a local, initialised before it is read.
     unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = libc::SIG_DFL;
-        for signal in 1..=64 {
-            libc::sigaction(signal, &raw const action, ptr::null_mut());
-        }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());

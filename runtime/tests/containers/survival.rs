@@ -1,1 +1,239 @@
-pub const TESTS: &[(&str, fn())] = &[];
+//! The daemon dies, the shim dies, the machine seems to have rebooted: what is true is found again.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use runtime::{Runtime, Status};
+
+use super::fixture::{Fixture, alive, until};
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("survival::the_daemon_dies", the_daemon_dies),
+    ("survival::the_shim_is_killed", the_shim_is_killed),
+    ("survival::the_shim_is_killed_while_nobody_looks", the_shim_is_killed_while_nobody_looks),
+    ("survival::parked_descriptors", parked_descriptors),
+    ("survival::interrupted_creations_and_removals", interrupted),
+    ("survival::another_boot", another_boot),
+    ("survival::a_later_release", a_later_release),
+];
+
+fn shim_of(pid: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+fn state(fixture: &Fixture, id: &str) -> runtime::ContainerState {
+    let all = fixture.tokio.block_on(fixture.runtime().list());
+    all.into_iter().find(|state| state.id == id).unwrap()
+}
+
+fn the_daemon_dies() {
+    let mut fixture = Fixture::new();
+    let mut config = fixture.config("runs", "trap");
+    config.labels.insert("task".into(), "t".into());
+    let runs = fixture.start(config);
+    fixture.until_output("runs", "trapping");
+    let ends = fixture.start(fixture.config("ends", "trap"));
+    fixture.until_output("ends", "trapping");
+    let waits = fixture.tokio.block_on(fixture.runtime().create(fixture.config("waits", "out started"))).unwrap().pid;
+    let before = state(&fixture, "runs");
+    fixture.die();
+    // One ends while nobody is there.
+    let shim = shim_of(ends);
+    let status = fs::read_to_string(format!("/proc/{shim}/cgroup")).unwrap();
+    assert!(status.contains("/shims"), "the shim is out of the daemon's cgroup: {status}");
+    let inside = rustix::process::Pid::from_raw(i32::try_from(ends).unwrap()).unwrap();
+    rustix::process::kill_process(inside, rustix::process::Signal::TERM).unwrap();
+    until("the exit is on disk", || fixture.config.data_dir.join("containers/ends/exit").exists());
+    fixture.open();
+    assert_eq!(state(&fixture, "runs"), before);
+    assert_eq!(before.pid, Some(runs));
+    let ended = state(&fixture, "ends");
+    assert!(matches!(&ended.status, Status::Exited(exit) if exit.code == 7 && !exit.shim_lost), "{ended:?}");
+    assert_eq!(ended.pid, None);
+    let waiting = state(&fixture, "waits");
+    assert_eq!((waiting.status, waiting.pid), (Status::Created, Some(waits)));
+    // All of them are as usable as before.
+    let runtime = fixture.runtime();
+    assert!(fixture.tokio.block_on(runtime.netns("runs")).is_ok());
+    fixture.tokio.block_on(runtime.start("waits")).unwrap();
+    assert_eq!(fixture.wait("waits").code, 0);
+    assert_eq!(fixture.output("waits"), "started\n");
+    let exit = fixture.tokio.block_on(runtime.stop("runs", None, Duration::from_secs(10))).unwrap();
+    assert_eq!(exit.code, 7);
+    for id in ["runs", "ends", "waits"] {
+        fixture.tokio.block_on(runtime.delete(id)).unwrap();
+    }
+    assert_eq!(fixture.leftovers(), Default::default());
+}
+
+fn the_shim_is_killed() {
+    let fixture = Fixture::new();
+    let pid = fixture.start(fixture.config("orphan", "grandchild then out ready then sleep"));
+    fixture.until_output("orphan", "ready");
+    kill(shim_of(pid));
+    let exit = fixture.wait("orphan");
+    assert!(exit.shim_lost && exit.code == 137 && !exit.oom_killed, "{exit:?}");
+    until("the container is dead", || !alive(pid));
+    assert_eq!(fixture.cgroup_file("orphan", "cgroup.procs").as_deref(), Some(""));
+    fixture.tokio.block_on(fixture.runtime().delete("orphan")).unwrap();
+    assert_eq!(fixture.leftovers(), Default::default());
+}
+
+fn the_shim_is_killed_while_nobody_looks() {
+    let mut fixture = Fixture::new();
+    let pid = fixture.start(fixture.config("orphan", "out ready then sleep"));
+    fixture.until_output("orphan", "ready");
+    fixture.die();
+    let shim = shim_of(pid);
+    kill(shim);
+    until("the shim is dead", || !alive(shim));
+    assert!(alive(pid), "its container is not bound to it");
+    fixture.open();
+    let lost = state(&fixture, "orphan");
+    assert!(matches!(&lost.status, Status::Exited(exit) if exit.shim_lost), "{lost:?}");
+    assert!(!alive(pid));
+    assert_eq!(fixture.output("orphan"), "ready\n", "its log is still there");
+    // The verdict is on record: another daemon says the same.
+    fixture.die();
+    fixture.open();
+    assert_eq!(state(&fixture, "orphan").status, lost.status);
+}
+
+fn parked_descriptors() {
+    let mut fixture = Fixture::new();
+    fixture.start(fixture.config("parker", "sleep"));
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let (_other, more) = UnixStream::pair().unwrap();
+    let runtime = fixture.runtime();
+    fixture.tokio.block_on(async {
+        runtime.park_fds("parker", "dns", vec![theirs.into(), more.into()]).await.unwrap();
+        assert_eq!(runtime.fetch_fds("parker", "other").await.unwrap().len(), 0);
+        assert!(runtime.park_fds("parker", &"n".repeat(65), Vec::new()).await.is_err());
+    });
+    drop(runtime);
+    fixture.die();
+    fixture.open();
+    let runtime = fixture.runtime();
+    for _ in 0..2 {
+        let fds = fixture.tokio.block_on(runtime.fetch_fds("parker", "dns")).unwrap();
+        assert_eq!(fds.len(), 2);
+        let mut returned = UnixStream::from(fds.into_iter().next().unwrap());
+        returned.write_all(b"still here").unwrap();
+        let mut text = [0; 10];
+        ours.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"still here");
+    }
+    fixture.tokio.block_on(async {
+        runtime.park_fds("parker", "dns", Vec::new()).await.unwrap();
+        assert_eq!(runtime.fetch_fds("parker", "dns").await.unwrap().len(), 0);
+    });
+}
+
+fn interrupted() {
+    let mut fixture = Fixture::new();
+    let pid = fixture.start(fixture.config("half", "sleep"));
+    fixture.die();
+    let containers = fixture.config.data_dir.join("containers");
+    // A creation that was cut before its shim came up, one before anything, and a removal in the middle.
+    fs::remove_file(containers.join("half/process")).unwrap();
+    fs::create_dir_all(containers.join("empty/upper")).unwrap();
+    fs::create_dir_all(containers.join(".removing-old/upper/deep")).unwrap();
+    fs::write(fixture.config.run_dir.join("shims/stale.sock"), "").unwrap();
+    for mount in super::fixture::cgroup_mounts() {
+        let tasks = mount.join(format!("shoal-{}", fixture.config.engine_id)).join("task");
+        if tasks.exists() {
+            fs::create_dir(tasks.join("nobodys")).unwrap();
+        }
+    }
+    fixture.open();
+    assert!(fixture.tokio.block_on(fixture.runtime().list()).is_empty());
+    assert!(!alive(pid));
+    assert_eq!(fixture.leftovers(), Default::default());
+}
+
+/// After a reboot the numbers in the files belong to strangers.
+fn another_boot() {
+    let mut fixture = Fixture::new();
+    let pid = fixture.start(fixture.config("old", "sleep"));
+    let stranger = std::process::Command::new("/proc/self/exe").args(["payload", "sleep"]).spawn();
+    #[allow(clippy::zombie_processes, reason = "it is waited for below")]
+    let mut stranger = stranger.unwrap();
+    fixture.die();
+    kill(shim_of(pid));
+    kill(pid);
+    until("both are dead", || !alive(pid));
+    // The same pids, but another start time: here simply the stranger's pid in place of the dead one's.
+    let path = fixture.config.data_dir.join("containers/old/process");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, swap_pid(&bytes, stranger.id())).unwrap();
+    fixture.open();
+    assert!(matches!(state(&fixture, "old").status, Status::Exited(exit) if exit.shim_lost));
+    fixture.tokio.block_on(fixture.runtime().delete("old")).unwrap();
+    assert!(alive(stranger.id()), "a stranger was not touched");
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+}
+
+/// Rewrites the pids in a process record (fields 2 and 4), with its length and checksum.
+fn swap_pid(bytes: &[u8], pid: u32) -> Vec<u8> {
+    let mut payload = Vec::new();
+    let mut rest = &bytes[22..];
+    while let Some((&key, tail)) = rest.split_first() {
+        payload.push(key);
+        rest = tail;
+        if key & 7 == 2 {
+            let length = usize::from(rest[0]);
+            payload.extend_from_slice(&rest[..=length]);
+            rest = &rest[length + 1..];
+            continue;
+        }
+        let length = rest.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
+        if key >> 3 == 2 || key >> 3 == 4 {
+            let mut value = pid;
+            while value >= 0x80 {
+                payload.push(u8::try_from(value & 0x7f).unwrap() | 0x80);
+                value >>= 7;
+            }
+            payload.push(u8::try_from(value).unwrap());
+        } else {
+            payload.extend_from_slice(&rest[..length]);
+        }
+        rest = &rest[length..];
+    }
+    let mut out = bytes[..14].to_vec();
+    out.extend_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
+    out.extend_from_slice(&crc32fast::hash(&payload).to_le_bytes());
+    out.extend_from_slice(&payload);
+    out
+}
+
+/// What a later release has written is refused, not thrown away; what is damaged is removed.
+fn a_later_release() {
+    let mut fixture = Fixture::new();
+    fixture.run(fixture.config("newer", "exit 0"));
+    fixture.die();
+    let path = fixture.config.data_dir.join("containers/newer/container");
+    let good = fs::read(&path).unwrap();
+    let mut newer = good.clone();
+    newer[8] = 2;
+    fs::write(&path, &newer).unwrap();
+    let refused = fixture.tokio.block_on(Runtime::open(fixture.config.clone()));
+    let text = refused.err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(text.contains("format 2 is not known to this release"), "{text}");
+    assert_eq!(fs::read(&path).unwrap(), newer);
+    let mut damaged = good;
+    let last = damaged.len() - 1;
+    damaged[last] ^= 1;
+    fs::write(&path, &damaged).unwrap();
+    fixture.open();
+    assert!(fixture.tokio.block_on(fixture.runtime().list()).is_empty());
+    assert_eq!(fixture.leftovers(), Default::default());
+}
