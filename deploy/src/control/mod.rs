@@ -30,6 +30,9 @@ pub fn execute(cx: &mut Cx<'_>, txn: &mut Txn, request: &Request) -> Result<Repl
     let Some(op) = &request.op else {
         return Err(unimplemented("the request is of a kind that this manager's release does not know"));
     };
+    if txn.cluster().is_none() && !matches!(op, Op::InitCluster(_)) {
+        return Err(precondition("the cluster is not initialised yet"));
+    }
     match op {
         Op::InitCluster(op) => cluster::init(cx, txn, op),
         Op::UpdateCluster(op) => cluster::update(cx, txn, op),

@@ -47,7 +47,7 @@ fn check_spec(change: impl FnOnce(&mut ServiceSpec), expected: Result<(), (Error
 #[test]
 fn a_cluster_is_made_once() {
     let mut world = World::empty();
-    refused(world.try_join(1), ErrorKind::NotFound, "cluster default not found");
+    refused(world.try_join(1), ErrorKind::FailedPrecondition, "not initialised yet");
     let mut world = World::new();
     let cluster = world.store.cluster().expect("the cluster").clone();
     assert_eq!(cluster.spec.default_addr_pool, ["10.0.0.0/8"]);
