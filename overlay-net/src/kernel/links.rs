@@ -6,12 +6,13 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use libc::{
     IFLA_ADDRESS, IFLA_GROUP, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER,
-    IFLA_MTU, IFLA_NET_NS_FD, IFLA_PROTINFO, RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_GETADDR, RTM_GETLINK,
-    RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE,
+    IFLA_MTU, IFLA_NET_NS_FD, IFLA_OPERSTATE, IFLA_PROTINFO, RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_GETADDR,
+    RTM_GETLINK, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE,
 };
 use nix::sys::socket::SockProtocol;
 
@@ -42,6 +43,8 @@ const BR_MCAST_SNOOPING: u16 = 23;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFF_UP: u32 = 1;
+/// `IF_OPER_UP`.
+const OPERATIONAL: u8 = 6;
 /// `RTPROT_STATIC`: what an administrator's tool would say.
 const RTPROT_STATIC: u8 = 4;
 const RT_TABLE_MAIN: u8 = 254;
@@ -68,6 +71,8 @@ pub struct Link {
     pub kind: String,
     /// Whether it was set up.
     pub up: bool,
+    /// Whether it carries packets: it is up, its peer is up, and the kernel has taken notice of both.
+    pub running: bool,
     /// Its MTU in bytes.
     pub mtu: u32,
     /// Its hardware address; empty where it has none.
@@ -325,6 +330,23 @@ impl Links {
         self.change(name, IFF_UP, IFF_UP, |_| {})
     }
 
+    /// Waits until a link carries packets. A veth that has just been set up drops all of them until a worker of the
+    /// kernel has taken notice of its peer, and the first packet of a connection would be repeated a second later.
+    ///
+    /// # Errors
+    /// `NotFound`; `TimedOut` when the peer is down, or the kernel is that busy.
+    pub fn wait_running(&mut self, name: &str, patience: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + patience;
+        while !self.find(name)?.ok_or_else(|| not_found(name))?.running {
+            if Instant::now() > deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{name:?} does not come up")));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // The state shows before the worker is done with the link; a change, even an empty one, waits for the worker.
+        self.set_up(name)
+    }
+
     /// Sets a link down.
     ///
     /// # Errors
@@ -534,6 +556,7 @@ fn parse_link(reply: &Reply) -> Option<Link> {
         match kind {
             IFLA_IFNAME => link.name = str_of(value),
             IFLA_MTU => link.mtu = u32_of(value),
+            IFLA_OPERSTATE => link.running = value.first() == Some(&OPERATIONAL),
             IFLA_ADDRESS => link.address = value.to_vec(),
             IFLA_MASTER => link.controller = u32_of(value),
             IFLA_IFALIAS => link.alias = str_of(value),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
@@ -17,6 +18,8 @@ use crate::plan::attachment::{Interface, choose_egress, gateway};
 use crate::plan::names;
 use crate::plan::picture::{HostPort, Operation, Picture, Port, Switch, Tunnel};
 
+/// How long a new link may take until it carries packets; a millisecond is usual.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// What a port of ours towards a task or the host does; addresses are learned there, from those that own them.
 const LOCAL_PORT: BridgePort = BridgePort { flood: true, learning: true, neigh_suppress: false, isolated: false };
 /// The port towards other hosts: nothing unknown goes out there, and ARP is answered on this side.
@@ -219,7 +222,8 @@ impl Stage {
         self.host_links.create_veth_into(&link, Some(mac_of(host.address.addr())), host.mtu, &peer)?;
         self.inner_links.set_controller(names::HOST_PORT, Some(&names::bridge(host.vni)))?;
         self.inner_links.set_up(names::HOST_PORT)?;
-        self.host_side(&link, host.address)
+        self.host_side(&link, host.address)?;
+        self.inner_links.wait_running(names::HOST_PORT, PATIENCE)
     }
 
     /// A link of ours in the host's namespace: an address, forwarding, and published ports on localhost.
@@ -229,7 +233,8 @@ impl Stage {
         self.host.set_sysctl(&format!("ipv4/conf/{link}/route_localnet"), "1")?;
         self.host.set_sysctl("ipv4/ip_forward", "1")?;
         self.host_links.add_address(link, address)?;
-        self.host_links.set_up(link)
+        self.host_links.set_up(link)?;
+        self.host_links.wait_running(link, PATIENCE)
     }
 
     /// The way out that is there already: the host's address on it, which is the tasks' gateway.
@@ -260,6 +265,7 @@ impl Stage {
         self.inner_links.set_controller(names::EGRESS_UPLINK, Some(names::EGRESS_BRIDGE))?;
         self.inner_links.set_up(names::EGRESS_UPLINK)?;
         self.host_side(&link, address)?;
+        self.inner_links.wait_running(names::EGRESS_UPLINK, PATIENCE)?;
         Ok(address)
     }
 
@@ -288,7 +294,9 @@ impl Stage {
         links.set_up(&interface.name)?;
         self.inner_links.set_mtu(&interface.port, mtu)?;
         let (port, bridge) = (interface.port.clone(), interface.bridge.clone());
-        self.apply(&Operation::Connect { port, bridge })
+        self.apply(&Operation::Connect { port, bridge })?;
+        links.wait_running(&interface.name, PATIENCE)?;
+        self.inner_links.wait_running(&interface.port, PATIENCE)
     }
 
     /// Removes links of tasks.

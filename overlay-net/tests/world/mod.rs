@@ -64,6 +64,8 @@ fn plug(wire: &NetNs, namespace: &NetNs, port: &str, address: Ipv4Addr) {
     links.set_up("lo").unwrap();
     links.add_address("u0", format!("{address}/24").parse().unwrap()).unwrap();
     links.set_up("u0").unwrap();
+    links.wait_running("u0", PATIENCE).unwrap();
+    bridge.wait_running(port, PATIENCE).unwrap();
 }
 
 impl World {
