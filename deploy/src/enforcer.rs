@@ -14,7 +14,7 @@ use crate::scheduler;
 use crate::store::Txn;
 
 /// Tasks of a host that has been away for this long are Orphaned, and what they held is free again.
-pub const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Looks at the tasks of the given hosts; hosts that are not in the store any more count too.
 pub(crate) fn reconcile(cx: &Cx<'_>, txn: &mut Txn, hosts: &BTreeSet<NodeId>) {

@@ -45,5 +45,5 @@ pub(crate) fn reconcile(txn: &mut Txn, service: &ServiceId) {
 /// Whether nothing runs, and nothing will: the task is not wanted, and it ended, was never placed, or its host is gone.
 fn finished(txn: &Txn, task: &Task) -> bool {
     let over = task.has_ended() || !task.is_placed() || txn.node(&task.node_id).is_none();
-    !task.is_wanted() && over || over && txn.service(&task.service_id).is_none()
+    over && (!task.is_wanted() || txn.service(&task.service_id).is_none())
 }

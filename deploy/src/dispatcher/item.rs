@@ -52,8 +52,8 @@ pub struct Item {
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Body {
     /// A task of this host.
-    #[prost(message, tag = "1")]
-    Task(Assignment),
+    #[prost(message, boxed, tag = "1")]
+    Task(Box<Assignment>),
     /// A network that this host takes part in.
     #[prost(message, tag = "2")]
     Network(NetworkInfo),

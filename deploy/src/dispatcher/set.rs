@@ -103,7 +103,7 @@ macro_rules! of_kind {
         $(#[$doc])*
         pub fn $name(&self) -> impl Iterator<Item = &$type> {
             self.items().filter_map(|item| match &item.body {
-                Some(Body::$variant(it)) => Some(it),
+                Some(Body::$variant(it)) => Some::<&$type>(it),
                 _ => None,
             })
         }

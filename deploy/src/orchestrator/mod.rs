@@ -48,13 +48,14 @@ fn round(cx: &mut Cx<'_>, txn: &mut Txn, service: &mut Service) -> rollout::Prog
     slots.retain(|_, slot| slot.is_live());
     for slot in slots.values_mut() {
         settle(txn, slot);
+        replace_lost(cx, txn, service, slot);
     }
     let progress = rollout::step(cx, txn, service, &mut slots);
     if progress == rollout::Progress::RolledBack {
         return progress;
     }
     for slot in slots.values_mut() {
-        replace(cx, txn, service, slot);
+        restart_ended(cx, txn, service, slot);
         release(cx, txn, slot);
     }
     progress
@@ -73,32 +74,32 @@ fn settle(txn: &mut Txn, slot: &mut Slot) {
     }
 }
 
-/// Gives the slot a successor if it needs one.
-fn replace(cx: &mut Cx<'_>, txn: &mut Txn, service: &mut Service, slot: &mut Slot) {
+/// Gives the slot a successor at once if the cluster took its task away. Before the rollout's step, which then knows
+/// what it has to wait for.
+fn replace_lost(cx: &mut Cx<'_>, txn: &mut Txn, service: &mut Service, slot: &mut Slot) {
     let Some(task) = predecessor(service, slot) else { return };
-    let successor = match restart::verdict(&task) {
-        Verdict::Leave => return,
-        Verdict::Replace => {
-            let successor = slot.add_successor(cx, txn, &task);
-            rollout::follow(service, &task.id, &successor.id);
-            successor
-        }
-        Verdict::Restart(delay) => {
-            let successor = slot.add_successor(cx, txn, &task);
-            let (not_before, history) = (cx.now.plus(delay), restart::history_after(&task, cx.now));
-            slot.amend(
-                txn,
-                |t| t.id == successor.id,
-                |t| {
-                    t.not_before = not_before;
-                    t.placed_late = task.state() == TaskState::Rejected;
-                    t.restarts.clone_from(&history);
-                },
-            );
-            successor
-        }
-    };
-    debug_assert!(successor.ordinal > task.ordinal);
+    if restart::verdict(&task) == Verdict::Replace {
+        let successor = slot.add_successor(cx, txn, &task);
+        rollout::follow(service, &task.id, &successor.id);
+    }
+}
+
+/// Gives the slot a successor, after the policy's delay, if its task ended by itself and the rollout left it at that.
+fn restart_ended(cx: &mut Cx<'_>, txn: &mut Txn, service: &Service, slot: &mut Slot) {
+    let Some(task) = predecessor(service, slot) else { return };
+    if let Verdict::Restart(delay) = restart::verdict(&task) {
+        let successor = slot.add_successor(cx, txn, &task);
+        let (not_before, history) = (cx.now.plus(delay), restart::history_after(&task, cx.now));
+        slot.amend(
+            txn,
+            |t| t.id == successor.id,
+            |t| {
+                t.not_before = not_before;
+                t.placed_late = task.state() == TaskState::Rejected;
+                t.restarts.clone_from(&history);
+            },
+        );
+    }
 }
 
 /// The task of the slot that a successor is due for, if nothing takes its place yet.

@@ -131,20 +131,20 @@ fn watch(cx: &Cx<'_>, txn: &mut Txn, config: &UpdateConfig, status: &mut UpdateS
             found.arrived |= watch.running_since.is_never();
             continue;
         };
-        let ended_by_itself = matches!(task.state(), TaskState::Complete | TaskState::Failed | TaskState::Rejected);
-        if watch.running_since.is_never() && (task.state() == TaskState::Running || ended_by_itself) {
+        let ended = ended_by_itself(&task);
+        if watch.running_since.is_never() && (task.state() == TaskState::Running || ended) {
             found.arrived = true;
             watch.running_since = cx.now;
         }
         let until = watch.running_since.plus(config.monitor());
-        if ended_by_itself {
+        if ended {
             if cx.now <= until {
                 status.failed_slots.push(task.slot);
                 found.failed = Some(watch.task);
             }
         } else if watch.running_since.is_never() {
             status.watched.push(watch);
-        } else if cx.now < until && !task.has_ended() {
+        } else if cx.now < until {
             txn.wake_at(until);
             status.watched.push(watch);
         }
@@ -152,9 +152,15 @@ fn watch(cx: &Cx<'_>, txn: &mut Txn, config: &UpdateConfig, status: &mut UpdateS
     found
 }
 
-/// The watched task, while the service has use for it.
+/// The watched task, while the service has use for it: it is wanted, or ended by itself. (One that was lost with its
+/// host has a successor by now, which is watched in its place.)
 fn task_of(store: &Store, watch: &WatchedTask) -> Option<Task> {
-    store.task(&watch.task).filter(|t| t.desired() < DesiredState::Remove).map(|t| Task::clone(t))
+    let task = store.task(&watch.task).filter(|t| t.desired() < DesiredState::Remove)?;
+    (task.is_wanted() || ended_by_itself(task)).then(|| Task::clone(task))
+}
+
+fn ended_by_itself(task: &Task) -> bool {
+    matches!(task.state(), TaskState::Complete | TaskState::Failed | TaskState::Rejected)
 }
 
 /// Whether more slots failed than the settings allow.

@@ -35,8 +35,15 @@ pub(crate) fn reconcile(cx: &Cx<'_>, txn: &mut Txn) {
     }
     let mut hosts = hosts::survey(txn, cx.now);
     // Tasks of one service and version ask for the same: what only the host decides is asked once for all of them.
-    for group in waiting.chunk_by(|a, b| a.service_id == b.service_id && a.spec_version == b.spec_version) {
-        place_group(cx, txn, &mut hosts, group);
+    let groups = || waiting.chunk_by(|a, b| a.service_id == b.service_id && a.spec_version == b.spec_version);
+    let refused: Vec<Vec<Arc<Task>>> = groups().map(|group| place_group(cx, txn, &mut hosts, group)).collect();
+    // The reasons are those of the hosts as they are when everything else has its place.
+    for group in refused {
+        let Some(demand) = group.first().map(|task| Demand::new(task)) else { continue };
+        for task in &group {
+            let considered = hosts.iter().filter(|h| task.node_id.is_none() || h.node.id == task.node_id);
+            refuse(cx, txn, task, no_suitable_node(&demand, considered));
+        }
     }
 }
 
@@ -65,8 +72,10 @@ fn waiting(cx: &Cx<'_>, txn: &Txn) -> Vec<Arc<Task>> {
     waiting
 }
 
-fn place_group(cx: &Cx<'_>, txn: &mut Txn, hosts: &mut [Host], group: &[Arc<Task>]) {
-    let Some(first) = group.first() else { return };
+/// Places tasks that ask for the same; returns those that no host takes.
+fn place_group(cx: &Cx<'_>, txn: &mut Txn, hosts: &mut [Host], group: &[Arc<Task>]) -> Vec<Arc<Task>> {
+    let Some(first) = group.first() else { return Vec::new() };
+    let mut refused = Vec::new();
     let demand = Demand::new(first);
     let unfit = |host: &Host| {
         [Filter::Ready, Filter::Constraints, Filter::Platform].into_iter().any(|filter| !demand.passes(filter, host))
@@ -82,12 +91,10 @@ fn place_group(cx: &Cx<'_>, txn: &mut Txn, hosts: &mut [Host], group: &[Arc<Task
         let place = rank::best(hosts, candidates, task).and_then(|index| hosts.get_mut(index));
         match place {
             Some(host) => assign(cx, txn, host, task),
-            None => {
-                let considered = hosts.iter().filter(|h| task.node_id.is_none() || h.node.id == task.node_id);
-                refuse(cx, txn, task, no_suitable_node(&demand, considered));
-            }
+            None => refused.push(task.clone()),
         }
     }
+    refused
 }
 
 fn assign(cx: &Cx<'_>, txn: &mut Txn, host: &mut Host, task: &Task) {

@@ -1,20 +1,22 @@
-//! Random operations on the fake cluster. What holds after every transaction is in `common/checks.rs`; here is what must
-//! come of it once faults stop. `CASES=2000` runs more; a failure prints the operations, shrunk.
-
-mod common;
+//! Random operations on the fake cluster. What holds after every transaction is in `sim/checks.rs`; here is what must
+//! come of it once faults stop. `CASES=2000 SEED=3` runs more and others; a failure prints the operations, shrunk.
 
 use std::time::Duration;
 
-use common::Sim;
+use crate::sim::{self, Sim};
 use deploy::dispatcher::{AssignmentSet, assignment};
 use deploy::model::{NodeRole, ServiceMode, TaskState};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-/// Cases of each property.
-fn config() -> Config {
-    let cases = std::env::var("CASES").ok().and_then(|c| c.parse().ok()).unwrap_or(48);
-    Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() }
+/// Runs a property: 32 cases from a fixed seed, or as `CASES` and `SEED` say.
+fn runner() -> TestRunner {
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
+    let cases = number("CASES").map_or(32, |n| n as u32);
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
+    let mut seed = [0; 32];
+    seed[..8].copy_from_slice(&number("SEED").unwrap_or(1).to_le_bytes());
+    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed))
 }
 
 const HOSTS: [&str; 4] = ["n1", "n2", "n3", "n4"];
@@ -58,7 +60,7 @@ fn options() -> impl Strategy<Value = Vec<String>> {
         Just("monitor=2s".to_owned()),
         Just("restart=on-failure".to_owned()),
         Just("restart=none".to_owned()),
-        (0..3u64).prop_map(|n| format!("delay={n}s")),
+        (1..4u64).prop_map(|n| format!("delay={n}s")),
         (1..3u64).prop_map(|n| format!("attempts={n}")),
         Just("window=5s".to_owned()),
         Just("constraint=node.labels.zone==a".to_owned()),
@@ -164,10 +166,13 @@ impl Sim {
                 _ => service.spec.replicas().unwrap_or(1) as usize,
             };
             let running = tasks.iter().filter(|t| t.is_wanted() && t.state() == TaskState::Running).count();
-            assert_eq!(running, wanted, "{}: {tasks:#?}", service.spec.name);
+            let states: Vec<_> =
+                tasks.iter().map(|t| (t.slot, t.ordinal, t.state(), t.desired(), &t.status.err)).collect();
+            assert_eq!(running, wanted, "{}: {states:?} {:?}", service.spec.name, service.update_status);
         }
         for task in self.store.tasks().filter(|t| !t.is_wanted()) {
-            assert!(task.has_ended(), "an old task is not over: {task:?}");
+            let name = format!("{}.{}#{}", task.service_name, task.slot, task.ordinal);
+            assert!(task.has_ended(), "{name} is not over: {:?} {:?}", task.state(), task.desired());
         }
         for (name, host) in &self.hosts {
             let should: Vec<_> =
@@ -183,7 +188,7 @@ impl Sim {
 /// Whatever was done: after the faults stop and the services are given a sane spec, they run as wanted.
 #[test]
 fn random_operations_come_to_rest() {
-    let mut runner = TestRunner::new(config());
+    let mut runner = runner();
     runner
         .run(&prop::collection::vec(step(), 1..40), |steps| {
             let mut sim = cluster();
@@ -212,7 +217,7 @@ fn random_operations_come_to_rest() {
 #[test]
 fn updates_respect_their_parallelism() {
     let cases = (1..8u64, 1..4u64, any::<bool>(), prop::collection::vec((0..3u8, 0..1500u64), 0..12));
-    let mut runner = TestRunner::new(config());
+    let mut runner = runner();
     runner
         .run(&cases, |(replicas, parallelism, start_first, events)| {
             let mut sim = cluster();
@@ -248,11 +253,11 @@ fn updates_respect_their_parallelism() {
 /// Deltas, in any grouping, lead to the set that is computed at once.
 #[test]
 fn deltas_add_up() {
-    let mut runner = TestRunner::new(config());
+    let mut runner = runner();
     runner
         .run(&prop::collection::vec((step(), any::<bool>()), 1..30), |steps| {
             let mut sim = cluster();
-            let host = common::node_id("n1");
+            let host = sim::node_id("n1");
             let mut known = AssignmentSet::default();
             for (step, look) in &steps {
                 sim.apply(step);

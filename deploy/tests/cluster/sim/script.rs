@@ -16,7 +16,7 @@ use deploy::{dispatcher, scheduler};
 use super::{Sim, node_id};
 
 /// Runs a scenario: returns it with every answer written below its command, on lines that begin with `| `.
-pub fn run_script(text: &str) -> String {
+pub(crate) fn run_script(text: &str) -> String {
     let mut sim = Sim::new(1);
     let mut out = String::new();
     for line in text.lines().filter(|l| !l.starts_with("| ")) {
@@ -39,7 +39,7 @@ pub fn run_script(text: &str) -> String {
 }
 
 /// `10s`, `200ms`, `2m`, `24h`.
-pub fn duration(text: &str) -> Duration {
+pub(crate) fn duration(text: &str) -> Duration {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits.parse().unwrap_or_else(|_| panic!("not a duration: {text}"));
     match &text[digits.len()..] {
@@ -71,7 +71,7 @@ fn split(word: &str) -> (&str, &str) {
 }
 
 impl Sim {
-    pub fn command(&mut self, words: &[&str]) -> Result<String, ControlError> {
+    pub(crate) fn command(&mut self, words: &[&str]) -> Result<String, ControlError> {
         let nothing = Ok(String::new());
         match words {
             ["node", "add", name, options @ ..] => {
@@ -88,10 +88,22 @@ impl Sim {
                 });
                 nothing
             }
-            ["node", "cut", name] => Ok(self.cut(name)).map(|()| String::new()),
-            ["node", "kill", name] => Ok(self.kill(name)).map(|()| String::new()),
-            ["node", "restart", name] => Ok(self.restart_daemon(name)).map(|()| String::new()),
-            ["node", "up", name] => Ok(self.connect(name)).map(|()| String::new()),
+            ["node", "cut", name] => {
+                self.cut(name);
+                nothing
+            }
+            ["node", "kill", name] => {
+                self.kill(name);
+                nothing
+            }
+            ["node", "restart", name] => {
+                self.restart_daemon(name);
+                nothing
+            }
+            ["node", "up", name] => {
+                self.connect(name);
+                nothing
+            }
             ["node", "rm", name, options @ ..] => {
                 let force = options.contains(&"--force");
                 self.request(Op::RemoveNode(RemoveNode { id: node_id(name), force })).map(|_| String::new())
@@ -143,9 +155,18 @@ impl Sim {
                 let op = UpdateCluster { version: cluster.meta.version, spec, ..UpdateCluster::default() };
                 self.request(Op::UpdateCluster(Box::new(op))).map(|_| String::new())
             }
-            ["leader", "change"] => Ok(self.change_leader()).map(|()| String::new()),
-            ["advance", time] => Ok(self.advance(duration(time))).map(|()| String::new()),
-            ["settle"] => Ok(self.settle(Duration::from_secs(3600))).map(|()| String::new()),
+            ["leader", "change"] => {
+                self.change_leader();
+                nothing
+            }
+            ["advance", time] => {
+                self.advance(duration(time));
+                nothing
+            }
+            ["settle"] => {
+                self.settle(Duration::from_secs(3600));
+                nothing
+            }
             ["show", "tasks", options @ ..] => Ok(self.show_tasks(options.contains(&"all"))),
             ["show", "service", name] => Ok(self.show_service(name)),
             ["show", "running"] => Ok(self.show_running()),
@@ -167,7 +188,7 @@ impl Sim {
         self.request(Op::UpdateNode(op)).map(|_| String::new())
     }
 
-    pub fn update_service(
+    pub(crate) fn update_service(
         &mut self,
         name: &str,
         change: impl FnOnce(&mut ServiceSpec),
@@ -286,7 +307,7 @@ impl Sim {
 }
 
 /// Puts `key=value` options into a spec.
-pub fn configure(spec: &mut ServiceSpec, options: &[&str]) {
+pub(crate) fn configure(spec: &mut ServiceSpec, options: &[&str]) {
     for (key, value) in options.iter().map(|o| split(o)) {
         let placement = &mut spec.task.placement;
         let restart = spec.task.restart.get_or_insert_with(RestartPolicy::default);

@@ -14,27 +14,27 @@ use deploy::model::{NodeDescription, NodeId, NodeRole, Task, TaskId, TaskStatus}
 use super::{STEP, Sim, node_id};
 
 /// One host.
-pub struct Host {
-    pub id: NodeId,
-    pub description: NodeDescription,
-    pub generation: u64,
-    pub connected: bool,
+pub(crate) struct Host {
+    pub(crate) id: NodeId,
+    pub(crate) description: NodeDescription,
+    pub(crate) generation: u64,
+    pub(crate) connected: bool,
     /// Whether the machine runs at all.
-    pub alive: bool,
+    pub(crate) alive: bool,
     /// Counts lives of the machine: what was to happen in an earlier one does not.
-    pub life: u64,
-    pub set: AssignmentSet,
-    pub stamp: Option<Stamp>,
-    pub tasks: BTreeMap<TaskId, Lifecycle>,
+    pub(crate) life: u64,
+    pub(crate) set: AssignmentSet,
+    pub(crate) stamp: Option<Stamp>,
+    pub(crate) tasks: BTreeMap<TaskId, Lifecycle>,
     /// Containers that run.
-    pub running: BTreeSet<TaskId>,
+    pub(crate) running: BTreeSet<TaskId>,
     /// What the agent keeps on disk.
     saved: BTreeMap<TaskId, (Task, TaskStatus)>,
     reports: BTreeMap<TaskId, TaskStatus>,
 }
 
 /// What a host of that name says of itself.
-pub fn describe(name: &str, number: usize) -> NodeDescription {
+pub(crate) fn describe(name: &str, number: usize) -> NodeDescription {
     let mut description = NodeDescription {
         hostname: name.to_owned(),
         architecture: "x86_64".into(),
@@ -64,7 +64,7 @@ fn flag(task: &Task, name: &str) -> bool {
 
 impl Sim {
     /// A host joins and its agent's session begins.
-    pub fn add_host(&mut self, name: &str, role: NodeRole, change: impl Fn(&mut NodeDescription)) {
+    pub(crate) fn add_host(&mut self, name: &str, role: NodeRole, change: impl Fn(&mut NodeDescription)) {
         let mut description = describe(name, self.hosts.len() + 2);
         change(&mut description);
         let id = node_id(name);
@@ -96,13 +96,13 @@ impl Sim {
     }
 
     /// The host's network is cut: its agent goes on alone, and the cluster finds it Down.
-    pub fn cut(&mut self, name: &str) {
+    pub(crate) fn cut(&mut self, name: &str) {
         self.disconnect(name);
         self.lose(name);
     }
 
     /// The host loses power, and the cluster finds it Down.
-    pub fn kill(&mut self, name: &str) {
+    pub(crate) fn kill(&mut self, name: &str) {
         self.disconnect(name);
         let host = self.hosts.get_mut(name).expect("host");
         host.alive = false;
@@ -115,7 +115,7 @@ impl Sim {
     }
 
     /// The daemon is killed and starts again at once; containers go on, and steps that were under way are forgotten.
-    pub fn restart_daemon(&mut self, name: &str) {
+    pub(crate) fn restart_daemon(&mut self, name: &str) {
         self.disconnect(name);
         let host = self.hosts.get_mut(name).expect("host");
         host.alive = false;
@@ -143,7 +143,7 @@ impl Sim {
     }
 
     /// The host is back: a machine that was off starts, and the session begins.
-    pub fn connect(&mut self, name: &str) {
+    pub(crate) fn connect(&mut self, name: &str) {
         let host = self.hosts.get_mut(name).expect("host");
         let booted = !host.alive;
         if booted || host.generation == 0 {
@@ -182,7 +182,7 @@ impl Sim {
     }
 
     /// The agent makes its tasks those of its assignment set.
-    pub(super) fn obey(&mut self, name: &str) {
+    pub(crate) fn obey(&mut self, name: &str) {
         let host = &self.hosts[name];
         let wanted: Vec<_> = host.set.tasks().cloned().collect();
         let ids: BTreeSet<TaskId> = wanted.iter().map(|a| a.task.id.clone()).collect();
@@ -205,10 +205,14 @@ impl Sim {
     }
 
     /// Something that was to happen on a host happens, unless the machine was switched off meanwhile.
-    pub(super) fn agent_event(&mut self, name: &str, life: u64, task: &TaskId, event: Event) {
+    pub(crate) fn agent_event(&mut self, name: &str, life: u64, task: &TaskId, event: Event) {
         let host = self.hosts.get_mut(name).expect("host");
-        let crash = matches!(event, Event::Exited { .. });
-        if crash && !host.running.remove(task) || host.life != life {
+        let goes = match event {
+            // A container ends whether the daemon was started again or not; one that is gone does not end again.
+            Event::Exited { .. } => host.running.remove(task),
+            _ => host.life == life,
+        };
+        if !goes {
             return;
         }
         self.tell(name, task, event);
@@ -275,7 +279,7 @@ impl Sim {
     }
 
     /// Agents tell the cluster what they saw. One batch a host, as often as there is something new.
-    pub(super) fn flush_reports(&mut self) {
+    pub(crate) fn flush_reports(&mut self) {
         loop {
             let next = self.hosts.iter_mut().find(|(_, h)| h.connected && !h.reports.is_empty());
             let Some((_, host)) = next else { return };

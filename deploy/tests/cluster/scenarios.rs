@@ -1,14 +1,12 @@
 //! The text scenarios in `scenarios/`. `UPDATE_EXPECT=1` writes the answers that were given into the files.
 
-mod common;
-
 use std::path::Path;
 
 #[track_caller]
 fn check(name: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios").join(format!("{name}.txt"));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/scenarios").join(format!("{name}.txt"));
     let expected = std::fs::read_to_string(&path).expect("the scenario");
-    let found = common::run_script(&expected);
+    let found = crate::sim::run_script(&expected);
     if std::env::var_os("UPDATE_EXPECT").is_some() {
         std::fs::write(&path, &found).expect("write the scenario");
         return;

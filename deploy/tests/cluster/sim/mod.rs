@@ -2,8 +2,6 @@
 //!
 //! Every transaction is checked as it is made (see `checks`). Used by the text scenarios and by the properties.
 
-#![allow(dead_code)] // Each test binary uses its own part.
-
 mod checks;
 mod host;
 mod script;
@@ -21,9 +19,9 @@ use deploy::model::{
 };
 use deploy::store::{Entry, Store, Txn};
 
-pub use checks::Checks;
-pub use host::Host;
-pub use script::run_script;
+pub(crate) use checks::Checks;
+pub(crate) use host::Host;
+pub(crate) use script::run_script;
 
 /// Where the virtual clock starts.
 const START: Timestamp = Timestamp::from_millis(1_000_000_000);
@@ -33,14 +31,14 @@ const STEP: Duration = Duration::from_millis(50);
 
 /// Random numbers of the whole run; the same seed gives the same run.
 #[derive(Clone)]
-pub struct Rng(u64);
+pub(crate) struct Rng(u64);
 
 impl Rng {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         // SplitMix64.
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -49,17 +47,17 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    pub fn id(&mut self) -> u128 {
+    pub(crate) fn id(&mut self) -> u128 {
         u128::from(self.next()) << 64 | u128::from(self.next())
     }
 }
 
 /// The cluster.
-pub struct Sim {
-    pub store: Store,
-    pub now: Timestamp,
-    pub hosts: BTreeMap<String, Host>,
-    pub checks: Checks,
+pub(crate) struct Sim {
+    pub(crate) store: Store,
+    pub(crate) now: Timestamp,
+    pub(crate) hosts: BTreeMap<String, Host>,
+    pub(crate) checks: Checks,
     term: u64,
     rng: Rng,
     wake: Option<Timestamp>,
@@ -67,12 +65,12 @@ pub struct Sim {
     queue: BTreeMap<(Timestamp, u64), (String, u64, TaskId, Event)>,
     queued: u64,
     follower: Store,
-    pub log: Vec<String>,
+    pub(crate) log: Vec<String>,
 }
 
 impl Sim {
     /// A cluster of one manager, `m1`, which is drained so that scenarios decide where tasks can go.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut sim = Self {
             store: Store::default(),
             now: START,
@@ -101,17 +99,17 @@ impl Sim {
     }
 
     /// Carries out a request, with the pass that follows it.
-    pub fn request(&mut self, op: Op) -> Result<Reply, ControlError> {
+    pub(crate) fn request(&mut self, op: Op) -> Result<Reply, ControlError> {
         self.transact(Some(op)).map(|reply| reply.expect("a reply"))
     }
 
     /// A pass over everything, as after a wake-up.
-    pub fn wake_up(&mut self) {
+    pub(crate) fn wake_up(&mut self) {
         self.transact(None).expect("a pass alone is never refused");
     }
 
     /// A new leader: it has the store and nothing else.
-    pub fn change_leader(&mut self) {
+    pub(crate) fn change_leader(&mut self) {
         self.term += 1;
         self.wake = None;
         self.store = Store::decode_snapshot(&self.store.encode_snapshot()).expect("snapshot");
@@ -197,7 +195,7 @@ impl Sim {
     }
 
     /// Lets the clock run.
-    pub fn advance(&mut self, time: Duration) {
+    pub(crate) fn advance(&mut self, time: Duration) {
         let end = self.now.plus(time);
         self.flush_reports();
         loop {
@@ -217,7 +215,7 @@ impl Sim {
     }
 
     /// Lets the clock run until nothing more is to happen within the hour; panics if that does not come within `limit`.
-    pub fn settle(&mut self, limit: Duration) {
+    pub(crate) fn settle(&mut self, limit: Duration) {
         let end = self.now.plus(limit);
         self.flush_reports();
         loop {
@@ -237,15 +235,15 @@ impl Sim {
         self.queue.insert((self.now.plus(after), self.queued), (host.to_owned(), life, task.clone(), event));
     }
 
-    pub fn service(&self, name: &str) -> Service {
+    pub(crate) fn service(&self, name: &str) -> Service {
         Service::clone(self.store.service_by_name(name).unwrap_or_else(|| panic!("no service {name}")))
     }
 
-    pub fn tasks_of(&self, id: &ServiceId) -> Vec<Task> {
+    pub(crate) fn tasks_of(&self, id: &ServiceId) -> Vec<Task> {
         self.store.tasks_of_service(id).map(|t| Task::clone(t)).collect()
     }
 
-    pub fn hostname(&self, id: &NodeId) -> String {
+    pub(crate) fn hostname(&self, id: &NodeId) -> String {
         match self.store.node(id) {
             Some(node) => node.description.hostname.clone(),
             None if id.is_none() => "-".to_owned(),
@@ -255,6 +253,6 @@ impl Sim {
 }
 
 /// The id of the host of that name.
-pub fn node_id(name: &str) -> NodeId {
+pub(crate) fn node_id(name: &str) -> NodeId {
     NodeId::new(format!("{name:0>25}"))
 }

@@ -1,6 +1,6 @@
 //! What must hold after every transaction; each is a sentence of DESIGN section 5.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use deploy::brain;
 use deploy::cx::{Cx, Limits};
@@ -11,21 +11,23 @@ use deploy::store::{Store, Txn};
 use super::{Rng, Sim};
 
 /// What is checked beside what is always checked.
-pub struct Checks {
+pub(crate) struct Checks {
     /// A pass over what was touched equals a pass over everything.
-    pub incremental: bool,
+    pub(crate) incremental: bool,
     /// At most this many slots of a service may be without a running task, by service name.
-    pub most_down: BTreeMap<String, usize>,
+    pub(crate) most_down: BTreeMap<String, usize>,
+    /// Services whose updates start first, or did so once: what such an update began may still be there.
+    start_first: BTreeSet<ServiceId>,
 }
 
 impl Default for Checks {
     fn default() -> Self {
-        Self { incremental: true, most_down: BTreeMap::new() }
+        Self { incremental: true, most_down: BTreeMap::new(), start_first: BTreeSet::new() }
     }
 }
 
 impl Sim {
-    pub(super) fn compare_with_full_pass(&self, before: &Store, requested: Txn, found: &Txn, mut rng: Rng) {
+    pub(crate) fn compare_with_full_pass(&self, before: &Store, requested: Txn, found: &Txn, mut rng: Rng) {
         // The request itself drew ids; what the pass draws must come out the same, so it starts where that ended.
         let drawn = self.ids_drawn_by_request(before, &requested);
         for _ in 0..drawn {
@@ -34,8 +36,32 @@ impl Sim {
         let mut full = requested;
         let mut ids = || rng.id();
         brain::pass(&mut Cx { now: self.now, ids: &mut ids, limits: Limits::default() }, &mut full);
-        let (found, full) = (found.finish(self.term), full.finish(self.term));
-        assert_eq!(found, full, "a pass over what was touched differs from a full one");
+        let same = found.finish(self.term) == full.finish(self.term);
+        let (found, full) = (self.describe(found), self.describe(&full));
+        assert!(same, "a pass over what was touched gives\n{found}a full one gives\n{full}");
+    }
+
+    /// What a transaction changes, in short.
+    fn describe(&self, txn: &Txn) -> String {
+        let mut out = String::new();
+        for key in txn.touched() {
+            match key {
+                deploy::store::Key::Task(id) => {
+                    for (when, task) in [("was", txn.base().task(id)), ("is", txn.task(id))] {
+                        let Some(t) = task else { continue };
+                        let (state, desired, err) = (t.state(), t.desired(), &t.status.err);
+                        let name = format!("{}.{}#{}", t.service_name, t.slot, t.ordinal);
+                        out += &format!("{name} {when} {state:?} {desired:?} {} {err}\n", self.hostname(&t.node_id));
+                    }
+                }
+                deploy::store::Key::Service(id) => {
+                    let status = txn.service(id).map(|s| s.update_status.clone());
+                    out += &format!("{key}: {status:?}\n");
+                }
+                key => out += &format!("{key}\n"),
+            }
+        }
+        out
     }
 
     /// Objects that the request made.
@@ -48,15 +74,16 @@ impl Sim {
         requested.touched().iter().filter(new).count()
     }
 
-    pub(super) fn check_second_pass(&self) {
+    pub(crate) fn check_second_pass(&self) {
         let mut txn = Txn::new(&self.store, self.now);
         let mut rng = Rng::new(99);
         let mut ids = || rng.id();
         brain::pass(&mut Cx { now: self.now, ids: &mut ids, limits: Limits::default() }, &mut txn);
-        assert_eq!(txn.finish(self.term), None, "a second pass changes something");
+        assert!(txn.touched().is_empty(), "a second pass changes something: {}", self.describe(&txn));
     }
 
-    pub(super) fn check_transition(&self, before: &Store) {
+    pub(crate) fn check_transition(&mut self, before: &Store) {
+        self.note_start_first();
         assert_eq!(self.store.invariants(), Vec::<String>::new());
         for task in self.store.tasks() {
             let Some(old) = before.task(&task.id) else { continue };
@@ -114,15 +141,21 @@ impl Sim {
         }
     }
 
-    /// Whether an update of the service lets two tasks of a slot run at once.
+    /// Whether an update of the service lets, or once let, two tasks of a slot run at once.
     fn may_overlap(&self, service: &ServiceId) -> bool {
-        let Some(service) = self.store.service(service) else { return false };
-        let configs = [&service.spec.update, &service.spec.rollback];
-        configs.into_iter().flatten().any(|c| c.order() == UpdateOrder::StartFirst)
+        self.checks.start_first.contains(service)
+    }
+
+    fn note_start_first(&mut self) {
+        let start_first = |s: &&std::sync::Arc<deploy::model::Service>| {
+            let configs = [&s.spec.update, &s.spec.rollback];
+            configs.into_iter().flatten().any(|c| c.order() == UpdateOrder::StartFirst)
+        };
+        self.checks.start_first.extend(self.store.services().filter(start_first).map(|s| s.id.clone()));
     }
 
     /// The container of `task` just started: no other of its slot may run on a host that the cluster has in sight.
-    pub(super) fn check_one_container_a_slot(&self, task: &Task) {
+    pub(crate) fn check_one_container_a_slot(&self, task: &Task) {
         if self.may_overlap(&task.service_id) {
             return;
         }
