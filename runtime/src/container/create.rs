@@ -91,7 +91,13 @@ impl Inner {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| spawn_failed(error.to_string()))?;
+        // While the shim works. A creation that a power cut leaves half-synced was never acknowledged.
+        let synced = stored::sync(dir, names::CONTAINER);
         match client::receive_created(&ours) {
+            Ok(Answer::Created(_)) if synced.is_err() => {
+                let _ = child.start_kill();
+                Err(synced.err().unwrap_or(RuntimeError::Closing))
+            }
             Ok(Answer::Created(state)) => Ok((state, child)),
             Ok(Answer::NotCreated(failure)) => Err(create_error(&config.id, failure)),
             Ok(_) => Err(spawn_failed("an answer that was not asked for".to_owned())),
@@ -156,5 +162,5 @@ fn write_directory(dir: &Path, config: &ContainerConfig, created_at: SystemTime)
         file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(storage("write", &path))?;
     }
     let stored = StoredContainer { created_at_nanos: nanos(created_at), config: Some(config_into(config)) };
-    stored::write(dir, names::CONTAINER, &stored, Durability::Synced)
+    stored::write(dir, names::CONTAINER, &stored, Durability::ThisBoot)
 }

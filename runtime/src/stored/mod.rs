@@ -140,6 +140,18 @@ pub(crate) fn write<M: Stored>(
     Ok(())
 }
 
+/// Makes a file that was written for this boot survive a power cut too. Until then a cut may leave it torn, which its
+/// checksum shows.
+pub(crate) fn sync(dir: &Path, name: &str) -> Result<(), RuntimeError> {
+    let path = dir.join(name);
+    let synced = File::open(&path).and_then(|file| file.sync_data());
+    synced.and_then(|()| File::open(dir)?.sync_all()).map_err(|source| RuntimeError::Storage {
+        operation: "sync",
+        path,
+        source,
+    })
+}
+
 /// Reads `<dir>/<name>`; `None` when it is not there.
 pub(crate) fn read<M: Stored>(dir: &Path, name: &str) -> Result<Option<M>, RuntimeError> {
     let path = dir.join(name);

@@ -6,6 +6,7 @@
 
 mod fixture;
 mod isolation;
+mod layouts;
 mod lifecycle;
 mod limits;
 mod logging;
@@ -27,6 +28,10 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|first| first == "payload") {
         return payload::run(&args[1..]);
     }
+    if let Some(layout) = args.first().and_then(|first| first.strip_prefix("layout=")) {
+        layouts::pretend(layout);
+        return run(&args[1..]);
+    }
     run(&args)
 }
 
@@ -37,11 +42,12 @@ fn run(args: &[String]) -> ExitCode {
     let wanted = |name: &str| {
         filters.is_empty() || filters.iter().any(|f| if exact { *f == name } else { name.contains(f.as_str()) })
     };
-    let tests: Vec<Test> = [lifecycle::TESTS, limits::TESTS, logging::TESTS, isolation::TESTS, survival::TESTS]
-        .concat()
-        .into_iter()
-        .filter(|(name, _)| wanted(name))
-        .collect();
+    let tests: Vec<Test> =
+        [lifecycle::TESTS, limits::TESTS, logging::TESTS, isolation::TESTS, survival::TESTS, layouts::TESTS]
+            .concat()
+            .into_iter()
+            .filter(|(name, _)| wanted(name))
+            .collect();
     if args.iter().any(|arg| arg == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
