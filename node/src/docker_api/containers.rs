@@ -5,14 +5,13 @@
 
 use axum::Json;
 use axum::extract::Path;
-use hyper::{Method, Uri};
+use hyper::Method;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
 
 /// First parts of paths that Docker serves and Shoal does not.
-const DOCKERS: [&str; 9] =
-    ["auth", "build", "commit", "containers", "exec", "grpc", "session", "system", "volumes"];
+const DOCKERS: [&str; 9] = ["auth", "build", "commit", "containers", "exec", "grpc", "session", "system", "volumes"];
 
 /// Whether Docker has something at this path.
 pub(super) fn is_dockers(path: &str) -> bool {
@@ -32,10 +31,6 @@ pub(super) async fn list() -> ApiError {
 
 pub(super) async fn inspect(Path(id): Path<String>) -> ApiError {
     ApiError::not_found(format!("No such container: {id}"))
-}
-
-pub(super) async fn other(method: Method, uri: Uri) -> ApiError {
-    not_built(&method, uri.path())
 }
 
 pub(super) async fn volumes() -> Json<Value> {

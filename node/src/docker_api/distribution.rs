@@ -8,5 +8,7 @@ use super::error::ApiError;
 /// "no" has to come at once.
 pub(super) async fn inspect(Path(rest): Path<String>) -> ApiError {
     let name = rest.strip_suffix("/json").unwrap_or(&rest);
-    ApiError::not_found(format!("registries are not asked yet: nothing is known of {name} but what the hosts have loaded"))
+    ApiError::not_found(format!(
+        "registries are not asked yet: nothing is known of {name} but what the hosts have loaded"
+    ))
 }

@@ -4,7 +4,8 @@ use std::convert::Infallible;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Query};
-use http_body_util::{BodyExt, Limited};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
 use hyper::header::CONTENT_TYPE;
 use hyper::http::request::Parts;
 use hyper::{Request, StatusCode};
@@ -50,6 +51,32 @@ impl<S: Sync> FromRequestParts<S> for ApiVersion {
     }
 }
 
+/// Bytes of a body that is too large that are still read and thrown away: a client looks at the answer only when it
+/// has sent its request.
+const MAX_DISCARDED: usize = 64 << 20;
+
+async fn read_bounded(body: Body) -> Result<Bytes, ApiError> {
+    let mut body = body.into_data_stream();
+    let mut bytes = BytesMut::new();
+    let mut discarded = 0;
+    while let Some(piece) = body.next().await {
+        let piece = piece.map_err(|e| ApiError::invalid(format!("reading the request body failed: {e}")))?;
+        if discarded == 0 && bytes.len() + piece.len() <= MAX_JSON_BODY {
+            bytes.extend_from_slice(&piece);
+        } else {
+            discarded += piece.len();
+            bytes.clear();
+        }
+        if discarded > MAX_DISCARDED {
+            break;
+        }
+    }
+    if discarded > 0 {
+        return Err(ApiError::too_large(format!("request body is larger than {MAX_JSON_BODY} bytes")));
+    }
+    Ok(bytes.freeze())
+}
+
 /// A JSON body.
 pub(crate) struct JsonBody<T>(pub(crate) T);
 
@@ -58,13 +85,7 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request<Body>, _: &S) -> Result<Self, Self::Rejection> {
         let content_type = request.headers().get(CONTENT_TYPE).map(|v| v.to_str().unwrap_or("").to_owned());
-        let bytes = match Limited::new(request.into_body(), MAX_JSON_BODY).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(e) if e.is::<http_body_util::LengthLimitError>() => {
-                return Err(ApiError::too_large(format!("request body is larger than {MAX_JSON_BODY} bytes")));
-            }
-            Err(e) => return Err(ApiError::invalid(format!("reading the request body failed: {e}"))),
-        };
+        let bytes = read_bounded(request.into_body()).await?;
         if bytes.is_empty() {
             return Err(ApiError::invalid("got EOF while reading request body"));
         }
@@ -77,10 +98,13 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
                 )));
             }
         }
-        serde_json::from_slice::<Option<T>>(&bytes)
-            .map_err(|e| ApiError::invalid(format!("invalid JSON: {e}")))?
-            .map(Self)
-            .ok_or_else(|| ApiError::invalid("got null where a JSON object is needed"))
+        // An array would be taken for an object's fields in their order.
+        match bytes.trim_ascii_start().first() {
+            Some(b'{') => {}
+            _ => return Err(ApiError::invalid("invalid JSON: a JSON object is needed")),
+        }
+        let body = serde_json::from_slice(&bytes).map_err(|e| ApiError::invalid(format!("invalid JSON: {e}")))?;
+        Ok(Self(body))
     }
 }
 

@@ -13,9 +13,7 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, StatusCode};
-use runtime::image::{
-    Image, ImageError, ImageErrorKind, ImageStore, ImageSummary, ImportChanges, Reference, Removed,
-};
+use runtime::image::{Image, ImageError, ImageErrorKind, ImageStore, ImageSummary, ImportChanges, Reference, Removed};
 use serde_json::{Value, json};
 
 use super::App;
@@ -33,19 +31,15 @@ pub(super) fn error(e: &ImageError) -> ApiError {
         ImageErrorKind::InvalidInput => StatusCode::BAD_REQUEST,
         ImageErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    ApiError { status, message: with_causes(e) }
-}
-
-/// The error and its causes in one line.
-fn with_causes(e: &ImageError) -> String {
-    let mut text = e.to_string();
-    let mut cause = std::error::Error::source(e);
-    while let Some(e) = cause {
-        text.push_str(": ");
-        text.push_str(&e.to_string());
-        cause = e.source();
-    }
-    text
+    let message = match e {
+        // Docker names the tag that it looked for, also where the user left it out.
+        ImageError::NotFound { name } => match Reference::parse(name) {
+            Ok(reference) => format!("No such image: {reference}"),
+            Err(_) => format!("No such image: {name}"),
+        },
+        _ => crate::chain(e),
+    };
+    ApiError { status, message }
 }
 
 /// Runs something on the image store where it may block.
@@ -177,7 +171,9 @@ pub(super) async fn create<E: Engine>(
     match params.get("fromSrc") {
         Some("-") => {}
         Some(url) if !url.is_empty() => {
-            return Err(ApiError::not_supported(format!("importing from {url} is not supported yet: send the archive")));
+            return Err(ApiError::not_supported(format!(
+                "importing from {url} is not supported yet: send the archive"
+            )));
         }
         _ => return Err(ApiError::invalid("either fromImage or fromSrc must be given")),
     }
@@ -194,10 +190,9 @@ pub(super) async fn create<E: Engine>(
         "" => "Imported from -".to_owned(),
         given => given.to_owned(),
     };
-    let id = consume(app.engine.images(), body, move |images, reader| {
-        images.import(reader, reference, changes, &message)
-    })
-    .await?;
+    let id =
+        consume(app.engine.images(), body, move |images, reader| images.import(reader, reference, changes, &message))
+            .await?;
     let line = format!("{}\r\n", json!({ "status": id.to_string() }));
     Ok(([(CONTENT_TYPE, "application/json")], line).into_response())
 }

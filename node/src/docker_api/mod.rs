@@ -37,7 +37,7 @@ pub use server::{Listener, serve};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{any, delete, get, post};
+use axum::routing::{delete, get, post};
 use deploy::control::{Op, Reply, Request};
 use deploy::store::Store;
 use hyper::{Method, Uri};
@@ -142,8 +142,6 @@ fn other_routes<E: Engine>() -> Router<App<E>> {
         .route("/events", get(events::events))
         .route("/containers/json", get(containers::list))
         .route("/containers/{id}/json", get(containers::inspect))
-        .route("/containers/{*rest}", any(containers::other))
-        .route("/exec/{*rest}", any(containers::other))
         .route("/volumes", get(containers::volumes))
         .route("/volumes/{name}", delete(containers::volume).get(containers::volume))
         .route("/plugins", get(containers::plugins))
@@ -157,6 +155,9 @@ async fn page_not_found(method: Method, uri: Uri) -> ApiError {
     ApiError::not_found("page not found")
 }
 
-async fn method_not_allowed() -> ApiError {
+async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    if containers::is_dockers(uri.path()) {
+        return containers::not_built(&method, uri.path());
+    }
     ApiError { status: hyper::StatusCode::METHOD_NOT_ALLOWED, message: "method not allowed".to_owned() }
 }

@@ -6,9 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use deploy::control::{
-    CreateConfig, CreateSecret, Op, RemoveConfig, RemoveSecret, UpdateConfigLabels, UpdateSecret,
-};
+use deploy::control::{CreateConfig, CreateSecret, Op, RemoveConfig, RemoveSecret, UpdateConfigLabels, UpdateSecret};
 use deploy::model::{Config, Labels, Meta, PayloadSpec, Secret};
 use deploy::store::Store;
 use hyper::StatusCode;

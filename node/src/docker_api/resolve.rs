@@ -17,13 +17,13 @@ pub(crate) fn resolve<'a, T: 'a>(
         return Err(ApiError::invalid(format!("{kind} name or id must be given")));
     }
     let by = |fits: &dyn Fn(&T) -> bool| objects.clone().filter(|o| fits(o)).take(2).collect::<Vec<_>>();
-    for found in
-        [by(&|o| id(o) == wanted), by(&|o| name(o) == wanted), by(&|o| id(o).starts_with(wanted))]
-    {
+    for found in [by(&|o| id(o) == wanted), by(&|o| name(o) == wanted), by(&|o| id(o).starts_with(wanted))] {
         match found[..] {
             [] => {}
             [one] => return Ok(one),
-            _ => return Err(ApiError::invalid(format!("{kind} {wanted} is ambiguous: several match, use the full id"))),
+            _ => {
+                return Err(ApiError::invalid(format!("{kind} {wanted} is ambiguous: several match, use the full id")));
+            }
         }
     }
     Err(ApiError::not_found(format!("{kind} {wanted} not found")))

@@ -51,10 +51,7 @@ impl Listener {
     /// `AddrInUse` when somebody listens there; otherwise what the file system says.
     pub async fn unix(path: &Path) -> io::Result<Self> {
         if UnixStream::connect(path).await.is_ok() {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                format!("another process serves {}", path.display()),
-            ));
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another process serves {}", path.display())));
         }
         // Made under another name and renamed, so that the socket is never there with other permissions, and an old
         // one is replaced in one step.

@@ -54,11 +54,7 @@ fn status(store: &Store, service: &Service) -> wire::ServiceStatus {
         Some(ServiceMode::ReplicatedJob(job)) => job.total_completions.unwrap_or(1),
         Some(ServiceMode::Global(_) | ServiceMode::GlobalJob(_)) => wanted,
     };
-    wire::ServiceStatus {
-        running_tasks: Some(running),
-        desired_tasks: Some(desired),
-        completed_tasks: Some(completed),
-    }
+    wire::ServiceStatus { running_tasks: Some(running), desired_tasks: Some(desired), completed_tasks: Some(completed) }
 }
 
 pub(super) async fn list<E: Engine>(

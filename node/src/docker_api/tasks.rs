@@ -28,8 +28,20 @@ pub(super) fn find<'a>(store: &'a Store, wanted: &str) -> Result<&'a Arc<Task>, 
 
 /// States that Docker lets a client filter by.
 const STATES: [&str; 14] = [
-    "new", "pending", "assigned", "accepted", "preparing", "ready", "starting", "running", "complete", "shutdown",
-    "failed", "rejected", "remove", "orphaned",
+    "new",
+    "pending",
+    "assigned",
+    "accepted",
+    "preparing",
+    "ready",
+    "starting",
+    "running",
+    "complete",
+    "shutdown",
+    "failed",
+    "rejected",
+    "remove",
+    "orphaned",
 ];
 
 pub(super) async fn list<E: Engine>(

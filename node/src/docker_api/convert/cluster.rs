@@ -84,11 +84,8 @@ pub fn cluster_spec_from_wire(w: wire::SwarmSpec, base: &ClusterSpec) -> Result<
             .transpose()?,
         // Docker: 0 and absent keep the default.
         node_cert_expiry_ns: unsigned_opt("CAConfig.NodeCertExpiry", ca.node_cert_expiry)?.filter(|ns| *ns > 0),
-        heartbeat_period_ns: unsigned_opt(
-            "Dispatcher.HeartbeatPeriod",
-            w.dispatcher.and_then(|d| d.heartbeat_period),
-        )?
-        .filter(|ns| *ns > 0),
+        heartbeat_period_ns: unsigned_opt("Dispatcher.HeartbeatPeriod", w.dispatcher.and_then(|d| d.heartbeat_period))?
+            .filter(|ns| *ns > 0),
         autolock: w.encryption_config.and_then(|e| e.auto_lock_managers).unwrap_or_default(),
         default_addr_pool: base.default_addr_pool.clone(),
         subnet_size: base.subnet_size,

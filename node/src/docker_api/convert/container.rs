@@ -117,9 +117,9 @@ fn privileges_from_wire(w: wire::Privileges) -> Result<Privileges, ApiError> {
         selinux_disabled: selinux.disable.unwrap_or_default(),
         selinux_label: if label.iter().all(String::is_empty) { Vec::new() } else { label.to_vec() },
         seccomp_mode: seccomp.mode.unwrap_or_default(),
-        seccomp_profile: BASE64.decode(seccomp.profile.unwrap_or_default()).map_err(|e| {
-            ApiError::invalid(format!("{AT}.Privileges.Seccomp.Profile is not base64: {e}"))
-        })?,
+        seccomp_profile: BASE64
+            .decode(seccomp.profile.unwrap_or_default())
+            .map_err(|e| ApiError::invalid(format!("{AT}.Privileges.Seccomp.Profile is not base64: {e}")))?,
         apparmor_mode: w.apparmor.unwrap_or_default().mode.unwrap_or_default(),
     })
 }

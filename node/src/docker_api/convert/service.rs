@@ -73,10 +73,7 @@ pub fn service_spec_to_wire(m: &ServiceSpec) -> wire::ServiceSpec {
     wire::ServiceSpec {
         name: Some(m.name.clone()),
         labels: Some(m.labels.clone()),
-        task_template: Some(wire::TaskSpec {
-            runtime: Some("container".to_owned()),
-            ..task_spec_to_wire(&m.task)
-        }),
+        task_template: Some(wire::TaskSpec { runtime: Some("container".to_owned()), ..task_spec_to_wire(&m.task) }),
         mode: Some(mode_to_wire(m.mode.as_ref())),
         update_config: m.update.as_ref().map(update_to_wire),
         rollback_config: m.rollback.as_ref().map(update_to_wire),
@@ -112,10 +109,7 @@ fn task_spec_from_wire(w: wire::TaskSpec) -> Result<TaskSpec, ApiError> {
                 .platforms
                 .unwrap_or_default()
                 .into_iter()
-                .map(|p| Platform {
-                    architecture: p.architecture.unwrap_or_default(),
-                    os: p.os.unwrap_or_default(),
-                })
+                .map(|p| Platform { architecture: p.architecture.unwrap_or_default(), os: p.os.unwrap_or_default() })
                 .collect(),
         },
         networks: w.networks.unwrap_or_default().into_iter().map(network_from_wire).collect(),
@@ -389,10 +383,7 @@ pub fn service_to_wire(m: &Service) -> wire::Service {
                 &m.endpoint
                     .virtual_ips
                     .iter()
-                    .map(|v| wire::VirtualIp {
-                        network_id: Some(v.network.to_string()),
-                        addr: non_empty(&v.address),
-                    })
+                    .map(|v| wire::VirtualIp { network_id: Some(v.network.to_string()), addr: non_empty(&v.address) })
                     .collect(),
             ),
         }),

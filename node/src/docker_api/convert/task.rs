@@ -80,6 +80,6 @@ pub fn task_to_wire(m: &Task, store: &Store) -> wire::Task {
                 })
                 .collect(),
         ),
-        job_iteration: job.then(|| wire::ObjectVersion { index: Some(m.job_iteration) }),
+        job_iteration: job.then_some(wire::ObjectVersion { index: Some(m.job_iteration) }),
     }
 }

@@ -1,0 +1,16 @@
+//! The Docker API over a unix socket, on an engine that is real from the request to the store and fake below it.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+#[path = "docker_api/cli.rs"]
+mod cli;
+#[path = "docker_api/fake.rs"]
+mod fake;
+#[path = "docker_api/hostile.rs"]
+mod hostile;
+#[path = "docker_api/http.rs"]
+mod http;
+#[path = "docker_api/images.rs"]
+mod images;
+#[path = "docker_api/objects.rs"]
+mod objects;

@@ -1,0 +1,182 @@
+//! The real docker command line against the server. Where it is not installed, the test says so and passes.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+use crate::fake::Served;
+
+/// The docker client in `PATH`.
+fn docker() -> Option<PathBuf> {
+    let found = std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join("docker")).find(|p| p.is_file());
+    if found.is_none() {
+        println!("skipped: there is no docker client in PATH");
+    }
+    found
+}
+
+struct Cli {
+    docker: PathBuf,
+    socket: PathBuf,
+    home: tempfile::TempDir,
+}
+
+impl Cli {
+    fn new(docker: PathBuf, socket: &Path) -> Self {
+        Self { docker, socket: socket.to_owned(), home: tempfile::tempdir().unwrap() }
+    }
+
+    async fn output(&self, args: &str) -> (bool, String, String) {
+        let output = Command::new(&self.docker)
+            .args(args.split_whitespace())
+            .env_clear()
+            .env("DOCKER_HOST", format!("unix://{}", self.socket.display()))
+            .env("DOCKER_CONFIG", self.home.path())
+            .env("HOME", self.home.path())
+            .current_dir(self.home.path())
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout), text(&output.stderr))
+    }
+
+    /// Must succeed; what it printed.
+    async fn ok(&self, args: &str) -> String {
+        let (success, out, err) = self.output(args).await;
+        assert!(success, "docker {args}\n{out}\n{err}");
+        out
+    }
+
+    /// Must fail; what it said.
+    async fn fails(&self, args: &str, text: &str) {
+        let (success, out, err) = self.output(args).await;
+        assert!(!success, "docker {args}\n{out}");
+        assert!(err.contains(text), "docker {args}\n{err}");
+    }
+}
+
+#[track_caller]
+fn has(output: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(output.contains(part), "{part:?} is not in\n{output}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn version_info_and_cluster() {
+    let Some(docker) = docker() else { return };
+    let served = Served::inactive().await;
+    let cli = Cli::new(docker, &served.socket);
+    has(&cli.ok("version").await, &["Server: Shoal", "API version:      1.50 (minimum version 1.24)", "linux/"]);
+    has(&cli.ok("info").await, &["Swarm: inactive", "Storage Driver: overlayfs"]);
+    cli.fails("node ls", "This node is not a swarm manager.").await;
+    has(&cli.ok("swarm init").await, &["is now a manager", "docker swarm join --token SWMTKN-1-"]);
+    cli.fails("swarm init", "This node is already part of a swarm").await;
+    has(&cli.ok("info").await, &["Swarm: active", "Is Manager: true", "Managers: 1", "Nodes: 1", "10.0.0.0/8"]);
+    has(&cli.ok("node ls").await, &["node-a", "Ready", "Active", "Leader", " *"]);
+    has(&cli.ok("node inspect self --pretty").await, &["Hostname:", "node-a", "Leader:", "Yes"]);
+    has(&cli.ok("node inspect node-a").await, &["\"TrustRoot\"", "BEGIN CERTIFICATE"]);
+    let before = cli.ok("swarm join-token -q worker").await;
+    let manager = cli.ok("swarm join-token -q manager").await;
+    let after = cli.ok("swarm join-token --rotate -q worker").await;
+    assert!(before.starts_with("SWMTKN-1-") && after.starts_with("SWMTKN-1-") && before != after);
+    assert_eq!(cli.ok("swarm join-token -q manager").await, manager);
+    has(&cli.ok("swarm update --task-history-limit 3").await, &["Swarm updated."]);
+    cli.fails("swarm update --autolock=true", "AutoLockManagers is not supported yet").await;
+    has(&cli.ok("swarm ca").await, &["BEGIN CERTIFICATE"]);
+    cli.fails("swarm unlock-key", "no unlock key is set").await;
+    cli.ok("node update --label-add zone=a node-a").await;
+    has(&cli.ok("node inspect node-a").await, &["\"zone\": \"a\""]);
+    cli.fails("node demote node-a", "last manager").await;
+    cli.fails("swarm leave", "participating as a manager").await;
+    has(&cli.ok("swarm leave --force").await, &["Node left the swarm."]);
+    cli.fails("swarm join --token SWMTKN-1-x-y 127.0.0.1:1", "invalid join token").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services() {
+    let Some(docker) = docker() else { return };
+    let served = Served::cluster().await;
+    let cli = Cli::new(docker, &served.socket);
+    cli.ok("service create -d --name web --replicas 2 -p 8080:80 -e A=b --limit-memory 64M web:1").await;
+    has(&cli.ok("service ls").await, &["web", "replicated", "2/2", "web:1", "*:8080->80/tcp"]);
+    has(&cli.ok("service ps web").await, &["web.1", "web.2", "node-", "Running"]);
+    has(&cli.ok("service inspect web --pretty").await, &["Replicas:\t2", "A=b", "PublishedPort = 8080"]);
+    has(&cli.ok("service scale -d web=5").await, &["web scaled to 5"]);
+    has(&cli.ok("service ls").await, &["5/5"]);
+    // Attached: the progress display waits until the tasks run (and for the monitor period).
+    has(&cli.ok("service update -q --env-add C=d --update-monitor 1s web").await, &["web"]);
+    has(&cli.ok("service inspect web").await, &["\"C=d\"", "\"PreviousSpec\""]);
+    has(&cli.ok("service rollback -d web").await, &["web"]);
+    assert!(!cli.ok("service inspect web --format {{.Spec.TaskTemplate.ContainerSpec.Env}}").await.contains("C=d"));
+    has(&cli.ok("node ps node-a node-b node-c").await, &["web.5"]);
+    let (success, out, err) = cli.output("service logs web").await;
+    has(&(out + &err), &["web.1.", "@node-", "| hello from 1", "oops from 2", "node-c cannot be reached"]);
+    assert!(!success);
+    has(&cli.ok("inspect web").await, &["\"TaskTemplate\""]);
+    cli.fails("service create -d --name web web:1", "name conflicts with an existing object").await;
+    cli.fails("service create -d --name x nope:1", "No such image: nope:1").await;
+    cli.fails("service create -d --name x --constraint node.nope==1 web:1", "onstraint").await;
+    cli.fails("service create -d --name x -p 8080:80 web:1", "port '8080' is already in use").await;
+    cli.fails("service create -d --name x --generic-resource gpu=1 web:1", "GenericResources is not supported").await;
+    cli.fails("service create -d --name x --health-cmd true web:1", "Healthcheck").await;
+    cli.fails("service scale -d nosuch=3", "service nosuch not found").await;
+    cli.fails("service scale -d web=-1", "invalid").await;
+    has(&cli.ok("service rm web").await, &["web"]);
+    has(&cli.output("service ps web").await.2, &["no such service: web"]);
+    assert!(!cli.ok("service ls").await.contains("web"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn networks_secrets_configs() {
+    let Some(docker) = docker() else { return };
+    let served = Served::cluster().await;
+    let cli = Cli::new(docker, &served.socket);
+    cli.ok("network create -d overlay --subnet 10.77.0.0/24 --label k=v ov1").await;
+    has(&cli.ok("network ls").await, &["ingress", "ov1", "overlay", "swarm"]);
+    has(&cli.ok("network inspect ov1").await, &["10.77.0.0/24", "\"Scope\": \"swarm\""]);
+    cli.fails("network create br1", "only overlay networks are").await;
+    cli.fails("network create -d overlay ov1", "network with name ov1 already exists").await;
+    cli.ok("service create -d --name web --network name=ov1,alias=w web:1").await;
+    has(&cli.ok("network inspect -v ov1").await, &["\"web\"", "\"VIP\": \"10.77.0."]);
+    cli.fails("network rm ov1", "is in use by service").await;
+    cli.ok("service rm web").await;
+    cli.ok("network rm ov1").await;
+    std::fs::write(cli.home.path().join("file"), "s1\n").unwrap();
+    for kind in ["secret", "config"] {
+        cli.ok(&format!("{kind} create -l a=b one file")).await;
+        has(&cli.ok(&format!("{kind} ls")).await, &["one"]);
+        has(&cli.ok(&format!("{kind} inspect one --pretty")).await, &["Name:", "one", "a=b"]);
+        cli.fails(&format!("{kind} create one file"), "already exists").await;
+        cli.ok(&format!("{kind} rm one")).await;
+        cli.fails(&format!("{kind} inspect one"), "not found").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images() {
+    let Some(docker) = docker() else { return };
+    let served = Served::inactive().await;
+    let cli = Cli::new(docker, &served.socket);
+    std::fs::write(cli.home.path().join("app.tar"), crate::images::saved("app:1")).unwrap();
+    std::fs::write(cli.home.path().join("root.tar"), crate::images::tar(&[("etc/x", b"1")])).unwrap();
+    std::fs::write(cli.home.path().join("bad.tar"), &crate::images::saved("bad:1")[..2000]).unwrap();
+    has(&cli.ok("load -i app.tar").await, &["Loaded image: app:1"]);
+    has(&cli.ok("import root.tar root:7").await, &["sha256:"]);
+    cli.fails("load -i bad.tar", "").await;
+    let list = cli.ok("images").await;
+    has(&list, &["app", "root", "7"]);
+    assert!(!list.contains("bad"));
+    has(&cli.ok("image inspect app:1").await, &["\"/bin/app\""]);
+    has(&cli.ok("history app:1").await, &["COPY app"]);
+    cli.ok("tag app:1 quay.io/a/app:2").await;
+    has(&cli.ok("image ls quay.io/a/app").await, &["quay.io/a/app"]);
+    cli.fails("pull busybox", "not supported yet").await;
+    has(&cli.ok("rmi app:1 quay.io/a/app:2").await, &["Untagged: app:1", "Deleted: sha256:"]);
+    cli.fails("image inspect app:1", "No such image").await;
+    cli.fails("ps", "does not list single containers").await;
+}
