@@ -71,6 +71,8 @@ pub(crate) struct Owner {
     tasks: BTreeMap<String, Task>,
     /// The host's address on the way out, with its prefix; nothing while no task needs one.
     egress: Option<Ipv4Net>,
+    /// The tasks' addresses on the way out, also of those that are not adopted yet.
+    way_out: BTreeMap<String, Ipv4Addr>,
     /// The table that is in force in the host's namespace; the outer nothing means unknown.
     host_table: Option<Option<Table>>,
 }
@@ -98,6 +100,7 @@ impl Owner {
             balance: Balance::default(),
             tasks: BTreeMap::new(),
             egress,
+            way_out: BTreeMap::new(),
             host_table: None,
         })
     }
@@ -164,7 +167,11 @@ impl Owner {
     }
 
     fn observe(&mut self) -> Result<Picture, OverlayError> {
-        self.stage.observe().map_err(|source| OverlayError::Start { step: "read the overlay's links", source })
+        let failed = |source| OverlayError::Start { step: "read the overlay's links", source };
+        let picture = self.stage.observe().map_err(failed)?;
+        let way_out = picture.ports.values().filter(|port| port.network == names::EGRESS);
+        self.way_out = way_out.map(|port| (port.task.clone(), port.address)).collect();
+        Ok(picture)
     }
 
     fn reconcile(&mut self) -> Result<Vec<ObjectError>, OverlayError> {
@@ -200,13 +207,10 @@ impl Owner {
 
     fn apply_host_table(&mut self) -> io::Result<()> {
         let ingress = self.desired.networks.iter().find(|n| n.ingress && n.host_address.is_some());
-        let way_out = |task: &Task| {
-            task.interfaces.iter().find(|i| i.network == names::EGRESS).map(|interface| interface.address.addr())
-        };
         let side = HostSide {
             ingress: ingress.map(|network| (names::ingress_link(&self.config.node), network.subnet.trunc())),
             egress: self.egress.map(|net| (names::egress_link(&self.config.node), net.trunc())),
-            tasks: self.tasks.iter().filter_map(|(id, task)| Some((id.clone(), way_out(task)?))).collect(),
+            tasks: self.way_out.clone(),
             replies: self.replies,
         };
         let table = self.balance.host_table(&self.config.node, &side);
@@ -316,6 +320,10 @@ impl Owner {
         let mut task = Task { config, kernel, interfaces, dns_ports, ingress, tables: Vec::new() };
         apply_task_tables(&self.balance, &mut task).map_err(failed("set the task's virtual addresses"))?;
         self.tasks.insert(id.clone(), task);
+        match egress {
+            Some(address) => self.way_out.insert(id.clone(), address.addr()),
+            None => self.way_out.remove(&id),
+        };
         self.apply_host_table().map_err(failed("set the host's published ports"))?;
         tracing::info!(task.id = %id, interfaces = attached.interfaces.len(), "task connected");
         Ok(attached)
@@ -363,6 +371,7 @@ impl Owner {
         if let Err(source) = self.stage.disconnect(own) {
             errors.push(ObjectError { object: format!("links of task {id}"), source });
         }
+        self.way_out.remove(id);
         if let Err(source) = self.apply_host_table() {
             errors.push(ObjectError { object: "table of the host".into(), source });
         }

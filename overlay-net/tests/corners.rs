@@ -238,6 +238,26 @@ fn an_internal_network_leads_nowhere() {
 }
 
 #[test]
+fn an_ingress_network_never_takes_the_hosts_own_addresses() {
+    if !possible() {
+        return;
+    }
+    let world = World::new(1);
+    let namespace = &world.host(1).namespace;
+    Links::open(namespace).unwrap().add_address("u0", "10.0.0.77/28".parse().unwrap()).unwrap();
+    let all = for_host(&desired(1, &PLACES, 1), 1);
+    let overlay = &world.host(1).overlay;
+    let error = world.runtime.block_on(overlay.set_desired(all.clone())).unwrap_err();
+    let OverlayError::Partial(errors) = error else { panic!("{error:?}") };
+    assert!(errors[0].to_string().contains("this host's own network 10.0.0.64/28"), "{}", errors[0]);
+    assert_eq!(*overlay.applied_revision().borrow(), 0);
+    assert_eq!(link_names(namespace), ["u0"]);
+    // Once the obstacle is gone, the same state can be put in force.
+    Links::open(namespace).unwrap().delete_address("u0", "10.0.0.77/28".parse().unwrap()).unwrap();
+    world.set_desired(1, &all);
+}
+
+#[test]
 fn a_task_that_cannot_be_connected_has_nothing_of_it() {
     if !possible() {
         return;

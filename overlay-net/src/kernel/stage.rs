@@ -218,12 +218,34 @@ impl Stage {
 
     fn create_host_port(&mut self, host: &HostPort) -> io::Result<()> {
         let link = names::ingress_link(&self.node);
+        self.refuse_taken(host.address)?;
         let peer = Peer { namespace: &self.inner, name: names::HOST_PORT, mac: None };
         self.host_links.create_veth_into(&link, Some(mac_of(host.address.addr())), host.mtu, &peer)?;
         self.inner_links.set_controller(names::HOST_PORT, Some(&names::bridge(host.vni)))?;
         self.inner_links.set_up(names::HOST_PORT)?;
         self.host_side(&link, host.address)?;
         self.inner_links.wait_running(names::HOST_PORT, PATIENCE)
+    }
+
+    /// The host's own networks come first: an ingress network with the same addresses would cut the host off from them.
+    /// A route that merely leads to a wider network is no obstacle; ours is the more exact one.
+    fn refuse_taken(&mut self, ours: Ipv4Net) -> io::Result<()> {
+        let subnet = ours.trunc();
+        let connected = self.host_links.addresses()?.into_iter().map(|(_, net)| net.trunc());
+        let connected: Vec<Ipv4Net> = connected.collect();
+        let routed = self.host_links.routes()?.into_iter().map(|(net, _)| net);
+        let taken = connected
+            .into_iter()
+            .filter(|net| net.contains(&subnet) || subnet.contains(net))
+            .chain(routed.filter(|net| subnet.contains(net)))
+            .next();
+        match taken {
+            Some(net) => Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("the ingress network {subnet} has addresses of this host's own network {net}"),
+            )),
+            None => Ok(()),
+        }
     }
 
     /// A link of ours in the host's namespace: an address, forwarding, and published ports on localhost.

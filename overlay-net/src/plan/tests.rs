@@ -405,7 +405,11 @@ fn the_way_out_avoids_what_is_taken() {
 #[test]
 fn what_cannot_be_put_in_force_is_refused() {
     type Spoil = fn(&mut Desired);
-    let cases: [(&str, Spoil); 7] = [
+    let cases: [(&str, Spoil); 8] = [
+        ("contain the host 10.0.9.8", |d| {
+            d.networks[0].ingress = true;
+            d.networks[0].stations = vec![Station { address: address(7), host: address(8) }];
+        }),
         ("VNI 0", |d| d.networks[0].vni = 0),
         ("VNI 16777216", |d| d.networks[0].vni = 1 << 24),
         ("is not in 10.0.9.0/24", |d| d.networks[0].stations = vec![Station { address: PEER, host: PEER }]),
