@@ -35,8 +35,14 @@ impl Inner {
         let cgroups = Cgroups::detect(&config.engine_id)?;
         cgroups.ensure()?;
         let shim_exe = read_only_exe(&config)?;
-        let (containers, monitors) = (Mutex::new(BTreeMap::new()), Mutex::new(JoinSet::new()));
-        let inner = Arc::new(Inner { config, cgroups, shim_exe, containers, monitors });
+        let inner = Arc::new(Inner {
+            config,
+            cgroups,
+            shim_exe,
+            containers: Mutex::new(BTreeMap::new()),
+            locks: Mutex::new(BTreeMap::new()),
+            monitors: Mutex::new(JoinSet::new()),
+        });
         for dir in [inner.containers_dir(), inner.shims_dir()] {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(storage("create", &dir))?;
         }
@@ -106,7 +112,6 @@ impl Inner {
             created_at: time_from(created_at),
             stop_signal: create::stop_signal(config),
             view: watch::Sender::new(view),
-            operation: Mutex::new(()),
         })
     }
 

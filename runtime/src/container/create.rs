@@ -1,13 +1,13 @@
 //! Making a container: its directory, its cgroups, its shim. What fails half-way is taken back.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::process::Child;
@@ -24,6 +24,8 @@ use crate::protocol::{Answer, Failed, State};
 use crate::signal::Signal;
 use crate::stored::{self, Durability, StoredContainer, config_into, names, nanos, time_from};
 
+/// How long a shim that could not make its container may take to end.
+const GRACE: Duration = Duration::from_secs(2);
 /// The shim's own deadline is shorter; this one is for a shim that hangs.
 const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -32,6 +34,8 @@ impl Inner {
     pub(super) fn create(self: &Arc<Self>, config: &ContainerConfig) -> Result<Created, RuntimeError> {
         plan::plan(config, &self.container_dir(&config.id), &self.cgroups.host_view())?;
         let stop_signal = stop_signal(config);
+        let lock = self.lock_of(&config.id);
+        let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let mut slots = self.slots();
             if slots.contains_key(&config.id) {
@@ -66,7 +70,6 @@ impl Inner {
             created_at,
             stop_signal,
             view: watch::Sender::new(view),
-            operation: Mutex::new(()),
         });
         self.slots().insert(config.id.clone(), Slot::Here(Arc::clone(&container)));
         self.monitor(container, Some(child));
@@ -93,19 +96,28 @@ impl Inner {
             .map_err(|error| spawn_failed(error.to_string()))?;
         // While the shim works. A creation that a power cut leaves half-synced was never acknowledged.
         let synced = stored::sync(dir, names::CONTAINER);
-        match client::receive_created(&ours) {
-            Ok(Answer::Created(_)) if synced.is_err() => {
-                let _ = child.start_kill();
-                Err(synced.err().unwrap_or(RuntimeError::Closing))
-            }
-            Ok(Answer::Created(state)) => Ok((state, child)),
+        let outcome = match client::receive_created(&ours) {
+            Ok(Answer::Created(state)) => synced.map(|()| state),
             Ok(Answer::NotCreated(failure)) => Err(create_error(&config.id, failure)),
             Ok(_) => Err(spawn_failed("an answer that was not asked for".to_owned())),
+            Err(error) => Err(spawn_failed(format!("no answer: {error}"))),
+        };
+        match outcome {
+            Ok(state) => Ok((state, child)),
             Err(error) => {
-                let _ = child.start_kill();
-                Err(spawn_failed(format!("no answer: {error}")))
+                reap(&mut child);
+                Err(error)
             }
         }
+    }
+}
+
+/// Waits for a shim that has no container to end, and makes it when it does not.
+fn reap(child: &mut Child) {
+    let runtime = tokio::runtime::Handle::current();
+    let waited = runtime.block_on(async { tokio::time::timeout(GRACE, child.wait()).await.is_ok() });
+    if !waited && child.start_kill().is_ok() {
+        let _ = runtime.block_on(child.wait());
     }
 }
 
@@ -132,7 +144,14 @@ pub(super) fn open_netns(pid: u32) -> std::io::Result<OwnedFd> {
 
 /// `<dir>/`: `container` (the configuration), `l/` (links to the layers), `upper/`, `work/`, `rootfs/`, `etc/`, `log/`.
 fn write_directory(dir: &Path, config: &ContainerConfig, created_at: SystemTime) -> Result<(), RuntimeError> {
-    let make = |path: &Path, mode: u32| DirBuilder::new().mode(mode).create(path).map_err(storage("create", path));
+    // Set again after the making, for the daemon's umask must not reach into containers: `upper` becomes their `/`.
+    let allow = |path: &Path, mode: u32| {
+        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(storage("set the permissions of", path))
+    };
+    let make = |path: &Path, mode: u32| {
+        DirBuilder::new().mode(mode).create(path).map_err(storage("create", path))?;
+        allow(path, mode)
+    };
     make(dir, 0o700)?;
     for (name, mode) in [("l", 0o700), ("upper", 0o755), ("work", 0o700), ("rootfs", 0o755), ("etc", 0o755)] {
         make(&dir.join(name), mode)?;
@@ -160,6 +179,7 @@ fn write_directory(dir: &Path, config: &ContainerConfig, created_at: SystemTime)
         let path = dir.join("etc").join(name);
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path);
         file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(storage("write", &path))?;
+        allow(&path, 0o644)?;
     }
     let stored = StoredContainer { created_at_nanos: nanos(created_at), config: Some(config_into(config)) };
     stored::write(dir, names::CONTAINER, &stored, Durability::ThisBoot)

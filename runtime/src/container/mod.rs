@@ -82,8 +82,6 @@ pub(crate) struct Container {
     created_at: SystemTime,
     stop_signal: Signal,
     view: watch::Sender<View>,
-    /// Held (in blocking code only) by operations that must not meet.
-    operation: Mutex<()>,
 }
 
 /// The changing part.
@@ -157,6 +155,8 @@ pub(crate) struct Inner {
     /// `/proc/<pid>/exe` for a moment, and must not be able to write to it.
     shim_exe: OwnedFd,
     containers: Mutex<BTreeMap<String, Slot>>,
+    /// See [`Inner::lock_of`].
+    locks: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
     monitors: Mutex<JoinSet<()>>,
 }
 
@@ -172,6 +172,14 @@ impl Inner {
     fn slots(&self) -> MutexGuard<'_, BTreeMap<String, Slot>> {
         // Nothing panics while it is held, and a map of pointers is whole in any case.
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held (in blocking code only) by operations on one id that must not meet: create, start, delete.
+    fn lock_of(&self, id: &str) -> Arc<Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody holds or waits for.
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(locks.entry(id.to_owned()).or_default())
     }
 
     fn get(&self, id: &str) -> Result<Arc<Container>, RuntimeError> {

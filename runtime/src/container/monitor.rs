@@ -52,6 +52,9 @@ async fn follow(container: &Arc<Container>, socket: PathBuf, cgroups: Cgroups) {
         match exit {
             Ok(Some(exit)) => {
                 info!(container.id = container.id, code = exit.code, oom = exit.oom_killed, "exited");
+                if exit.dropped_log_records > 0 {
+                    warn!(container.id = container.id, records = exit.dropped_log_records, "its log found no room");
+                }
                 container.set_exit(&exit);
                 return;
             }

@@ -269,7 +269,8 @@ impl Inner {
 
     /// `Ok(Some(error))`: the shim has tried, and the command could not be executed.
     fn start(&self, container: &Container) -> Result<Option<RuntimeError>, RuntimeError> {
-        let _alone = container.operation.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = self.lock_of(&container.id);
+        let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
         if container.status() != Status::Created {
             return Err(container.wrong_state());
         }
@@ -303,6 +304,8 @@ impl Inner {
     }
 
     fn delete(&self, id: &str) -> Result<(), RuntimeError> {
+        let lock = self.lock_of(id);
+        let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.remove_leftovers(id)?;
         self.slots().remove(id);
         debug!(container.id = id, "deleted");

@@ -61,6 +61,7 @@ pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 
 /// Leaves the daemon's session and standard streams, keeping the socket that stood in for one of them.
 fn detach() -> Option<UnixStream> {
+    sys::close_inherited().ok()?;
     let daemon = UnixStream::from(sys::inherited(0).ok()?);
     // Not a socket: somebody runs this by hand.
     daemon.local_addr().ok()?;

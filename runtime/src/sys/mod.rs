@@ -154,6 +154,13 @@ pub(crate) fn inherited(number: RawFd) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Closes all descriptors from 3 on. Only for a process that has opened none itself yet: what it closes was left to it
+/// by a parent that forgot to mark it close-on-exec, and a shim would hold it (a listening port, say) for ever.
+pub(crate) fn close_inherited() -> Result<(), Errno> {
+    // SAFETY: close_range touches no memory. The caller, the shim's first function, owns no descriptor yet.
+    checked(unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) }).map(drop)
+}
+
 /// Marks all descriptors from 3 on as close-on-exec.
 pub(crate) fn close_all_on_exec() -> Result<(), Errno> {
     const CLOSE_RANGE_CLOEXEC: u32 = 4;

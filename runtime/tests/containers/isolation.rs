@@ -53,6 +53,8 @@ fn namespaces_and_files() {
 
 fn users_and_groups() {
     let fixture = Fixture::new();
+    // What the daemon's own umask is must not matter to users in containers.
+    let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let check = |id: &str, user: &str, groups: &[&str], expected: (&str, &str, &str), home: &str| {
         let mut config = fixture.config(id, "cat /proc/self/status then env HOME then write /dev/stdout hello");
         config.user = user.to_owned();
@@ -71,6 +73,7 @@ fn users_and_groups() {
     assert_eq!(field(&status, "CapPrm"), "0000000000000000");
     check("u3", "web:logs", &["7"], ("100", "200", "7"), "/srv");
     check("u4", "1234:5678", &[], ("1234", "5678", ""), "/");
+    rustix::process::umask(umask);
 }
 
 fn capabilities() {

@@ -210,6 +210,22 @@ fn deleting_is_idempotent() {
         runtime.create(fixture.config("a", "sleep")).await.unwrap();
         let played: &dyn ContainerRuntime = &runtime;
         played.delete("a").await.unwrap();
+        // Many at once, for one id: each is answered, and nothing half-made stays.
+        let racers = (0..12).map(|number| {
+            let (runtime, config) = (runtime.clone(), fixture.config("a", "sleep"));
+            tokio::spawn(async move {
+                match number % 3 {
+                    0 => runtime.create(config).await.map(drop),
+                    1 => runtime.start("a").await,
+                    _ => runtime.delete("a").await,
+                }
+            })
+        });
+        for racer in racers.collect::<Vec<_>>() {
+            let _ = racer.await.unwrap();
+        }
+        runtime.delete("a").await.unwrap();
+        assert!(runtime.list().await.is_empty());
     });
     assert_eq!(fixture.leftovers(), Default::default());
 }
