@@ -234,16 +234,6 @@ pub enum ConfigError {
         /// The network's addresses.
         subnet: Ipv4Net,
     },
-    /// The ingress network, which every host has an address on, contains the hosts themselves.
-    #[error("ingress network {network:?}: its addresses {subnet} contain the host {host}")]
-    Swallows {
-        /// The network.
-        network: String,
-        /// Its addresses.
-        subnet: Ipv4Net,
-        /// A host's data path address.
-        host: Ipv4Addr,
-    },
     /// A published port is 0, or has no task.
     #[error("published port {0} is not complete")]
     Port(u16),
@@ -316,6 +306,13 @@ impl Desired {
 }
 
 impl Network {
+    /// A host whose data path address is among the network's own. This host could not have a place on such a network
+    /// without losing that host.
+    #[must_use]
+    pub fn swallows(&self) -> Option<Ipv4Addr> {
+        self.stations.iter().map(|station| station.host).find(|host| self.subnet.contains(host))
+    }
+
     fn validate(&self) -> Result<(), ConfigError> {
         check_id(&self.id)?;
         if self.vni == 0 || self.vni >= 1 << 24 {
@@ -325,10 +322,6 @@ impl Network {
         bounded("services", self.services.len(), MEMBERS_MAX)?;
         for service in &self.services {
             bounded("endpoints", service.endpoints.len(), MEMBERS_MAX)?;
-        }
-        if let Some(station) = self.stations.iter().find(|s| self.ingress && self.subnet.contains(&s.host)) {
-            let (network, subnet, host) = (self.id.clone(), self.subnet, station.host);
-            return Err(ConfigError::Swallows { network, subnet, host });
         }
         let stations = self.stations.iter().map(|station| station.address);
         let vips = self.services.iter().filter_map(|service| service.vip);

@@ -10,6 +10,8 @@
 //! * `dns`: names at 127.0.0.11 in each task.
 //! * `owner`, `overlay`: the thread that owns the state, and the handle on it.
 
+#![forbid(unsafe_code)]
+
 pub mod config;
 pub mod dns;
 mod error;

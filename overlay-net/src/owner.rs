@@ -14,7 +14,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use tokio::sync::{oneshot, watch};
 
-use crate::config::{Config, Desired, EndpointConfig};
+use crate::config::{Config, Desired, EndpointConfig, Network};
 use crate::dns::{DnsSockets, Server, View, Zone};
 use crate::error::{ObjectError, OverlayError};
 use crate::kernel::{Links, NetNs, Stage, Tables, mac_of};
@@ -47,7 +47,6 @@ struct Task {
     config: EndpointConfig,
     /// Its namespace's tables. The handle is kept: closing one waits until the kernel has freed what was replaced.
     kernel: Tables,
-    interfaces: Vec<Interface>,
     dns_ports: (u16, u16),
     /// Its place on the ingress network, where it has to find the way back to clients.
     ingress: Option<IngressSide>,
@@ -182,6 +181,13 @@ impl Owner {
         let observed = self.observe()?;
         let wanted = Picture::wanted(&self.desired, &facts, &observed);
         let mut errors = Vec::new();
+        for network in self.desired.networks.iter().filter(|network| network.ingress) {
+            if let Some(host) = network.swallows() {
+                let object =
+                    format!("published ports: the ingress network {} contains the host {host}", network.subnet);
+                errors.push(ObjectError { object, source: io::ErrorKind::AddrInUse.into() });
+            }
+        }
         for operation in observed.operations_to(&wanted) {
             tracing::debug!(?operation, "overlay");
             if let Err(source) = self.stage.apply(&operation) {
@@ -206,7 +212,8 @@ impl Owner {
     }
 
     fn apply_host_table(&mut self) -> io::Result<()> {
-        let ingress = self.desired.networks.iter().find(|n| n.ingress && n.host_address.is_some());
+        let has_place = |n: &&Network| n.ingress && n.host_address.is_some() && n.swallows().is_none();
+        let ingress = self.desired.networks.iter().find(has_place);
         let side = HostSide {
             ingress: ingress.map(|network| (names::ingress_link(&self.config.node), network.subnet.trunc())),
             egress: self.egress.map(|net| (names::egress_link(&self.config.node), net.trunc())),
@@ -317,7 +324,7 @@ impl Owner {
             gateway_address: egress.map(|net| net.addr()),
         };
         let kernel = Tables::open(&namespace).map_err(failed("open the task's nf_tables"))?;
-        let mut task = Task { config, kernel, interfaces, dns_ports, ingress, tables: Vec::new() };
+        let mut task = Task { config, kernel, dns_ports, ingress, tables: Vec::new() };
         apply_task_tables(&self.balance, &mut task).map_err(failed("set the task's virtual addresses"))?;
         self.tasks.insert(id.clone(), task);
         match egress {

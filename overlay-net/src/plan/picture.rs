@@ -189,7 +189,7 @@ impl Picture {
                 switch.forwards.insert(mac);
                 switch.neighbours.insert(station.address, mac);
             }
-            if let (true, Some(address)) = (network.ingress, network.host_address) {
+            if let (true, Some(address), None) = (network.ingress, network.host_address, network.swallows()) {
                 let address = Ipv4Net::new(address, network.subnet.prefix_len()).expect("a subnet's own prefix");
                 wanted.host = Some(HostPort { vni: network.vni, address, mtu: facts.mtu });
             }
