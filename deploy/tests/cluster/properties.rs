@@ -9,10 +9,10 @@ use deploy::model::{NodeRole, ServiceMode, TaskState};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-/// Runs a property: 32 cases from a fixed seed, or as `CASES` and `SEED` say.
+/// Runs a property: 24 cases from a fixed seed, or as `CASES` and `SEED` say.
 fn runner() -> TestRunner {
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
-    let cases = number("CASES").map_or(32, |n| n as u32);
+    let cases = number("CASES").map_or(24, |n| n as u32);
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&number("SEED").unwrap_or(1).to_le_bytes());

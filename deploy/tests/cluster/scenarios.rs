@@ -25,4 +25,16 @@ macro_rules! scenarios {
     )+};
 }
 
-scenarios!(scale, node_down, restart, update, update_failure, placement, drain, global, network, history);
+scenarios!(
+    daemon_restart,
+    scale,
+    node_down,
+    restart,
+    update,
+    update_failure,
+    placement,
+    drain,
+    global,
+    network,
+    history
+);
