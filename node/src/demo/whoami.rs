@@ -309,9 +309,10 @@ fn split_url(url: &str) -> Option<(String, u16, String)> {
 fn decode(text: &str) -> String {
     let (mut out, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
     while let Some((&first, tail)) = rest.split_first() {
-        let byte = (first == b'%').then(|| tail.get(..2)).flatten().and_then(|hex| {
-            u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()
-        });
+        let byte = (first == b'%')
+            .then(|| tail.get(..2))
+            .flatten()
+            .and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
         match byte {
             Some(byte) => {
                 out.push(byte);

@@ -128,7 +128,8 @@ impl Api {
         limit: Duration,
     ) -> Result<(u16, Bytes), HostError> {
         let request = format!("{method} {path}");
-        let failed = |reason: String| HostError::Unreachable { host: self.host.clone(), request: request.clone(), reason };
+        let failed =
+            |reason: String| HostError::Unreachable { host: self.host.clone(), request: request.clone(), reason };
         let exchange = async {
             let stream = UnixStream::connect(&self.socket).await.map_err(|e| e.to_string())?;
             let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
@@ -182,7 +183,8 @@ impl Api {
         if status < 300 {
             return Ok(value);
         }
-        let message = value["message"].as_str().map_or_else(|| String::from_utf8_lossy(&bytes).into_owned(), Into::into);
+        let message =
+            value["message"].as_str().map_or_else(|| String::from_utf8_lossy(&bytes).into_owned(), Into::into);
         Err(HostError::Refused { host: self.host.clone(), request, status, message })
     }
 
@@ -322,7 +324,9 @@ impl Api {
             let version = found["Version"]["Index"].as_u64().unwrap_or(0);
             found["Spec"]["Mode"]["Replicated"]["Replicas"] = replicas.into();
             match self.post(&format!("/services/{service}/update?version={version}"), &found["Spec"]).await {
-                Err(HostError::Refused { message, .. }) if message.contains("out of sequence") && again > 0 => again -= 1,
+                Err(HostError::Refused { message, .. }) if message.contains("out of sequence") && again > 0 => {
+                    again -= 1
+                }
                 done => return done.map(drop),
             }
         }
@@ -332,7 +336,12 @@ impl Api {
     ///
     /// # Errors
     /// [`HostError::Late`] with what was seen last.
-    pub async fn wait_for<T, F>(&self, what: &str, limit: Duration, mut probe: impl FnMut() -> F) -> Result<T, HostError>
+    pub async fn wait_for<T, F>(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut probe: impl FnMut() -> F,
+    ) -> Result<T, HostError>
     where
         F: Future<Output = Result<T, String>>,
     {
@@ -463,7 +472,8 @@ mod tests {
 
     #[test]
     fn a_draft_has_what_it_was_given() {
-        let draft = ServiceDraft::new("web", "i", 3).publish(8080, 80).network("n").constraint("a==b").constraint("c==d");
+        let draft =
+            ServiceDraft::new("web", "i", 3).publish(8080, 80).network("n").constraint("a==b").constraint("c==d");
         let spec = draft.build();
         assert_eq!(spec["EndpointSpec"]["Ports"][0]["PublishedPort"], 8080);
         assert_eq!(spec["TaskTemplate"]["Placement"]["Constraints"], json!(["a==b", "c==d"]));

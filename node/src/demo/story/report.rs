@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 
 use crate::demo::hosts::Hosts;
 
+/// Characters of a log line that are shown.
+const LOG_WIDTH: usize = 300;
+
 /// A step that held.
 #[derive(Debug)]
 struct Step {
@@ -137,7 +140,7 @@ impl Report {
     pub(super) fn log(&self, host: &str, tail: &str) {
         self.line(&format!("\n  last of the daemon's log on {host}:"));
         for line in tail.lines() {
-            self.line(&format!("    {line}"));
+            self.line(&format!("    {}", line.chars().take(LOG_WIDTH).collect::<String>()));
         }
     }
 
