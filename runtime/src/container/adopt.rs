@@ -56,11 +56,20 @@ impl Inner {
         for entry in fs::read_dir(&dir).map_err(storage("read", &dir))? {
             let entry = entry.map_err(storage("read", &dir))?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            if let Some(id) = name.strip_prefix(REMOVING) {
-                remove_dir(&entry.path())?;
-                info!(container.id = id, "finished an interrupted removal");
+            let outcome = if let Some(id) = name.strip_prefix(REMOVING) {
+                info!(container.id = id, "finishing an interrupted removal");
+                remove_dir(&entry.path())
             } else if plan::valid_id(&name).is_ok() {
-                self.adopt(&name)?;
+                self.adopt(&name)
+            } else {
+                continue;
+            };
+            match outcome {
+                // Of another release: whoever runs this one must know before anything is touched.
+                Err(error @ RuntimeError::Stored { foreign: true, .. }) => return Err(error),
+                // One container that resists must not keep the others from their daemon; the next start tries again.
+                Err(error) => warn!(container.id = name, %error, "adoption"),
+                Ok(()) => {}
             }
         }
         Ok(())
@@ -84,8 +93,8 @@ impl Inner {
             Ok(config) => config,
             Err(reason) => return unfinished(&reason),
         };
-        let exit = stored::read::<StoredExit>(&dir, names::EXIT).ok().flatten();
-        let process = stored::read::<StoredProcess>(&dir, names::PROCESS).ok().flatten();
+        let exit = unless_foreign(stored::read::<StoredExit>(&dir, names::EXIT))?;
+        let process = unless_foreign(stored::read::<StoredProcess>(&dir, names::PROCESS))?;
         let Some(process) = process else {
             return unfinished("its creation did not end");
         };
@@ -132,7 +141,8 @@ impl Inner {
 
     /// Cgroups and sockets of containers that are no more.
     fn sweep(&self) {
-        let known = |id: &str| self.slots().contains_key(id);
+        // One that resisted its adoption keeps its directory, and what belongs to it.
+        let known = |id: &str| self.slots().contains_key(id) || self.container_dir(id).exists();
         for id in self.cgroups.containers().into_iter().filter(|id| !known(id)) {
             warn!(container.id = id, "removing the cgroup of a container that is no more");
             if let Err(error) = self.remove_leftovers(&id) {
@@ -146,6 +156,14 @@ impl Inner {
                 let _ = fs::remove_file(entry.path());
             }
         }
+    }
+}
+
+/// A damaged record is none; one of a later release is an error.
+fn unless_foreign<T>(read: Result<Option<T>, RuntimeError>) -> Result<Option<T>, RuntimeError> {
+    match read {
+        Err(RuntimeError::Stored { foreign: false, .. }) => Ok(None),
+        other => other,
     }
 }
 

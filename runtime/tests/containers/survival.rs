@@ -229,6 +229,13 @@ fn a_later_release() {
     let text = refused.err().map(|error| error.to_string()).unwrap_or_default();
     assert!(text.contains("format 2 is not known to this release"), "{text}");
     assert_eq!(fs::read(&path).unwrap(), newer);
+    fs::write(&path, &good).unwrap();
+    let exit = fixture.config.data_dir.join("containers/newer/exit");
+    let mut later = fs::read(&exit).unwrap();
+    later[8] = 2;
+    fs::write(&exit, &later).unwrap();
+    assert!(fixture.tokio.block_on(Runtime::open(fixture.config.clone())).is_err());
+    assert_eq!(fs::read(&exit).unwrap(), later);
     let mut damaged = good;
     let last = damaged.len() - 1;
     damaged[last] ^= 1;
