@@ -29,6 +29,9 @@ pub(crate) fn reconcile(cx: &Cx<'_>, txn: &mut Txn, hosts: &BTreeSet<NodeId>) {
             Some(node) => outstayed(cx, txn, node),
         };
         for task in tasks {
+            if txn.is_full() {
+                return;
+            }
             let must_go = task.is_wanted() && !may_stay(txn, node.as_deref(), &task);
             if !must_go && !gone {
                 continue;

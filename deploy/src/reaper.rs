@@ -35,9 +35,15 @@ pub(crate) fn reconcile(txn: &mut Txn, service: &ServiceId) {
         forgotten.extend(history.take(surplus).map(|t| t.id.clone()));
     }
     for task in condemned {
+        if txn.is_full() {
+            return;
+        }
         txn.put_task(task);
     }
     for task in forgotten {
+        if txn.is_full() {
+            return;
+        }
         txn.remove_task(&task);
     }
 }

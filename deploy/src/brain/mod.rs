@@ -32,12 +32,22 @@ pub fn pass_touched(cx: &mut Cx<'_>, txn: &mut Txn) {
 fn run(cx: &mut Cx<'_>, txn: &mut Txn, scope: &Scope) {
     enforcer::reconcile(cx, txn, &scope.hosts);
     for service in &scope.services {
+        if txn.is_full() {
+            break;
+        }
         orchestrator::reconcile(cx, txn, service);
     }
     scheduler::reconcile(cx, txn);
     allocator::reconcile(cx, txn);
     for service in &scope.services {
+        if txn.is_full() {
+            break;
+        }
         reaper::reconcile(txn, service);
+    }
+    if txn.is_full() {
+        // Each of them stopped between two decisions; the next pass, a full one, comes at once.
+        txn.wake_at(cx.now);
     }
 }
 

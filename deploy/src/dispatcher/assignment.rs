@@ -17,7 +17,12 @@ use crate::store::{Holder, Store};
 pub fn assignment(store: &Store, node: &NodeId) -> AssignmentSet {
     let Some(node) = store.node(node) else { return AssignmentSet::default() };
     let mut items: Vec<Item> = Vec::new();
-    items.extend(store.tasks_on_node(&node.id).filter(|t| t.is_placed()).map(|t| Body::Task(Box::new(assigned(t))).into()));
+    items.extend(
+        store
+            .tasks_on_node(&node.id)
+            .filter(|t| t.is_placed() && !t.lacks_addresses())
+            .map(|t| Body::Task(Box::new(assigned(t))).into()),
+    );
     for network in networks_of_host(store, &node.id) {
         if let Some(network) = store.network(&network) {
             on_network(store, node, network, &mut items);

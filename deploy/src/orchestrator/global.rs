@@ -25,6 +25,9 @@ pub(crate) fn cover(cx: &mut Cx<'_>, txn: &mut Txn, service: &Service, slots: &m
     }
     for (key, mismatched) in idle {
         let Some(mut slot) = slots.remove(&key) else { continue };
+        if txn.is_full() {
+            continue;
+        }
         if mismatched {
             slot.amend(txn, |t| t.is_wanted(), |t| t.set_desired(DesiredState::Shutdown));
         } else {
@@ -33,6 +36,9 @@ pub(crate) fn cover(cx: &mut Cx<'_>, txn: &mut Txn, service: &Service, slots: &m
     }
     slots.retain(|key, _| matches!(key, SlotKey::Node(id) if txn.node(id).is_some()));
     for (key, slot) in slots.iter_mut().filter(|(_, slot)| !slot.is_live()) {
+        if txn.is_full() {
+            break;
+        }
         slot.add_new(cx, txn, service, key);
     }
 }

@@ -47,6 +47,9 @@ fn round(cx: &mut Cx<'_>, txn: &mut Txn, service: &mut Service) -> rollout::Prog
     }
     slots.retain(|_, slot| slot.is_live());
     for slot in slots.values_mut() {
+        if txn.is_full() {
+            return rollout::Progress::Steady;
+        }
         settle(txn, slot);
         replace_lost(cx, txn, service, slot);
     }
@@ -55,6 +58,9 @@ fn round(cx: &mut Cx<'_>, txn: &mut Txn, service: &mut Service) -> rollout::Prog
         return progress;
     }
     for slot in slots.values_mut() {
+        if txn.is_full() {
+            break;
+        }
         restart_ended(cx, txn, service, slot);
         release(cx, txn, slot);
     }

@@ -13,7 +13,7 @@ pub(crate) fn scale(cx: &mut Cx<'_>, txn: &mut Txn, service: &Service, replicas:
     if live < replicas {
         let mut missing = replicas - live;
         let mut number = 1;
-        while missing > 0 {
+        while missing > 0 && !txn.is_full() {
             let key = SlotKey::Number(number);
             let slot = slots.entry(key.clone()).or_default();
             if !slot.is_live() {
@@ -24,6 +24,9 @@ pub(crate) fn scale(cx: &mut Cx<'_>, txn: &mut Txn, service: &Service, replicas:
         }
     } else if live > replicas {
         for key in surplus(slots, (live - replicas) as usize) {
+            if txn.is_full() {
+                break;
+            }
             if let Some(slot) = slots.get_mut(&key) {
                 give_up(txn, slot);
             }

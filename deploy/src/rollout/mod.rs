@@ -79,6 +79,9 @@ pub(crate) fn step(cx: &mut Cx<'_>, txn: &mut Txn, service: &mut Service, slots:
         txn.wake_at(status.not_before);
     } else {
         for key in in_order(slots, outdated).into_iter().take(free) {
+            if txn.is_full() {
+                break;
+            }
             let Some(slot) = slots.get_mut(&key) else { continue };
             let task = renew(cx, txn, service, &config, &key, slot);
             status.watched.push(WatchedTask { task, running_since: Timestamp::default() });

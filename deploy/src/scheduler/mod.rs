@@ -25,13 +25,9 @@ use hosts::Host;
 
 /// Places what can be placed.
 pub(crate) fn reconcile(cx: &Cx<'_>, txn: &mut Txn) {
-    let mut waiting = waiting(cx, txn);
+    let waiting = waiting(cx, txn);
     if waiting.is_empty() {
         return;
-    }
-    if waiting.len() > cx.limits.tasks_per_pass {
-        waiting.truncate(cx.limits.tasks_per_pass);
-        txn.wake_at(cx.now);
     }
     let mut hosts = hosts::survey(txn, cx.now);
     // Tasks of one service and version ask for the same: what only the host decides is asked once for all of them.
@@ -41,6 +37,9 @@ pub(crate) fn reconcile(cx: &Cx<'_>, txn: &mut Txn) {
     for group in refused {
         let Some(demand) = group.first().map(|task| Demand::new(task)) else { continue };
         for task in &group {
+            if txn.is_full() {
+                return;
+            }
             let considered = hosts.iter().filter(|h| task.node_id.is_none() || h.node.id == task.node_id);
             refuse(cx, txn, task, no_suitable_node(&demand, considered));
         }
@@ -82,6 +81,9 @@ fn place_group(cx: &Cx<'_>, txn: &mut Txn, hosts: &mut [Host], group: &[Arc<Task
     };
     let fit: Vec<usize> = hosts.iter().enumerate().filter(|(_, host)| !unfit(host)).map(|(i, _)| i).collect();
     for task in group {
+        if txn.is_full() {
+            break;
+        }
         let candidates: Vec<usize> = match task.node_id.is_none() {
             true => fit.clone(),
             false => hosts::find(hosts, &task.node_id).filter(|index| fit.contains(index)).into_iter().collect(),
