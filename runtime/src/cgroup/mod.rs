@@ -153,6 +153,10 @@ impl Cgroups {
 
     /// Makes a container's cgroups and sets its limits. On failure [`Cgroups::remove`] takes back what was made.
     pub(crate) fn create(&self, id: &str, resources: &Resources) -> Result<(), CgroupError> {
+        // The engine's own are there since the start, unless somebody cleaned up (a node that left, an administrator).
+        if self.hierarchies.iter().any(|hierarchy| !hierarchy.mount.join(&self.name).join(TASKS).is_dir()) {
+            self.ensure()?;
+        }
         for hierarchy in &self.hierarchies {
             make(hierarchy, &self.task_dir(hierarchy, id))?;
         }
