@@ -6,8 +6,10 @@
 
 pub mod agent;
 pub mod ca;
+pub mod cli;
 pub mod daemon;
 pub mod datadir;
+pub mod demo;
 pub mod docker_api;
 pub mod engine;
 pub mod manager;

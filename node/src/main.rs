@@ -1,4 +1,4 @@
-//! The `shoal` binary: becomes a shim when it was started as one, and otherwise reads the command line.
+//! The `shoal` binary: what must happen while the process has one thread, then the command line.
 
 use std::process::ExitCode;
 
@@ -8,17 +8,13 @@ fn main() -> ExitCode {
     if let Some(code) = runtime::dispatch(&mut args) {
         return code;
     }
-    let args: Vec<String> = std::env::args().collect();
-    tracing_subscriber::fmt().with_env_filter("info").with_writer(std::io::stderr).init();
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let config = node::daemon::Config {
-        data_dir: args[2].clone().into(),
-        run_dir: args[3].clone().into(),
-        hosts: vec![format!("unix://{}/shoal.sock", args[3])],
-        labels: Default::default(),
-    };
-    match tokio::runtime::Runtime::new().unwrap().block_on(node::daemon::run(config)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => { eprintln!("{}", node::chain(&e)); ExitCode::FAILURE }
+    // What `shoal` starts of itself; no user types these.
+    match std::env::args_os().nth(1).as_deref().and_then(|first| first.to_str()) {
+        Some("__whoami") => return node::demo::whoami::main(),
+        Some("__enter") => return node::demo::enter::main(args.skip(2)),
+        _ => {}
     }
+    // Fails only when there is one already, and nothing before could have installed it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    node::cli::run(args)
 }

@@ -1,0 +1,186 @@
+//! `shoal daemon`: settings from flags, then the file, then defaults; then the node process.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use tracing_subscriber::EnvFilter;
+
+use super::error::CliError;
+use super::host::{DEFAULT_RUN_DIR, socket_in};
+use crate::daemon::{Config, ConfigFile, parse_labels};
+
+const DEFAULT_DATA_DIR: &str = "/var/lib/shoal";
+
+/// Flags of `shoal daemon`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  shoal daemon
+  shoal daemon -H unix:///run/shoal/shoal.sock -H unix:///var/run/docker.sock
+  shoal daemon --config /etc/shoal/daemon.toml --label zone=a
+
+The file has the same keys as the flags; flags win:
+  data-dir = \"/var/lib/shoal\"
+  host = [\"unix:///run/shoal/shoal.sock\"]
+  label = [\"zone=a\"]
+
+Tasks go on when the daemon stops. Several nodes may run on one machine, each with its own directories and its own
+network namespace.")]
+pub(super) struct DaemonArgs {
+    /// Where everything is kept that outlives the daemon [default: /var/lib/shoal]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where sockets and namespaces live; may be empty after a boot [default: /run/shoal]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Where to serve the API, unix:///path or tcp://ip:port; may be repeated [default: RUN_DIR/shoal.sock]
+    #[arg(short = 'H', long = "host", id = "engine", value_name = "HOST")]
+    hosts: Vec<String>,
+    /// TOML file with settings
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Label of this engine, for placement (engine.labels.KEY); may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<String>,
+    /// error, warn, info, debug, trace, or a filter such as "info,node::agent=debug" [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// text or json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// All settings, checked.
+#[derive(Debug)]
+struct Settings {
+    config: Config,
+    filter: EnvFilter,
+    format: LogFormat,
+}
+
+pub(super) fn run(args: DaemonArgs) -> Result<(), CliError> {
+    let settings = settings(args).map_err(|e| CliError::usage(format!("{e:#}")))?;
+    start_log(settings.filter, settings.format);
+    serve(settings.config).map_err(|e| CliError::Failed(format!("{e:#}")))
+}
+
+fn serve(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    // The daemon's errors tell of their causes; anyhow would repeat those that already do.
+    runtime.block_on(crate::daemon::run(config)).map_err(|e| anyhow::anyhow!(crate::chain(&e)))
+}
+
+fn settings(args: DaemonArgs) -> anyhow::Result<Settings> {
+    let file = match &args.config {
+        Some(path) => ConfigFile::read(path).map_err(|e| anyhow::anyhow!(crate::chain(&e)))?,
+        None => ConfigFile::default(),
+    };
+    let data_dir = args.data_dir.or(file.data_dir).unwrap_or_else(|| DEFAULT_DATA_DIR.into());
+    let run_dir = args.run_dir.or(file.run_dir).unwrap_or_else(|| DEFAULT_RUN_DIR.into());
+    // The shims are started with these paths, from another working directory.
+    let (data_dir, run_dir) = (absolute(data_dir)?, absolute(run_dir)?);
+    let hosts = if args.hosts.is_empty() { file.host.unwrap_or_default() } else { args.hosts };
+    let hosts = if hosts.is_empty() { vec![socket_in(&run_dir)] } else { hosts };
+    for host in &hosts {
+        anyhow::ensure!(
+            host.strip_prefix("unix:///").or_else(|| host.strip_prefix("tcp://")).is_some_and(|rest| !rest.is_empty()),
+            "host {host:?} must look like unix:///path or tcp://ip:port"
+        );
+    }
+    // A label of the command line replaces the file's one of the same key.
+    let mut labels: BTreeMap<String, String> = parse_labels(&file.label.unwrap_or_default())?;
+    labels.extend(parse_labels(&args.labels)?);
+    let level = args.log_level.or(file.log_level).unwrap_or_else(|| "info".to_owned());
+    let filter = EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))?;
+    let format = match args.log_format.or(file.log_format).as_deref() {
+        None | Some("text") => LogFormat::Text,
+        Some("json") => LogFormat::Json,
+        Some(other) => anyhow::bail!("log format {other:?} must be text or json"),
+    };
+    Ok(Settings { config: Config { data_dir, run_dir, hosts, labels }, filter, format })
+}
+
+fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
+    std::path::absolute(&path).with_context(|| format!("directory {:?}", path.display()))
+}
+
+fn start_log(filter: EnvFilter, format: LogFormat) {
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        daemon: DaemonArgs,
+    }
+
+    fn of(args: &[&str]) -> anyhow::Result<Settings> {
+        settings(Line::try_parse_from(["daemon"].iter().chain(args)).unwrap().daemon)
+    }
+
+    #[test]
+    fn defaults() {
+        let config = of(&[]).unwrap().config;
+        assert_eq!(config.data_dir, Path::new("/var/lib/shoal"));
+        assert_eq!(config.run_dir, Path::new("/run/shoal"));
+        assert_eq!(config.hosts, ["unix:///run/shoal/shoal.sock"]);
+    }
+
+    #[test]
+    fn the_socket_is_in_the_run_directory() {
+        assert_eq!(of(&["--run-dir", "/x"]).unwrap().config.hosts, ["unix:///x/shoal.sock"]);
+    }
+
+    #[test]
+    fn flags_come_before_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("daemon.toml");
+        std::fs::write(
+            &path,
+            "data-dir = \"/file\"\nrun-dir = \"/run/file\"\nhost = [\"tcp://127.0.0.1:1\"]\n\
+             label = [\"a=1\", \"b=1\"]\nlog-format = \"json\"\n",
+        )
+        .unwrap();
+        let path = path.to_str().unwrap();
+        let found = of(&["--config", path, "--data-dir", "/flag", "--label", "b=2"]).unwrap();
+        assert_eq!(found.config.data_dir, Path::new("/flag"));
+        assert_eq!(found.config.run_dir, Path::new("/run/file"));
+        assert_eq!(found.config.hosts, ["tcp://127.0.0.1:1"]);
+        assert_eq!(found.config.labels, BTreeMap::from([("a".into(), "1".into()), ("b".into(), "2".into())]));
+        assert_eq!(found.format, LogFormat::Json);
+    }
+
+    #[track_caller]
+    fn refused(args: &[&str], word: &str) {
+        let error = format!("{:#}", of(args).unwrap_err());
+        assert!(error.contains(word), "{error}");
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        refused(&["--log-format", "xml"], "xml");
+        refused(&["--log-level", "a=b=c"], "a=b=c");
+        refused(&["--host", "npipe://x"], "npipe://x");
+        refused(&["--label", "x"], "\"x\"");
+        refused(&["--config", "/nonexistent/daemon.toml"], "/nonexistent/daemon.toml");
+    }
+}

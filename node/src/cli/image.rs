@@ -1,0 +1,275 @@
+//! `shoal image`: the images of one host.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio_util::io::ReaderStream;
+
+use super::client::{Client, Streamed, route};
+use super::error::CliError;
+use super::output::{self, List, ListFormat};
+use super::{age, filters, values};
+
+/// Bytes of an archive that are read at once.
+const PIECE: usize = 256 << 10;
+/// Longest line of a progress stream.
+const MAX_LINE: usize = 1 << 20;
+
+/// `shoal image`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Every host has its own images: load an image on each host that should run it.
+
+Examples:
+  docker save web:1 | shoal image load
+  shoal image load -i web.tar
+  tar -C rootfs -c . | shoal image import - web:1 --change 'CMD [\"/bin/web\"]'
+  shoal image ls
+  shoal image tag web:1 web:stable
+  shoal image rm web:1")]
+pub(super) struct ImageArgs {
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// Load images from an archive, as `docker save` or an OCI tool makes it
+    Load {
+        /// The archive [default: standard input]
+        #[arg(short, long, value_name = "FILE")]
+        input: Option<PathBuf>,
+    },
+    /// Make an image of a root file system
+    Import {
+        /// A tar archive, or - for standard input
+        file: PathBuf,
+        /// Name of the image
+        #[arg(value_name = "NAME[:TAG]", value_parser = values::name)]
+        name: Option<String>,
+        /// A line of a Dockerfile, e.g. 'ENTRYPOINT ["/app"]'; may be repeated
+        #[arg(short, long, value_name = "LINE")]
+        change: Vec<String>,
+        /// A comment
+        #[arg(short, long)]
+        message: Option<String>,
+    },
+    /// List the images of this host
+    Ls {
+        /// Only those that fit, e.g. reference=web or dangling=true
+        #[arg(short, long, value_name = "KEY=VALUE")]
+        filter: Vec<String>,
+        #[command(flatten)]
+        format: ListFormat,
+    },
+    /// Remove images of this host
+    Rm {
+        #[arg(required = true, value_name = "IMAGE", value_parser = values::name)]
+        images: Vec<String>,
+        /// Also where an image has several names
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Show all about images
+    Inspect {
+        #[arg(required = true, value_name = "IMAGE", value_parser = values::name)]
+        images: Vec<String>,
+    },
+    /// Give an image another name
+    Tag {
+        #[arg(value_parser = values::name)]
+        image: String,
+        #[arg(value_name = "NAME[:TAG]", value_parser = values::name)]
+        name: String,
+    },
+}
+
+pub(super) async fn run(client: Client, args: ImageArgs) -> Result<(), CliError> {
+    match args.command {
+        ImageCommand::Load { input } => {
+            let answer = client.upload("/images/load", archive(input).await?).await?;
+            progress(answer).await
+        }
+        ImageCommand::Import { file, name, change, message } => {
+            let file = Some(file).filter(|f| f.as_os_str() != "-");
+            let (repo, tag) = name.as_deref().map(split_tag).unwrap_or_default();
+            let mut query = vec![("fromSrc", "-"), ("repo", repo), ("tag", tag)];
+            query.extend(change.iter().map(|c| ("changes", c.as_str())));
+            query.extend(message.iter().map(|m| ("message", m.as_str())));
+            let answer = client.upload(&route(&["images", "create"], &query), archive(file).await?).await?;
+            progress(answer).await
+        }
+        ImageCommand::Ls { filter, format } => list(&client, &filter, &format).await,
+        ImageCommand::Rm { images, force } => remove(&client, &images, force).await,
+        ImageCommand::Inspect { images } => inspect(&client, &images).await,
+        ImageCommand::Tag { image, name } => {
+            let (repo, tag) = split_tag(&name);
+            client.post_empty(&route(&["images", &image, "tag"], &[("repo", repo), ("tag", tag)])).await?;
+            Ok(())
+        }
+    }
+}
+
+/// `repo` and `tag` of `repo:tag`; a colon in front of a slash belongs to a registry's port.
+fn split_tag(name: &str) -> (&str, &str) {
+    match name.rsplit_once(':') {
+        Some((repo, tag)) if !tag.contains('/') => (repo, tag),
+        _ => (name, ""),
+    }
+}
+
+type Archive = ReaderStream<Box<dyn AsyncRead + Send + Sync + Unpin>>;
+
+/// A file, or standard input.
+async fn archive(file: Option<PathBuf>) -> Result<Archive, CliError> {
+    let reader: Box<dyn AsyncRead + Send + Sync + Unpin> = match file {
+        Some(path) => {
+            let failed = |e: std::io::Error| CliError::usage(format!("cannot read {}: {e}", path.display()));
+            let mut file = tokio::fs::File::open(&path).await.map_err(failed)?;
+            if file.metadata().await.map_err(failed)?.is_dir() {
+                return Err(CliError::usage(format!("{} is a directory, not an archive", path.display())));
+            }
+            // What cannot be read at all is said before the engine is asked.
+            let mut first = vec![0; 512];
+            let n = file.read(&mut first).await.map_err(failed)?;
+            first.truncate(n);
+            Box::new(std::io::Cursor::new(first).chain(file))
+        }
+        None if std::io::IsTerminal::is_terminal(&std::io::stdin()) => {
+            return Err(CliError::usage("standard input is a terminal: name the archive with -i, or pipe it in"));
+        }
+        None => Box::new(tokio::io::stdin()),
+    };
+    Ok(ReaderStream::with_capacity(reader, PIECE))
+}
+
+/// Prints what the engine says while it works: a JSON object a line.
+async fn progress(mut answer: Streamed) -> Result<(), CliError> {
+    let mut buffer = Vec::new();
+    while let Some(piece) = answer.next().await? {
+        buffer.extend_from_slice(&piece);
+        while let Some(end) = buffer.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = buffer.drain(..=end).collect();
+            say(&line)?;
+        }
+        if buffer.len() > MAX_LINE {
+            return Err(CliError::Failed("the engine's answer has a line without end".to_owned()));
+        }
+    }
+    say(&buffer)
+}
+
+fn say(line: &[u8]) -> Result<(), CliError> {
+    let line = line.trim_ascii();
+    if line.is_empty() {
+        return Ok(());
+    }
+    let said: Value =
+        serde_json::from_slice(line).map_err(|e| CliError::Failed(format!("the engine's answer has bad JSON: {e}")))?;
+    if let Some(error) = said["errorDetail"]["message"].as_str().or_else(|| said["error"].as_str()) {
+        return Err(CliError::Failed(error.to_owned()));
+    }
+    match said["stream"].as_str().or_else(|| said["status"].as_str()) {
+        Some(text) => output::line(output::printable(text.trim_end())),
+        None => Ok(()),
+    }
+}
+
+async fn list(client: &Client, filter: &[String], format: &ListFormat) -> Result<(), CliError> {
+    let filters = filters(filter)?;
+    let query: Vec<(&str, &str)> = filters.iter().map(|f| ("filters", f.as_str())).collect();
+    let mut images: Vec<Value> = client.get(&route(&["images", "json"], &query)).await?;
+    images.sort_by_key(|image| std::cmp::Reverse(image["Created"].as_i64()));
+    table(&images, format).print(format)
+}
+
+fn table(images: &[Value], format: &ListFormat) -> List {
+    let mut list = List::new(&[
+        ("IMAGE ID", "ID"),
+        ("REPOSITORY", "Repository"),
+        ("TAG", "Tag"),
+        ("CREATED", "CreatedSince"),
+        ("SIZE", "Size"),
+    ]);
+    for image in images {
+        let id = image["Id"].as_str().unwrap_or_default();
+        let id = if format.no_trunc { id.to_owned() } else { format.id(id.trim_start_matches("sha256:")) };
+        let names: Vec<&str> = image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let names = if names.is_empty() { vec!["<none>:<none>"] } else { names };
+        for name in names {
+            let (repository, tag) = split_tag(name);
+            list.row([
+                id.clone(),
+                repository.to_owned(),
+                tag.to_owned(),
+                age::ago_unix(image["Created"].as_i64().unwrap_or_default()),
+                values::bytes(image["Size"].as_u64().unwrap_or_default()),
+            ]);
+        }
+    }
+    list
+}
+
+async fn remove(client: &Client, images: &[String], force: bool) -> Result<(), CliError> {
+    let mut errors = Vec::new();
+    for image in images {
+        match client.delete(&route(&["images", image], if force { &[("force", "1")] } else { &[] })).await {
+            Ok(answer) => say_removed(&answer)?,
+            Err(e) => errors.push(e),
+        }
+    }
+    CliError::all(errors)
+}
+
+fn say_removed(answer: &Bytes) -> Result<(), CliError> {
+    let removed: Vec<Value> = serde_json::from_slice(answer)
+        .map_err(|e| CliError::Failed(format!("the engine's answer has bad JSON: {e}")))?;
+    for line in &removed {
+        for what in ["Untagged", "Deleted"] {
+            if let Some(name) = line[what].as_str() {
+                output::line(format_args!("{what}: {name}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn inspect(client: &Client, images: &[String]) -> Result<(), CliError> {
+    let (mut found, mut errors) = (Vec::<Value>::new(), Vec::new());
+    for image in images {
+        match client.get(&route(&["images", image, "json"], &[])).await {
+            Ok(object) => found.push(object),
+            Err(e) => errors.push(e),
+        }
+    }
+    output::json(&found)?;
+    CliError::all(errors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_split_off() {
+        for (name, expected) in [
+            ("web", ("web", "")),
+            ("web:1", ("web", "1")),
+            ("host:5000/web", ("host:5000/web", "")),
+            ("host:5000/web:1", ("host:5000/web", "1")),
+        ] {
+            assert_eq!(split_tag(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn errors_within_a_stream_are_errors() {
+        let error = say(b"{\"errorDetail\":{\"message\":\"no layers\"},\"error\":\"no layers\"}\r\n").unwrap_err();
+        assert_eq!(error.to_string(), "no layers");
+        assert!(say(b"<html>").is_err());
+        assert!(say(b"\r\n").is_ok());
+    }
+}

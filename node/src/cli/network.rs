@@ -1,0 +1,210 @@
+//! `shoal network`: networks between tasks.
+
+use std::net::Ipv4Addr;
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::client::{Client, route};
+use super::error::CliError;
+use super::filters;
+use super::output::{self, List, ListFormat};
+use super::values::{self, KeyValue};
+use crate::docker_api::wire::{Ipam, IpamConfig, Network, NetworkCreate};
+
+/// `shoal network`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Tasks of services on the same network reach each other by the services' names, whichever host they are on.
+
+Examples:
+  shoal network create back
+  shoal network create --subnet 10.20.0.0/24 --gateway 10.20.0.1 back
+  shoal service create --name db --network back db:1
+  shoal network ls
+  shoal network inspect back
+  shoal network rm back")]
+pub(super) struct NetworkArgs {
+    #[command(subcommand)]
+    command: NetworkCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum NetworkCommand {
+    /// Create a network
+    Create(CreateArgs),
+    /// List the networks
+    Ls {
+        /// Only those that fit, e.g. name=back
+        #[arg(short, long, value_name = "KEY=VALUE")]
+        filter: Vec<String>,
+        #[command(flatten)]
+        format: ListFormat,
+    },
+    /// Show all about networks
+    Inspect {
+        #[arg(required = true, value_name = "NETWORK", value_parser = values::name)]
+        networks: Vec<String>,
+        /// Also the services and tasks on it
+        #[arg(short, long)]
+        verbose: bool,
+    },
+    /// Remove networks that no service uses
+    Rm {
+        #[arg(required = true, value_name = "NETWORK", value_parser = values::name)]
+        networks: Vec<String>,
+    },
+}
+
+#[derive(Args, Debug)]
+struct CreateArgs {
+    #[arg(value_parser = values::name)]
+    name: String,
+    /// The driver; overlay is the one there is
+    #[arg(short, long, default_value = "overlay", value_parser = ["overlay"])]
+    driver: String,
+    /// Its subnet, CIDR [default: chosen from the cluster's pool]
+    #[arg(long, value_name = "CIDR")]
+    subnet: Option<ipnet::Ipv4Net>,
+    /// Its gateway; needs --subnet
+    #[arg(long, value_name = "IP", requires = "subnet")]
+    gateway: Option<Ipv4Addr>,
+    /// Part of the subnet that tasks get addresses from, CIDR; needs --subnet
+    #[arg(long, value_name = "CIDR", requires = "subnet")]
+    ip_range: Option<ipnet::Ipv4Net>,
+    /// No way out to other networks
+    #[arg(long)]
+    internal: bool,
+    /// A label; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    label: Vec<KeyValue>,
+    /// An option of the driver; may be repeated
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    opt: Vec<KeyValue>,
+}
+
+pub(super) async fn run(client: Client, args: NetworkArgs) -> Result<(), CliError> {
+    match args.command {
+        NetworkCommand::Create(args) => {
+            let created: Value = client.create("/networks/create", &request(args)?).await?;
+            if let Some(warning) = created["Warning"].as_str().filter(|w| !w.is_empty()) {
+                output::note(format_args!("warning: {}", output::printable(warning)));
+            }
+            output::line(created["Id"].as_str().unwrap_or_default())
+        }
+        NetworkCommand::Ls { filter, format } => {
+            let filters = filters(&filter)?;
+            let query: Vec<(&str, &str)> = filters.iter().map(|f| ("filters", f.as_str())).collect();
+            let mut networks: Vec<Network> = client.get(&route(&["networks"], &query)).await?;
+            networks.sort_by_key(|n| n.name.clone());
+            table(networks, &format).print(&format)
+        }
+        NetworkCommand::Inspect { networks, verbose } => {
+            let query: &[_] = if verbose { &[("verbose", "true")] } else { &[] };
+            super::inspect(&client, "networks", &networks, query).await
+        }
+        NetworkCommand::Rm { networks } => super::remove(&client, "networks", &networks, &[]).await,
+    }
+}
+
+fn map(pairs: Vec<KeyValue>) -> Option<crate::docker_api::wire::Map> {
+    (!pairs.is_empty()).then(|| pairs.into_iter().map(|p| (p.key, p.value)).collect())
+}
+
+fn request(args: CreateArgs) -> Result<NetworkCreate, CliError> {
+    let config = match args.subnet {
+        None => None,
+        Some(subnet) => {
+            if subnet.addr() != subnet.network() {
+                return Err(CliError::usage(format!("--subnet {subnet}: did you mean {}?", subnet.trunc())));
+            }
+            if let Some(gateway) = args.gateway.filter(|g| !subnet.contains(g)) {
+                return Err(CliError::usage(format!("--gateway {gateway} is not in {subnet}")));
+            }
+            if let Some(range) = args.ip_range.filter(|r| !subnet.contains(r)) {
+                return Err(CliError::usage(format!("--ip-range {range} is not in {subnet}")));
+            }
+            Some(IpamConfig {
+                subnet: Some(subnet.to_string()),
+                ip_range: args.ip_range.map(|r| r.to_string()),
+                gateway: args.gateway.map(|g| g.to_string()),
+                auxiliary: None,
+            })
+        }
+    };
+    Ok(NetworkCreate {
+        name: Some(args.name),
+        driver: Some(args.driver),
+        internal: Some(args.internal),
+        ipam: config.map(|config| Ipam { config: Some(vec![config]), ..Ipam::default() }),
+        options: map(args.opt),
+        labels: map(args.label),
+        ..NetworkCreate::default()
+    })
+}
+
+fn table(networks: Vec<Network>, format: &ListFormat) -> List {
+    let mut list = List::new(&[
+        ("NETWORK ID", "ID"),
+        ("NAME", "Name"),
+        ("DRIVER", "Driver"),
+        ("SCOPE", "Scope"),
+        ("SUBNET", "Subnet"),
+    ]);
+    for network in networks {
+        let subnets = network.ipam.unwrap_or_default().config.unwrap_or_default();
+        let subnets: Vec<String> = subnets.into_iter().filter_map(|c| c.subnet).collect();
+        list.row([
+            format.id(&network.id.unwrap_or_default()),
+            network.name.unwrap_or_default(),
+            network.driver.unwrap_or_default(),
+            network.scope.unwrap_or_default(),
+            subnets.join(", "),
+        ]);
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: CreateArgs,
+    }
+
+    fn create(args: &str) -> Result<Value, String> {
+        let line = Line::try_parse_from(["create"].into_iter().chain(args.split_whitespace()));
+        let request = request(line.map_err(|e| e.to_string())?.args).map_err(|e| e.to_string())?;
+        Ok(serde_json::to_value(request).unwrap())
+    }
+
+    #[test]
+    fn requests() {
+        assert_eq!(create("back").unwrap(), json!({"Name": "back", "Driver": "overlay", "Internal": false}));
+        assert_eq!(
+            create("--subnet 10.20.0.0/24 --gateway 10.20.0.1 --label a=b --internal back").unwrap(),
+            json!({"Name": "back", "Driver": "overlay", "Internal": true, "Labels": {"a": "b"},
+                   "IPAM": {"Config": [{"Subnet": "10.20.0.0/24", "Gateway": "10.20.0.1"}]}})
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (bad, word) in [
+            ("--subnet 10.20.0.1/24 back", "10.20.0.0/24"),
+            ("--subnet 10.20.0.0/24 --gateway 10.21.0.1 back", "10.21.0.1"),
+            ("--gateway 10.21.0.1 back", "--subnet"),
+            ("--driver bridge back", "bridge"),
+            ("", "NAME"),
+        ] {
+            let error = create(bad).unwrap_err();
+            assert!(error.contains(word), "{bad}: {error}");
+        }
+    }
+}

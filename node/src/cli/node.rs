@@ -1,0 +1,621 @@
+//! `shoal node`: the cluster and its hosts.
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use super::client::{Client, route};
+use super::error::CliError;
+use super::output::{self, List, ListFormat};
+use super::values::{self, KeyValue};
+use super::{filters, tasks};
+use crate::docker_api::wire::{Node, NodeSpec, ObjectVersion, Swarm, SwarmInit, SwarmJoin};
+
+/// The port between hosts.
+const PORT: u16 = 2377;
+/// How often an update is tried again when the cluster changed the object meanwhile.
+const RETRIES: usize = 5;
+
+/// `shoal node`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  shoal node init --advertise-addr 10.0.0.1     Make a cluster of this host
+  shoal node token worker                       Print what other hosts must run to join
+  shoal node join --token SWMTKN-1-... 10.0.0.1:2377
+  shoal node ls
+  shoal node promote host-2 host-3              Three managers survive the loss of one
+  shoal node drain host-2                       Move its tasks elsewhere before maintenance
+  shoal node update --availability active host-2")]
+pub(super) struct NodeArgs {
+    #[command(subcommand)]
+    command: NodeCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeCommand {
+    /// Make a cluster of which this host is the first manager
+    Init(InitArgs),
+    /// Make this host a member of a cluster
+    Join(JoinArgs),
+    /// Leave the cluster; stops this host's tasks
+    Leave {
+        /// Also as a manager, and also without asking the others
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Print, or replace, the token that lets hosts in
+    Token {
+        /// What the hosts will be
+        role: Role,
+        /// Print the token only
+        #[arg(short, long)]
+        quiet: bool,
+        /// Make a new token; the old one opens nothing any more
+        #[arg(long)]
+        rotate: bool,
+    },
+    /// List the hosts
+    Ls {
+        /// Only those that fit, e.g. role=manager, name=host-1, node.label=zone=a
+        #[arg(short, long, value_name = "KEY=VALUE")]
+        filter: Vec<String>,
+        #[command(flatten)]
+        format: ListFormat,
+    },
+    /// Show all about hosts; "self" is this one
+    Inspect {
+        #[arg(required = true, value_name = "NODE", value_parser = values::name)]
+        nodes: Vec<String>,
+        /// For people rather than programs
+        #[arg(long)]
+        pretty: bool,
+    },
+    /// Make hosts managers
+    Promote {
+        #[arg(required = true, value_name = "NODE", value_parser = values::name)]
+        nodes: Vec<String>,
+    },
+    /// Make managers workers
+    Demote {
+        #[arg(required = true, value_name = "NODE", value_parser = values::name)]
+        nodes: Vec<String>,
+    },
+    /// Move the tasks of hosts elsewhere; the same as update --availability drain
+    Drain {
+        #[arg(required = true, value_name = "NODE", value_parser = values::name)]
+        nodes: Vec<String>,
+    },
+    /// Change a host's availability, role or labels
+    Update(UpdateArgs),
+    /// Remove hosts that are down or have left
+    Rm {
+        #[arg(required = true, value_name = "NODE", value_parser = values::name)]
+        nodes: Vec<String>,
+        /// Also hosts that are up; their tasks are replaced at once
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// List the tasks of hosts
+    Ps {
+        #[arg(value_name = "NODE", default_value = "self", value_parser = values::name)]
+        nodes: Vec<String>,
+        /// Only those that fit, e.g. desired-state=running
+        #[arg(short, long, value_name = "KEY=VALUE")]
+        filter: Vec<String>,
+        #[command(flatten)]
+        format: ListFormat,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Role {
+    Worker,
+    Manager,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Availability {
+    Active,
+    Pause,
+    Drain,
+}
+
+impl Availability {
+    fn name(self) -> String {
+        match self {
+            Self::Active => "active",
+            Self::Pause => "pause",
+            Self::Drain => "drain",
+        }
+        .to_owned()
+    }
+}
+
+/// Addresses, the same for `init` and `join`.
+#[derive(Args, Debug)]
+struct Addresses {
+    /// Address or interface at which the other hosts reach this one [default: found out]
+    #[arg(long, value_name = "ADDR|IFACE[:PORT]", default_value = "", hide_default_value = true)]
+    advertise_addr: String,
+    /// Address to listen at
+    #[arg(long, value_name = "ADDR[:PORT]", default_value = "0.0.0.0:2377")]
+    listen_addr: String,
+    /// Address or interface for traffic between tasks [default: the advertised one]
+    #[arg(long, value_name = "ADDR|IFACE", default_value = "", hide_default_value = true)]
+    data_path_addr: String,
+    /// Whether this host gets tasks
+    #[arg(long, value_enum, default_value = "active")]
+    availability: Availability,
+}
+
+#[derive(Args, Debug)]
+struct InitArgs {
+    #[command(flatten)]
+    addresses: Addresses,
+    /// UDP port for traffic between tasks, on all hosts [default: 4789]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..=49151))]
+    data_path_port: Option<u16>,
+    /// Where networks get their subnets from, CIDR; may be repeated [default: 10.0.0.0/8]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    default_addr_pool: Vec<ipnet::Ipv4Net>,
+    /// Length of those subnets' prefixes [default: 24]
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(1..=29))]
+    default_addr_pool_mask_length: Option<u32>,
+}
+
+#[derive(Args, Debug)]
+struct JoinArgs {
+    #[command(flatten)]
+    addresses: Addresses,
+    /// Token for a worker or a manager, as `shoal node token` prints it
+    #[arg(long, value_parser = values::name)]
+    token: String,
+    /// A manager of the cluster; port 2377 unless given
+    #[arg(value_name = "HOST[:PORT]", value_parser = values::name)]
+    remote: String,
+}
+
+#[derive(Args, Debug)]
+struct UpdateArgs {
+    /// Whether the host gets tasks (active), keeps those it has (pause), or loses them (drain)
+    #[arg(long, value_enum)]
+    availability: Option<Availability>,
+    /// worker or manager
+    #[arg(long, value_enum)]
+    role: Option<Role>,
+    /// Add or replace a label; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    label_add: Vec<KeyValue>,
+    /// Remove a label; may be repeated
+    #[arg(long, value_name = "KEY")]
+    label_rm: Vec<String>,
+    #[arg(value_name = "NODE", value_parser = values::name)]
+    node: String,
+}
+
+pub(super) async fn run(client: Client, args: NodeArgs) -> Result<(), CliError> {
+    let client = &client;
+    match args.command {
+        NodeCommand::Init(args) => init(client, args).await,
+        NodeCommand::Join(args) => join(client, args).await,
+        NodeCommand::Leave { force } => {
+            client.post_empty(&route(&["swarm", "leave"], if force { &[("force", "1")] } else { &[] })).await?;
+            output::line("Node left the cluster.")
+        }
+        NodeCommand::Token { role, quiet, rotate } => token(client, role, quiet, rotate).await,
+        NodeCommand::Ls { filter, format } => list(client, &filter, &format).await,
+        NodeCommand::Inspect { nodes, pretty: false } => {
+            super::inspect(client, "nodes", &resolve(client, nodes).await?, &[]).await
+        }
+        NodeCommand::Inspect { nodes, pretty: true } => {
+            for node in resolve(client, nodes).await? {
+                output::text(&describe(&client.get(&route(&["nodes", &node], &[])).await?))?;
+            }
+            Ok(())
+        }
+        NodeCommand::Promote { nodes } => set_roles(client, nodes, Role::Manager).await,
+        NodeCommand::Demote { nodes } => set_roles(client, nodes, Role::Worker).await,
+        NodeCommand::Drain { nodes } => {
+            for_each(client, nodes, |spec| spec.availability = Some(Availability::Drain.name()), str::to_owned).await
+        }
+        NodeCommand::Update(args) => update_command(client, args).await,
+        NodeCommand::Rm { nodes, force } => {
+            let nodes = resolve(client, nodes).await?;
+            super::remove(client, "nodes", &nodes, if force { &[("force", "1")] } else { &[] }).await
+        }
+        NodeCommand::Ps { nodes, filter, format } => {
+            let mut filter = filter;
+            filter.extend(resolve(client, nodes).await?.iter().map(|node| format!("node={node}")));
+            tasks::print(client, &filters(&filter)?.unwrap_or_default(), &format).await
+        }
+    }
+}
+
+/// "self" is resolved by the client, as Docker's does.
+async fn resolve(client: &Client, nodes: Vec<String>) -> Result<Vec<String>, CliError> {
+    if !nodes.iter().any(|node| node == "self") {
+        return Ok(nodes);
+    }
+    let own = own_id(client).await?;
+    Ok(nodes.into_iter().map(|node| if node == "self" { own.clone() } else { node }).collect())
+}
+
+async fn own_id(client: &Client) -> Result<String, CliError> {
+    let info: Value = client.get("/info").await?;
+    match info["Swarm"]["NodeID"].as_str() {
+        Some(id) if !id.is_empty() => Ok(id.to_owned()),
+        _ => Err(CliError::Unavailable(
+            "this host is in no cluster: use `shoal node init` or `shoal node join` first".to_owned(),
+        )),
+    }
+}
+
+fn init_request(args: InitArgs) -> SwarmInit {
+    SwarmInit {
+        listen_addr: Some(args.addresses.listen_addr),
+        advertise_addr: Some(args.addresses.advertise_addr),
+        data_path_addr: Some(args.addresses.data_path_addr),
+        data_path_port: args.data_path_port.map(u32::from),
+        default_addr_pool: (!args.default_addr_pool.is_empty())
+            .then(|| args.default_addr_pool.iter().map(ToString::to_string).collect()),
+        subnet_size: args.default_addr_pool_mask_length,
+        availability: Some(args.addresses.availability.name()),
+        ..SwarmInit::default()
+    }
+}
+
+async fn init(client: &Client, args: InitArgs) -> Result<(), CliError> {
+    let id: String = client.create("/swarm/init", &init_request(args)).await?;
+    output::line(format_args!("Cluster initialized: this node ({id}) is now a manager.\n"))?;
+    print_token(client, Role::Worker).await?;
+    output::line("To add a manager to this cluster, run 'shoal node token manager' and follow the instructions.")
+}
+
+async fn join(client: &Client, args: JoinArgs) -> Result<(), CliError> {
+    let request = SwarmJoin {
+        listen_addr: Some(args.addresses.listen_addr),
+        advertise_addr: Some(args.addresses.advertise_addr),
+        data_path_addr: Some(args.addresses.data_path_addr),
+        remote_addrs: Some(vec![with_port(&args.remote)]),
+        join_token: Some(args.token),
+        availability: Some(args.addresses.availability.name()),
+    };
+    client.post_patiently("/swarm/join", &request).await?;
+    let info: Value = client.get("/info").await?;
+    let role = if info["Swarm"]["ControlAvailable"].as_bool() == Some(true) { "manager" } else { "worker" };
+    output::line(format_args!("This node joined the cluster as a {role}."))
+}
+
+fn with_port(remote: &str) -> String {
+    // An IPv6 address without brackets is all colons; the engine takes `[addr]:port`.
+    if remote.parse::<std::net::Ipv6Addr>().is_ok() {
+        return format!("[{remote}]:{PORT}");
+    }
+    if remote.contains(':') && !remote.ends_with(']') { remote.to_owned() } else { format!("{remote}:{PORT}") }
+}
+
+async fn token(client: &Client, role: Role, quiet: bool, rotate: bool) -> Result<(), CliError> {
+    if rotate {
+        rotate_token(client, role).await?;
+        if !quiet {
+            output::line(format_args!("Successfully rotated {} join token.\n", role_name(role)))?;
+        }
+    }
+    if quiet { output::line(read_token(client, role).await?) } else { print_token(client, role).await }
+}
+
+async fn rotate_token(client: &Client, role: Role) -> Result<(), CliError> {
+    let which = match role {
+        Role::Worker => "rotateWorkerToken",
+        Role::Manager => "rotateManagerToken",
+    };
+    retried(async || {
+        let swarm: Swarm = client.get("/swarm").await?;
+        let path = route(&["swarm", "update"], &[("version", &index(&swarm.version)), (which, "true")]);
+        client.post(&path, &swarm.spec.unwrap_or_default()).await
+    })
+    .await
+}
+
+/// Carries out a read and the write that depends on it; again when the object changed in between.
+pub(super) async fn retried<T>(mut attempt: impl AsyncFnMut() -> Result<T, CliError>) -> Result<(), CliError> {
+    for _ in 0..RETRIES {
+        match attempt().await {
+            // Nothing was written: the version that was read is not the current one any more.
+            Err(CliError::Failed(message)) if message.contains("update out of sequence") => {}
+            done => return done.map(|_| ()),
+        }
+    }
+    Err(CliError::Failed("the cluster changes this object faster than it can be updated: try again".to_owned()))
+}
+
+/// The version that an update must name.
+pub(super) fn index(version: &Option<ObjectVersion>) -> String {
+    version.as_ref().and_then(|v| v.index).unwrap_or_default().to_string()
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Worker => "worker",
+        Role::Manager => "manager",
+    }
+}
+
+async fn read_token(client: &Client, role: Role) -> Result<String, CliError> {
+    let swarm: Swarm = client.get("/swarm").await?;
+    let tokens = swarm.join_tokens.unwrap_or_default();
+    let token = match role {
+        Role::Worker => tokens.worker,
+        Role::Manager => tokens.manager,
+    };
+    token.ok_or_else(|| CliError::Failed("the engine does not tell its join tokens".to_owned()))
+}
+
+async fn print_token(client: &Client, role: Role) -> Result<(), CliError> {
+    let token = read_token(client, role).await?;
+    let info: Value = client.get("/info").await?;
+    output::line(format_args!(
+        "To add a {} to this cluster, run the following command on its host:\n\n    shoal node join --token {token} {}\n",
+        role_name(role),
+        own_address(&info)
+    ))
+}
+
+/// Where this manager is reached, out of `/info`.
+fn own_address(info: &Value) -> String {
+    let swarm = &info["Swarm"];
+    let own = swarm["RemoteManagers"].as_array().into_iter().flatten().find(|m| m["NodeID"] == swarm["NodeID"]);
+    match own.and_then(|m| m["Addr"].as_str()) {
+        Some(addr) => addr.to_owned(),
+        None => with_port(swarm["NodeAddr"].as_str().unwrap_or_default()),
+    }
+}
+
+async fn list(client: &Client, filter: &[String], format: &ListFormat) -> Result<(), CliError> {
+    let filters = filters(filter)?;
+    let query: Vec<(&str, &str)> = filters.iter().map(|f| ("filters", f.as_str())).collect();
+    let mut nodes: Vec<Node> = client.get(&route(&["nodes"], &query)).await?;
+    let info: Value = client.get("/info").await?;
+    nodes.sort_by_key(|n| (n.description.clone().unwrap_or_default().hostname, n.id.clone()));
+    table(&nodes, info["Swarm"]["NodeID"].as_str().unwrap_or_default()).print(format)
+}
+
+fn table(nodes: &[Node], own: &str) -> List {
+    let mut list = List::new(&[
+        ("ID", "ID"),
+        ("HOSTNAME", "Hostname"),
+        ("STATUS", "Status"),
+        ("AVAILABILITY", "Availability"),
+        ("MANAGER STATUS", "ManagerStatus"),
+        ("ENGINE VERSION", "EngineVersion"),
+    ]);
+    for node in nodes {
+        let node = node.clone();
+        let (id, description) = (node.id.unwrap_or_default(), node.description.unwrap_or_default());
+        let manager = node.manager_status.map(|m| match m.leader {
+            Some(true) => "Leader".to_owned(),
+            _ => tasks::capital(&m.reachability.unwrap_or_default()),
+        });
+        list.row([
+            if id == own { format!("{id} *") } else { id },
+            description.hostname.unwrap_or_default(),
+            tasks::capital(&node.status.unwrap_or_default().state.unwrap_or_default()),
+            tasks::capital(&node.spec.unwrap_or_default().availability.unwrap_or_default()),
+            manager.unwrap_or_default(),
+            description.engine.unwrap_or_default().version.unwrap_or_default(),
+        ]);
+    }
+    list
+}
+
+fn describe(node: &Value) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::new();
+    let mut say = |key: &str, value: &Value| {
+        let text = match value {
+            Value::Null => return,
+            Value::String(text) => output::printable(text),
+            other => other.to_string(),
+        };
+        if !text.is_empty() {
+            // Writing to a string cannot fail.
+            let _ = writeln!(out, "{key:<20}{text}");
+        }
+    };
+    let (description, status) = (&node["Description"], &node["Status"]);
+    say("ID:", &node["ID"]);
+    for (key, value) in node["Spec"]["Labels"].as_object().into_iter().flatten() {
+        say("Label:", &format!("{key}={}", value.as_str().unwrap_or_default()).into());
+    }
+    say("Hostname:", &description["Hostname"]);
+    say("Joined at:", &node["CreatedAt"]);
+    say("State:", &status["State"]);
+    say("Message:", &status["Message"]);
+    say("Availability:", &node["Spec"]["Availability"]);
+    say("Role:", &node["Spec"]["Role"]);
+    say("Address:", &status["Addr"]);
+    say("Manager address:", &node["ManagerStatus"]["Addr"]);
+    say("Raft status:", &node["ManagerStatus"]["Reachability"]);
+    say("Leader:", &node["ManagerStatus"]["Leader"]);
+    say("Architecture:", &description["Platform"]["Architecture"]);
+    let resources = &description["Resources"];
+    say("CPUs:", &resources["NanoCPUs"].as_u64().map_or(Value::Null, |n| (n / 1_000_000_000).into()));
+    say("Memory:", &resources["MemoryBytes"].as_u64().map_or(Value::Null, |n| values::bytes(n).into()));
+    say("Engine:", &description["Engine"]["EngineVersion"]);
+    for (key, value) in description["Engine"]["Labels"].as_object().into_iter().flatten() {
+        say("Engine label:", &format!("{key}={}", value.as_str().unwrap_or_default()).into());
+    }
+    out + "\n"
+}
+
+async fn set_roles(client: &Client, nodes: Vec<String>, role: Role) -> Result<(), CliError> {
+    let name = role_name(role);
+    let said = |node: &str| match role {
+        Role::Manager => format!("Node {node} promoted to a manager in the cluster."),
+        Role::Worker => format!("Manager {node} demoted in the cluster."),
+    };
+    for_each(client, nodes, |spec| spec.role = Some(name.to_owned()), said).await
+}
+
+/// Changes several hosts alike. All of them are looked up first, so that a typing error changes nothing.
+async fn for_each(
+    client: &Client,
+    nodes: Vec<String>,
+    change: impl Fn(&mut NodeSpec),
+    said: impl Fn(&str) -> String,
+) -> Result<(), CliError> {
+    let nodes = resolve(client, nodes).await?;
+    let mut missing = Vec::new();
+    for node in &nodes {
+        missing.extend(client.get::<Node>(&route(&["nodes", node], &[])).await.err());
+    }
+    CliError::all(missing)?;
+    let mut errors = Vec::new();
+    for node in &nodes {
+        match update(client, node, &change).await {
+            Ok(()) => output::line(said(node))?,
+            Err(e) => errors.push(e),
+        }
+    }
+    CliError::all(errors)
+}
+
+async fn update(client: &Client, node: &str, change: &impl Fn(&mut NodeSpec)) -> Result<(), CliError> {
+    retried(async || {
+        let found: Node = client.get(&route(&["nodes", node], &[])).await?;
+        let mut spec = found.spec.unwrap_or_default();
+        change(&mut spec);
+        let id = found.id.unwrap_or_default();
+        client.post(&route(&["nodes", &id, "update"], &[("version", &index(&found.version))]), &spec).await
+    })
+    .await
+}
+
+async fn update_command(client: &Client, args: UpdateArgs) -> Result<(), CliError> {
+    let nothing =
+        args.availability.is_none() && args.role.is_none() && args.label_add.is_empty() && args.label_rm.is_empty();
+    if nothing {
+        return Err(CliError::usage(
+            "nothing to change: give at least one of --availability, --role, --label-add, --label-rm",
+        ));
+    }
+    // A label that is not there is a typing error rather than done.
+    let nodes = resolve(client, vec![args.node.clone()]).await?;
+    let found: Node = client.get(&route(&["nodes", &nodes[0]], &[])).await?;
+    let labels = found.spec.unwrap_or_default().labels.unwrap_or_default();
+    if let Some(missing) = args.label_rm.iter().find(|key| !labels.contains_key(*key)) {
+        return Err(CliError::usage(format!("node {} has no label {missing:?}", args.node)));
+    }
+    update(client, &nodes[0], &|spec| apply(&args, spec)).await?;
+    output::line(&args.node)
+}
+
+fn apply(args: &UpdateArgs, spec: &mut NodeSpec) {
+    if let Some(availability) = args.availability {
+        spec.availability = Some(availability.name());
+    }
+    if let Some(role) = args.role {
+        spec.role = Some(role_name(role).to_owned());
+    }
+    let labels = spec.labels.get_or_insert_default();
+    for key in &args.label_rm {
+        labels.remove(key);
+    }
+    labels.extend(args.label_add.iter().map(|l| (l.key.clone(), l.value.clone())));
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        node: NodeArgs,
+    }
+
+    fn parse(args: &[&str]) -> Result<NodeCommand, clap::Error> {
+        Line::try_parse_from(["node"].iter().chain(args)).map(|l| l.node.command)
+    }
+
+    #[test]
+    fn init_takes_dockers_flags() {
+        let line = "init --advertise-addr eth0 --data-path-port 7777 --default-addr-pool 10.9.0.0/16,10.8.0.0/16 \
+                    --default-addr-pool-mask-length 26 --availability drain";
+        let args: Vec<&str> = line.split_whitespace().collect();
+        let Ok(NodeCommand::Init(args)) = parse(&args) else { panic!("not init") };
+        assert_eq!(
+            serde_json::to_value(init_request(args)).unwrap(),
+            json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "eth0", "DataPathAddr": "", "DataPathPort": 7777,
+                   "DefaultAddrPool": ["10.9.0.0/16", "10.8.0.0/16"], "SubnetSize": 26, "Availability": "drain"})
+        );
+    }
+
+    #[test]
+    fn bad_arguments_are_refused() {
+        for bad in [
+            "init --availability maybe",
+            "init --data-path-port 80",
+            "join 1.2.3.4:2377",
+            "join --token T",
+            "token",
+            "token boss",
+            "update --label-add =x n",
+            "promote",
+        ] {
+            assert!(parse(&bad.split_whitespace().collect::<Vec<_>>()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_manager_has_port_2377() {
+        for (given, expected) in [
+            ("10.0.0.1", "10.0.0.1:2377"),
+            ("10.0.0.1:99", "10.0.0.1:99"),
+            ("host", "host:2377"),
+            ("fe80::1", "[fe80::1]:2377"),
+            ("[fe80::1]", "[fe80::1]:2377"),
+            ("[fe80::1]:99", "[fe80::1]:99"),
+        ] {
+            assert_eq!(with_port(given), expected, "{given}");
+        }
+    }
+
+    #[test]
+    fn the_join_line_names_this_manager() {
+        let info = json!({"Swarm": {"NodeID": "b", "NodeAddr": "10.0.0.2", "RemoteManagers":
+            [{"NodeID": "a", "Addr": "10.0.0.1:2377"}, {"NodeID": "b", "Addr": "10.0.0.2:2399"}]}});
+        assert_eq!(own_address(&info), "10.0.0.2:2399");
+        assert_eq!(own_address(&json!({"Swarm": {"NodeAddr": "10.0.0.2", "RemoteManagers": null}})), "10.0.0.2:2377");
+    }
+
+    #[test]
+    fn an_update_keeps_the_rest() {
+        let Ok(NodeCommand::Update(args)) =
+            parse(&["update", "--label-add", "zone=b", "--label-rm", "old", "--availability", "pause", "n"])
+        else {
+            panic!("not update")
+        };
+        let mut spec: NodeSpec = serde_json::from_value(
+            json!({"Name": "n", "Role": "manager", "Availability": "active", "Labels": {"old": "1", "zone": "a"}}),
+        )
+        .unwrap();
+        apply(&args, &mut spec);
+        assert_eq!(
+            serde_json::to_value(spec).unwrap(),
+            json!({"Name": "n", "Role": "manager", "Availability": "pause", "Labels": {"zone": "b"}})
+        );
+    }
+
+    #[test]
+    fn a_host_is_described() {
+        let text = describe(&json!({"ID": "abc", "Spec": {"Labels": {"zone": "a"}, "Role": "worker"},
+            "Description": {"Resources": {"NanoCPUs": 2_000_000_000_u64, "MemoryBytes": 1073741824}}}));
+        for line in ["ID:                 abc", "Label:              zone=a", "CPUs:               2"] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+}

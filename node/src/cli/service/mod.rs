@@ -1,0 +1,187 @@
+//! `shoal service`: what should run.
+//!
+//! `args` is what clap reads; `spec` turns flags into the API's service spec, purely; `progress` waits until the
+//! cluster is as it was asked to be; `list`, `logs` and `why` show things.
+
+mod args;
+mod list;
+mod logs;
+mod pretty;
+mod progress;
+mod scale;
+mod spec;
+#[cfg(test)]
+mod tests;
+mod why;
+
+use serde_json::Value;
+
+pub(super) use self::args::ServiceArgs;
+use self::args::{CreateArgs, ServiceCommand, UpdateArgs};
+use self::scale::Pair;
+use super::client::{Client, route};
+use super::error::CliError;
+use super::node::{index, retried};
+use super::output;
+use super::{filters, tasks};
+use crate::docker_api::wire::{IdResponse, Network, Service, ServiceSpec};
+
+/// A command whose arguments were checked as far as that goes without asking the engine.
+#[derive(Debug)]
+pub(super) enum Checked {
+    /// The spec to create.
+    Create { spec: Box<ServiceSpec>, detach: bool, quiet: bool },
+    /// What to change.
+    Update(Box<UpdateArgs>),
+    /// Services and their new numbers of tasks.
+    Scale { pairs: Vec<Pair>, detach: bool },
+    /// Everything else.
+    Other(ServiceCommand),
+}
+
+impl ServiceArgs {
+    /// Checks what can be checked before anything is sent.
+    ///
+    /// # Errors
+    /// What is wrong with the command line.
+    pub(super) fn check(self) -> Result<Checked, CliError> {
+        Ok(match self.command {
+            ServiceCommand::Create(args) => {
+                let CreateArgs { detach, quiet, .. } = *args;
+                let spec = spec::create(*args, |name| std::env::var(name).ok())?;
+                Checked::Create { spec: Box::new(spec), detach, quiet }
+            }
+            ServiceCommand::Update(args) => {
+                spec::check_update(&args)?;
+                Checked::Update(args)
+            }
+            ServiceCommand::Scale { services, detach } => Checked::Scale { pairs: scale::pairs(&services)?, detach },
+            other => Checked::Other(other),
+        })
+    }
+}
+
+pub(super) async fn run(client: Client, command: Checked) -> Result<(), CliError> {
+    let client = &client;
+    match command {
+        Checked::Create { spec, detach, quiet } => create(client, &spec, detach, quiet).await,
+        Checked::Update(args) => update(client, *args).await,
+        Checked::Scale { pairs, detach } => scale::run(client, &pairs, detach).await,
+        Checked::Other(command) => other(client, command).await,
+    }
+}
+
+async fn other(client: &Client, command: ServiceCommand) -> Result<(), CliError> {
+    match command {
+        ServiceCommand::Create(_) | ServiceCommand::Update(_) | ServiceCommand::Scale { .. } => {
+            unreachable!("check() has taken these out")
+        }
+        ServiceCommand::Ls { filter, format } => list::run(client, &filter, &format).await,
+        ServiceCommand::Ps { services, filter, format } => {
+            let mut filter = filter;
+            for service in &services {
+                // A filter by a name that does not exist is an empty list; the user made a typing error.
+                filter.push(format!("service={}", id(&find(client, service).await?)));
+            }
+            tasks::print(client, &filters(&filter)?.unwrap_or_default(), &format).await
+        }
+        ServiceCommand::Inspect { services, pretty: false } => super::inspect(client, "services", &services, &[]).await,
+        ServiceCommand::Inspect { services, pretty: true } => {
+            for service in &services {
+                let found: Service = client.get(&route(&["services", service], &[("insertDefaults", "true")])).await?;
+                output::text(&pretty::describe(&found))?;
+            }
+            Ok(())
+        }
+        ServiceCommand::Logs(args) => logs::run(client, args).await,
+        ServiceCommand::Rm { services } => super::remove(client, "services", &services, &[]).await,
+        ServiceCommand::Rollback { service, detach, quiet } => rollback(client, &service, detach, quiet).await,
+        ServiceCommand::Why { service, json } => why::run(client, &service, json).await,
+    }
+}
+
+async fn find(client: &Client, service: &str) -> Result<Service, CliError> {
+    client.get(&route(&["services", service], &[])).await
+}
+
+fn id(service: &Service) -> &str {
+    service.id.as_deref().unwrap_or_default()
+}
+
+fn warn(answer: &Value) {
+    for warning in answer["Warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        output::note(format_args!("warning: {}", output::printable(warning)));
+    }
+}
+
+async fn create(client: &Client, spec: &ServiceSpec, detach: bool, quiet: bool) -> Result<(), CliError> {
+    let created: IdResponse = client.create("/services/create", spec).await?;
+    for warning in created.warnings.into_iter().flatten() {
+        output::note(format_args!("warning: {}", output::printable(&warning)));
+    }
+    let id = created.id.unwrap_or_default();
+    output::line(&id)?;
+    if detach { Ok(()) } else { progress::wait(client, &id, progress::After::Create, quiet).await }
+}
+
+/// Sends a service's spec as `change` leaves it, with the version that it was read at.
+async fn change(
+    client: &Client,
+    service: &str,
+    change: impl Fn(&mut ServiceSpec) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    retried(async || {
+        let found = find(client, service).await?;
+        let version = index(&found.version);
+        let id = id(&found).to_owned();
+        let mut spec = found.spec.unwrap_or_default();
+        change(&mut spec)?;
+        let answer: Value =
+            client.create(&route(&["services", &id, "update"], &[("version", &version)]), &spec).await?;
+        warn(&answer);
+        Ok(())
+    })
+    .await
+}
+
+async fn update(client: &Client, args: UpdateArgs) -> Result<(), CliError> {
+    if args.rollback {
+        return rollback(client, &args.service, args.detach, args.quiet).await;
+    }
+    let args = &with_network_ids(client, args).await?;
+    let lookup = |name: &str| std::env::var(name).ok();
+    change(client, &args.service, |spec| spec::update(args, spec, lookup)).await?;
+    finish(client, &args.service, args.detach, args.quiet).await
+}
+
+/// Services keep networks by id, and users name them.
+async fn with_network_ids(client: &Client, mut args: UpdateArgs) -> Result<UpdateArgs, CliError> {
+    let names = args.network_add.iter_mut().filter_map(|n| n.target.as_mut()).chain(&mut args.network_rm);
+    for name in names {
+        let network: Network = client.get(&route(&["networks", name], &[])).await?;
+        if let Some(id) = network.id {
+            *name = id;
+        }
+    }
+    Ok(args)
+}
+
+async fn rollback(client: &Client, service: &str, detach: bool, quiet: bool) -> Result<(), CliError> {
+    retried(async || {
+        let found = find(client, service).await?;
+        let query = [("version", &*index(&found.version)), ("rollback", "previous")];
+        // The body is not looked at, but there has to be one.
+        let spec = found.spec.clone().unwrap_or_default();
+        let answer: Value = client.create(&route(&["services", id(&found), "update"], &query), &spec).await?;
+        warn(&answer);
+        Ok(())
+    })
+    .await?;
+    output::line(service)?;
+    if detach { Ok(()) } else { progress::wait(client, service, progress::After::Rollback, quiet).await }
+}
+
+async fn finish(client: &Client, service: &str, detach: bool, quiet: bool) -> Result<(), CliError> {
+    output::line(service)?;
+    if detach { Ok(()) } else { progress::wait(client, service, progress::After::Update, quiet).await }
+}
