@@ -19,6 +19,7 @@ mod extract;
 mod filters;
 mod images;
 mod logs;
+mod names;
 mod networks;
 mod nodes;
 mod payloads;

@@ -15,6 +15,7 @@ use super::App;
 use super::convert::{insert_defaults, service_spec_from_wire, service_to_wire};
 use super::error::ApiError;
 use super::extract::{ApiVersion, JsonBody, Params};
+use super::names::free_name;
 use super::networks;
 use super::resolve::resolve;
 use super::wire;
@@ -104,6 +105,9 @@ pub(super) async fn create<E: Engine>(
 ) -> Result<(StatusCode, Json<wire::IdResponse>), ApiError> {
     let mut spec = service_spec_from_wire(w)?;
     let store = app.store(&params).await?;
+    if spec.name.is_empty() {
+        spec.name = free_name(&store, rand::random);
+    }
     resolve_networks(&store, &mut spec)?;
     require_image(&app, &store, &spec.task.container.image).await?;
     let reply = app.control(Op::CreateService(Box::new(CreateService { spec }))).await?;

@@ -126,9 +126,11 @@ async fn services() {
     cli.fails("service create -d --name x --health-cmd true web:1", "Healthcheck").await;
     cli.fails("service scale -d nosuch=3", "service nosuch not found").await;
     cli.fails("service scale -d web=-1", "invalid").await;
+    cli.ok("service create -d web:1").await;
+    assert_eq!(cli.ok("service ls -q").await.lines().count(), 2);
     has(&cli.ok("service rm web").await, &["web"]);
     has(&cli.output("service ps web").await.2, &["no such service: web"]);
-    assert!(!cli.ok("service ls").await.contains("web"));
+    assert!(!cli.ok("service ls --format {{.Name}}").await.contains("web"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
