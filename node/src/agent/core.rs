@@ -2,6 +2,7 @@
 //! told. The loop around it carries out and feeds back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use deploy::control::TaskReport;
 use deploy::dispatcher::{AssignmentSet, Item, Stamp, Update};
@@ -140,6 +141,11 @@ impl Core {
         managers
             .map(|peer| ManagerRecord { node_id: peer.id.to_string(), addr: peer.control_addr.clone() })
             .collect()
+    }
+
+    /// Where VXLAN packets to each host go.
+    pub(super) fn data_paths(&self) -> BTreeMap<String, Ipv4Addr> {
+        self.set.peers().filter_map(|peer| Some((peer.id.to_string(), peer.data_path_addr.parse().ok()?))).collect()
     }
 
     /// Takes over what a manager sent. Containers of tasks that are nobody's are the second part of the answer.
@@ -306,7 +312,7 @@ mod tests {
     fn task(id: &str) -> Item {
         let mut task = Task { id: TaskId::new(id), ..Task::default() };
         task.set_desired(DesiredState::Running);
-        Body::Task(Assignment { task, progress: 0 }).into()
+        Body::Task(Box::new(Assignment { task, progress: 0 })).into()
     }
 
     fn full(revision: u64, tasks: &[&str]) -> Update {

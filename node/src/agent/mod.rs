@@ -11,6 +11,7 @@ mod network;
 mod session;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +78,8 @@ pub struct AgentView {
     pub managers: Vec<ManagerRecord>,
     /// Keys of the gossip, primary first; empty before the first session.
     pub gossip_keys: Vec<GossipKey>,
+    /// Where VXLAN packets to each host go, by node id.
+    pub data_paths: BTreeMap<String, Ipv4Addr>,
     /// The cluster has removed this node.
     pub removed: bool,
 }
@@ -136,6 +139,10 @@ impl Agent {
         let first = network::desired(core.set(), core.stamp().revision, &core.running());
         if let Err(error) = config.overlay.set_desired(first).await {
             tracing::warn!(error = crate::chain(&error), "the networks from before could not all be set up again");
+        }
+        let left: Vec<String> = found.keys().map(TaskId::to_string).collect();
+        if let Err(error) = config.overlay.retain(&left).await {
+            tracing::warn!(error = crate::chain(&error), "links of tasks that are gone could not all be removed");
         }
         for (task, found) in found {
             if let (Some(task), Found::Running { container, .. }) = (core.task(&task), found) {
@@ -332,6 +339,7 @@ impl Loop {
             manager: Some(message.manager),
             managers,
             gossip_keys,
+            data_paths: self.core.data_paths(),
             removed: false,
         };
         self.view.send_if_modified(|known| std::mem::replace(known, view.clone()) != view);

@@ -1,5 +1,6 @@
 //! A node while it is in a cluster: everything that runs because of the membership, started and stopped together.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,9 +8,10 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use deploy::control::{AllocateRaftId, InitCluster, Op, Request};
 use deploy::model::{Cluster, Node, NodeDescription, NodeId};
-use gossip::{Gossip, Key, Keyring};
+use gossip::{Event, Gossip, Key, Keyring};
 use overlay_net::Overlay;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -69,7 +71,7 @@ impl Active {
         let tls = TlsContext::new(&record.root_pem, &record.cert_pem, &record.key_pem)
             .map_err(|e| internal("this node's certificate")(&e))?;
         let channels = Channels::new(tls.clone());
-        let gossip = start_gossip(&engine, &record, socket).await?;
+        let (gossip, events) = start_gossip(&engine, &record, socket).await?;
         let overlay = Overlay::start(overlay_net::Config {
             run_dir: engine.config().run_dir.clone(),
             node: engine.identity().engine_id.chars().take(8).collect(),
@@ -106,6 +108,7 @@ impl Active {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
+        active.tasks.spawn(Arc::clone(&active).reflex(events));
         match active.enter(birth).await {
             Ok(()) => Ok(active),
             Err(error) => {
@@ -245,6 +248,44 @@ impl Active {
         Ok(())
     }
 
+    /// What gossip does at once, before any manager has decided: the endpoints of a host that is called dead, and that
+    /// this node could not reach itself, leave its load balancing; any sign of life brings them back.
+    async fn reflex(self: Arc<Self>, mut events: mpsc::Receiver<Event>) {
+        let mut unreached = BTreeSet::new();
+        while let Some(event) = events.recv().await {
+            tracing::info!(?event, "gossip");
+            let (host, dead) = match event {
+                Event::ProbeFailed(host) => {
+                    unreached.insert(host.node_id);
+                    continue;
+                }
+                Event::Down(host) if unreached.contains(&host.node_id) => (host.node_id, true),
+                Event::Up(host) | Event::Alive(host) | Event::Renewed(host) => {
+                    unreached.remove(&host.node_id);
+                    (host.node_id, false)
+                }
+                _ => continue,
+            };
+            let Some(data_path) = self.agent.view().borrow().data_paths.get(&host).copied() else { continue };
+            let done = match dead {
+                true => self.overlay.drop_host(data_path).await,
+                false => self.overlay.restore_host(data_path).await,
+            };
+            if let Err(error) = done {
+                tracing::warn!(host, dead, error = crate::chain(&error), "load balancing could not follow the gossip");
+            }
+        }
+        if !self.stop.is_cancelled() {
+            tracing::error!("gossip has ended; the daemon ends");
+            std::process::exit(70);
+        }
+    }
+
+    /// Whether the cluster has removed this node.
+    pub(super) fn was_removed(&self) -> bool {
+        self.agent.view().borrow().removed
+    }
+
     /// Follows what the cluster says of this node: its role, the managers, the gossip keys.
     async fn supervise(self: Arc<Self>) {
         let mut views = self.agent.view();
@@ -267,6 +308,9 @@ impl Active {
     }
 
     async fn follow(&self, view: &AgentView) -> Result<(), EngineError> {
+        if view.removed {
+            return Ok(());
+        }
         if !view.gossip_keys.is_empty() {
             self.update_record(|record| record.gossip_keys = view.gossip_keys.clone())?;
             self.gossip.set_keys(keyring(&view.gossip_keys)?);
@@ -362,8 +406,8 @@ impl Active {
         if let Some(manager) = self.manager.swap(None) {
             manager.shutdown().await;
         }
-        self.tasks.wait().await;
         self.gossip.clone().leave().await;
+        self.tasks.wait().await;
     }
 
     /// Stops everything, the tasks and their networks included.
@@ -390,14 +434,18 @@ fn bind(listen: &str) -> Result<(std::net::TcpListener, UdpSocket), EngineError>
     Ok((listener, socket))
 }
 
-async fn start_gossip(engine: &LocalEngine, record: &MembershipRecord, socket: UdpSocket) -> Result<Gossip, EngineError> {
+async fn start_gossip(
+    engine: &LocalEngine,
+    record: &MembershipRecord,
+    socket: UdpSocket,
+) -> Result<(Gossip, mpsc::Receiver<Event>), EngineError> {
     let addr = record
         .advertise_addr
         .parse()
         .map_err(|_| EngineError::Internal(format!("the advertised address {:?} is none", record.advertise_addr)))?;
     let identity =
         gossip::Identity { node_id: record.node_id.clone(), addr, generation: engine.identity().generation };
-    let (gossip, mut events) = Gossip::start(gossip::Config {
+    let (gossip, events) = Gossip::start(gossip::Config {
         identity,
         socket,
         keys: keyring(&record.gossip_keys)?,
@@ -406,13 +454,7 @@ async fn start_gossip(engine: &LocalEngine, record: &MembershipRecord, socket: U
     })
     .await
     .map_err(|e| internal("the gossip could not start")(&e))?;
-    // Members are read where they are needed; the events themselves are only told.
-    engine.tasks().spawn(async move {
-        while let Some(event) = events.recv().await {
-            tracing::info!(?event, "gossip");
-        }
-    });
-    Ok(gossip)
+    Ok((gossip, events))
 }
 
 fn keyring(keys: &[deploy::model::GossipKey]) -> Result<Keyring, EngineError> {

@@ -19,7 +19,6 @@ use runtime::image::ImageStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tokio::sync::mpsc;
-use tokio_util::task::TaskTracker;
 
 use super::active::{Active, Birth};
 use super::address;
@@ -35,6 +34,8 @@ use crate::rpc::{channel_without_certificate, pb, unverified_channel};
 
 /// Docker's answer after 20 s: the join goes on, but the user is told.
 const JOIN: Duration = Duration::from_secs(60);
+/// Pause before another try to take up a membership.
+const RESUME_RETRY: Duration = Duration::from_secs(2);
 /// First raft id of a cluster.
 const FIRST_RAFT_ID: u64 = 1;
 /// Feature level that this release writes.
@@ -48,6 +49,8 @@ const NOT_IN_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm
                             connect this node to swarm and try again.";
 const WORKER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
                       Please run this command on a manager node or promote the current node to a manager.";
+const PENDING: &str = "This node is taking its place in the cluster; try again in a moment.";
+const REMOVED: &str = "This node was removed from its cluster; \"shoal node leave --force\" frees it for another one.";
 const MANAGER_LEAVES: &str = "You are attempting to leave the swarm on a node that is participating as a manager.";
 
 /// The engine of this host. A clone is a handle to the same one.
@@ -62,7 +65,6 @@ struct Inner {
     identity: EngineIdentity,
     runtime: Runtime,
     images: ImageStore,
-    tasks: TaskTracker,
     state: Mutex<State>,
     /// Held through an init, a join or a leave.
     changing: tokio::sync::Mutex<()>,
@@ -86,7 +88,6 @@ impl LocalEngine {
                 identity,
                 runtime,
                 images,
-                tasks: TaskTracker::new(),
                 state: Mutex::new(State::Inactive),
                 changing: tokio::sync::Mutex::new(()),
             }),
@@ -113,10 +114,6 @@ impl LocalEngine {
         &self.inner.images
     }
 
-    pub(super) fn tasks(&self) -> &TaskTracker {
-        &self.inner.tasks
-    }
-
     fn state(&self) -> State {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -128,7 +125,8 @@ impl LocalEngine {
     fn active(&self) -> Result<Arc<Active>, EngineError> {
         match self.state() {
             State::Active(active) => Ok(active),
-            State::Inactive | State::Pending => Err(EngineError::NotManager(NOT_IN_SWARM.into())),
+            State::Inactive => Err(EngineError::NotManager(NOT_IN_SWARM.into())),
+            State::Pending => Err(EngineError::NotManager(PENDING.into())),
             State::Error(reason) => Err(EngineError::NotManager(reason)),
         }
     }
@@ -137,25 +135,37 @@ impl LocalEngine {
         self.active()?.manager().ok_or_else(|| EngineError::NotManager(WORKER.into()))
     }
 
-    /// Takes up the membership that the data directory holds, or cleans up after one that was not finished.
+    /// Takes up the membership that the data directory holds, or cleans up after one that was not finished. What stands
+    /// in the way (a port that is still taken, a disk that is full) may pass: it is tried again until it works, or the
+    /// node has left.
     pub async fn resume(&self) {
-        let _changing = self.inner.changing.lock().await;
-        let resumed = async {
-            let Some(record) = self.data().membership().map_err(|e| EngineError::Internal(crate::chain(&e)))? else {
-                // A join or a leave that was cut left no membership: nothing of it may stay.
-                self.data().forget_membership().map_err(|e| EngineError::Internal(crate::chain(&e)))?;
-                self.inner.runtime.destroy().await.map_err(|e| EngineError::Internal(crate::chain(&e)))?;
-                return Ok(State::Inactive);
-            };
-            self.set_state(State::Pending);
-            let description = describe(self, &record.advertise_addr, &record.data_path_addr);
-            Active::start(self.clone(), record, description, None).await.map(State::Active)
+        loop {
+            let changing = self.inner.changing.lock().await;
+            match self.try_resume().await {
+                Ok(state) => return self.set_state(state),
+                Err(error) => {
+                    tracing::error!(%error, "the node cannot take its place in the cluster; trying again");
+                    self.set_state(State::Error(error.to_string()));
+                }
+            }
+            drop(changing);
+            tokio::time::sleep(RESUME_RETRY).await;
+            if !matches!(self.state(), State::Error(_)) {
+                return;
+            }
+        }
+    }
+
+    async fn try_resume(&self) -> Result<State, EngineError> {
+        let Some(record) = self.data().membership().map_err(|e| EngineError::Internal(crate::chain(&e)))? else {
+            // A join or a leave that was cut left no membership: nothing of it may stay.
+            self.data().forget_membership().map_err(|e| EngineError::Internal(crate::chain(&e)))?;
+            self.inner.runtime.destroy().await.map_err(|e| EngineError::Internal(crate::chain(&e)))?;
+            return Ok(State::Inactive);
         };
-        let state = resumed.await.unwrap_or_else(|error: EngineError| {
-            tracing::error!(%error, "the node cannot take its place in the cluster");
-            State::Error(error.to_string())
-        });
-        self.set_state(state);
+        self.set_state(State::Pending);
+        let description = describe(self, &record.advertise_addr, &record.data_path_addr);
+        Active::start(self.clone(), record, description, None).await.map(State::Active)
     }
 
     /// Stops everything but the tasks.
@@ -163,7 +173,6 @@ impl LocalEngine {
         if let State::Active(active) = self.state() {
             active.shutdown().await;
         }
-        self.inner.tasks.close();
     }
 
     async fn make_cluster(&self, request: InitRequest) -> Result<(Arc<Active>, NodeId), EngineError> {
@@ -369,6 +378,7 @@ impl Engine for LocalEngine {
         match self.state() {
             State::Inactive => Membership::Inactive,
             State::Pending => Membership::Pending,
+            State::Active(active) if active.was_removed() => Membership::Error(REMOVED.into()),
             State::Active(active) => Membership::Active(active.member()),
             State::Error(reason) => Membership::Error(reason),
         }
@@ -444,10 +454,12 @@ impl Engine for LocalEngine {
         };
         if let Some(active) = active {
             let manager = active.manager();
-            if manager.is_some() && !force {
+            if manager.is_some() && !force && !active.was_removed() {
                 return Err(EngineError::WrongMembership(MANAGER_LEAVES.into()));
             }
-            active.say_goodbye(manager.as_deref()).await?;
+            if !active.was_removed() {
+                active.say_goodbye(manager.as_deref()).await?;
+            }
             active.dismantle().await?;
         }
         self.inner.runtime.destroy().await.map_err(|e| EngineError::Internal(crate::chain(&e)))?;

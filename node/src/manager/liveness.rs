@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use deploy::control::{NodeDown, Op, Request};
+use deploy::control::{NodeDown, NoteNode, Op, Request};
 use deploy::model::{Node, NodeId, NodeState};
 use raft::Role;
 use tokio::time::Instant;
@@ -26,6 +26,8 @@ const REPORT: Duration = Duration::from_millis(250);
 /// Session silence that confirms what gossip says. Agents send a heartbeat every 250 ms and followers report every
 /// 250 ms, so a living host's age stays below 0.6 s.
 pub(super) const SILENT: Duration = Duration::from_millis(1000);
+/// Remark on a host that gossip calls dead while its session is heard.
+const BLOCKED: &str = "gossip blocked";
 /// Session silence that is enough by itself.
 pub(super) const AGENT_SILENT: Duration = Duration::from_secs(15);
 
@@ -106,10 +108,28 @@ pub(super) async fn run(manager: Manager) {
                 gossip_dead: members.get(node.id.as_str()).is_some_and(|member| !member.alive),
                 silent: heard.elapsed(),
             };
-            if let Some(reason) = verdict(evidence) {
-                mark_down(&manager, node, reason).await;
+            match verdict(evidence) {
+                Some(reason) => mark_down(&manager, node, reason).await,
+                None => note_blocked(&manager, node, evidence).await,
             }
         }
+    }
+}
+
+/// Says of a host whose gossip does not get through, though its session does, that this is so; and no more once it does.
+async fn note_blocked(manager: &Manager, node: &Node, evidence: Evidence) {
+    let message = if evidence.gossip_dead { BLOCKED } else { "" };
+    if node.status.message == message || (message.is_empty() && node.status.message != BLOCKED) {
+        return;
+    }
+    tracing::warn!(node.id = %node.id, blocked = evidence.gossip_dead, "gossip with the host");
+    let op = Op::NoteNode(NoteNode {
+        node_id: node.id.clone(),
+        generation: node.status.generation,
+        message: message.to_owned(),
+    });
+    if let Err(error) = manager.control(Request::from(op)).await {
+        tracing::debug!(node.id = %node.id, %error, "the remark could not be written");
     }
 }
 

@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
-use deploy::control::{ClearManager, Op, Request};
+use deploy::control::{ClearManager, NodeLeft, Op, Request};
 use deploy::model::{NodeId, NodeRole};
 use deploy::store::Store;
 use raft::{RaftId, Role, Status};
 
 use super::Manager;
+use crate::engine::EngineError;
 
 /// How often the leader looks when nothing changes.
 const LOOK: Duration = Duration::from_secs(1);
@@ -44,6 +45,22 @@ fn next_step(store: &Store, status: &Status) -> Option<Step> {
             peer.id != status.id && node.is_none_or(|n| n.manager.as_ref().is_none_or(|m| m.raft_id != peer.id))
         })
         .map(|peer| Step::Remove(peer.id))
+}
+
+impl Manager {
+    /// A node leaves for good. One that was a manager has stopped voting before it asks for this.
+    pub(super) async fn forget(&self, node_id: &NodeId) -> Result<(), EngineError> {
+        let manager = {
+            let published = self.watch();
+            let published = published.borrow();
+            published.store.node(node_id).is_some_and(|node| node.manager.is_some())
+        };
+        if manager {
+            let op = Op::ClearManager(ClearManager { node_id: node_id.clone() });
+            self.control(Request::from(op)).await?;
+        }
+        self.control(Request::from(Op::NodeLeft(NodeLeft { node_id: node_id.clone() }))).await.map(drop)
+    }
 }
 
 /// The leader's work, for as long as the manager lives.

@@ -51,6 +51,15 @@ pub struct Config {
     pub raft_dir: PathBuf,
 }
 
+/// Ends the process when Raft has stopped by itself: a disk that breaks, a log that does not fit. Going on without it
+/// would answer from a store that no longer grows; the supervisor starts the daemon again, and tasks go on meanwhile.
+async fn end_with_raft(mut status: watch::Receiver<raft::Status>) {
+    if status.wait_for(|status| status.stopped).await.is_ok() {
+        tracing::error!("raft has stopped; the daemon ends");
+        std::process::exit(70);
+    }
+}
+
 /// Why a manager could not start or change its place.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
@@ -117,6 +126,7 @@ impl Manager {
         manager.spawn(liveness::run(manager.clone()));
         manager.spawn(liveness::report(manager.clone()));
         manager.spawn(members::run(manager.clone()));
+        manager.spawn(end_with_raft(manager.inner.raft.watch()));
         Ok(manager)
     }
 

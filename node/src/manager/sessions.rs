@@ -6,7 +6,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use deploy::control::{NodeLeft, NodeSession, Op, ReportStatuses, Request as ControlRequest, TaskReport};
+use deploy::control::{NodeSession, Op, ReportStatuses, Request as ControlRequest, TaskReport};
 use deploy::dispatcher::{self, AssignmentSet, Stamp, Update};
 use deploy::model::{NodeDescription, NodeId, NodeRole, NodeState};
 use futures_util::Stream;
@@ -65,7 +65,7 @@ impl pb::sessions_server::Sessions for Service {
 
     async fn leave(&self, request: Request<pb::LeaveRequest>) -> Result<Response<pb::LeaveReply>, Status> {
         let node_id = self.manager.authorize_node(&caller(&request)?)?;
-        self.manager.control(ControlRequest::from(Op::NodeLeft(NodeLeft { node_id }))).await.map_err(|e| to_status(&e))?;
+        self.manager.forget(&node_id).await.map_err(|e| to_status(&e))?;
         Ok(Response::new(pb::LeaveReply {}))
     }
 }
@@ -126,23 +126,26 @@ impl Session {
                 Err(_) => return false,
             }
         }
-        let op = Op::ReportStatuses(ReportStatuses {
-            node_id: self.node_id().clone(),
-            generation: self.registration.generation,
-            reports,
-        });
-        match self.manager.control(ControlRequest::from(op)).await {
-            Ok(_) => {
-                let kind = pb::manager_message::Kind::StatusesCommitted(pb::StatusesCommitted {
-                    sequence: statuses.sequence,
-                });
-                self.sender.send(Ok(pb::ManagerMessage { kind: Some(kind) })).await.is_ok()
-            }
-            Err(error) => {
-                tracing::warn!(node.id = %self.node_id(), %error, "statuses were not committed");
-                false
+        // The leader takes as many as fit into one entry, from the first on; the rest goes into the next.
+        while !reports.is_empty() {
+            let op = Op::ReportStatuses(ReportStatuses {
+                node_id: self.node_id().clone(),
+                generation: self.registration.generation,
+                reports: reports.clone(),
+            });
+            match self.manager.control(ControlRequest::from(op)).await {
+                Ok(reply) => {
+                    let taken = usize::try_from(reply.number).unwrap_or(usize::MAX).clamp(1, reports.len());
+                    reports.drain(..taken);
+                }
+                Err(error) => {
+                    tracing::warn!(node.id = %self.node_id(), %error, "statuses were not committed");
+                    return false;
+                }
             }
         }
+        let kind = pb::manager_message::Kind::StatusesCommitted(pb::StatusesCommitted { sequence: statuses.sequence });
+        self.sender.send(Ok(pb::ManagerMessage { kind: Some(kind) })).await.is_ok()
     }
 
     /// A host that was declared Down and still talks is Ready again.
