@@ -233,22 +233,20 @@ fn deleting_is_idempotent() {
 /// Not a benchmark: it shows the number, and fails when something is badly wrong.
 fn start_latency() {
     let fixture = Fixture::new();
-    let mut times = Vec::new();
+    let (mut times, mut pid) = (Vec::new(), 0);
     for number in 0..10 {
         let config = fixture.config(&format!("l{number}"), "sleep");
         let begin = std::time::Instant::now();
-        fixture.start(config);
+        pid = fixture.start(config);
         times.push(begin.elapsed());
     }
     times.sort();
     println!("create and start: median {:?}, worst {:?}", times[5], times[9]);
     assert!(times[5] < Duration::from_secs(2));
-    let shim = std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
-        let name = std::fs::read_to_string(entry.path().join("comm")).ok()?;
-        let rollup = std::fs::read_to_string(entry.path().join("smaps_rollup")).ok()?;
-        (name == "shoal-shim\n").then_some(rollup)
+    let pss = super::survival::shim_of(pid).and_then(|shim| {
+        let rollup = std::fs::read_to_string(format!("/proc/{shim}/smaps_rollup")).ok()?;
+        rollup.lines().find(|line| line.starts_with("Pss:")).map(str::to_owned)
     });
-    let pss = shim.unwrap_or_default().lines().find(|line| line.starts_with("Pss:")).map(str::to_owned);
     println!("a shim here: {pss:?} (the test binary's, debug)");
     until("all ten run", || {
         fixture.tokio.block_on(fixture.runtime().list()).iter().all(|c| c.status == Status::Running)

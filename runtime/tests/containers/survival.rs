@@ -19,9 +19,10 @@ pub const TESTS: &[(&str, fn())] = &[
     ("survival::a_later_release", a_later_release),
 ];
 
-fn shim_of(pid: u32) -> u32 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
+/// The parent of a container's first process.
+pub fn shim_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
 fn kill(pid: u32) {
@@ -46,7 +47,7 @@ fn the_daemon_dies() {
     let before = state(&fixture, "runs");
     fixture.die();
     // One ends while nobody is there.
-    let shim = shim_of(ends);
+    let shim = shim_of(ends).unwrap();
     let status = fs::read_to_string(format!("/proc/{shim}/cgroup")).unwrap();
     assert!(status.contains("/shims"), "the shim is out of the daemon's cgroup: {status}");
     let inside = rustix::process::Pid::from_raw(i32::try_from(ends).unwrap()).unwrap();
@@ -78,7 +79,7 @@ fn the_shim_is_killed() {
     let fixture = Fixture::new();
     let pid = fixture.start(fixture.config("orphan", "grandchild then out ready then sleep"));
     fixture.until_output("orphan", "ready");
-    kill(shim_of(pid));
+    kill(shim_of(pid).unwrap());
     let exit = fixture.wait("orphan");
     assert!(exit.shim_lost && exit.code == 137 && !exit.oom_killed, "{exit:?}");
     until("the container is dead", || !alive(pid));
@@ -92,7 +93,7 @@ fn the_shim_is_killed_while_nobody_looks() {
     let pid = fixture.start(fixture.config("orphan", "out ready then sleep"));
     fixture.until_output("orphan", "ready");
     fixture.die();
-    let shim = shim_of(pid);
+    let shim = shim_of(pid).unwrap();
     kill(shim);
     until("the shim is dead", || !alive(shim));
     assert!(alive(pid), "its container is not bound to it");
@@ -167,7 +168,7 @@ fn another_boot() {
     #[allow(clippy::zombie_processes, reason = "it is waited for below")]
     let mut stranger = stranger.unwrap();
     fixture.die();
-    kill(shim_of(pid));
+    kill(shim_of(pid).unwrap());
     kill(pid);
     until("both are dead", || !alive(pid));
     // The same pids, but another start time: here simply the stranger's pid in place of the dead one's.
