@@ -164,9 +164,16 @@ fn interrupted() {
 fn another_boot() {
     let mut fixture = Fixture::new();
     let pid = fixture.start(fixture.config("old", "sleep"));
-    let stranger = std::process::Command::new("/proc/self/exe").args(["payload", "sleep"]).spawn();
-    #[allow(clippy::zombie_processes, reason = "it is waited for below")]
-    let mut stranger = stranger.unwrap();
+    let mut stranger = Stranger::new();
+    // Start times have ticks of 10 ms; with one of ours in the same tick it would not be a stranger.
+    let ours = [start_of(pid), start_of(shim_of(pid).unwrap())];
+    until("a stranger of another time", || {
+        let strange = !ours.contains(&start_of(stranger.0.id()));
+        if !strange {
+            stranger = Stranger::new();
+        }
+        strange
+    });
     fixture.die();
     kill(shim_of(pid).unwrap());
     kill(pid);
@@ -174,13 +181,34 @@ fn another_boot() {
     // The same pids, but another start time: here simply the stranger's pid in place of the dead one's.
     let path = fixture.config.data_dir.join("containers/old/process");
     let bytes = fs::read(&path).unwrap();
-    fs::write(&path, swap_pid(&bytes, stranger.id())).unwrap();
+    fs::write(&path, swap_pid(&bytes, stranger.0.id())).unwrap();
     fixture.open();
     assert!(matches!(state(&fixture, "old").status, Status::Exited(exit) if exit.shim_lost));
     fixture.tokio.block_on(fixture.runtime().delete("old")).unwrap();
-    assert!(alive(stranger.id()), "a stranger was not touched");
-    stranger.kill().unwrap();
-    stranger.wait().unwrap();
+    assert!(alive(stranger.0.id()), "a stranger was not touched");
+}
+
+fn start_of(pid: u32) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap().to_owned()
+}
+
+/// A process that has nothing to do with us, and ends with the test.
+struct Stranger(std::process::Child);
+
+impl Stranger {
+    fn new() -> Stranger {
+        let mut command = std::process::Command::new("/proc/self/exe");
+        let quiet = std::process::Stdio::null;
+        Stranger(command.args(["payload", "sleep"]).stdin(quiet()).stdout(quiet()).stderr(quiet()).spawn().unwrap())
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Rewrites the pids in a process record (fields 2 and 4), with its length and checksum.
