@@ -240,7 +240,12 @@ impl Task {
         // Voters that are removed do not stay as learners.
         let committed = timeout(self.patience, self.core.change_membership(change, false)).await;
         match committed {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(written)) => {
+                // The next change is judged by the published status: it must know of this one.
+                let mut status = self.status.clone();
+                let _ = timeout(self.patience, status.wait_for(|now| now.last_log >= written.log_id.index)).await;
+                Ok(())
+            }
             Ok(Err(error)) => Err(self.refused(error)),
             Err(_) => Err(MembershipError::OutcomeUnknown(format!("not committed within {:?}", self.patience))),
         }

@@ -43,14 +43,15 @@ pub(super) const FEATURE_LEVEL: u32 = 1;
 /// Life of the first manager's certificate; later ones follow the cluster's setting.
 const FIRST_CERT_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 
-const ALREADY: &str = "This node is already part of a swarm. Use \"shoal node leave\" (docker swarm leave) to leave \
-                       this swarm and join another one.";
+// Docker's texts, which its users and tools know; Shoal's own command line says "shoal node" where they say "docker swarm".
+const ALREADY: &str = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join \
+                       another one.";
 const NOT_IN_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to \
                             connect this node to swarm and try again.";
 const WORKER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
                       Please run this command on a manager node or promote the current node to a manager.";
 const PENDING: &str = "This node is taking its place in the cluster; try again in a moment.";
-const REMOVED: &str = "This node was removed from its cluster; \"shoal node leave --force\" frees it for another one.";
+const REMOVED: &str = "This node was removed from its cluster; \"docker swarm leave --force\" frees it for another one.";
 const MANAGER_LEAVES: &str = "You are attempting to leave the swarm on a node that is participating as a manager.";
 
 /// The engine of this host. A clone is a handle to the same one.
