@@ -94,7 +94,11 @@ impl CliError {
 
 /// The engine speaks to Docker's clients in Docker's words; here the commands are Shoal's.
 fn in_shoals_words(message: &str) -> String {
-    message.replace("docker swarm join-token", "shoal node token").replace("docker swarm ", "shoal node ")
+    message
+        // Some texts have both already.
+        .replace(" (shoal node leave)", "")
+        .replace("docker swarm join-token", "shoal node token")
+        .replace("docker swarm ", "shoal node ")
 }
 
 #[cfg(test)]
@@ -123,6 +127,8 @@ mod tests {
     fn commands_in_messages_are_shoals() {
         let error = CliError::from_answer(503, "Use \"docker swarm init\" or \"docker swarm join\" to connect");
         assert_eq!(error.to_string(), "Use \"shoal node init\" or \"shoal node join\" to connect");
+        let error = CliError::from_answer(503, "Use \"docker swarm leave\" (shoal node leave) to leave");
+        assert_eq!(error.to_string(), "Use \"shoal node leave\" to leave");
     }
 
     #[test]

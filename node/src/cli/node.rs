@@ -315,15 +315,16 @@ async fn rotate_token(client: &Client, role: Role) -> Result<(), CliError> {
         client.post(&path, &swarm.spec.unwrap_or_default()).await
     })
     .await
+    .map(drop)
 }
 
 /// Carries out a read and the write that depends on it; again when the object changed in between.
-pub(super) async fn retried<T>(mut attempt: impl AsyncFnMut() -> Result<T, CliError>) -> Result<(), CliError> {
+pub(super) async fn retried<T>(mut attempt: impl AsyncFnMut() -> Result<T, CliError>) -> Result<T, CliError> {
     for _ in 0..RETRIES {
         match attempt().await {
             // Nothing was written: the version that was read is not the current one any more.
             Err(CliError::Failed(message)) if message.contains("update out of sequence") => {}
-            done => return done.map(|_| ()),
+            done => return done,
         }
     }
     Err(CliError::Failed("the cluster changes this object faster than it can be updated: try again".to_owned()))
@@ -489,6 +490,7 @@ async fn update(client: &Client, node: &str, change: &impl Fn(&mut NodeSpec)) ->
         client.post(&route(&["nodes", &id, "update"], &[("version", &index(&found.version))]), &spec).await
     })
     .await
+    .map(drop)
 }
 
 async fn update_command(client: &Client, args: UpdateArgs) -> Result<(), CliError> {

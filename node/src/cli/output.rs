@@ -60,8 +60,7 @@ impl List {
 
     pub(in crate::cli) fn render(&self, format: &ListFormat) -> Result<String, CliError> {
         if format.quiet {
-            // The star that marks the own node is no part of its id.
-            return Ok(self.rows.iter().map(|r| format!("{}\n", r[0].trim_end_matches(" *"))).collect());
+            return Ok(self.rows.iter().map(|r| format!("{}\n", for_programs(&r[0]))).collect());
         }
         match format.format.as_deref() {
             None | Some("table") => Ok(self.table()),
@@ -87,7 +86,7 @@ impl List {
     }
 
     fn object(&self, row: &[String]) -> Value {
-        let cells = self.columns.iter().zip(row).map(|((_, key), cell)| ((*key).to_owned(), cell.as_str().into()));
+        let cells = self.columns.iter().zip(row).map(|((_, key), cell)| ((*key).to_owned(), for_programs(cell).into()));
         Value::Object(cells.collect::<Map<_, _>>())
     }
 
@@ -104,12 +103,17 @@ impl List {
             let column = self.columns.iter().position(|(_, k)| *k == key).ok_or_else(|| {
                 CliError::usage(format!("--format: there is no {{{{{word}}}}}; there are {}", known()))
             })?;
-            out.push_str(&row[column]);
+            out.push_str(for_programs(&row[column]));
             rest = after;
         }
         out.push_str(rest);
         Ok(out)
     }
+}
+
+/// The star that marks the own node, and the branch that marks an older task, are for people.
+fn for_programs(cell: &str) -> &str {
+    cell.strip_suffix(" *").unwrap_or(cell).trim_start_matches(" \\_ ")
 }
 
 /// What is safe to send to a terminal: control characters, which could play tricks there, become blanks.
@@ -170,13 +174,13 @@ mod tests {
 
     #[test]
     fn lists_are_for_people_and_programs() {
-        check(false, None, "ID     NAME     PORTS\na1 *   web\nb2     x [2J    *:80->80/tcp\n");
+        check(false, None, "ID     NAME    PORTS\na1 *   web\nb2     x [2J   *:80->80/tcp\n");
         check(true, None, "a1\nb2\n");
-        check(false, Some("{{.Name}}\\t{{ .ID }}!"), "web\ta1 *!\nx\u{1b}[2J\tb2!\n");
+        check(false, Some("{{.Name}}\\t{{ .ID }}!"), "web\ta1!\nx\u{1b}[2J\tb2!\n");
         check(
             false,
             Some("json"),
-            "{\"ID\":\"a1 *\",\"Name\":\"web\",\"Ports\":\"\"}\n\
+            "{\"ID\":\"a1\",\"Name\":\"web\",\"Ports\":\"\"}\n\
              {\"ID\":\"b2\",\"Name\":\"x\\u001b[2J\",\"Ports\":\"*:80->80/tcp\"}\n",
         );
     }

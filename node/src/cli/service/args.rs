@@ -29,19 +29,22 @@ pub(in crate::cli) struct ServiceArgs {
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum ServiceCommand {
     /// Create a service
-    #[command(after_help = "\
+    #[command(
+        override_usage = "shoal service create [OPTIONS] IMAGE [COMMAND] [ARG...]",
+        after_help = "\
 Examples:
   shoal service create --name web --replicas 3 -p 8080:80 web:1
   shoal service create --name db --network back --mount type=bind,source=/srv/db,target=/data db:1
   shoal service create --name agent --mode global --constraint node.labels.zone==a agent:1 --verbose
 
-All flags stand in front of IMAGE; what comes behind it is the command and its arguments.")]
+All flags stand in front of IMAGE; what comes behind it is the command and its arguments."
+    )]
     Create(Box<CreateArgs>),
     /// Change a service
     #[command(after_help = "\
 Examples:
   shoal service update --image web:2 web
-  shoal service update --env-add LEVEL=debug --publish-rm 8080 web
+  shoal service update --env-add LEVEL=debug --publish-rm 80 web
   shoal service update --force web              Replace all tasks, though nothing changed")]
     Update(Box<UpdateArgs>),
     /// Set how many tasks services have
@@ -161,10 +164,10 @@ fn ports(text: &str) -> Result<Ports, String> {
 #[derive(Args, Debug, Default)]
 pub(super) struct Settings {
     /// Number of tasks
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count)]
     pub(super) replicas: Option<u64>,
     /// Most tasks on one host; 0 for any number
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count)]
     pub(super) replicas_max_per_node: Option<u64>,
     /// How the service's name resolves: one virtual address, or all tasks' addresses in turn
     #[arg(long, value_enum, value_name = "MODE")]
@@ -193,14 +196,14 @@ pub(super) struct Settings {
     #[arg(long, value_name = "TIME", value_parser = values::duration, help_heading = "Restarts")]
     pub(super) restart_delay: Option<i64>,
     /// Give up after so many; 0 for never
-    #[arg(long, value_name = "N", help_heading = "Restarts")]
+    #[arg(long, value_name = "N", value_parser = values::count, help_heading = "Restarts")]
     pub(super) restart_max_attempts: Option<u64>,
     /// Count those of this time only
     #[arg(long, value_name = "TIME", value_parser = values::duration, help_heading = "Restarts")]
     pub(super) restart_window: Option<i64>,
 
     /// Tasks that an update replaces at a time; 0 for all [default: 1]
-    #[arg(long, value_name = "N", help_heading = "Updates")]
+    #[arg(long, value_name = "N", value_parser = values::count, help_heading = "Updates")]
     pub(super) update_parallelism: Option<u64>,
     /// Pause between them
     #[arg(long, value_name = "TIME", value_parser = values::duration, help_heading = "Updates")]
@@ -218,7 +221,7 @@ pub(super) struct Settings {
     #[arg(long, value_name = "SHARE", value_parser = values::ratio, help_heading = "Updates")]
     pub(super) update_max_failure_ratio: Option<f64>,
     /// As --update-parallelism, for rollbacks
-    #[arg(long, value_name = "N", help_heading = "Updates")]
+    #[arg(long, value_name = "N", value_parser = values::count, help_heading = "Updates")]
     pub(super) rollback_parallelism: Option<u64>,
     /// As --update-delay, for rollbacks
     #[arg(long, value_name = "TIME", value_parser = values::duration, help_heading = "Updates")]
@@ -334,11 +337,11 @@ pub(in crate::cli) struct CreateArgs {
     #[arg(short, long)]
     pub(super) quiet: bool,
     /// The image, then the command and its arguments
-    #[arg(value_name = "IMAGE [COMMAND] [ARG", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "IMAGE", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub(super) image_and_args: Vec<String>,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(in crate::cli) struct UpdateArgs {
     /// Another image
     #[arg(long)]
@@ -352,7 +355,7 @@ pub(in crate::cli) struct UpdateArgs {
     /// Go back to what the service was before its last update
     #[arg(long)]
     pub(super) rollback: bool,
-    /// Port to publish, in place of one with the same target; may be repeated
+    /// Port to publish, in place of what was published there; may be repeated
     #[arg(long, value_name = "PORT", value_parser = ports)]
     pub(super) publish_add: Vec<Ports>,
     /// Target port not to publish any more, e.g. 80 or 53/udp; may be repeated

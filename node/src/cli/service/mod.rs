@@ -18,13 +18,14 @@ use serde_json::Value;
 
 pub(super) use self::args::ServiceArgs;
 use self::args::{CreateArgs, ServiceCommand, UpdateArgs};
+use self::progress::After;
 use self::scale::Pair;
 use super::client::{Client, route};
 use super::error::CliError;
 use super::node::{index, retried};
 use super::output;
 use super::{filters, tasks};
-use crate::docker_api::wire::{IdResponse, Network, Service, ServiceSpec};
+use crate::docker_api::wire::{IdResponse, Network, Service, ServiceSpec, UpdateStatus};
 
 /// A command whose arguments were checked as far as that goes without asking the engine.
 #[derive(Debug)]
@@ -121,15 +122,16 @@ async fn create(client: &Client, spec: &ServiceSpec, detach: bool, quiet: bool) 
     }
     let id = created.id.unwrap_or_default();
     output::line(&id)?;
-    if detach { Ok(()) } else { progress::wait(client, &id, progress::After::Create, quiet).await }
+    if detach { Ok(()) } else { progress::wait(client, &id, After::Create, None, quiet).await }
 }
 
-/// Sends a service's spec as `change` leaves it, with the version that it was read at.
+/// Sends a service's spec as `change` leaves it, with the version that it was read at. Answers the update status
+/// that the service had before.
 async fn change(
     client: &Client,
     service: &str,
     change: impl Fn(&mut ServiceSpec) -> Result<(), CliError>,
-) -> Result<(), CliError> {
+) -> Result<Option<UpdateStatus>, CliError> {
     retried(async || {
         let found = find(client, service).await?;
         let version = index(&found.version);
@@ -139,7 +141,7 @@ async fn change(
         let answer: Value =
             client.create(&route(&["services", &id, "update"], &[("version", &version)]), &spec).await?;
         warn(&answer);
-        Ok(())
+        Ok(found.update_status)
     })
     .await
 }
@@ -150,8 +152,12 @@ async fn update(client: &Client, args: UpdateArgs) -> Result<(), CliError> {
     }
     let args = &with_network_ids(client, args).await?;
     let lookup = |name: &str| std::env::var(name).ok();
-    change(client, &args.service, |spec| spec::update(args, spec, lookup)).await?;
-    finish(client, &args.service, args.detach, args.quiet).await
+    let before = change(client, &args.service, |spec| spec::update(args, spec, lookup)).await?;
+    output::line(&args.service)?;
+    if args.detach {
+        return Ok(());
+    }
+    progress::wait(client, &args.service, After::Update, before, args.quiet).await
 }
 
 /// Services keep networks by id, and users name them.
@@ -178,10 +184,5 @@ async fn rollback(client: &Client, service: &str, detach: bool, quiet: bool) -> 
     })
     .await?;
     output::line(service)?;
-    if detach { Ok(()) } else { progress::wait(client, service, progress::After::Rollback, quiet).await }
-}
-
-async fn finish(client: &Client, service: &str, detach: bool, quiet: bool) -> Result<(), CliError> {
-    output::line(service)?;
-    if detach { Ok(()) } else { progress::wait(client, service, progress::After::Update, quiet).await }
+    if detach { Ok(()) } else { progress::wait(client, service, After::Rollback, None, quiet).await }
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::cli::client::{Client, route};
 use crate::cli::error::CliError;
 use crate::cli::output;
-use crate::docker_api::wire::{Service, Task};
+use crate::docker_api::wire::{Service, Task, UpdateStatus};
 
 /// How often the engine is asked; as in Docker.
 const EVERY: Duration = Duration::from_millis(200);
@@ -29,9 +29,16 @@ pub(super) enum After {
     Rollback,
 }
 
-/// Waits for a service. Ctrl-C ends the waiting and nothing else.
-pub(super) async fn wait(client: &Client, service: &str, after: After, quiet: bool) -> Result<(), CliError> {
+/// Waits for a service; `before` is what its update status was before the change. Ctrl-C ends the waiting and nothing else.
+pub(super) async fn wait(
+    client: &Client,
+    service: &str,
+    after: After,
+    before: Option<UpdateStatus>,
+    quiet: bool,
+) -> Result<(), CliError> {
     let display = Display::new(quiet);
+    let watch = Watch::new(after, before);
     tokio::select! {
         biased;
         pressed = tokio::signal::ctrl_c() => {
@@ -42,15 +49,14 @@ pub(super) async fn wait(client: &Client, service: &str, after: After, quiet: bo
             ));
             Ok(())
         }
-        done = follow(client, service, after, &display) => {
+        done = follow(client, service, watch, &display) => {
             display.end();
             done
         }
     }
 }
 
-async fn follow(client: &Client, service: &str, after: After, display: &Display) -> Result<(), CliError> {
-    let mut watch = Watch::new(after);
+async fn follow(client: &Client, service: &str, mut watch: Watch, display: &Display) -> Result<(), CliError> {
     let mut last_answer = Instant::now();
     let mut tick = tokio::time::interval(EVERY);
     loop {
@@ -102,13 +108,15 @@ enum Seen {
 #[derive(Debug)]
 struct Watch {
     after: After,
+    /// How an earlier update ended, which says nothing of this one.
+    before: Option<UpdateStatus>,
     /// Since when all tasks run.
     stable_since: Option<Instant>,
 }
 
 impl Watch {
-    fn new(after: After) -> Self {
-        Self { after, stable_since: None }
+    fn new(after: After, before: Option<UpdateStatus>) -> Self {
+        Self { after, before, stable_since: None }
     }
 
     fn see(&mut self, service: &Service, tasks: &[Task], now: Instant) -> Seen {
@@ -121,7 +129,8 @@ impl Watch {
             "paused" => return Seen::Failed(format!("service {name}: the update is paused: {message}")),
             "rollback_paused" => return Seen::Failed(format!("service {name}: the rollback is paused: {message}")),
             // What was asked for is what was rolled back.
-            "rollback_completed" if self.after != After::Rollback => {
+            // A change that changes nothing leaves the old status where it is.
+            "rollback_completed" if self.after != After::Rollback && service.update_status != self.before => {
                 return Seen::Failed(format!("service {name}: the update failed and was rolled back: {message}"));
             }
             _ => {}
@@ -270,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_service_converges_when_its_tasks_go_on_running() {
-        let (mut watch, start) = (Watch::new(After::Create), Instant::now());
+        let (mut watch, start) = (Watch::new(After::Create, None), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let half = [task(1, "running", "running", ""), task(2, "preparing", "running", "")];
         assert_eq!(
@@ -293,17 +302,24 @@ mod tests {
     #[test]
     fn an_update_is_over_when_the_cluster_says_so() {
         let all = [task(1, "running", "running", "")];
-        let see = |after, update: &str| Watch::new(after).see(&service(1, update), &all, Instant::now());
+        let see = |after, update: &str| Watch::new(after, None).see(&service(1, update), &all, Instant::now());
         assert!(working(&see(After::Update, "updating")).starts_with("overall"));
         assert!(matches!(see(After::Update, "completed"), Seen::Converged(_)));
         assert_eq!(see(After::Update, "paused"), Seen::Failed("service web: the update is paused: task failed".into()));
         assert!(working(&see(After::Update, "rollback_started")).starts_with("rolling back"));
         assert!(matches!(see(After::Update, "rollback_completed"), Seen::Failed(_)));
         assert!(matches!(see(After::Rollback, "rollback_completed"), Seen::Converged(_)));
+        // A change that changed nothing is not what was rolled back once.
+        let old = service(1, "rollback_completed");
+        let mut watch = Watch::new(After::Update, old.update_status.clone());
+        assert!(matches!(watch.see(&old, &all, Instant::now()), Seen::Converged(_)));
     }
 
     #[test]
     fn nothing_is_waited_for_where_nothing_runs() {
-        assert!(matches!(Watch::new(After::Update).see(&service(0, ""), &[], Instant::now()), Seen::Converged(_)));
+        assert!(matches!(
+            Watch::new(After::Update, None).see(&service(0, ""), &[], Instant::now()),
+            Seen::Converged(_)
+        ));
     }
 }

@@ -60,16 +60,16 @@ pub(super) async fn run(client: &Client, pairs: &[Pair], detach: bool) -> Result
     let mut changed = Vec::new();
     for pair in pairs {
         match change(client, &pair.service, |spec| spec::set_replicas(spec, pair.replicas, &pair.service)).await {
-            Ok(()) => {
+            Ok(before) => {
                 output::line(format_args!("{} scaled to {}", pair.service, pair.replicas))?;
-                changed.push(pair);
+                changed.push((pair, before));
             }
             Err(e) => errors.push(e),
         }
     }
     if !detach {
-        for pair in changed {
-            errors.extend(progress::wait(client, &pair.service, After::Update, false).await.err());
+        for (pair, before) in changed {
+            errors.extend(progress::wait(client, &pair.service, After::Update, before, false).await.err());
         }
     }
     CliError::all(errors)

@@ -255,6 +255,13 @@ pub(super) fn check_update(args: &UpdateArgs) -> Result<(), CliError> {
     if args.image.as_deref().is_some_and(|image| image.trim().is_empty()) {
         return Err(CliError::usage("--image must not be empty"));
     }
+    let changed = |args: &UpdateArgs| {
+        let mut spec = ServiceSpec::default();
+        update(args, &mut spec, |_| None).map(|()| spec).ok()
+    };
+    if args.rollback && changed(args) != changed(&UpdateArgs::default()) {
+        return Err(CliError::usage("--rollback restores the previous spec as a whole: leave the other changes out"));
+    }
     // On an empty spec, so that only the flags count.
     apply(&args.settings, &mut ServiceSpec::default())
 }

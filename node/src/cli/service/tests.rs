@@ -146,7 +146,7 @@ fn mistakes_are_named() {
         ("", "IMAGE"),
         ("''", "image"),
         ("--replicas -1 web", "--replicas"),
-        ("--replicas x web", "\"x\""),
+        ("--replicas x web", "whole number"),
         ("--nmae x web", "--nmae"),
         ("--limit-memory 64X web", "64X"),
         ("--update-order sideways web", "sideways"),
@@ -224,6 +224,9 @@ fn what_is_not_there_cannot_be_taken_away() {
     for line in ["--env-rm X", "--label-rm X", "--mount-rm /x", "--network-rm x", "--sysctl-rm x", "--ulimit-rm x"] {
         refused(updated(line, json!({})), line.split(' ').next().unwrap());
     }
+    refused(updated("--rollback --image web:2", json!({})), "--rollback");
+    refused(updated("--rollback --env-rm A", json!({})), "--rollback");
+    assert!(updated("--rollback -d", json!({})).is_ok());
     refused(updated("--replicas 2", json!({"Mode": {"Global": {}}})), "not replicated");
 }
 

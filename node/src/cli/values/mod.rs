@@ -35,6 +35,11 @@ pub(super) fn name(text: &str) -> Result<String, String> {
     if text.trim().is_empty() { Err("it must not be empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
+/// A number of things.
+pub(super) fn count(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "it must be a whole number, 0 or more".to_owned())
+}
+
 /// An environment variable: `KEY=VALUE`, or `KEY`, which takes the value that it has here.
 pub(super) fn env(text: &str) -> Result<String, String> {
     match text.split_once('=') {
