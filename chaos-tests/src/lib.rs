@@ -1,1 +1,8 @@
 //! Breaks Shoal on purpose.
+//!
+//! `hosts` makes clusters of real daemons on hosts in network namespaces, for tests that kill things. What must hold
+//! is checked from the outside: through the public API, through published ports, and on the machine itself.
+
+pub mod check;
+pub mod hosts;
+pub mod sim;

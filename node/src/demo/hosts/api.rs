@@ -351,7 +351,10 @@ impl Api {
             match tokio::time::timeout_at(deadline.into(), probe()).await {
                 Ok(Ok(found)) => return Ok(found),
                 Ok(Err(other)) => seen = other,
-                Err(_) => return Err(HostError::Late { what: what.to_owned(), limit, seen }),
+                Err(_) => {}
+            }
+            if Instant::now() > deadline {
+                return Err(HostError::Late { what: what.to_owned(), limit, seen });
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -325,8 +325,8 @@ impl Host {
         netns_path(&self.plan.dir)
     }
 
-    /// Everything on this machine that belongs to tasks and networks of this host: containers, mounts, cgroups of
-    /// containers, processes, links, nf_tables tables and pinned namespaces. Empty when nothing of a cluster is there.
+    /// Everything on this machine that belongs to tasks and networks of this host: containers, mounts (with
+    /// pinned namespaces), cgroups, processes, links and nf_tables tables. Empty when nothing of a cluster is there.
     ///
     /// # Errors
     /// When the host's namespace cannot be looked at.
@@ -342,12 +342,10 @@ impl Host {
         }
         if let Some(engine) = self.engine_id() {
             found.extend(leftovers::processes(&engine).iter().map(|pid| format!("process {pid}")));
-            for root in leftovers::cgroups(&engine) {
-                let tasks = names(&root.join("task"));
-                // Others than a container's are files of the kernel.
-                let dirs = tasks.into_iter().filter(|name| root.join("task").join(name).is_dir());
-                found.extend(dirs.map(|name| format!("cgroup {}/task/{name}", root.display())));
-            }
+            let groups = leftovers::cgroups(&engine);
+            found.extend(
+                groups.iter().flat_map(|root| leftovers::tree(root)).map(|d| format!("cgroup {}", d.display())),
+            );
         }
         let namespace = lock(&self.namespace).try_clone().map_err(HostError::io("cannot keep a namespace"))?;
         let seen = || -> std::io::Result<Vec<String>> {

@@ -56,7 +56,7 @@ impl HostsConfig {
     /// So many hosts below `/var/tmp` that run `exe`.
     #[must_use]
     pub fn new(exe: PathBuf, count: usize) -> HostsConfig {
-        HostsConfig { exe, count, parent: PathBuf::from("/var/tmp"), log_level: "info".into() }
+        HostsConfig { exe, count, parent: PathBuf::from("/var/tmp"), log_level: "info,openraft=warn".into() }
     }
 }
 

@@ -1,0 +1,231 @@
+//! Clusters of real daemons on this machine, made of the same hosts as the demo's.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::sync::{Mutex, MutexGuard};
+
+pub use node::demo::hosts::{
+    Api, Body, Client, Freshness, Host, HostError, Hosts, HostsConfig, ServiceDraft, TaskView, encode, unusable,
+};
+pub use node::demo::image;
+
+/// The image that clusters have on each host.
+pub const IMAGE: &str = "shoal/whoami";
+/// Anything that a healthy cluster does, it does within this time on a busy machine with two cores.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// One cluster at a time: two would only slow each other down, and a slow host is a dead one.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// What clusters run. Tests know their paths: `env!("CARGO_BIN_EXE_...")` exists only for them.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    /// `shoal`.
+    pub shoal: PathBuf,
+    /// The service.
+    pub whoami: PathBuf,
+}
+
+/// Hosts that are one cluster; the first ones are managers. Dropping it removes everything.
+#[derive(Debug)]
+pub struct Cluster {
+    hosts: Hosts,
+    whoami: PathBuf,
+    ids: Vec<String>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Cluster {
+    /// Hosts with daemons that are in no cluster yet.
+    ///
+    /// # Errors
+    /// When the hosts cannot be made or a daemon does not start.
+    pub async fn hosts_only(binaries: &Binaries, count: usize) -> Result<Cluster> {
+        let turn = TURN.lock().await;
+        let hosts = Hosts::create(&HostsConfig::new(binaries.shoal.clone(), count))?;
+        let cluster = Cluster { hosts, whoami: binaries.whoami.clone(), ids: Vec::new(), _turn: turn };
+        cluster.hosts.start_daemons().await?;
+        Ok(cluster)
+    }
+
+    /// A cluster of so many managers and workers, with [`IMAGE`] on each host.
+    ///
+    /// # Errors
+    /// When a step of making it fails.
+    pub async fn start(binaries: &Binaries, managers: usize, workers: usize) -> Result<Cluster> {
+        let mut cluster = Cluster::hosts_only(binaries, managers + workers).await?;
+        cluster.init().await?;
+        for index in 1..managers + workers {
+            cluster.join(index, index < managers).await?;
+        }
+        cluster.load_images().await?;
+        cluster.wait_ready(managers + workers).await?;
+        Ok(cluster)
+    }
+
+    /// Makes a cluster of the first host.
+    ///
+    /// # Errors
+    /// As the API says.
+    pub async fn init(&mut self) -> Result<()> {
+        let first = self.host(0);
+        let id = first.api().init(&first.address().to_string()).await?;
+        self.ids = vec![id];
+        Ok(())
+    }
+
+    /// Lets the next host join.
+    ///
+    /// # Errors
+    /// As the API says.
+    pub async fn join(&mut self, index: usize, manager: bool) -> Result<()> {
+        assert_eq!(index, self.ids.len(), "hosts join in their order");
+        let (host, first) = (self.host(index), self.host(0));
+        let (worker_token, manager_token) = first.api().tokens().await?;
+        let token = if manager { manager_token } else { worker_token };
+        host.api().join(&host.address().to_string(), &first.node_address(), &token).await?;
+        let id = host.api().node_id().await?;
+        self.ids.push(id);
+        Ok(())
+    }
+
+    /// Puts [`IMAGE`] on every host.
+    ///
+    /// # Errors
+    /// As the API says.
+    pub async fn load_images(&self) -> Result<()> {
+        for host in self.hosts.all() {
+            image::import(&host.api(), &self.whoami, IMAGE, &["/shoal"]).await?;
+        }
+        Ok(())
+    }
+
+    /// All hosts.
+    #[must_use]
+    pub fn hosts(&self) -> &[Host] {
+        self.hosts.all()
+    }
+
+    /// One host, from 0.
+    #[must_use]
+    pub fn host(&self, index: usize) -> &Host {
+        &self.hosts.all()[index]
+    }
+
+    /// The API of one host.
+    #[must_use]
+    pub fn api(&self, index: usize) -> Api {
+        self.host(index).api()
+    }
+
+    /// The node id of one host.
+    #[must_use]
+    pub fn id(&self, index: usize) -> &str {
+        &self.ids[index]
+    }
+
+    /// The executable of the service.
+    #[must_use]
+    pub fn whoami(&self) -> &Path {
+        &self.whoami
+    }
+
+    /// A client outside of all hosts.
+    ///
+    /// # Errors
+    /// When the process has no file descriptor left.
+    pub fn client(&self) -> Result<Client> {
+        Ok(self.hosts.client()?)
+    }
+
+    /// The host that leads, as a host sees it.
+    ///
+    /// # Errors
+    /// When there is no leader within a minute.
+    pub async fn leader(&self, witness: usize) -> Result<usize> {
+        let api = self.api(witness);
+        let name = api
+            .wait_for("a leader", SOON, || async {
+                api.leader().await.map_err(|e| e.to_string())?.ok_or_else(|| "none".to_owned())
+            })
+            .await?;
+        let index = self.hosts().iter().position(|host| host.name() == name);
+        index.with_context(|| format!("the leader {name} is no host"))
+    }
+
+    /// Waits until so many nodes are ready, as the first host sees it.
+    ///
+    /// # Errors
+    /// [`HostError::Late`].
+    pub async fn wait_ready(&self, count: usize) -> Result<()> {
+        self.wait_ready_at(0, count).await
+    }
+
+    /// Waits until so many nodes are ready, as a host sees it.
+    ///
+    /// # Errors
+    /// [`HostError::Late`].
+    pub async fn wait_ready_at(&self, witness: usize, count: usize) -> Result<()> {
+        let api = self.api(witness);
+        api.wait_for(&format!("{count} ready nodes"), SOON, || async {
+            let nodes = api.nodes(Freshness::Local).await.map_err(|e| e.to_string())?;
+            let ready = nodes.iter().filter(|node| node["Status"]["State"] == "ready").count();
+            if ready == count { Ok(()) } else { Err(format!("{ready} of {} are ready", nodes.len())) }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Waits until nothing of tasks and networks is left on these hosts.
+    ///
+    /// # Errors
+    /// What is left after a minute.
+    pub async fn wait_clean(&self, indexes: &[usize]) -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let mut left = Vec::new();
+            for index in indexes {
+                left.extend(self.host(*index).leftovers()?);
+            }
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{} things are left: {}", left.len(), left.join("; "));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The ends of the daemons' logs, for messages.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let log = |host: &Host| format!("--- {}\n{}\n", host.name(), host.log_tail(40));
+        self.hosts().iter().map(log).collect()
+    }
+
+    /// Removes everything and says what could not be removed.
+    ///
+    /// # Errors
+    /// [`HostError::CleanUp`].
+    pub fn clean_up(mut self) -> Result<()> {
+        Ok(self.hosts.clean_up()?)
+    }
+}
+
+/// A request that must be refused: with this status and a text that contains `part`.
+///
+/// # Errors
+/// When it was carried out, or refused otherwise.
+pub fn refused<T: std::fmt::Debug>(done: Result<T, HostError>, status: u16, part: &str) -> Result<()> {
+    match done {
+        Err(HostError::Refused { status: seen, message, .. }) => {
+            ensure!(seen == status, "status {seen} instead of {status}: {message}");
+            ensure!(message.contains(part), "{message:?} does not say {part:?}");
+            Ok(())
+        }
+        other => bail!("not refused: {other:?}"),
+    }
+}

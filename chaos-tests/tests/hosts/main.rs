@@ -1,0 +1,32 @@
+//! Real clusters on hosts in network namespaces, and what happens when hosts, daemons and users misbehave.
+//!
+//! One binary, and one cluster at a time. Needs root; says so where it is not given.
+
+mod joins;
+mod kills;
+mod requests;
+mod scale;
+
+use std::future::Future;
+
+use anyhow::Result;
+use chaos_tests::hosts::{Binaries, Cluster};
+
+fn binaries() -> Binaries {
+    Binaries { shoal: env!("CARGO_BIN_EXE_chaos-shoal").into(), whoami: env!("CARGO_BIN_EXE_chaos-whoami").into() }
+}
+
+/// Runs a test on a cluster, shows the daemons' logs when it fails, and removes everything whatever happens.
+async fn with(made: impl Future<Output = Result<Cluster>>, test: impl AsyncFnOnce(&mut Cluster) -> Result<()>) {
+    if let Some(reason) = chaos_tests::hosts::unusable() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let mut cluster = made.await.unwrap();
+    if let Err(error) = test(&mut cluster).await {
+        let logs = cluster.logs();
+        drop(cluster);
+        panic!("{error:#}\n{logs}");
+    }
+    cluster.clean_up().unwrap();
+}
