@@ -1,11 +1,15 @@
 //! `shoal node`: the cluster and its hosts.
 
+mod show;
+#[cfg(test)]
+mod tests;
+
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use super::client::{Client, route};
 use super::error::CliError;
-use super::output::{self, List, ListFormat};
+use super::output::{self, ListFormat};
 use super::values::{self, KeyValue};
 use super::{filters, tasks};
 use crate::docker_api::wire::{Node, NodeSpec, ObjectVersion, Swarm, SwarmInit, SwarmJoin};
@@ -199,17 +203,24 @@ pub(super) async fn run(client: Client, args: NodeArgs) -> Result<(), CliError> 
         NodeCommand::Init(args) => init(client, args).await,
         NodeCommand::Join(args) => join(client, args).await,
         NodeCommand::Leave { force } => {
-            client.post_empty(&route(&["swarm", "leave"], if force { &[("force", "1")] } else { &[] })).await?;
+            let path = route(&["swarm", "leave"], if force { &[("force", "1")] } else { &[] });
+            client.post_empty(&path).await.map_err(|e| match e {
+                CliError::Refused { status, message } if !force && !message.contains("--force") => {
+                    let message = format!("{message} Demote it first, or use --force if the cluster may lose it.");
+                    CliError::Refused { status, message }
+                }
+                other => other,
+            })?;
             output::line("Node left the cluster.")
         }
         NodeCommand::Token { role, quiet, rotate } => token(client, role, quiet, rotate).await,
-        NodeCommand::Ls { filter, format } => list(client, &filter, &format).await,
+        NodeCommand::Ls { filter, format } => show::list(client, &filter, &format).await,
         NodeCommand::Inspect { nodes, pretty: false } => {
             super::inspect(client, "nodes", &resolve(client, nodes).await?, &[]).await
         }
         NodeCommand::Inspect { nodes, pretty: true } => {
             for node in resolve(client, nodes).await? {
-                output::text(&describe(&client.get(&route(&["nodes", &node], &[])).await?))?;
+                output::text(&show::describe(&client.get(&route(&["nodes", &node], &[])).await?))?;
             }
             Ok(())
         }
@@ -372,83 +383,6 @@ fn own_address(info: &Value) -> String {
     }
 }
 
-async fn list(client: &Client, filter: &[String], format: &ListFormat) -> Result<(), CliError> {
-    let filters = filters(filter)?;
-    let query: Vec<(&str, &str)> = filters.iter().map(|f| ("filters", f.as_str())).collect();
-    let mut nodes: Vec<Node> = client.get(&route(&["nodes"], &query)).await?;
-    let info: Value = client.get("/info").await?;
-    nodes.sort_by_key(|n| (n.description.clone().unwrap_or_default().hostname, n.id.clone()));
-    table(&nodes, info["Swarm"]["NodeID"].as_str().unwrap_or_default()).print(format)
-}
-
-fn table(nodes: &[Node], own: &str) -> List {
-    let mut list = List::new(&[
-        ("ID", "ID"),
-        ("HOSTNAME", "Hostname"),
-        ("STATUS", "Status"),
-        ("AVAILABILITY", "Availability"),
-        ("MANAGER STATUS", "ManagerStatus"),
-        ("ENGINE VERSION", "EngineVersion"),
-    ]);
-    for node in nodes {
-        let node = node.clone();
-        let (id, description) = (node.id.unwrap_or_default(), node.description.unwrap_or_default());
-        let manager = node.manager_status.map(|m| match m.leader {
-            Some(true) => "Leader".to_owned(),
-            _ => tasks::capital(&m.reachability.unwrap_or_default()),
-        });
-        list.row([
-            if id == own { format!("{id} *") } else { id },
-            description.hostname.unwrap_or_default(),
-            tasks::capital(&node.status.unwrap_or_default().state.unwrap_or_default()),
-            tasks::capital(&node.spec.unwrap_or_default().availability.unwrap_or_default()),
-            manager.unwrap_or_default(),
-            description.engine.unwrap_or_default().version.unwrap_or_default(),
-        ]);
-    }
-    list
-}
-
-fn describe(node: &Value) -> String {
-    use std::fmt::Write as _;
-    let mut out = String::new();
-    let mut say = |key: &str, value: &Value| {
-        let text = match value {
-            Value::Null => return,
-            Value::String(text) => output::printable(text),
-            other => other.to_string(),
-        };
-        if !text.is_empty() {
-            // Writing to a string cannot fail.
-            let _ = writeln!(out, "{key:<20}{text}");
-        }
-    };
-    let (description, status) = (&node["Description"], &node["Status"]);
-    say("ID:", &node["ID"]);
-    for (key, value) in node["Spec"]["Labels"].as_object().into_iter().flatten() {
-        say("Label:", &format!("{key}={}", value.as_str().unwrap_or_default()).into());
-    }
-    say("Hostname:", &description["Hostname"]);
-    say("Joined at:", &node["CreatedAt"]);
-    say("State:", &status["State"]);
-    say("Message:", &status["Message"]);
-    say("Availability:", &node["Spec"]["Availability"]);
-    say("Role:", &node["Spec"]["Role"]);
-    say("Address:", &status["Addr"]);
-    say("Manager address:", &node["ManagerStatus"]["Addr"]);
-    say("Raft status:", &node["ManagerStatus"]["Reachability"]);
-    say("Leader:", &node["ManagerStatus"]["Leader"]);
-    say("Architecture:", &description["Platform"]["Architecture"]);
-    let resources = &description["Resources"];
-    say("CPUs:", &resources["NanoCPUs"].as_u64().map_or(Value::Null, |n| (n / 1_000_000_000).into()));
-    say("Memory:", &resources["MemoryBytes"].as_u64().map_or(Value::Null, |n| values::bytes(n).into()));
-    say("Engine:", &description["Engine"]["EngineVersion"]);
-    for (key, value) in description["Engine"]["Labels"].as_object().into_iter().flatten() {
-        say("Engine label:", &format!("{key}={}", value.as_str().unwrap_or_default()).into());
-    }
-    out + "\n"
-}
-
 async fn set_roles(client: &Client, nodes: Vec<String>, role: Role) -> Result<(), CliError> {
     let name = role_name(role);
     let said = |node: &str| match role {
@@ -524,100 +458,4 @@ fn apply(args: &UpdateArgs, spec: &mut NodeSpec) {
         labels.remove(key);
     }
     labels.extend(args.label_add.iter().map(|l| (l.key.clone(), l.value.clone())));
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-    use serde_json::json;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        node: NodeArgs,
-    }
-
-    fn parse(args: &[&str]) -> Result<NodeCommand, clap::Error> {
-        Line::try_parse_from(["node"].iter().chain(args)).map(|l| l.node.command)
-    }
-
-    #[test]
-    fn init_takes_dockers_flags() {
-        let line = "init --advertise-addr eth0 --data-path-port 7777 --default-addr-pool 10.9.0.0/16,10.8.0.0/16 \
-                    --default-addr-pool-mask-length 26 --availability drain";
-        let args: Vec<&str> = line.split_whitespace().collect();
-        let Ok(NodeCommand::Init(args)) = parse(&args) else { panic!("not init") };
-        assert_eq!(
-            serde_json::to_value(init_request(args)).unwrap(),
-            json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "eth0", "DataPathAddr": "", "DataPathPort": 7777,
-                   "DefaultAddrPool": ["10.9.0.0/16", "10.8.0.0/16"], "SubnetSize": 26, "Availability": "drain"})
-        );
-    }
-
-    #[test]
-    fn bad_arguments_are_refused() {
-        for bad in [
-            "init --availability maybe",
-            "init --data-path-port 80",
-            "join 1.2.3.4:2377",
-            "join --token T",
-            "token",
-            "token boss",
-            "update --label-add =x n",
-            "promote",
-        ] {
-            assert!(parse(&bad.split_whitespace().collect::<Vec<_>>()).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_manager_has_port_2377() {
-        for (given, expected) in [
-            ("10.0.0.1", "10.0.0.1:2377"),
-            ("10.0.0.1:99", "10.0.0.1:99"),
-            ("host", "host:2377"),
-            ("fe80::1", "[fe80::1]:2377"),
-            ("[fe80::1]", "[fe80::1]:2377"),
-            ("[fe80::1]:99", "[fe80::1]:99"),
-        ] {
-            assert_eq!(with_port(given), expected, "{given}");
-        }
-    }
-
-    #[test]
-    fn the_join_line_names_this_manager() {
-        let info = json!({"Swarm": {"NodeID": "b", "NodeAddr": "10.0.0.2", "RemoteManagers":
-            [{"NodeID": "a", "Addr": "10.0.0.1:2377"}, {"NodeID": "b", "Addr": "10.0.0.2:2399"}]}});
-        assert_eq!(own_address(&info), "10.0.0.2:2399");
-        assert_eq!(own_address(&json!({"Swarm": {"NodeAddr": "10.0.0.2", "RemoteManagers": null}})), "10.0.0.2:2377");
-    }
-
-    #[test]
-    fn an_update_keeps_the_rest() {
-        let Ok(NodeCommand::Update(args)) =
-            parse(&["update", "--label-add", "zone=b", "--label-rm", "old", "--availability", "pause", "n"])
-        else {
-            panic!("not update")
-        };
-        let mut spec: NodeSpec = serde_json::from_value(
-            json!({"Name": "n", "Role": "manager", "Availability": "active", "Labels": {"old": "1", "zone": "a"}}),
-        )
-        .unwrap();
-        apply(&args, &mut spec);
-        assert_eq!(
-            serde_json::to_value(spec).unwrap(),
-            json!({"Name": "n", "Role": "manager", "Availability": "pause", "Labels": {"zone": "b"}})
-        );
-    }
-
-    #[test]
-    fn a_host_is_described() {
-        let text = describe(&json!({"ID": "abc", "Spec": {"Labels": {"zone": "a"}, "Role": "worker"},
-            "Description": {"Resources": {"NanoCPUs": 2_000_000_000_u64, "MemoryBytes": 1073741824}}}));
-        for line in ["ID:                 abc", "Label:              zone=a", "CPUs:               2"] {
-            assert!(text.contains(line), "{text}");
-        }
-    }
 }

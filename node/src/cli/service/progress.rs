@@ -45,7 +45,7 @@ pub(super) async fn wait(
             pressed.map_err(|e| CliError::Failed(format!("cannot handle Ctrl-C: {e}")))?;
             display.end();
             output::note(format_args!(
-                "It goes on in the background: see `shoal service ps {service}` how far it is."
+                "It goes on in the background: `shoal service ps {service}` tells how far it is."
             ));
             Ok(())
         }
