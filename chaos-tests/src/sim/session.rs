@@ -1,0 +1,283 @@
+//! Agents' lines to managers: in order while they last, but they break, and what was under way is then lost or comes
+//! late, even after the next line is open.
+
+use std::time::Duration;
+
+use deploy::control::{Op, ReportStatuses};
+use deploy::dispatcher::{self, AssignmentSet, Stamp, Update};
+use deploy::model::{NodeId, Timestamp};
+
+use super::world::{Down, Event, Outcome, Up, Waiter, World, short};
+use crate::check::Fact;
+
+/// Changes are gathered for so long before a difference is computed.
+const GATHER_MS: u64 = 5;
+/// An agent that hears nothing for so long looks for another manager.
+const SILENCE_MS: u64 = 2000;
+/// A session must open within this time.
+const OPEN_MS: u64 = 5000;
+/// Pause after a manager was tried in vain.
+const PAUSE_MS: u64 = 200;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The agent has asked for it.
+    Opens,
+    /// The agent knows that it is open.
+    Talks,
+}
+
+pub(super) struct Session {
+    pub(super) host: NodeId,
+    pub(super) manager: usize,
+    pub(super) generation: u64,
+    pub(super) phase: Phase,
+    /// The manager has let it in and serves it.
+    pub(super) open: bool,
+    /// Nothing comes through any more; neither side may know yet.
+    pub(super) severed: bool,
+    /// Index that the manager must have applied before it serves it.
+    waits_for: Option<u64>,
+    sent: Option<(Stamp, AssignmentSet)>,
+    flushing: bool,
+    down_until: Timestamp,
+    up_until: Timestamp,
+}
+
+impl World {
+    /// An agent without a session tries a manager.
+    pub(super) fn connect(&mut self, id: &NodeId, boot: u64) {
+        let standing: Vec<usize> = (0..self.managers.len()).filter(|m| self.managers[*m].up).collect();
+        let manager = self.rng.pick(&standing).copied();
+        let Some(host) = self.hosts.get(id) else { return };
+        if host.boot != boot || !host.daemon || host.session.is_some() || host.removed {
+            return;
+        }
+        let Some(manager) = manager.filter(|_| !host.cut) else {
+            return self.connect_later(id);
+        };
+        let store = &self.managers[manager].store;
+        if store.cluster().is_some_and(|c| c.status.removed_nodes.iter().any(|r| r.id == *id)) {
+            return self.removed(id);
+        }
+        let op = host.session_op(boot);
+        self.next_session += 1;
+        let number = self.next_session;
+        let session = Session {
+            host: id.clone(),
+            manager,
+            generation: boot,
+            phase: Phase::Opens,
+            open: false,
+            severed: false,
+            waits_for: None,
+            sent: None,
+            flushing: false,
+            down_until: self.now,
+            up_until: self.now,
+        };
+        self.sessions.insert(number, session);
+        if let Some(host) = self.hosts.get_mut(id) {
+            host.session = Some(number);
+        }
+        self.request(op, Waiter::Open(number));
+        self.after_ms(OPEN_MS, Event::Silence { session: number | OPENING });
+    }
+
+    fn connect_later(&mut self, id: &NodeId) {
+        let Some(boot) = self.hosts.get(id).map(|host| host.boot) else { return };
+        let delay = PAUSE_MS + self.rng.range(0, 200);
+        self.after_ms(delay, Event::Connect { host: id.clone(), boot });
+    }
+
+    /// The cluster has taken note of the session, or has not.
+    pub(super) fn session_registered(&mut self, number: u64, outcome: Outcome) {
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        match outcome {
+            Outcome::Done(_, index) => {
+                session.waits_for = Some(index);
+                self.serve(number);
+            }
+            Outcome::Refused(_) | Outcome::NoLeader | Outcome::Unknown => self.send_down(number, Down::Refused),
+        }
+    }
+
+    /// The manager serves the session once it has applied the entry that began it.
+    fn serve(&mut self, number: u64) {
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        let applied = self.managers[session.manager].applied as u64;
+        if session.waits_for.is_some_and(|index| applied >= index) {
+            session.waits_for = None;
+            session.open = true;
+            self.send_down(number, Down::Opened);
+            self.flush(number);
+        }
+    }
+
+    /// A manager's store has changed: its sessions will look.
+    pub(super) fn published(&mut self, manager: usize) {
+        let mut waiting = Vec::new();
+        let mut due = Vec::new();
+        for (number, session) in self.sessions.iter_mut().filter(|(_, s)| s.manager == manager) {
+            if session.waits_for.is_some() {
+                waiting.push(*number);
+            } else if session.open && !session.flushing {
+                session.flushing = true;
+                due.push(*number);
+            }
+        }
+        for session in due {
+            self.after_ms(GATHER_MS, Event::Flush { session });
+        }
+        for session in waiting {
+            self.serve(session);
+        }
+    }
+
+    /// Sends what the agent must be told so that it knows what the manager's store says.
+    pub(super) fn flush(&mut self, number: u64) {
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        session.flushing = false;
+        let manager = &self.managers[session.manager];
+        if !session.open || session.severed || !manager.up {
+            return;
+        }
+        let Some(cluster) = manager.store.cluster() else { return };
+        if manager.store.node(&session.host).is_none() {
+            session.open = false;
+            return self.send_down(number, Down::Removed);
+        }
+        let stamp =
+            Stamp { incarnation: cluster.status.incarnation, term: manager.term, revision: manager.store.revision() };
+        let set = dispatcher::assignment(&manager.store, &session.host);
+        let update = match &session.sent {
+            Some((_, sent)) if *sent == set => return,
+            Some((base, sent)) => Update { stamp, base: Some(*base), delta: sent.diff(&set) },
+            None => set.to_update(stamp),
+        };
+        session.sent = Some((stamp, set));
+        let update = Update::from_bytes(&update.to_bytes()).expect("an update is readable");
+        self.send_down(number, Down::Assignments(update));
+    }
+
+    fn send_down(&mut self, number: u64, message: Down) {
+        let delay = self.latency();
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        session.down_until = session.down_until.max(self.now.plus(delay));
+        let (at, host, boot) = (session.down_until, session.host.clone(), session.generation);
+        self.at(at, Event::ToAgent { session: number, host, boot, message });
+    }
+
+    pub(super) fn send_up(&mut self, number: u64, message: Up) {
+        let delay = self.latency();
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        session.up_until = session.up_until.max(self.now.plus(delay));
+        let at = session.up_until;
+        self.at(at, Event::ToManager { session: number, message });
+    }
+
+    fn latency(&mut self) -> Duration {
+        let slow = self.stormy && self.rng.percent(3);
+        Duration::from_millis(if slow { self.rng.range(50, 900) } else { self.rng.range(1, 10) })
+    }
+
+    /// A message reaches the agent, or what has become of it.
+    pub(super) fn agent_hears(&mut self, number: u64, id: &NodeId, boot: u64, message: Down) {
+        let (now, stormy) = (self.now, self.stormy);
+        let late = stormy && self.rng.percent(30);
+        let Some(host) = self.hosts.get_mut(id).filter(|h| h.boot == boot && h.daemon && !h.removed) else { return };
+        let current = host.session == Some(number);
+        let severed = self.sessions.get(&number).is_none_or(|session| session.severed);
+        match message {
+            Down::Assignments(update) if current && !severed || late => {
+                let stamp = update.stamp;
+                match host.agent.update(update, now) {
+                    Ok(steps) => {
+                        self.fact(&Fact::TookSet { host: id, stamp });
+                        self.carry_out(id, steps);
+                    }
+                    Err(why) => {
+                        self.summary.refused_sets += 1;
+                        self.note(|| format!("{} refuses {stamp:?}: {why:?}", short(id)));
+                        if current {
+                            self.close(number);
+                        }
+                    }
+                }
+            }
+            _ if !current || severed => {}
+            Down::Opened => {
+                if let Some(session) = self.sessions.get_mut(&number) {
+                    session.phase = Phase::Talks;
+                }
+                let steps = host.agent.connected(true, now);
+                self.carry_out(id, steps);
+            }
+            Down::Committed(sequence) => {
+                host.agent.reports_committed(sequence);
+                self.carry_out(id, Vec::new());
+            }
+            Down::Refused => self.close(number),
+            Down::Removed => {
+                self.close(number);
+                self.removed(id);
+            }
+            Down::Assignments(_) => {}
+        }
+    }
+
+    /// The cluster has removed this host: it stops everything, and no session will open again.
+    fn removed(&mut self, id: &NodeId) {
+        let now = self.now;
+        let Some(host) = self.hosts.get_mut(id) else { return };
+        host.removed = true;
+        let steps = host.agent.withdraw_all(now);
+        self.note(|| format!("{} learns that it was removed", short(id)));
+        self.carry_out(id, steps);
+    }
+
+    pub(super) fn manager_hears(&mut self, number: u64, message: Up) {
+        let Some(session) = self.sessions.get(&number).filter(|s| s.open && !s.severed) else { return };
+        let Up::Statuses { sequence, reports } = message;
+        let (node_id, generation) = (session.host.clone(), session.generation);
+        let op = Op::ReportStatuses(ReportStatuses { node_id, generation, reports });
+        self.request(op, Waiter::Statuses { session: number, sequence });
+    }
+
+    pub(super) fn statuses_answered(&mut self, number: u64, sequence: u64, outcome: Outcome) {
+        match outcome {
+            Outcome::Done(..) => self.send_down(number, Down::Committed(sequence)),
+            // The manager ends the session; the agent begins another one and reports again.
+            _ => self.close(number),
+        }
+    }
+
+    /// Nothing comes through any more; the agent notices after a while.
+    pub(super) fn sever(&mut self, number: u64, notice_ms: u64) {
+        if let Some(session) = self.sessions.get_mut(&number)
+            && !session.severed
+        {
+            session.severed = true;
+            self.after_ms(notice_ms.min(SILENCE_MS), Event::Silence { session: number });
+        }
+    }
+
+    /// The session is over, and the agent knows.
+    pub(super) fn close(&mut self, number: u64) {
+        let opening = number & OPENING != 0;
+        let number = number & !OPENING;
+        let now = self.now;
+        if opening && self.sessions.get(&number).is_none_or(|session| session.phase == Phase::Talks) {
+            return;
+        }
+        let Some(session) = self.sessions.remove(&number) else { return };
+        let Some(host) = self.hosts.get_mut(&session.host).filter(|host| host.session == Some(number)) else { return };
+        host.session = None;
+        let steps = if session.phase == Phase::Talks { host.agent.connected(false, now) } else { Vec::new() };
+        self.carry_out(&session.host, steps);
+        self.connect_later(&session.host);
+    }
+}
+
+/// Marks the number of a session whose agent stops waiting only if it has not opened.
+const OPENING: u64 = 1 << 63;
