@@ -80,6 +80,8 @@ fn on_the_way(store: &Store, service: &Service) -> BTreeSet<String> {
                 && new.state() < TaskState::Running
                 && old.desired() < DesiredState::Remove
                 && old.spec_version != new.spec_version
+                // One that stood between them, and was forgotten, may have been of the new version.
+                && old.ordinal + 1 == new.ordinal
         })
     };
     slots.iter_mut().filter_map(|(slot, tasks)| changes(tasks).then(|| slot.clone())).collect()
