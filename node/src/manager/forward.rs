@@ -15,6 +15,8 @@ use crate::rpc::{Channels, MAX_MESSAGE, pb};
 
 /// So long a request looks for a leader before it gives up.
 const FIND_LEADER: Duration = Duration::from_secs(10);
+/// So long a request waits to be committed before its outcome is called unknown.
+const COMMIT: Duration = Duration::from_secs(30);
 /// Pause before the next look.
 const RETRY: Duration = Duration::from_millis(25);
 
@@ -35,7 +37,8 @@ impl Manager {
         loop {
             let outcome = match self.leader() {
                 Some(peer) if peer.node_id == self.inner.node_id.as_str() => {
-                    self.inner.leader.execute(request.clone()).await
+                    let done = tokio::time::timeout(COMMIT, self.inner.leader.execute(request.clone())).await;
+                    done.unwrap_or_else(|_| Err(NotDone::Unknown("no quorum confirmed it within 30 s".into())))
                 }
                 Some(peer) => self.execute_at(&peer, &request).await,
                 None => Err(NotDone::NotLeader),
@@ -44,7 +47,9 @@ impl Manager {
                 Ok(done) => return Ok(done),
                 Err(NotDone::Refused(error)) => return Err(EngineError::Refused(error)),
                 Err(NotDone::Unknown(reason)) => return Err(EngineError::OutcomeUnknown(reason)),
-                Err(NotDone::NotLeader) if tokio::time::Instant::now() >= deadline => return Err(EngineError::NoLeader),
+                Err(NotDone::NotLeader) if tokio::time::Instant::now() >= deadline => {
+                    return Err(EngineError::NoLeader);
+                }
                 Err(NotDone::NotLeader) => tokio::time::sleep(RETRY).await,
             }
         }

@@ -8,13 +8,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+use deploy::brain;
 use deploy::control::{self, ControlError, ErrorKind, Reply, Request};
 use deploy::cx::{Cx, Limits};
 use deploy::model::Timestamp;
 use deploy::store::{Store, Txn};
-use deploy::brain;
 use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::FuturesOrdered;
 use prost::Message;
 use raft::{ProposeError, Proposed, Raft, Role};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -30,6 +30,8 @@ const QUEUE: usize = 1024;
 const IN_FLIGHT: usize = 64;
 /// Pause before another try to begin leading.
 const BEGIN_RETRY: Duration = Duration::from_millis(20);
+/// Pause after an entry that the log had no room for.
+const REFUSED_RETRY: Duration = Duration::from_secs(1);
 /// The brain looks at least this often while it leads, should a wake-up ever be lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 
@@ -72,17 +74,30 @@ impl Handle {
 /// The task's handle, and the task, which ends when every handle is gone or Raft has stopped.
 pub(super) fn new(raft: Raft, published: watch::Receiver<Published>) -> (Handle, impl Future<Output = ()>) {
     let (commands, receiver) = mpsc::channel(QUEUE);
-    let task = Leader { raft, published, commands: receiver, in_flight: FuturesUnordered::new(), leading: None };
+    let task = Leader { raft, published, commands: receiver, in_flight: FuturesOrdered::new(), leading: None };
     (Handle { commands }, task.run())
 }
 
-type InFlight = Pin<Box<dyn Future<Output = (Result<Proposed, ProposeError>, Option<(Reply, oneshot::Sender<Outcome>)>)> + Send>>;
+/// What lands when an entry is committed, or is not. An answer that needed no entry lands behind those it rests on.
+struct Landing {
+    entry: Option<Result<Proposed, ProposeError>>,
+    answer: Option<Answer>,
+}
+
+/// What a request came to on the speculative store, and who wants to know.
+struct Answer {
+    decided: Result<Reply, ControlError>,
+    to: oneshot::Sender<Outcome>,
+}
+
+type InFlight = Pin<Box<dyn Future<Output = Landing> + Send>>;
 
 struct Leader {
     raft: Raft,
     published: watch::Receiver<Published>,
     commands: mpsc::Receiver<Command>,
-    in_flight: FuturesUnordered<InFlight>,
+    /// In the order of the log, so that an answer which rests on what is in flight comes after it.
+    in_flight: FuturesOrdered<InFlight>,
     leading: Option<Leading>,
 }
 
@@ -91,6 +106,8 @@ struct Leading {
     term: u64,
     /// Applied and in flight.
     speculative: Store,
+    /// How far the cluster's clock was ahead of this host's when it began to lead: the clock goes on from there.
+    ahead: Duration,
     wake: Instant,
     /// An entry was refused: the speculative store is wrong, and what is in flight will be refused as well.
     stale: bool,
@@ -99,7 +116,7 @@ struct Leading {
 /// Why the task woke up.
 enum Branch {
     Status,
-    Landed(Result<Proposed, ProposeError>, Option<(Reply, oneshot::Sender<Outcome>)>),
+    Landed(Landing),
     Command(Command),
     Wake,
     Stop,
@@ -122,13 +139,13 @@ impl Leader {
             let branch = tokio::select! {
                 biased;
                 changed = status.changed() => if changed.is_ok() { Branch::Status } else { Branch::Stop },
-                Some((result, waiter)) = self.in_flight.next() => Branch::Landed(result, waiter),
+                Some(landing) = self.in_flight.next() => Branch::Landed(landing),
                 command = self.commands.recv(), if ready => command.map_or(Branch::Stop, Branch::Command),
                 () = sleep_until(wake), if ready => Branch::Wake,
             };
             match branch {
                 Branch::Status => {}
-                Branch::Landed(result, waiter) => self.landed(result, waiter),
+                Branch::Landed(landing) => self.landed(landing),
                 Branch::Command(command) => self.turn(Some(command)).await,
                 Branch::Wake => self.turn(None).await,
                 Branch::Stop => return,
@@ -158,6 +175,7 @@ impl Leader {
                 tracing::info!(raft.term = status.term, store.revision = published.store.revision(), "leading");
                 self.leading = Some(Leading {
                     term: status.term,
+                    ahead: published.store.now().since(now()),
                     speculative: published.store,
                     wake: Instant::now(),
                     stale: false,
@@ -175,66 +193,72 @@ impl Leader {
             }
             return;
         };
-        let (request, waiter) = match command {
+        let (request, to) = match command {
             Some(Command { request, answer }) => (Some(request), Some(answer)),
             None => (None, None),
         };
-        let turn = match decide(&leading.speculative, request.as_ref()) {
-            Ok(turn) => turn,
-            Err(error) => {
-                if let Some(answer) = waiter {
-                    let _ = answer.send(Err(NotDone::Refused(error)));
-                }
-                return;
-            }
-        };
-        leading.wake = Instant::now() + turn.sleep;
-        let waiter = waiter.map(|answer| (turn.reply, answer));
-        let Some(entry) = turn.txn.finish(leading.term) else {
-            // Nothing to write: what the request asked for is already so.
-            if let Some((reply, answer)) = waiter {
-                let index = self.published.borrow().index;
-                let _ = answer.send(Ok((reply, index)));
+        let Turn { txn, decided, sleep } = decide(&leading.speculative, now().plus(leading.ahead), request.as_ref());
+        leading.wake = Instant::now() + sleep;
+        let answer = to.map(|to| Answer { decided, to });
+        let Some(entry) = txn.finish(leading.term) else {
+            let landing = Landing { entry: None, answer };
+            if self.in_flight.is_empty() {
+                self.landed(landing);
+            } else {
+                self.in_flight.push_back(Box::pin(std::future::ready(landing)));
             }
             return;
         };
         match self.raft.submit(entry.encode_to_vec()).await {
             Ok(pending) => {
-                leading.speculative = turn.txn.into_store();
-                self.in_flight.push(Box::pin(async move { (pending.wait().await, waiter) }));
+                leading.speculative = txn.into_store();
+                self.in_flight
+                    .push_back(Box::pin(async move { Landing { entry: Some(pending.wait().await), answer } }));
             }
             Err(error) => {
-                leading.stale = true;
-                if let Some((_, answer)) = waiter {
-                    let _ = answer.send(Err(match error {
-                        ProposeError::NotLeader { .. } | ProposeError::Stopped => NotDone::NotLeader,
-                        refused => NotDone::Refused(ControlError::new(ErrorKind::Exhausted, refused.to_string())),
-                    }));
+                let not_done = match error {
+                    ProposeError::NotLeader { .. } | ProposeError::Stopped => {
+                        leading.stale = true;
+                        NotDone::NotLeader
+                    }
+                    // The store stays as it was; the brain tries again when there may be room.
+                    refused => {
+                        tracing::warn!(error = %refused, "an entry was not accepted");
+                        leading.wake = Instant::now() + REFUSED_RETRY;
+                        NotDone::Refused(ControlError::new(ErrorKind::Exhausted, refused.to_string()))
+                    }
+                };
+                if let Some(answer) = answer {
+                    let _ = answer.to.send(Err(not_done));
                 }
             }
         }
     }
 
-    /// An entry was committed, or was not.
-    fn landed(
-        &mut self,
-        result: Result<Proposed, ProposeError>,
-        waiter: Option<(Reply, oneshot::Sender<Outcome>)>,
-    ) {
-        let outcome = match result {
-            Ok(proposed) => match conflict_of(&proposed.response) {
+    /// An entry was committed, or was not; or everything that an answer rests on has landed.
+    fn landed(&mut self, landing: Landing) {
+        let index = match landing.entry {
+            Some(Ok(proposed)) => match conflict_of(&proposed.response) {
                 None => Ok(proposed.index),
                 // It is in the log and changed nothing: as good as never sent.
                 Some(_) => Err(NotDone::NotLeader),
             },
-            Err(ProposeError::NotLeader { .. } | ProposeError::Stopped) => Err(NotDone::NotLeader),
-            Err(error) => Err(NotDone::Unknown(error.to_string())),
+            Some(Err(ProposeError::NotLeader { .. } | ProposeError::Stopped)) => Err(NotDone::NotLeader),
+            Some(Err(error)) => Err(NotDone::Unknown(error.to_string())),
+            None if self.leading.as_ref().is_some_and(|leading| !leading.stale) => Ok(self.published.borrow().index),
+            None => Err(NotDone::NotLeader),
         };
-        if outcome.is_err() && let Some(leading) = &mut self.leading {
+        if index.is_err()
+            && let Some(leading) = &mut self.leading
+        {
             leading.stale = true;
         }
-        if let Some((reply, answer)) = waiter {
-            let _ = answer.send(outcome.map(|index| (reply, index)));
+        if let Some(Answer { decided, to }) = landing.answer {
+            let _ = to.send(match (index, decided) {
+                (Ok(index), Ok(reply)) => Ok((reply, index)),
+                (Ok(_), Err(refused)) => Err(NotDone::Refused(refused)),
+                (Err(not_done), _) => Err(not_done),
+            });
         }
     }
 }
@@ -242,23 +266,24 @@ impl Leader {
 /// What came out of one transaction.
 struct Turn {
     txn: Txn,
-    reply: Reply,
+    /// What the request came to; refused, it left no trace in the transaction.
+    decided: Result<Reply, ControlError>,
     /// Until the brain wants to look again.
     sleep: Duration,
 }
 
-fn decide(store: &Store, request: Option<&Request>) -> Result<Turn, ControlError> {
-    let now = now().max(store.now());
+fn decide(store: &Store, clock: Timestamp, request: Option<&Request>) -> Turn {
+    let now = clock.max(store.now());
     let mut ids = rand::random::<u128>;
     let mut cx = Cx { now, ids: &mut ids, limits: LIMITS };
     let mut txn = Txn::new(store, now);
-    let reply = match request {
-        Some(request) => control::execute(&mut cx, &mut txn, request)?,
-        None => Reply::default(),
+    let decided = match request {
+        Some(request) => control::execute(&mut cx, &mut txn, request),
+        None => Ok(Reply::default()),
     };
     brain::pass(&mut cx, &mut txn);
     let sleep = txn.next_wake().map_or(LONGEST_SLEEP, |at| at.since(now).min(LONGEST_SLEEP));
-    Ok(Turn { txn, reply, sleep })
+    Turn { txn, decided, sleep }
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -64,6 +64,37 @@ impl Heard {
     }
 }
 
+/// A manager that was out of touch with a leading majority for so long knows nothing worth telling.
+const OUT_OF_TOUCH: Duration = Duration::from_millis(4000);
+/// A leader has its majority while it heard from it this lately.
+const MAJORITY: Duration = Duration::from_millis(2000);
+
+/// When a manager last was in touch with a leader that has a majority, itself included.
+#[derive(Default)]
+pub(super) struct Contact {
+    last: Mutex<Option<Instant>>,
+}
+
+impl Contact {
+    fn note(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether what this manager knows is fresh enough to serve agents.
+    pub(super) fn holds(&self) -> bool {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|at| at.elapsed() < OUT_OF_TOUCH)
+    }
+}
+
+/// Whether this member leads and has a majority behind it.
+fn leads_a_majority(status: &raft::Status) -> bool {
+    let heard = |peer: &&raft::Peer| {
+        peer.id == status.id || status.heard.get(&peer.id).is_some_and(|at| at.elapsed() < MAJORITY)
+    };
+    status.role == Role::Leader && status.voters.iter().filter(heard).count() * 2 > status.voters.len()
+}
+
 /// What is known of a host's life at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Evidence {
@@ -84,15 +115,17 @@ fn verdict(evidence: Evidence) -> Option<&'static str> {
 
 /// The leader's look, for as long as the manager lives.
 pub(super) async fn run(manager: Manager) {
-    // Silence counts from the start of leading: before that, other managers did the listening.
+    // Silence counts from the start of leading: before that, other managers did the listening. Nor does it count while
+    // there is no majority: those who listen cannot report then, and agents wait for a manager that can.
     let mut leads_since: Option<(u64, Instant)> = None;
     loop {
         tokio::time::sleep(LOOK).await;
         let status = manager.status();
-        if status.role != Role::Leader {
+        if !leads_a_majority(&status) {
             leads_since = None;
             continue;
         }
+        manager.inner.contact.note();
         let since = match leads_since {
             Some((term, since)) if term == status.term => since,
             _ => {
@@ -102,7 +135,8 @@ pub(super) async fn run(manager: Manager) {
         };
         let store = manager.inner.published.borrow().store.clone();
         let members = manager.inner.gossip.members();
-        for node in store.nodes().filter(|n| n.status.state() == NodeState::Ready && n.id != manager.inner.node_id) {
+        // Gossip does not know this node itself, but its agent can fall silent like any other.
+        for node in store.nodes().filter(|n| n.status.state() == NodeState::Ready) {
             let heard = manager.inner.heard.get(&node.id).map_or(since, |at| at.max(since));
             let evidence = Evidence {
                 gossip_dead: members.get(node.id.as_str()).is_some_and(|member| !member.alive),
@@ -151,10 +185,9 @@ pub(super) async fn report(manager: Manager) {
         tokio::time::sleep(REPORT).await;
         let status = manager.status();
         let Some(leader) = status.leader.filter(|leader| leader.id != status.id) else { continue };
-        let agents = manager.inner.heard.within(AGENT_SILENT);
-        if !agents.is_empty() {
-            // A report that is lost is made up for by the next one.
-            manager.send_heard(&leader, agents).await;
+        // A report that is lost is made up for by the next one. An empty one tells at least this manager something.
+        if manager.send_heard(&leader, manager.inner.heard.within(AGENT_SILENT)).await {
+            manager.inner.contact.note();
         }
     }
 }

@@ -81,7 +81,9 @@ pub(super) async fn run(manager: Manager) {
         let result = match &step {
             Step::HandOver => manager.hand_over().await,
             Step::Remove(id) => manager.remove_voter(*id).await,
-            Step::Clear(node) => manager.control(Request::from(Op::ClearManager(ClearManager { node_id: node.clone() }))).await.map(drop),
+            Step::Clear(node) => {
+                manager.control(Request::from(Op::ClearManager(ClearManager { node_id: node.clone() }))).await.map(drop)
+            }
         };
         if let Err(error) = result {
             tracing::warn!(?step, %error, "the manager set could not be changed; trying again");

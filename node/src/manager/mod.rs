@@ -85,6 +85,7 @@ struct Inner {
     leader: leader::Handle,
     channels: Channels,
     heard: liveness::Heard,
+    contact: liveness::Contact,
     gossip: Gossip,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -117,12 +118,13 @@ impl Manager {
                 leader: handle,
                 channels,
                 heard: liveness::Heard::default(),
+                contact: liveness::Contact::default(),
                 gossip,
                 stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
             }),
         };
-        manager.spawn(leader_task);
+        manager.spawn_critical("the leader's turn", leader_task);
         manager.spawn(liveness::run(manager.clone()));
         manager.spawn(liveness::report(manager.clone()));
         manager.spawn(members::run(manager.clone()));
@@ -162,9 +164,8 @@ impl Manager {
     /// The store as a value.
     pub async fn store(&self, consistency: Consistency) -> Result<Store, EngineError> {
         if consistency == Consistency::Linearizable {
-            let index = tokio::time::timeout(READ_TIMEOUT, self.read_index())
-                .await
-                .map_err(|_| EngineError::NoLeader)??;
+            let index =
+                tokio::time::timeout(READ_TIMEOUT, self.read_index()).await.map_err(|_| EngineError::NoLeader)??;
             self.applied(index).await?;
         }
         Ok(self.inner.published.borrow().store.clone())
@@ -216,6 +217,23 @@ impl Manager {
                 biased;
                 () = stop.cancelled() => {}
                 () = task => {}
+            }
+        });
+    }
+
+    /// Runs until the manager stops; its death before that is the death of the process, because Raft would go on
+    /// leading with nobody who decides.
+    fn spawn_critical(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.inner.stop.clone();
+        self.inner.tasks.spawn(async move {
+            let mut running = tokio::spawn(task);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => running.abort(),
+                ended = &mut running => {
+                    tracing::error!(what, panicked = ended.is_err(), "ended by itself; the daemon ends");
+                    std::process::exit(70);
+                }
             }
         });
     }

@@ -19,6 +19,8 @@ use crate::rpc::{MAX_MESSAGE, caller, pb};
 const DEFAULT_CERT_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Shortest life that is issued; Docker's bound.
 const SHORTEST_CERT_LIFE: Duration = Duration::from_secs(3600);
+/// Largest message of one who has shown no certificate, in bytes.
+const MAX_UNAUTHENTICATED: usize = 256 << 10;
 /// A new manager waits so long to be a voter.
 const JOIN_RAFT: Duration = Duration::from_secs(15);
 
@@ -35,7 +37,7 @@ pub(super) fn routes(manager: Manager) -> Routes {
     );
     let service = Service { manager: manager.clone() };
     Routes::new(raft)
-        .add_service(pb::ca_server::CaServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(pb::ca_server::CaServer::new(service.clone()).max_decoding_message_size(MAX_UNAUTHENTICATED))
         .add_service(pb::managers_server::ManagersServer::new(service).max_decoding_message_size(MAX_MESSAGE))
         .add_service(sessions::service(manager))
 }
@@ -170,6 +172,16 @@ impl pb::managers_server::Managers for Service {
         self.manager.authorize_manager(&caller(&request)?)?;
         let decoded = ControlRequest::decode(request.into_inner().request.as_slice())
             .map_err(|_| Status::invalid_argument("the request cannot be read"))?;
+        // What an agent says through another manager is a sign of life here as well.
+        match &decoded.op {
+            Some(Op::NodeSession(session)) => {
+                self.manager.inner.heard.note(session.node_id.clone(), Duration::ZERO);
+            }
+            Some(Op::ReportStatuses(report)) => {
+                self.manager.inner.heard.note(report.node_id.clone(), Duration::ZERO);
+            }
+            _ => {}
+        }
         let (outcome, index) = match self.manager.inner.leader.execute(decoded).await {
             Ok((reply, index)) => (Outcome::Reply(reply.encode_to_vec()), index),
             Err(NotDone::Refused(error)) => (Outcome::Refused(error.encode_to_vec()), 0),
@@ -194,7 +206,9 @@ impl pb::managers_server::Managers for Service {
         for agent in request.into_inner().agents {
             self.manager.inner.heard.note(NodeId::new(agent.node_id), Duration::from_millis(agent.age_ms));
         }
-        Ok(Response::new(pb::HeardReply { leads: self.manager.status().role == raft::Role::Leader }))
+        // A leader without a majority is not worth being in touch with.
+        let leads = self.manager.status().role == raft::Role::Leader && self.manager.inner.contact.holds();
+        Ok(Response::new(pb::HeardReply { leads }))
     }
 
     async fn join_raft(&self, request: Request<pb::JoinRaftRequest>) -> Result<Response<pb::JoinRaftReply>, Status> {
@@ -242,9 +256,9 @@ pub(crate) fn availability(text: &str) -> Result<NodeAvailability, Status> {
         "" | "active" => Ok(NodeAvailability::Active),
         "pause" => Ok(NodeAvailability::Pause),
         "drain" => Ok(NodeAvailability::Drain),
-        other => Err(Status::invalid_argument(format!(
-            "invalid availability {other:?}: it must be active, pause or drain"
-        ))),
+        other => {
+            Err(Status::invalid_argument(format!("invalid availability {other:?}: it must be active, pause or drain")))
+        }
     }
 }
 

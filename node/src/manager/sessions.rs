@@ -12,6 +12,7 @@ use deploy::model::{NodeDescription, NodeId, NodeRole, NodeState};
 use futures_util::Stream;
 use prost::Message;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -43,7 +44,9 @@ impl pb::sessions_server::Sessions for Service {
     async fn open(&self, request: Request<Streaming<pb::AgentMessage>>) -> Result<Response<Self::OpenStream>, Status> {
         let peer = caller(&request)?;
         let node_id = self.manager.authorize_node(&peer)?;
-        let addr = peer_addr(&request);
+        if !self.manager.inner.contact.holds() {
+            return Err(out_of_touch());
+        }
         let mut messages = request.into_inner();
         let hello = match tokio::time::timeout(HELLO, messages.message()).await {
             Ok(Ok(Some(pb::AgentMessage { kind: Some(pb::agent_message::Kind::Hello(hello)) }))) => hello,
@@ -51,8 +54,10 @@ impl pb::sessions_server::Sessions for Service {
         };
         let description = NodeDescription::decode(hello.description.as_slice())
             .map_err(|_| Status::invalid_argument("the node's description cannot be read"))?;
-        let registration =
-            NodeSession { node_id: node_id.clone(), generation: hello.generation, description, addr };
+        let addr = description.control_addr.rsplit_once(':').map(|(ip, _)| ip.to_owned()).unwrap_or_default();
+        let registration = NodeSession { node_id: node_id.clone(), generation: hello.generation, description, addr };
+        // The hello is a sign of life; without it, the leader would judge by a silence from before the session.
+        self.manager.inner.heard.note(node_id.clone(), Duration::ZERO);
         self.manager
             .control(ControlRequest::from(Op::NodeSession(Box::new(registration.clone()))))
             .await
@@ -68,11 +73,6 @@ impl pb::sessions_server::Sessions for Service {
         self.manager.forget(&node_id).await.map_err(|e| to_status(&e))?;
         Ok(Response::new(pb::LeaveReply {}))
     }
-}
-
-/// The agent says itself which address it is reached at (in its description); this one is a fallback for people.
-fn peer_addr<T>(request: &Request<T>) -> String {
-    request.remote_addr().map(|addr| addr.ip().to_string()).unwrap_or_default()
 }
 
 /// One agent's session.
@@ -98,19 +98,31 @@ impl Session {
 
     /// Takes what the agent says until it says no more.
     async fn receive(&self, mut messages: Streaming<pb::AgentMessage>) -> &'static str {
+        // Statuses are committed beside the reading: a slow disk must not make a living agent look silent.
+        let mut committing: Option<Pin<Box<dyn Future<Output = bool> + Send + '_>>> = None;
         loop {
-            let kind = match messages.message().await {
+            let received = tokio::select! {
+                biased;
+                received = messages.message() => received,
+                committed = finished(&mut committing) => {
+                    committing = None;
+                    if !committed {
+                        return "its statuses could not be committed";
+                    }
+                    continue;
+                }
+            };
+            let kind = match received {
                 Ok(Some(message)) => message.kind,
                 Ok(None) => return "the agent closed it",
                 Err(_) => return "the connection broke",
             };
             self.manager.inner.heard.note(self.node_id().clone(), Duration::ZERO);
             match kind {
-                Some(pb::agent_message::Kind::Statuses(statuses)) => {
-                    if !self.commit(statuses).await {
-                        return "its statuses could not be committed";
-                    }
+                Some(pb::agent_message::Kind::Statuses(statuses)) if committing.is_none() => {
+                    committing = Some(Box::pin(self.commit(statuses)));
                 }
+                Some(pb::agent_message::Kind::Statuses(_)) => return "the agent did not wait for an acknowledgement",
                 Some(pb::agent_message::Kind::Heartbeat(_)) => self.return_to_ready().await,
                 Some(pb::agent_message::Kind::Hello(_)) | None => return "the agent said what it should not",
             }
@@ -155,6 +167,7 @@ impl Session {
             published.store.node(self.node_id()).is_some_and(|node| node.status.state() != NodeState::Ready)
         };
         if down {
+            self.manager.inner.heard.note(self.node_id().clone(), Duration::ZERO);
             let op = Op::NodeSession(Box::new(self.registration.clone()));
             if let Err(error) = self.manager.control(ControlRequest::from(op)).await {
                 tracing::debug!(node.id = %self.node_id(), %error, "the host could not be made Ready again");
@@ -166,26 +179,32 @@ impl Session {
     async fn send(&self) -> &'static str {
         let mut published = self.manager.watch();
         let mut sent: Option<Told> = None;
+        let mut last_sent = Instant::now();
         loop {
             let current = published.borrow_and_update().clone();
             if removed(&current, self.node_id()) {
-                let _ = self.sender.send(Err(Status::permission_denied("this node was removed from the cluster"))).await;
+                let _ =
+                    self.sender.send(Err(Status::permission_denied("this node was removed from the cluster"))).await;
                 return "the node was removed";
             }
-            if let Some(message) = self.difference(&current, &mut sent)
-                && self.sender.send(Ok(message)).await.is_err()
-            {
-                return "the agent is gone";
+            // Demoted, or cut off: this manager does not hear what is decided, the next one may.
+            if !self.manager.inner.contact.holds() {
+                let _ = self.sender.send(Err(out_of_touch())).await;
+                return "this manager is out of touch";
             }
-            match tokio::time::timeout(HEARTBEAT, published.changed()).await {
+            let heartbeat =
+                || pb::ManagerMessage { kind: Some(pb::manager_message::Kind::Heartbeat(pb::ManagerHeartbeat {})) };
+            let due = last_sent.elapsed() >= HEARTBEAT;
+            if let Some(message) = self.difference(&current, &mut sent).or_else(|| due.then(heartbeat)) {
+                if self.sender.send(Ok(message)).await.is_err() {
+                    return "the agent is gone";
+                }
+                last_sent = Instant::now();
+            }
+            match tokio::time::timeout_at(last_sent + HEARTBEAT, published.changed()).await {
                 Ok(Ok(())) => tokio::time::sleep(GATHER).await,
                 Ok(Err(_)) => return "the manager stopped",
-                Err(_) => {
-                    let kind = pb::manager_message::Kind::Heartbeat(pb::ManagerHeartbeat {});
-                    if self.sender.send(Ok(pb::ManagerMessage { kind: Some(kind) })).await.is_err() {
-                        return "the agent is gone";
-                    }
-                }
+                Err(_) => {}
             }
         }
     }
@@ -206,19 +225,18 @@ impl Session {
         };
         let update = match &*sent {
             Some(old) if old.set == told.set && old.keys == told.keys && old.manager == told.manager => return None,
-            Some(old) => {
-                Update { stamp: told.stamp, base: Some(old.stamp), delta: old.set.diff(&told.set) }
-            }
+            Some(old) => Update { stamp: told.stamp, base: Some(old.stamp), delta: old.set.diff(&told.set) },
             None => told.set.to_update(told.stamp),
         };
-        let message = pb::Assignments {
-            update: update.to_bytes(),
-            gossip_keys: told.keys.clone(),
-            manager: told.manager,
-        };
+        let message =
+            pb::Assignments { update: update.to_bytes(), gossip_keys: told.keys.clone(), manager: told.manager };
         *sent = Some(told);
         Some(pb::ManagerMessage { kind: Some(pb::manager_message::Kind::Assignments(message)) })
     }
+}
+
+fn out_of_touch() -> Status {
+    Status::unavailable("this manager is not in touch with a leader")
 }
 
 /// What an agent knows.
@@ -229,6 +247,16 @@ struct Told {
     manager: bool,
 }
 
+/// Whether the cluster has removed the node. One that this manager has not heard of yet is none of those: it joined
+/// through another manager, and this one lags.
 fn removed(current: &Published, node: &NodeId) -> bool {
-    current.store.cluster().is_some() && current.store.node(node).is_none()
+    current.store.cluster().is_some_and(|cluster| cluster.status.removed_nodes.iter().any(|r| r.id == *node))
+}
+
+/// The outcome of what is under way; never, if nothing is.
+async fn finished(committing: &mut Option<Pin<Box<dyn Future<Output = bool> + Send + '_>>>) -> bool {
+    match committing {
+        Some(commit) => commit.await,
+        None => std::future::pending().await,
+    }
 }

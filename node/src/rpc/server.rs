@@ -18,6 +18,9 @@ use crate::ca::{PeerIdentity, TlsContext};
 /// Handshakes under way at once; more wait in the kernel's queue.
 const HANDSHAKES: usize = 64;
 
+/// Pause after a connection could not be accepted.
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// Who calls; an extension of each request. `None` inside: no certificate was shown.
 #[derive(Clone, Debug)]
 pub struct Peer(Option<PeerIdentity>);
@@ -45,6 +48,8 @@ pub async fn serve(
                     Ok(stream) => handshake(tls, stream).await,
                     Err(error) => {
                         tracing::warn!(%error, "accepting a connection failed");
+                        // Most often there is no descriptor left; trying again at once would only spin.
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
                         None
                     }
                 }
