@@ -9,6 +9,7 @@ pub mod control;
 pub mod cx;
 pub mod dispatcher;
 mod enforcer;
+mod gossip_keys;
 pub mod lifecycle;
 pub mod model;
 mod orchestrator;

@@ -84,6 +84,8 @@ pub(super) fn update(cx: &mut Cx<'_>, txn: &mut Txn, op: &UpdateCluster) -> Resu
         spec.name.clone_from(&cluster.spec.name);
     }
     check_spec(&spec)?;
+    let life = u64::try_from(cluster.spec.node_cert_life().as_nanos()).unwrap_or(u64::MAX);
+    cluster.status.longest_cert_life_ns = cluster.status.longest_cert_life_ns.max(life);
     cluster.spec = spec;
     if op.rotate_worker_token {
         cluster.status.worker_token = format_id((cx.ids)());

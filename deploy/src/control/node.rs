@@ -13,8 +13,6 @@ use crate::model::{
 };
 use crate::store::Txn;
 
-/// Life of a certificate where the cluster's spec is silent: Docker's 90 days.
-const DEFAULT_CERT_EXPIRY: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Certificates are renewed late at times; a removed node stays on the list for this long beyond their life.
 const CERT_GRACE: Duration = Duration::from_secs(24 * 3600);
 
@@ -202,11 +200,12 @@ fn refuse_left(txn: &Txn, id: &NodeId) -> Result<(), ControlError> {
 
 /// Puts a node on the list of those whose certificates open nothing, and takes off those whose certificates ran out.
 fn revoke(txn: &Txn, cluster: &mut Cluster, id: &NodeId) {
-    let life = cluster.spec.node_cert_expiry_ns.map_or(DEFAULT_CERT_EXPIRY, Duration::from_nanos);
+    let earlier = Duration::from_nanos(cluster.status.longest_cert_life_ns);
+    let life = cluster.spec.node_cert_life().max(earlier);
     let until = txn.now().plus(life).plus(CERT_GRACE);
     let now = txn.now();
     cluster.status.removed_nodes.retain(|removed| removed.until > now && removed.id != *id);
-    cluster.status.removed_nodes.push(RemovedNode { id: id.clone(), until });
+    cluster.status.removed_nodes.push(RemovedNode { id: id.clone(), until, at: now });
 }
 
 /// The tasks of a host that never comes back. What they held is free again.

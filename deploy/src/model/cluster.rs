@@ -1,5 +1,7 @@
 //! The cluster itself: its settings, its root of trust, its counters.
 
+use std::time::Duration;
+
 use super::{ClusterId, Labels, Meta, NodeId, Timestamp};
 
 /// There is exactly one.
@@ -52,6 +54,11 @@ pub struct ClusterSpec {
 }
 
 impl ClusterSpec {
+    /// Life of a node's certificate.
+    pub fn node_cert_life(&self) -> Duration {
+        self.node_cert_expiry_ns.map_or(Duration::from_secs(90 * 24 * 3600), Duration::from_nanos)
+    }
+
     /// Finished tasks kept a slot.
     pub fn history_limit(&self) -> usize {
         self.task_history_limit.unwrap_or(5) as usize
@@ -85,6 +92,15 @@ pub struct ClusterStatus {
     /// Nodes that were removed and whose certificates have not run out.
     #[prost(message, repeated, tag = "8")]
     pub removed_nodes: Vec<RemovedNode>,
+    /// When the rotation of the gossip keys took its last step.
+    #[prost(message, required, tag = "9")]
+    pub gossip_step_at: Timestamp,
+    /// The newest removal of a node that the present keys, or the rotation under way, answer.
+    #[prost(message, required, tag = "10")]
+    pub gossip_keys_cover: Timestamp,
+    /// Longest life in nanoseconds that an earlier setting gave to certificates: some may still be valid for that long.
+    #[prost(uint64, tag = "11")]
+    pub longest_cert_life_ns: u64,
 }
 
 /// The cluster's own certificate authority.
@@ -132,4 +148,7 @@ pub struct RemovedNode {
     /// When its certificate runs out and the entry may go.
     #[prost(message, required, tag = "2")]
     pub until: Timestamp,
+    /// When it was removed.
+    #[prost(message, required, tag = "3")]
+    pub at: Timestamp,
 }

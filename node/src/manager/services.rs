@@ -15,8 +15,6 @@ use crate::ca::{Issuer, PeerIdentity, Role};
 use crate::engine::EngineError;
 use crate::rpc::{MAX_MESSAGE, caller, pb};
 
-/// Docker's life of a node's certificate, 90 days.
-const DEFAULT_CERT_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Shortest life that is issued; Docker's bound.
 const SHORTEST_CERT_LIFE: Duration = Duration::from_secs(3600);
 /// Largest message of one who has shown no certificate, in bytes.
@@ -77,7 +75,7 @@ impl Service {
     }
 
     fn issue(&self, cluster: &Cluster, csr_pem: &str, node: &NodeId, role: Role) -> Result<String, Status> {
-        let life = cluster.spec.node_cert_expiry_ns.map_or(DEFAULT_CERT_LIFE, Duration::from_nanos);
+        let life = cluster.spec.node_cert_life();
         let root = &cluster.status.root_ca;
         Issuer::new(&root.cert_pem, &root.key_pem)
             .and_then(|issuer| {
