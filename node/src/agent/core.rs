@@ -69,11 +69,7 @@ pub(super) struct Core {
 
 impl Core {
     /// Begins with what was remembered and what containers were found.
-    pub(super) fn start(
-        memory: Memory,
-        mut found: BTreeMap<TaskId, Found>,
-        now: Timestamp,
-    ) -> (Self, Vec<Step>) {
+    pub(super) fn start(memory: Memory, mut found: BTreeMap<TaskId, Found>, now: Timestamp) -> (Self, Vec<Step>) {
         let mut core = Self {
             stamp: memory.stamp,
             set: AssignmentSet::new(memory.items),
@@ -138,9 +134,7 @@ impl Core {
     /// The cluster's managers.
     pub(super) fn managers(&self) -> Vec<ManagerRecord> {
         let managers = self.set.peers().filter(|peer| peer.manager && !peer.control_addr.is_empty());
-        managers
-            .map(|peer| ManagerRecord { node_id: peer.id.to_string(), addr: peer.control_addr.clone() })
-            .collect()
+        managers.map(|peer| ManagerRecord { node_id: peer.id.to_string(), addr: peer.control_addr.clone() }).collect()
     }
 
     /// Where VXLAN packets to each host go.
@@ -149,11 +143,7 @@ impl Core {
     }
 
     /// Takes over what a manager sent. Containers of tasks that are nobody's are the second part of the answer.
-    pub(super) fn update(
-        &mut self,
-        update: Update,
-        now: Timestamp,
-    ) -> Result<(Vec<Step>, Vec<TaskId>), UpdateRefused> {
+    pub(super) fn update(&mut self, update: Update, now: Timestamp) -> Result<(Vec<Step>, Vec<TaskId>), UpdateRefused> {
         if update.stamp.is_older_than(&self.stamp) {
             return Err(UpdateRefused::Older);
         }
@@ -181,9 +171,7 @@ impl Core {
                 continue;
             }
             let (life, actions) = match self.found.remove(&id) {
-                Some(found) => {
-                    Lifecycle::resumed(assignment.task, TaskStatus::default(), found, self.connected, now)
-                }
+                Some(found) => Lifecycle::resumed(assignment.task, TaskStatus::default(), found, self.connected, now),
                 None => Lifecycle::assigned(assignment, self.connected, now),
             };
             self.tasks.insert(id.clone(), life);
@@ -283,6 +271,13 @@ impl Core {
 
     /// Keeps what concerns the core itself, passes on the rest.
     fn take(&mut self, id: &TaskId, actions: Vec<Action>, steps: &mut Vec<Step>) {
+        // A task that ended without having been started has no output that anybody could ask for; what was prepared
+        // for it (a process that waits, its network) is taken back at once. Its answer finds nobody who waits for it.
+        let ends = actions.iter().any(|a| matches!(a, Action::Report(s) if s.state().is_terminal()));
+        let never_ran = self.tasks.get(id).is_some_and(|life| life.status().container.is_none());
+        if ends && never_ran && !actions.contains(&Action::Remove) {
+            steps.push((id.clone(), Action::Remove));
+        }
         for action in actions {
             match action {
                 Action::Report(_) => {
@@ -355,6 +350,22 @@ mod tests {
         assert!(second > first && reports.len() == 1);
         core.reports_committed(second);
         assert!(core.next_reports().is_none());
+    }
+
+    #[test]
+    fn what_was_prepared_in_vain_is_taken_back() {
+        let mut core = core();
+        core.update(full(1, &["a"]), NOW).unwrap();
+        let mut ready = Task { id: TaskId::new("a"), ..Task::default() };
+        ready.set_desired(DesiredState::Shutdown);
+        let put = vec![Body::Task(Box::new(Assignment { task: ready, progress: 0 })).into()];
+        let update = Update { stamp: stamp(2), base: Some(stamp(1)), delta: Delta { put, remove: Vec::new() } };
+        let (steps, _) = core.update(update, NOW).unwrap();
+        assert_eq!(steps, [(TaskId::new("a"), Action::CancelPrepare)]);
+        let steps = core.event(&TaskId::new("a"), Event::Prepared, NOW);
+        assert_eq!(steps, [(TaskId::new("a"), Action::Remove)]);
+        assert_eq!(core.event(&TaskId::new("a"), Event::Removed, NOW), []);
+        assert!(core.task(&TaskId::new("a")).is_some(), "the cluster has not withdrawn it yet");
     }
 
     #[test]
