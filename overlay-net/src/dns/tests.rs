@@ -57,6 +57,17 @@ fn zone() -> Zone {
     Zone::new(&Desired { revision: 1, networks: vec![network("one", one), network("two", two)], ports: vec![] })
 }
 
+#[test]
+fn nobody_is_found_by_name_over_the_ingress_network() {
+    let mut ingress = network("in", vec![service("web", Some(200), &[(2, true)])]);
+    ingress.ingress = true;
+    let zone = Zone::new(&Desired { revision: 1, networks: vec![ingress], ports: vec![] });
+    for name in ["web", "tasks.web", "web.in-net", "web.2"] {
+        let view = View { networks: vec!["in".into()], ..View::default() };
+        assert_eq!(zone.look_up(&view, name), super::zone::Known::Nothing, "{name}");
+    }
+}
+
 fn view(networks: &[&str]) -> View {
     let attachments = networks
         .iter()

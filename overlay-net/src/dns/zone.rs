@@ -101,7 +101,10 @@ impl Names {
                 }
             }
         };
-        for service in &network.services {
+        // The ingress network is the way in and joins services that have nothing to do with each other; as with Docker,
+        // nobody is found by name there.
+        let services = if network.ingress { &[] } else { network.services.as_slice() };
+        for service in services {
             let serving: Vec<Ipv4Addr> =
                 service.endpoints.iter().filter(|endpoint| endpoint.serving).map(|endpoint| endpoint.address).collect();
             let virtual_address = service.vip.map(|vip| vec![vip]);
