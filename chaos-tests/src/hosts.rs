@@ -178,6 +178,26 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until the processes in containers of these hosts, whatever their daemons say, are those of exactly these
+    /// tasks. (The service that tests run has one process a task.)
+    ///
+    /// # Errors
+    /// What runs instead, after a minute.
+    pub async fn wait_processes(&self, indexes: &[usize], tasks: &[TaskView]) -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        let mut wanted: Vec<i32> = tasks.iter().filter_map(|task| i32::try_from(task.pid).ok()).collect();
+        wanted.sort_unstable();
+        loop {
+            let mut seen: Vec<i32> = indexes.iter().flat_map(|index| self.host(*index).container_processes()).collect();
+            seen.sort_unstable();
+            if seen == wanted {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "processes {seen:?} run instead of {wanted:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Waits until nothing of tasks and networks is left on these hosts.
     ///
     /// # Errors

@@ -157,7 +157,13 @@ async fn all_daemons_killed_at_once_carry_on() {
         }
         cluster.wait_ready(4).await?;
         for (index, host) in cluster.hosts().iter().enumerate() {
-            ensure!(host.api().node_id().await? == cluster.id(index), "{} has another identity", host.name());
+            let api = host.api();
+            // Empty while the daemon takes its membership up.
+            let find = || async {
+                api.node_id().await.ok().filter(|id| !id.is_empty()).ok_or_else(|| "none".to_owned())
+            };
+            let id = api.wait_for(&format!("the identity of {}", host.name()), SOON, find).await?;
+            ensure!(id == cluster.id(index), "{} has another identity", host.name());
         }
         for name in &acknowledged {
             api.get(&format!("/configs/{name}")).await.context("an acknowledged write is lost")?;

@@ -2,10 +2,14 @@
 //!
 //! One binary, and one cluster at a time. Needs root; says so where it is not given.
 
+mod cut_off;
 mod joins;
 mod kills;
+mod members;
+mod network;
 mod requests;
 mod scale;
+mod storm;
 
 use std::future::Future;
 

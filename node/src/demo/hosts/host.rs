@@ -358,6 +358,13 @@ impl Host {
         Ok(found.into_iter().map(|what| format!("{}: {what}", self.name())).collect())
     }
 
+    /// All processes in containers of this host, whatever its daemon knows of them.
+    #[must_use]
+    pub fn container_processes(&self) -> Vec<i32> {
+        let Some(engine) = self.engine_id() else { return Vec::new() };
+        leftovers::processes_in(&engine, Some("task"))
+    }
+
     /// Ends the daemon for good; used when all is cleaned up.
     pub(super) fn abandon(&self) -> Result<(), HostError> {
         self.resume()?;

@@ -93,9 +93,16 @@ pub(super) fn tree(root: &Path) -> Vec<PathBuf> {
 
 /// All processes in an engine's cgroups.
 pub(super) fn processes(engine_id: &str) -> Vec<i32> {
+    processes_in(engine_id, None)
+}
+
+/// All processes below one of an engine's cgroups: `task` holds containers, `shims` their shims.
+pub(super) fn processes_in(engine_id: &str, part: Option<&str>) -> Vec<i32> {
     let mut pids: Vec<i32> = cgroups(engine_id)
         .iter()
-        .flat_map(|root| tree(root))
+        .map(|root| part.map_or_else(|| root.clone(), |part| root.join(part)))
+        .filter(|root| root.is_dir())
+        .flat_map(|root| tree(&root))
         .filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok())
         .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>())
         // A process of another pid namespace reads as 0.

@@ -34,6 +34,8 @@ pub use wire::Client;
 
 /// Names of directories that belong to sets of hosts begin with this.
 const PREFIX: &str = "shoal-hosts-";
+/// The switch's namespace is pinned as this file.
+const SWITCH: &str = "switch";
 /// The first host's last byte of the address.
 const FIRST: usize = 11;
 /// Addresses end at 254.
@@ -91,7 +93,7 @@ impl Hosts {
         }
         sweep(&config.parent);
         let (base, lock) = claim_directory(&config.parent)?;
-        let made = wire::create_switch(&base.join("switch"))
+        let made = wire::create_switch(&base.join(SWITCH))
             .map_err(HostError::io("cannot make the wire between the hosts"))
             .and_then(|switch| {
                 let hosts: Result<Vec<Host>, HostError> =
@@ -117,6 +119,12 @@ impl Hosts {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.base
+    }
+
+    /// The pinned namespace that is outside of all hosts, with a cable to each; for `nsenter --net=`.
+    #[must_use]
+    pub fn switch_path(&self) -> PathBuf {
+        self.base.join(SWITCH)
     }
 
     /// A client outside of all hosts, with a cable to each.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::steps::{MANAGERS, WEB_PORT};
 use crate::demo::hosts::Hosts;
 
 /// Characters of a log line that are shown.
@@ -165,8 +166,13 @@ impl Report {
         self.clear();
         let exe = std::env::current_exe().map_or_else(|_| "shoal".into(), |exe| exe.display().to_string());
         self.line("  The cluster stays up until Ctrl-C. From another terminal:");
-        for host in hosts.all() {
-            self.line(&format!("    {exe} -H unix://{} node ls    # {}", host.api().socket().display(), host.name()));
+        // The lost host has no daemon, and workers answer no questions about the cluster.
+        for host in hosts.all().iter().take(MANAGERS).filter(|host| host.daemon_pid().is_some()) {
+            self.line(&format!("    {exe} -H unix://{} node ls", host.api().socket().display()));
+        }
+        if let Some(host) = hosts.all().iter().find(|host| host.daemon_pid().is_some()) {
+            let switch = hosts.switch_path();
+            self.line(&format!("    nsenter --net={} curl http://{}/", switch.display(), host.at(WEB_PORT)));
         }
         self.line("");
     }

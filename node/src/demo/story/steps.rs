@@ -12,10 +12,10 @@ use crate::demo::hosts::{Api, Client, Freshness, Host, Hosts, ServiceDraft, Task
 use crate::demo::image;
 
 const IMAGE: &str = "shoal/whoami";
-const WEB_PORT: u16 = 8080;
+pub(super) const WEB_PORT: u16 = 8080;
 const PROBE_PORT: u16 = 8081;
 /// Managers of the demo; one of them may be lost.
-const MANAGERS: usize = 3;
+pub(super) const MANAGERS: usize = 3;
 /// Tasks of a new service run within this time.
 const START: Duration = Duration::from_secs(60);
 /// What a service answers at all, it answers within this time.

@@ -1,0 +1,117 @@
+//! Hosts that change their role, are drained, removed, or leave.
+
+use anyhow::{Context, Result, ensure};
+use chaos_tests::hosts::{Api, Cluster, Freshness, IMAGE, SOON, ServiceDraft, refused};
+use serde_json::{Value, json};
+
+use crate::{binaries, with};
+
+/// Changes a node's spec, as `docker node update` does.
+async fn change(api: &Api, node: &str, key: &str, value: &str) -> Result<()> {
+    api.wait_for(&format!("{key} of a node being {value}"), SOON, || async {
+        let mut found = api.get(&format!("/nodes/{node}")).await.map_err(|e| e.to_string())?;
+        let version = found["Version"]["Index"].as_u64().unwrap_or(0);
+        found["Spec"][key] = json!(value);
+        let path = format!("/nodes/{node}/update?version={version}");
+        api.post(&path, &found["Spec"]).await.map(drop).map_err(|e| e.to_string())
+    })
+    .await?;
+    Ok(())
+}
+
+async fn wait_managers(api: &Api, count: usize) -> Result<()> {
+    api.wait_for(&format!("{count} reachable managers"), SOON, || async {
+        let nodes = api.nodes(Freshness::Local).await.map_err(|e| e.to_string())?;
+        let seen = nodes.iter().filter(|n| n["ManagerStatus"]["Reachability"] == "reachable").count();
+        let all = nodes.iter().filter(|n| !n["ManagerStatus"].is_null()).count();
+        if seen == count && all == count { Ok(()) } else { Err(format!("{seen} of {all}")) }
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_become_managers_and_managers_workers() {
+    with(Cluster::start(&binaries(), 1, 2), async |cluster| {
+        let api = cluster.api(0);
+        api.create_service(&ServiceDraft::new("web", IMAGE, 3).build()).await?;
+        let before = api.wait_running("web", 3, &[], SOON).await?;
+        for index in [1, 2] {
+            change(&api, cluster.id(index), "Role", "manager").await?;
+        }
+        wait_managers(&api, 3).await?;
+        // A promoted manager takes writes, and the cluster can lose the first one.
+        cluster.api(2).create_overlay("by-the-third").await?;
+        cluster.host(0).kill_daemon()?;
+        cluster.leader(1).await?;
+        cluster.api(1).create_overlay("without-the-first").await?;
+        cluster.host(0).start_daemon()?;
+        cluster.host(0).wait_ready().await?;
+        cluster.wait_ready_at(1, 3).await?;
+        wait_managers(&cluster.api(1), 3).await?;
+
+        let leader = cluster.leader(1).await?;
+        let other = (leader + 1) % 3;
+        // Also the leader may be demoted: it hands over.
+        change(&cluster.api(other), cluster.id(leader), "Role", "worker").await?;
+        wait_managers(&cluster.api(other), 2).await?;
+        cluster.api(other).create_overlay("without-the-leader").await?;
+        cluster
+            .api(leader)
+            .wait_for("the demoted manager to know it", SOON, || async {
+                let info = cluster.api(leader).get("/info").await.map_err(|e| e.to_string())?;
+                if info["Swarm"]["ControlAvailable"] == false { Ok(()) } else { Err("a manager".into()) }
+            })
+            .await?;
+        // Tasks do not care.
+        let after = cluster.api(other).wait_running("web", 3, &[], SOON).await?;
+        ensure!(before.iter().map(|t| (&t.id, t.pid)).eq(after.iter().map(|t| (&t.id, t.pid))), "{before:?} {after:?}");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drained_and_removed_hosts_have_nothing() {
+    with(Cluster::start(&binaries(), 1, 2), async |cluster| {
+        let api = cluster.api(0);
+        api.create_service(&ServiceDraft::new("web", IMAGE, 3).publish(8080, 80).build()).await?;
+        api.wait_running("web", 3, &[], SOON).await?;
+        let drained = cluster.id(1).to_owned();
+        change(&api, &drained, "Availability", "drain").await?;
+        let tasks = api.wait_running("web", 3, std::slice::from_ref(&drained), SOON).await?;
+        cluster.wait_processes(&[0, 1, 2], &tasks).await?;
+        refused(api.delete(&format!("/nodes/{drained}")).await, 400, "is not down")?;
+
+        // A host that leaves takes its tasks' end with it, and can be removed then.
+        cluster.api(2).post("/swarm/leave", &Value::Null).await.context("a worker leaves")?;
+        let left = cluster.id(2).to_owned();
+        cluster.wait_clean(&[2]).await?;
+        api.wait_running("web", 3, &[drained.clone(), left.clone()], SOON).await?;
+        api.wait_for("the node that left to be down", SOON, || async {
+            match api.get(&format!("/nodes/{left}")).await {
+                Ok(node) if node["Status"]["State"] == "down" => Ok(()),
+                Ok(node) => Err(node["Status"].to_string()),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await?;
+        api.delete(&format!("/nodes/{left}")).await?;
+        let nodes = api.nodes(Freshness::Linearizable).await?;
+        ensure!(nodes.len() == 2, "{nodes:?}");
+
+        // It may come back, as somebody new.
+        let (worker, _) = api.tokens().await?;
+        let host = cluster.host(2);
+        host.api().join(&host.address().to_string(), &cluster.host(0).node_address(), &worker).await?;
+        let again = host.api().node_id().await?;
+        ensure!(again != left, "a host that left came back with its old identity");
+        cluster.wait_ready(3).await?;
+        api.scale("web", 5).await?;
+        let tasks = api.wait_running("web", 5, &[drained], SOON).await?;
+        ensure!(tasks.iter().any(|t| t.node == again), "{tasks:?}");
+        // A manager that is the last one may not go without being told that it may.
+        refused(api.post("/swarm/leave", &Value::Null).await, 503, "participating as a manager")
+    })
+    .await;
+}
