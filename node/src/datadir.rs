@@ -208,12 +208,15 @@ impl DataDir {
         remove(&self.raft())
     }
 
-    /// Forgets the membership: Raft's log, the agent's cache, and last the membership itself, so that a removal that
-    /// is cut is seen at the next start. Images stay.
+    /// Forgets the membership, and what exists because of it: Raft's log and the agent's cache. The membership goes
+    /// first, for good: whatever is cut after that finds no membership at the next start, and the rest is removed then;
+    /// a membership whose log is gone would be taken up. Images stay.
     pub fn forget_membership(&self) -> Result<(), DataDirError> {
+        remove(&self.path.join("identity/membership"))?;
+        // A write of it that was cut holds the private key as well.
+        remove(&self.path.join("identity/membership.tmp"))?;
         self.remove_raft()?;
-        remove(&self.assignments())?;
-        remove(&self.path.join("identity/membership"))
+        remove(&self.assignments())
     }
 }
 
@@ -225,6 +228,7 @@ fn make_dir(path: &Path) -> Result<(), DataDirError> {
     fs::DirBuilder::new().recursive(true).mode(0o711).create(path).map_err(io_error("create", path))
 }
 
+/// Removes a file or a directory, if it is there; after this it stays removed, also over a loss of power.
 fn remove(path: &Path) -> Result<(), DataDirError> {
     let removed = match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
@@ -232,7 +236,13 @@ fn remove(path: &Path) -> Result<(), DataDirError> {
         Err(e) => Err(e),
     };
     match removed {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(e)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", path)(e)),
+        // One that is gone already may have been removed by who did not get as far as the fsync.
+        _ => {}
+    }
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    match File::open(parent).and_then(|dir| dir.sync_all()) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("fsync", parent)(e)),
         _ => Ok(()),
     }
 }
@@ -274,6 +284,22 @@ mod tests {
         assert_eq!(second.engine_id, "id");
         let Err(DataDirError::InUse { pid, .. }) = DataDir::open(temp.path()) else { panic!("locked twice") };
         assert_eq!(pid, std::process::id().to_string());
+    }
+
+    #[test]
+    fn a_membership_is_forgotten_first_and_everything_of_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temp.path()).unwrap();
+        dir.save_membership(&MembershipRecord { node_id: "n1".into(), ..MembershipRecord::default() }).unwrap();
+        fs::create_dir_all(dir.raft().join("log")).unwrap();
+        fs::write(dir.raft().join("log/1"), "entry").unwrap();
+        fs::write(dir.assignments(), "cache").unwrap();
+        dir.forget_membership().unwrap();
+        assert!(dir.membership().unwrap().is_none() && !dir.raft().exists() && !dir.assignments().exists());
+        // A second time, or after a cut in the middle, there is nothing to complain about.
+        fs::create_dir(dir.raft()).unwrap();
+        dir.forget_membership().unwrap();
+        assert!(!dir.raft().exists());
     }
 
     #[test]

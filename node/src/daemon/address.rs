@@ -24,9 +24,29 @@ pub(super) enum AddressError {
          name one with --advertise-addr"
     )]
     Ambiguous(String),
+    /// Others would be sent to where this host is not.
+    #[error(
+        "{flag}: no interface of this host that is up has the address {addr}, so nobody would reach the node there; \
+         it has {}",
+        listed(.host)
+    )]
+    NotOfThisHost {
+        /// The flag.
+        flag: &'static str,
+        /// What it was given.
+        addr: IpAddr,
+        /// What would do.
+        host: Vec<(String, Ipv4Addr)>,
+    },
     /// None would do.
     #[error("could not find an IP address to advertise: no interface but loopback has one")]
     None,
+}
+
+/// Addresses as a text for people.
+fn listed(host: &[(String, Ipv4Addr)]) -> String {
+    let names: Vec<String> = host.iter().map(|(name, ip)| format!("{ip} on interface {name}")).collect();
+    if names.is_empty() { "none but loopback".into() } else { names.join(" and ") }
 }
 
 /// The host's addresses: interface and IPv4 address, loopback left out, interfaces that are down left out.
@@ -49,14 +69,15 @@ pub(super) fn listen(text: &str, host: &[(String, Ipv4Addr)]) -> Result<SocketAd
     resolve("--listen-addr", text, DEFAULT_PORT, host)
 }
 
-/// `--advertise-addr`: the same forms; empty means the address listened at, or the only address of the host.
+/// `--advertise-addr`: the same forms, but an address that this host has (or loopback, for a cluster of one host);
+/// empty means the address listened at, or the only address of the host.
 pub(super) fn advertise(
     text: &str,
     listen: SocketAddr,
     host: &[(String, Ipv4Addr)],
 ) -> Result<SocketAddr, AddressError> {
     if !text.is_empty() {
-        return resolve("--advertise-addr", text, listen.port(), host);
+        return of_this_host("--advertise-addr", resolve("--advertise-addr", text, listen.port(), host)?, host);
     }
     if !listen.ip().is_unspecified() {
         return Ok(listen);
@@ -64,10 +85,7 @@ pub(super) fn advertise(
     match host {
         [] => Err(AddressError::None),
         [(_, only)] => Ok(SocketAddr::from((*only, listen.port()))),
-        several => {
-            let names: Vec<String> = several.iter().map(|(name, ip)| format!("{ip} on interface {name}")).collect();
-            Err(AddressError::Ambiguous(names.join(" and ")))
-        }
+        several => Err(AddressError::Ambiguous(listed(several))),
     }
 }
 
@@ -77,19 +95,29 @@ pub(super) fn data_path(
     advertise: SocketAddr,
     host: &[(String, Ipv4Addr)],
 ) -> Result<Ipv4Addr, AddressError> {
-    let addr = if text.is_empty() { advertise } else { resolve("--data-path-addr", text, 0, host)? };
+    let addr = if text.is_empty() {
+        advertise
+    } else {
+        of_this_host("--data-path-addr", resolve("--data-path-addr", text, 0, host)?, host)?
+    };
     match addr.ip() {
         IpAddr::V4(ip) => Ok(ip),
         IpAddr::V6(_) => Err(AddressError::Unknown { flag: "--data-path-addr", text: text.to_owned() }),
     }
 }
 
-fn resolve(
+fn of_this_host(
     flag: &'static str,
-    text: &str,
-    port: u16,
+    addr: SocketAddr,
     host: &[(String, Ipv4Addr)],
 ) -> Result<SocketAddr, AddressError> {
+    if addr.ip().is_loopback() || host.iter().any(|(_, ip)| IpAddr::V4(*ip) == addr.ip()) {
+        return Ok(addr);
+    }
+    Err(AddressError::NotOfThisHost { flag, addr: addr.ip(), host: host.to_vec() })
+}
+
+fn resolve(flag: &'static str, text: &str, port: u16, host: &[(String, Ipv4Addr)]) -> Result<SocketAddr, AddressError> {
     if let Ok(addr) = text.parse::<SocketAddr>() {
         return Ok(addr);
     }
@@ -127,6 +155,22 @@ mod tests {
         assert!(error.contains("10.0.0.5 on interface eth0") && error.contains("--advertise-addr"), "{error}");
         assert_eq!(advertise("eth1", any, &two).unwrap().to_string(), "10.1.0.5:2377");
         assert_eq!(advertise("", any, &[]), Err(AddressError::None));
+    }
+
+    #[test]
+    fn an_address_of_another_host_is_refused() {
+        let any = listen("", &[]).unwrap();
+        let host = host(&[("eth0", [10, 0, 0, 5])]);
+        for text in ["10.9.9.9", "10.9.9.9:7000", "0.0.0.0", ":7000", "2001:db8::1"] {
+            let error = advertise(text, any, &host).unwrap_err().to_string();
+            assert!(error.starts_with("--advertise-addr") && error.contains("10.0.0.5 on interface eth0"), "{error}");
+        }
+        assert_eq!(advertise("127.0.0.1", any, &host).unwrap().to_string(), "127.0.0.1:2377");
+        let own = advertise("10.0.0.5:7000", any, &host).unwrap();
+        assert_eq!(own.to_string(), "10.0.0.5:7000");
+        assert!(data_path("10.9.9.9", own, &host).unwrap_err().to_string().starts_with("--data-path-addr"));
+        assert_eq!(data_path("eth0", own, &host).unwrap(), Ipv4Addr::new(10, 0, 0, 5));
+        assert_eq!(data_path("", own, &host).unwrap(), Ipv4Addr::new(10, 0, 0, 5));
     }
 
     #[test]
