@@ -13,7 +13,7 @@ use super::tls::Role;
 /// Life of the root; Docker's 20 years.
 const ROOT_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 /// Certificates begin this much before they are issued, so that clocks may differ.
-const BACKDATE: Duration = Duration::from_secs(3600);
+pub(super) const BACKDATE: Duration = Duration::from_secs(3600);
 
 /// Why no certificate could be made.
 #[derive(Debug, thiserror::Error)]
@@ -85,8 +85,8 @@ impl Issuer {
     ) -> Result<String, CaError> {
         let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(CaError::Request)?;
         // The names that callers ask for: a certain node, or any node of a role.
-        let mut params = CertificateParams::new(vec![node_id.to_owned(), role.unit().to_owned()])
-            .map_err(CaError::Sign)?;
+        let mut params =
+            CertificateParams::new(vec![node_id.to_owned(), role.unit().to_owned()]).map_err(CaError::Sign)?;
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, cluster_id);
         params.distinguished_name.push(DnType::OrganizationalUnitName, role.unit());

@@ -6,7 +6,9 @@
 mod issue;
 mod tls;
 mod token;
+mod validity;
 
 pub use issue::{CaError, Issuer, KeyAndCsr, new_root};
 pub use tls::{PeerIdentity, Role, TlsContext, TlsError, fetch_identity};
 pub use token::{JoinToken, TokenError, root_digest};
+pub use validity::Validity;

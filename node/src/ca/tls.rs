@@ -14,6 +14,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use super::validity::Validity;
+
 /// A TCP connection and a handshake together may take this long.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -77,6 +79,7 @@ struct Configs {
     server: Arc<rustls::ServerConfig>,
     client: Arc<rustls::ClientConfig>,
     identity: PeerIdentity,
+    validity: Validity,
 }
 
 /// This node's credentials. A clone is the same credentials; replacing them reaches every later handshake.
@@ -102,11 +105,13 @@ impl TlsContext {
         self.configs.load().identity.clone()
     }
 
+    /// For how long this node's certificate holds.
+    pub fn validity(&self) -> Validity {
+        self.configs.load().validity
+    }
+
     /// Does the server's side of a handshake. The peer is `None` when it showed no certificate.
-    pub async fn accept(
-        &self,
-        stream: TcpStream,
-    ) -> io::Result<(server::TlsStream<TcpStream>, Option<PeerIdentity>)> {
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<(server::TlsStream<TcpStream>, Option<PeerIdentity>)> {
         let acceptor = TlsAcceptor::from(self.configs.load().server.clone());
         let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
         let peer = match stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()) {
@@ -128,9 +133,7 @@ impl TlsContext {
         addr: &str,
         name: &str,
     ) -> Result<client::TlsStream<TcpStream>, TlsError> {
-        let config = rustls::ClientConfig::builder()
-            .with_root_certificates(roots(root_pem)?)
-            .with_no_client_auth();
+        let config = rustls::ClientConfig::builder().with_root_certificates(roots(root_pem)?).with_no_client_auth();
         connect(with_h2(config), addr, name).await
     }
 }
@@ -174,9 +177,9 @@ impl Configs {
         let cert = CertificateDer::from_pem_slice(cert_pem.as_bytes())
             .map_err(|e| credentials("the node's certificate")(e.to_string()))?;
         let identity = parse_identity(&cert).map_err(credentials("the node's certificate"))?;
+        let validity = parse_validity(&cert).map_err(credentials("the node's certificate"))?;
         let key = || {
-            PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
-                .map_err(|e| credentials("the node's key")(e.to_string()))
+            PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|e| credentials("the node's key")(e.to_string()))
         };
         // Not required: a node that joins has none. What it may call without one is decided call by call.
         let verifier = WebPkiClientVerifier::builder(roots.clone())
@@ -192,7 +195,7 @@ impl Configs {
             .with_root_certificates(roots)
             .with_client_auth_cert(vec![cert], key()?)
             .map_err(|e| credentials("the node's certificate")(e.to_string()))?;
-        Ok(Self { server: Arc::new(server), client: with_h2(client), identity })
+        Ok(Self { server: Arc::new(server), client: with_h2(client), identity, validity })
     }
 }
 
@@ -202,6 +205,12 @@ fn roots(root_pem: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     roots.add(root).map_err(|e| credentials("the root certificate")(e.to_string()))?;
     Ok(roots)
+}
+
+fn parse_validity(cert: &CertificateDer<'_>) -> Result<Validity, String> {
+    let (_, cert) = x509_parser::parse_x509_certificate(cert).map_err(|e| format!("not a certificate: {e}"))?;
+    let validity = cert.validity();
+    Ok(Validity { not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() })
 }
 
 fn parse_identity(cert: &CertificateDer<'_>) -> Result<PeerIdentity, String> {
@@ -273,6 +282,15 @@ mod tests {
         let issuer = Issuer::new(&root.0, &root.1).unwrap();
         let cert = issuer.issue(&own.csr_pem, node, "cluster1", role, Duration::from_secs(3600)).unwrap();
         TlsContext::new(&root.0, &cert, &own.key_pem).unwrap()
+    }
+
+    #[test]
+    fn a_certificate_says_how_long_it_holds() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        let validity = context(&new_root().unwrap(), "worker1", Role::Worker).validity();
+        assert!((now - 10..=now + 10).contains(&(validity.not_before + 3600)), "{validity:?} at {now}");
+        assert!((now - 10..=now + 10).contains(&(validity.not_after - 3600)), "{validity:?} at {now}");
     }
 
     #[tokio::test]

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use deploy::control::{AllocateRaftId, InitCluster, Op, Request};
+use deploy::control::{InitCluster, Op, Request};
 use deploy::model::{Cluster, Node, NodeDescription, NodeId};
 use gossip::{Event, Gossip, Key, Keyring};
-use overlay_net::Overlay;
+use overlay_net::{Overlay, OverlayError};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -17,20 +17,19 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use super::local::LocalEngine;
+use super::ports::Ports;
 use super::raft_entry;
-use crate::agent::{Agent, AgentConfig, AgentView};
-use crate::ca::{KeyAndCsr, TlsContext};
+use crate::agent::{Agent, AgentConfig, AgentError};
+use crate::ca::TlsContext;
 use crate::datadir::{ManagerRecord, MembershipRecord};
 use crate::engine::{EngineError, Member};
 use crate::manager::{self, Manager};
-use crate::rpc::{Channels, pb, serve};
+use crate::rpc::{Channels, serve};
 
 /// A new cluster's first manager leads within this time.
 const BOOTSTRAP: Duration = Duration::from_secs(15);
 /// How often a node that joins looks whether it may vote.
 const VOTER_POLL: Duration = Duration::from_millis(20);
-/// Pause after a change of role that failed.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// The objects that a new cluster begins with.
 pub(super) struct Birth {
@@ -40,47 +39,45 @@ pub(super) struct Birth {
 
 /// Everything that runs because of a membership.
 pub(super) struct Active {
-    engine: LocalEngine,
+    pub(super) engine: LocalEngine,
     record: Mutex<MembershipRecord>,
-    tls: TlsContext,
-    channels: Channels,
+    pub(super) tls: TlsContext,
+    pub(super) channels: Channels,
     listener: std::net::TcpListener,
-    gossip: Gossip,
+    pub(super) gossip: Gossip,
     overlay: Overlay,
-    agent: Agent,
-    manager: ArcSwapOption<Manager>,
+    pub(super) agent: Agent,
+    pub(super) manager: ArcSwapOption<Manager>,
     /// Ends the server, so that it begins again with other services.
     server: Mutex<CancellationToken>,
     stop: CancellationToken,
+    /// Ends with `stop`, or before it when the node leaves.
+    pub(super) following: CancellationToken,
+    /// Held while the node's role changes.
+    pub(super) turn: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
 }
 
-fn internal(what: &'static str) -> impl Fn(&dyn std::error::Error) -> EngineError {
+pub(super) fn internal(what: &'static str) -> impl Fn(&dyn std::error::Error) -> EngineError {
     move |error| EngineError::Internal(format!("{what}: {}", crate::chain(error)))
 }
 
 impl Active {
-    /// Starts what the record says. `birth` is given once, when the cluster is made.
+    /// Starts what the record says, on ports that were taken before. `birth` is given once, when the cluster is made.
     pub(super) async fn start(
         engine: LocalEngine,
         record: MembershipRecord,
+        ports: Ports,
         description: NodeDescription,
         birth: Option<Birth>,
     ) -> Result<Arc<Self>, EngineError> {
-        let (listener, socket) = bind(&record.listen_addr)?;
         let tls = TlsContext::new(&record.root_pem, &record.cert_pem, &record.key_pem)
             .map_err(|e| internal("this node's certificate")(&e))?;
         let channels = Channels::new(tls.clone());
-        let (gossip, events) = start_gossip(&engine, &record, socket).await?;
-        let overlay = Overlay::start(overlay_net::Config {
-            run_dir: engine.config().run_dir.clone(),
-            node: engine.identity().engine_id.chars().take(8).collect(),
-            data_path_addr: record.data_path_addr.parse().unwrap_or(Ipv4Addr::UNSPECIFIED),
-            data_path_port: u16::try_from(record.data_path_port).unwrap_or(4789),
-            upstream_dns: super::upstream_dns(),
-        })
-        .await
-        .map_err(|e| internal("the overlay network could not be set up")(&e))?;
+        let (gossip, events) = start_gossip(&engine, &record, ports.udp).await?;
+        let overlay = Overlay::start(overlay_config(&engine, Some(&record)))
+            .await
+            .map_err(|e| internal("the overlay network could not be set up")(&e))?;
         let agent = Agent::start(AgentConfig {
             node_id: NodeId::new(record.node_id.clone()),
             generation: engine.identity().generation,
@@ -94,18 +91,21 @@ impl Active {
         })
         .await
         .map_err(|e| internal("the agent could not start")(&e))?;
+        let stop = CancellationToken::new();
         let active = Arc::new(Self {
             engine,
             record: Mutex::new(record),
             tls,
             channels,
-            listener,
+            listener: ports.tcp,
             gossip,
             overlay,
             agent,
             manager: ArcSwapOption::empty(),
             server: Mutex::new(CancellationToken::new()),
-            stop: CancellationToken::new(),
+            following: stop.child_token(),
+            stop,
+            turn: tokio::sync::Mutex::new(()),
             tasks: TaskTracker::new(),
         });
         active.tasks.spawn(Arc::clone(&active).reflex(events));
@@ -154,18 +154,25 @@ impl Active {
     }
 
     /// Waits until the cluster has heard of this node: its session is open, and a manager votes.
-    pub(super) async fn wait_until_in(&self, manager: bool) -> Result<(), EngineError> {
+    pub(super) async fn wait_until_in(&self) -> Result<(), EngineError> {
         let mut view = self.agent.view();
-        let opened = view.wait_for(|view| view.removed || view.connected && view.manager.is_some()).await;
-        match opened.map(|view| view.removed) {
-            Ok(false) => {}
-            Ok(true) => return Err(EngineError::Internal("the cluster turned this node away".into())),
-            Err(_) => return Err(EngineError::Internal("the agent has ended".into())),
+        loop {
+            {
+                let view = view.borrow_and_update();
+                if view.removed {
+                    return Err(EngineError::Internal("the cluster turned this node away".into()));
+                }
+                match view.manager {
+                    Some(false) if view.connected => return Ok(()),
+                    Some(true) if view.connected && self.manager().is_some_and(|m| m.is_voter()) => return Ok(()),
+                    _ => {}
+                }
+            }
+            // Whether it votes is Raft's to say, which the view does not follow.
+            if let Ok(Err(_)) = tokio::time::timeout(VOTER_POLL, view.changed()).await {
+                return Err(EngineError::Internal("the agent has ended".into()));
+            }
         }
-        while manager && !self.manager().is_some_and(|m| m.is_voter()) {
-            tokio::time::sleep(VOTER_POLL).await;
-        }
-        Ok(())
     }
 
     /// Channels to other nodes.
@@ -188,7 +195,7 @@ impl Active {
     }
 
     /// Changes the record, on disk first.
-    fn update_record(&self, change: impl FnOnce(&mut MembershipRecord)) -> Result<(), EngineError> {
+    pub(super) fn update_record(&self, change: impl FnOnce(&mut MembershipRecord)) -> Result<(), EngineError> {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changed = record.clone();
         change(&mut changed);
@@ -202,7 +209,10 @@ impl Active {
         Ok(())
     }
 
-    async fn start_manager(&self, raft_id: u64) -> Result<Manager, EngineError> {
+    pub(super) async fn start_manager(&self, raft_id: u64) -> Result<Manager, EngineError> {
+        if self.stop.is_cancelled() {
+            return Err(EngineError::Internal("the node stops".into()));
+        }
         let record = self.record();
         let manager = Manager::start(
             manager::Config {
@@ -222,7 +232,7 @@ impl Active {
     }
 
     /// Serves port 2377 with the services that this node offers now.
-    fn restart_server(&self) -> Result<(), EngineError> {
+    pub(super) fn restart_server(&self) -> Result<(), EngineError> {
         let listener = self
             .listener
             .try_clone()
@@ -234,10 +244,7 @@ impl Active {
             None => Routes::new(logs),
         };
         let stop = self.stop.child_token();
-        let before = std::mem::replace(
-            &mut *self.server.lock().unwrap_or_else(PoisonError::into_inner),
-            stop.clone(),
-        );
+        let before = std::mem::replace(&mut *self.server.lock().unwrap_or_else(PoisonError::into_inner), stop.clone());
         before.cancel();
         let tls = self.tls.clone();
         self.tasks.spawn(async move {
@@ -286,152 +293,91 @@ impl Active {
         self.agent.view().borrow().removed
     }
 
-    /// Follows what the cluster says of this node: its role, the managers, the gossip keys.
-    async fn supervise(self: Arc<Self>) {
-        let mut views = self.agent.view();
-        loop {
-            let view = views.borrow_and_update().clone();
-            let settled = match self.follow(&view).await {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::warn!(%error, "the node's role could not be changed yet");
-                    false
-                }
-            };
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return,
-                changed = views.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(RETRY), if !settled => {}
-            }
-        }
-    }
-
-    async fn follow(&self, view: &AgentView) -> Result<(), EngineError> {
-        if view.removed {
-            return Ok(());
-        }
-        if !view.gossip_keys.is_empty() {
-            self.update_record(|record| record.gossip_keys = view.gossip_keys.clone())?;
-            self.gossip.set_keys(keyring(&view.gossip_keys)?);
-        }
-        if !view.managers.is_empty() {
-            self.update_record(|record| record.managers = view.managers.clone())?;
-            self.gossip.set_seeds(gossip_seeds(&self.record()));
-        }
-        let wanted = view.manager.unwrap_or_else(|| self.record().manager);
-        match (wanted, self.manager()) {
-            (true, Some(manager)) if manager.is_voter() => Ok(()),
-            (true, Some(_)) => self.become_voter().await,
-            (true, None) => self.become_manager().await,
-            // The leader takes the vote away first; then the store no longer lists this node among the managers.
-            (false, Some(_)) if view.managers.iter().any(|m| m.node_id == self.record().node_id) => Ok(()),
-            (false, Some(manager)) => self.become_worker(&manager).await,
-            (false, None) => Ok(()),
-        }
-    }
-
-    /// Worker to manager: a certificate for the role, a raft id, the log, a vote.
-    pub(super) async fn become_manager(&self) -> Result<(), EngineError> {
-        if self.tls.identity().role != crate::ca::Role::Manager {
-            self.renew_certificate().await?;
-        }
-        let mut record = self.record();
-        if record.raft_id == 0 {
-            // What an earlier time as a manager left behind belongs to another raft id.
-            self.engine.data().remove_raft().map_err(|e| internal("the old log could not be removed")(&e))?;
-            let node_id = NodeId::new(record.node_id.clone());
-            let op = Op::AllocateRaftId(AllocateRaftId { node_id, addr: record.advertise_addr.clone() });
-            let reply = raft_entry::execute(&self.channels, &record.managers, Request::from(op)).await?;
-            self.update_record(|r| {
-                r.manager = true;
-                r.raft_id = reply.number;
-            })?;
-            record = self.record();
-        }
-        self.start_manager(record.raft_id).await?;
-        self.restart_server()?;
-        self.become_voter().await
-    }
-
-    async fn become_voter(&self) -> Result<(), EngineError> {
-        let record = self.record();
-        let request = pb::JoinRaftRequest {
-            node_id: record.node_id.clone(),
-            raft_id: record.raft_id,
-            addr: record.advertise_addr.clone(),
-        };
-        raft_entry::join(&self.channels, &record.managers, request).await?;
-        tracing::info!(raft.id = record.raft_id, "this node is a manager");
-        Ok(())
-    }
-
-    /// Manager to worker, after the leader took its vote away.
-    async fn become_worker(&self, manager: &Manager) -> Result<(), EngineError> {
-        self.manager.store(None);
-        self.restart_server()?;
-        manager.shutdown().await;
-        self.update_record(|record| {
-            record.manager = false;
-            record.raft_id = 0;
-        })?;
-        self.engine.data().remove_raft().map_err(|e| internal("the log could not be removed")(&e))?;
-        self.renew_certificate().await?;
-        tracing::info!("this node is a worker");
-        Ok(())
-    }
-
-    /// A new certificate for the role that the cluster has for this node.
-    async fn renew_certificate(&self) -> Result<(), EngineError> {
-        let own = KeyAndCsr::generate().map_err(|e| internal("no key could be made")(&e))?;
-        let managers = self.record().managers;
-        let reply = raft_entry::renew(&self.channels, &managers, own.csr_pem).await?;
-        self.update_record(|record| {
-            record.cert_pem = reply.cert_pem;
-            record.key_pem = own.key_pem;
-        })?;
-        let record = self.record();
-        self.tls
-            .replace(&record.root_pem, &record.cert_pem, &record.key_pem)
-            .map_err(|e| internal("the new certificate")(&e))?;
-        self.channels.reset();
-        Ok(())
-    }
-
-    /// Stops everything but the tasks, which go on under their shims.
+    /// Stops everything but the tasks, which go on under their shims. A second time there is nothing to do.
     pub(super) async fn shutdown(&self) {
         self.agent.shutdown().await;
         self.stop.cancel();
         self.tasks.close();
+        self.stop_manager().await;
+        self.gossip.clone().leave().await;
+        self.tasks.wait().await;
+        // A turn that was under way may have started another one.
+        self.stop_manager().await;
+    }
+
+    async fn stop_manager(&self) {
         if let Some(manager) = self.manager.swap(None) {
             manager.shutdown().await;
         }
-        self.gossip.clone().leave().await;
-        self.tasks.wait().await;
     }
 
-    /// Stops everything, the tasks and their networks included.
+    /// Tells the cluster that this node goes. A manager first stops voting; the last manager takes the cluster along.
+    pub(super) async fn say_goodbye(&self) -> Result<(), EngineError> {
+        // Or the node would ask for the vote back that it gives up.
+        self.stop_following().await;
+        let mut record = self.record();
+        record.managers = self
+            .member()
+            .managers
+            .into_iter()
+            .map(|(id, addr)| ManagerRecord { node_id: id.to_string(), addr })
+            .collect();
+        goodbye(&self.channels, &record).await
+    }
+
+    /// Stops everything, the tasks and their networks included. What is gone already is no error.
     pub(super) async fn dismantle(&self) -> Result<(), EngineError> {
-        self.agent.remove_all_tasks().await.map_err(|e| internal("not every task could be removed")(&e))?;
+        match self.agent.remove_all_tasks().await {
+            Ok(()) | Err(AgentError::Ended) => {}
+            // Who leaves destroys what the runtime still has.
+            Err(error) => tracing::warn!(%error, "the runtime removes the rest"),
+        }
         self.shutdown().await;
-        self.overlay.clone().destroy().await.map_err(|e| internal("the overlay network could not be removed")(&e))
+        match self.overlay.clone().destroy().await {
+            // An earlier try to leave ended it, and may not have removed everything.
+            Err(OverlayError::Ended) => remove_overlay(&self.engine, Some(&self.record())).await,
+            done => done.map_err(|e| internal("the overlay network could not be removed")(&e)),
+        }
     }
 }
 
-fn bind(listen: &str) -> Result<(std::net::TcpListener, UdpSocket), EngineError> {
-    let taken = |protocol: &str, error: std::io::Error| {
-        EngineError::Invalid(format!(
-            "cannot listen at {listen} ({protocol}): {error}; if a Docker Swarm runs on this host, give another port \
-             with --listen-addr"
-        ))
-    };
-    let addr: SocketAddr =
-        listen.parse().map_err(|_| EngineError::Invalid(format!("{listen:?} is not an address to listen at")))?;
-    let listener = std::net::TcpListener::bind(addr).map_err(|e| taken("TCP", e))?;
-    listener.set_nonblocking(true).map_err(|e| taken("TCP", e))?;
-    let socket = UdpSocket::bind(addr).map_err(|e| taken("UDP", e))?;
-    socket.set_nonblocking(true).map_err(|e| taken("UDP", e))?;
-    Ok((listener, socket))
+/// Tells the managers of the record that its node goes; without another manager there is nobody to tell.
+async fn goodbye(channels: &Channels, record: &MembershipRecord) -> Result<(), EngineError> {
+    let others: Vec<ManagerRecord> =
+        record.managers.iter().filter(|manager| manager.node_id != record.node_id).cloned().collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    Ok(raft_entry::goodbye(channels, &others, record.raft_id).await?)
+}
+
+/// Says goodbye for a membership that could not be taken up.
+pub(super) async fn renounce(record: &MembershipRecord) -> Result<(), EngineError> {
+    let tls = TlsContext::new(&record.root_pem, &record.cert_pem, &record.key_pem)
+        .map_err(|e| internal("this node's certificate")(&e))?;
+    goodbye(&Channels::new(tls), record).await
+}
+
+/// Removes the overlay network when nothing of this node runs.
+pub(super) async fn remove_overlay(engine: &LocalEngine, record: Option<&MembershipRecord>) -> Result<(), EngineError> {
+    let failed = |e: OverlayError| internal("the overlay network could not be removed")(&e);
+    let overlay = Overlay::start(overlay_config(engine, record)).await.map_err(failed)?;
+    overlay.destroy().await.map_err(failed)
+}
+
+/// Whether an overlay network is there without a membership.
+pub(super) fn overlay_is_left(engine: &LocalEngine) -> bool {
+    overlay_config(engine, None).namespace_path().exists()
+}
+
+fn overlay_config(engine: &LocalEngine, record: Option<&MembershipRecord>) -> overlay_net::Config {
+    overlay_net::Config {
+        run_dir: engine.config().run_dir.clone(),
+        node: engine.identity().engine_id.chars().take(8).collect(),
+        data_path_addr: record.and_then(|r| r.data_path_addr.parse().ok()).unwrap_or(Ipv4Addr::UNSPECIFIED),
+        data_path_port: record.and_then(|r| u16::try_from(r.data_path_port).ok()).unwrap_or(4789),
+        upstream_dns: super::upstream_dns(),
+    }
 }
 
 async fn start_gossip(
@@ -443,8 +389,7 @@ async fn start_gossip(
         .advertise_addr
         .parse()
         .map_err(|_| EngineError::Internal(format!("the advertised address {:?} is none", record.advertise_addr)))?;
-    let identity =
-        gossip::Identity { node_id: record.node_id.clone(), addr, generation: engine.identity().generation };
+    let identity = gossip::Identity { node_id: record.node_id.clone(), addr, generation: engine.identity().generation };
     let (gossip, events) = Gossip::start(gossip::Config {
         identity,
         socket,
@@ -457,7 +402,7 @@ async fn start_gossip(
     Ok((gossip, events))
 }
 
-fn keyring(keys: &[deploy::model::GossipKey]) -> Result<Keyring, EngineError> {
+pub(super) fn keyring(keys: &[deploy::model::GossipKey]) -> Result<Keyring, EngineError> {
     let mut keys = keys
         .iter()
         .map(|key| Some(Key::new(key.id, <[u8; 32]>::try_from(key.bytes.as_slice()).ok()?)))
@@ -467,7 +412,7 @@ fn keyring(keys: &[deploy::model::GossipKey]) -> Result<Keyring, EngineError> {
     Keyring::new(primary, keys.into()).map_err(|e| EngineError::Internal(e.to_string()))
 }
 
-fn gossip_seeds(record: &MembershipRecord) -> Vec<SocketAddr> {
+pub(super) fn gossip_seeds(record: &MembershipRecord) -> Vec<SocketAddr> {
     let others = |m: &&ManagerRecord| m.node_id != record.node_id;
     record.managers.iter().filter(others).filter_map(|m| m.addr.parse().ok()).collect()
 }

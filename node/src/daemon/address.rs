@@ -106,11 +106,7 @@ pub(super) fn data_path(
     }
 }
 
-fn of_this_host(
-    flag: &'static str,
-    addr: SocketAddr,
-    host: &[(String, Ipv4Addr)],
-) -> Result<SocketAddr, AddressError> {
+fn of_this_host(flag: &'static str, addr: SocketAddr, host: &[(String, Ipv4Addr)]) -> Result<SocketAddr, AddressError> {
     if addr.ip().is_loopback() || host.iter().any(|(_, ip)| IpAddr::V4(*ip) == addr.ip()) {
         return Ok(addr);
     }

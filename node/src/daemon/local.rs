@@ -8,40 +8,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deploy::control::{Reply, Request};
-use deploy::model::{
-    Cluster, ClusterId, ClusterStatus, GossipKey, ManagerStatus, Meta, Node, NodeDescription, NodeId, NodeRole,
-    NodeSpec, NodeStatus, RootCa, TaskId, format_id,
-};
+use deploy::model::{NodeId, TaskId};
 use deploy::store::Store;
-use prost::Message;
 use runtime::Runtime;
 use runtime::image::ImageStore;
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use tokio::sync::mpsc;
 
-use super::active::{Active, Birth};
-use super::address;
+use super::active::{Active, overlay_is_left, remove_overlay, renounce};
 use super::config::Config;
-use super::{describe, raft_entry};
-use crate::ca::{Issuer, JoinToken, KeyAndCsr, Role, new_root, root_digest};
-use crate::datadir::{DataDir, EngineIdentity, ManagerRecord, MembershipRecord};
+use super::describe;
+use super::ports::Ports;
+use crate::datadir::{DataDir, EngineIdentity};
 use crate::engine::{
     Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest, ManagerView, Membership,
 };
 use crate::manager::Manager;
-use crate::rpc::{channel_without_certificate, pb, unverified_channel};
 
-/// Docker's answer after 20 s: the join goes on, but the user is told.
+/// After this time the user is told that the join goes on without being waited for. Docker says so after 20 s; a
+/// manager that has to fetch a long log may take longer.
 const JOIN: Duration = Duration::from_secs(60);
 /// Pause before another try to take up a membership.
 const RESUME_RETRY: Duration = Duration::from_secs(2);
-/// First raft id of a cluster.
-const FIRST_RAFT_ID: u64 = 1;
 /// Feature level that this release writes.
 pub(super) const FEATURE_LEVEL: u32 = 1;
-/// Life of the first manager's certificate; later ones follow the cluster's setting.
-const FIRST_CERT_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 
 // Docker's texts, which its users and tools know; Shoal's own command line says "shoal node" where they say "docker swarm".
 const ALREADY: &str = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join \
@@ -51,7 +40,10 @@ const NOT_IN_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm
 const WORKER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
                       Please run this command on a manager node or promote the current node to a manager.";
 const PENDING: &str = "This node is taking its place in the cluster; try again in a moment.";
-const REMOVED: &str = "This node was removed from its cluster; \"docker swarm leave --force\" frees it for another one.";
+const JOIN_GOES_ON: &str = "Timeout was reached before node joined. The attempt to join the swarm will continue in the \
+                            background. Use the \"docker info\" command to see the current swarm status of your node.";
+const REMOVED: &str =
+    "This node was removed from its cluster; \"docker swarm leave --force\" frees it for another one.";
 const MANAGER_LEAVES: &str = "You are attempting to leave the swarm on a node that is participating as a manager.";
 
 /// The engine of this host. A clone is a handle to the same one.
@@ -140,8 +132,13 @@ impl LocalEngine {
     /// in the way (a port that is still taken, a disk that is full) may pass: it is tried again until it works, or the
     /// node has left.
     pub async fn resume(&self) {
+        let mut first = true;
         loop {
             let changing = self.inner.changing.lock().await;
+            // Who left meanwhile may be in another cluster by now.
+            if !std::mem::take(&mut first) && !matches!(self.state(), State::Error(_)) {
+                return;
+            }
             match self.try_resume().await {
                 Ok(state) => return self.set_state(state),
                 Err(error) => {
@@ -151,9 +148,6 @@ impl LocalEngine {
             }
             drop(changing);
             tokio::time::sleep(RESUME_RETRY).await;
-            if !matches!(self.state(), State::Error(_)) {
-                return;
-            }
         }
     }
 
@@ -161,12 +155,16 @@ impl LocalEngine {
         let Some(record) = self.data().membership().map_err(|e| EngineError::Internal(crate::chain(&e)))? else {
             // A join or a leave that was cut left no membership: nothing of it may stay.
             self.data().forget_membership().map_err(|e| EngineError::Internal(crate::chain(&e)))?;
+            if overlay_is_left(self) {
+                remove_overlay(self, None).await?;
+            }
             self.inner.runtime.destroy().await.map_err(|e| EngineError::Internal(crate::chain(&e)))?;
             return Ok(State::Inactive);
         };
         self.set_state(State::Pending);
         let description = describe(self, &record.advertise_addr, &record.data_path_addr);
-        Active::start(self.clone(), record, description, None).await.map(State::Active)
+        let ports = Ports::bind(&record.listen_addr)?;
+        Active::start(self.clone(), record, ports, description, None).await.map(State::Active)
     }
 
     /// Stops everything but the tasks.
@@ -176,201 +174,114 @@ impl LocalEngine {
         }
     }
 
-    async fn make_cluster(&self, request: InitRequest) -> Result<(Arc<Active>, NodeId), EngineError> {
-        let invalid = |e: address::AddressError| EngineError::Invalid(e.to_string());
-        let host = address::host_addresses();
-        let listen = address::listen(&request.listen_addr, &host).map_err(invalid)?;
-        let advertise = address::advertise(&request.advertise_addr, listen, &host).map_err(invalid)?;
-        let data_path = address::data_path(&request.data_path_addr, advertise, &host).map_err(invalid)?;
-        let data_path_port = if request.data_path_port == 0 { 4789 } else { request.data_path_port };
-        let availability = crate::manager::availability(&request.availability)
-            .map_err(|status| EngineError::Invalid(status.message().to_owned()))?;
-
-        let internal = |e: crate::ca::CaError| EngineError::Internal(crate::chain(&e));
-        let node_id = NodeId::from(rand::random::<u128>());
-        let cluster_id = ClusterId::from(rand::random::<u128>());
-        let (cert_pem, key_pem) = new_root().map_err(internal)?;
-        let own = KeyAndCsr::generate().map_err(internal)?;
-        let certificate = Issuer::new(&cert_pem, &key_pem)
-            .and_then(|issuer| {
-                issuer.issue(&own.csr_pem, node_id.as_str(), cluster_id.as_str(), Role::Manager, FIRST_CERT_LIFE)
-            })
-            .map_err(internal)?;
-        let gossip_keys = vec![GossipKey { id: 1, bytes: rand::random::<[u8; 32]>().to_vec() }];
-        let record = MembershipRecord {
-            node_id: node_id.to_string(),
-            cluster_id: cluster_id.to_string(),
-            manager: true,
-            raft_id: FIRST_RAFT_ID,
-            listen_addr: listen.to_string(),
-            advertise_addr: advertise.to_string(),
-            data_path_addr: data_path.to_string(),
-            data_path_port,
-            root_pem: cert_pem.clone(),
-            cert_pem: certificate,
-            key_pem: own.key_pem,
-            gossip_keys: gossip_keys.clone(),
-            managers: vec![ManagerRecord { node_id: node_id.to_string(), addr: advertise.to_string() }],
-        };
-        let mut spec = request.spec;
-        if spec.name.is_empty() {
-            spec.name = "default".into();
+    async fn make(self, request: InitRequest) -> Result<NodeId, EngineError> {
+        let _changing = self.inner.changing.lock().await;
+        if !matches!(self.state(), State::Inactive) {
+            return Err(EngineError::WrongMembership(ALREADY.into()));
         }
-        spec.default_addr_pool = if request.default_addr_pool.is_empty() {
-            vec!["10.0.0.0/8".into()]
-        } else {
-            request.default_addr_pool
-        };
-        spec.subnet_size = if request.subnet_size == 0 { 24 } else { request.subnet_size };
-        spec.data_path_port = data_path_port;
-        let description = describe(self, &record.advertise_addr, &record.data_path_addr);
-        let birth = Birth {
-            cluster: Cluster {
-                id: cluster_id,
-                meta: Meta::default(),
-                spec,
-                status: ClusterStatus {
-                    root_ca: RootCa { cert_pem, key_pem },
-                    worker_token: format_id(rand::random()),
-                    manager_token: format_id(rand::random()),
-                    gossip_keys,
-                    next_raft_id: FIRST_RAFT_ID + 1,
-                    incarnation: rand::random(),
-                    feature_level: FEATURE_LEVEL,
-                    removed_nodes: Vec::new(),
-                },
-            },
-            node: first_node(&node_id, &advertise.to_string(), availability as i32, description.clone()),
-        };
-        let active = Active::start(self.clone(), record.clone(), description, Some(birth)).await?;
-        if let Err(error) = self.data().save_membership(&record) {
-            active.shutdown().await;
-            return Err(EngineError::Internal(crate::chain(&error)));
+        self.set_state(State::Pending);
+        match self.make_cluster(request).await {
+            Ok((active, node_id)) => {
+                self.set_state(State::Active(active));
+                Ok(node_id)
+            }
+            Err(error) => {
+                self.set_state(State::Inactive);
+                Err(error)
+            }
         }
-        Ok((active, node_id))
     }
 
-    async fn enter_cluster(&self, request: JoinRequest) -> Result<Arc<Active>, EngineError> {
-        let invalid = |e: address::AddressError| EngineError::Invalid(e.to_string());
-        let token = JoinToken::parse(&request.token).map_err(|e| EngineError::Invalid(e.to_string()))?;
-        let remote = request
-            .remote_addrs
-            .first()
-            .filter(|addr| !addr.is_empty())
-            .ok_or_else(|| EngineError::Invalid("the address of a manager is needed (HOST:2377)".into()))?;
-        let remote = with_default_port(remote);
-        let host = address::host_addresses();
-        let listen = address::listen(&request.listen_addr, &host).map_err(invalid)?;
-        let advertise = match address::advertise(&request.advertise_addr, listen, &host) {
-            // Of several addresses, the one that reaches the manager.
-            Err(address::AddressError::Ambiguous(_)) => address_towards(&remote, listen.port()).await?,
-            other => other.map_err(invalid)?,
-        };
-        let data_path = address::data_path(&request.data_path_addr, advertise, &host).map_err(invalid)?;
-        let description = describe(self, &advertise.to_string(), &data_path.to_string());
-
-        let root_pem = fetch_root(&remote, &token).await?;
-        let own = KeyAndCsr::generate().map_err(|e| EngineError::Internal(crate::chain(&e)))?;
-        let reply = pb::ca_client::CaClient::new(channel_without_certificate(&root_pem, &remote))
-            .join(pb::JoinRequest {
-                secret: token.secret.clone(),
-                csr_pem: own.csr_pem,
-                description: description.encode_to_vec(),
-                availability: request.availability.clone(),
-            })
-            .await
-            .map_err(|status| refused(&remote, &status))?
-            .into_inner();
-        let mut managers: Vec<ManagerRecord> =
-            reply.managers.into_iter().map(|m| ManagerRecord { node_id: m.node_id, addr: m.addr }).collect();
-        managers.sort();
-        let record = MembershipRecord {
-            node_id: reply.node_id,
-            cluster_id: reply.cluster_id,
-            manager: reply.manager,
-            raft_id: 0,
-            listen_addr: listen.to_string(),
-            advertise_addr: advertise.to_string(),
-            data_path_addr: data_path.to_string(),
-            data_path_port: reply.data_path_port,
-            root_pem,
-            cert_pem: reply.cert_pem,
-            key_pem: own.key_pem,
-            gossip_keys: reply.gossip_keys.into_iter().map(|k| GossipKey { id: k.id, bytes: k.key }).collect(),
-            managers,
-        };
-        // From here on the cluster knows this node: a join that is cut is finished at the next start.
-        self.data().save_membership(&record).map_err(|e| EngineError::Internal(crate::chain(&e)))?;
-        let manager = record.manager;
-        let active = match Active::start(self.clone(), record.clone(), description, None).await {
+    async fn enter(self, request: JoinRequest) -> Result<(), EngineError> {
+        let changing = self.inner.changing.lock().await;
+        if !matches!(self.state(), State::Inactive) {
+            return Err(EngineError::WrongMembership(ALREADY.into()));
+        }
+        self.set_state(State::Pending);
+        let active = match self.enter_cluster(request).await {
             Ok(active) => active,
             Err(error) => {
-                // A port that is taken, for one: the membership is of no use, and the cluster is told.
-                self.data().forget_membership().map_err(|e| EngineError::Internal(crate::chain(&e)))?;
+                self.set_state(State::Inactive);
                 return Err(error);
             }
         };
-        active.wait_until_in(manager).await?;
-        Ok(active)
-    }
-}
-
-/// The node that a new cluster begins with.
-fn first_node(id: &NodeId, addr: &str, availability: i32, description: NodeDescription) -> Node {
-    Node {
-        id: id.clone(),
-        spec: NodeSpec { role: NodeRole::Manager as i32, availability, ..NodeSpec::default() },
-        status: NodeStatus {
-            addr: addr.rsplit_once(':').map(|(ip, _)| ip.to_owned()).unwrap_or_default(),
-            ..NodeStatus::default()
-        },
-        description,
-        manager: Some(ManagerStatus { raft_id: FIRST_RAFT_ID, addr: addr.to_owned() }),
-        ..Node::default()
-    }
-}
-
-fn with_default_port(addr: &str) -> String {
-    match addr.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => addr.to_owned(),
-        _ => format!("{addr}:{}", address::DEFAULT_PORT),
-    }
-}
-
-/// This host's address on the way to `remote`. Nothing is sent.
-async fn address_towards(remote: &str, port: u16) -> Result<std::net::SocketAddr, EngineError> {
-    let unreachable = |e: std::io::Error| EngineError::Invalid(format!("cannot reach {remote}: {e}"));
-    let socket = tokio::net::UdpSocket::bind("0.0.0.0:0").await.map_err(unreachable)?;
-    socket.connect(remote).await.map_err(unreachable)?;
-    let ip = socket.local_addr().map_err(unreachable)?.ip();
-    Ok(std::net::SocketAddr::new(ip, port))
-}
-
-/// Fetches the root certificate and checks it against the token.
-async fn fetch_root(remote: &str, token: &JoinToken) -> Result<String, EngineError> {
-    let reply = pb::ca_client::CaClient::new(unverified_channel(remote))
-        .get_root(pb::GetRootRequest {})
-        .await
-        .map_err(|status| refused(remote, &status))?
-        .into_inner();
-    let der = CertificateDer::from_pem_slice(reply.root_pem.as_bytes())
-        .map_err(|_| EngineError::Invalid(format!("{remote} did not answer with a certificate")))?;
-    if root_digest(&der) != token.root_digest {
-        return Err(EngineError::Invalid(format!(
-            "remote CA does not match fingerprint: {remote} belongs to another cluster than the join token, or \
-             somebody answers in its place"
-        )));
-    }
-    Ok(reply.root_pem)
-}
-
-fn refused(remote: &str, status: &tonic::Status) -> EngineError {
-    let error = crate::rpc::Refused { addr: remote.to_owned(), status: Box::new(status.clone()) };
-    match status.code() {
-        tonic::Code::PermissionDenied | tonic::Code::InvalidArgument | tonic::Code::FailedPrecondition => {
-            EngineError::Invalid(status.message().to_owned())
+        // It is a member now, whatever comes; while it waits for the cluster to see it so, it may also leave.
+        self.set_state(State::Active(active.clone()));
+        drop(changing);
+        match tokio::time::timeout(JOIN, active.wait_until_in()).await {
+            Ok(Ok(())) => Ok(()),
+            Err(_) => Err(EngineError::WrongMembership(JOIN_GOES_ON.into())),
+            Ok(Err(error)) => {
+                let _changing = self.inner.changing.lock().await;
+                if matches!(self.state(), State::Active(now) if Arc::ptr_eq(&now, &active)) {
+                    self.take_down(&active).await?;
+                }
+                Err(error)
+            }
         }
-        _ => EngineError::Internal(error.to_string()),
+    }
+
+    async fn depart(self, force: bool) -> Result<(), EngineError> {
+        let _changing = self.inner.changing.lock().await;
+        let active = match self.state() {
+            State::Active(active) => active,
+            State::Error(_) if force => return self.drop_membership().await,
+            State::Error(reason) => return Err(EngineError::WrongMembership(reason)),
+            State::Inactive | State::Pending => {
+                return Err(EngineError::WrongMembership("This node is not part of a swarm".into()));
+            }
+        };
+        if !active.was_removed() {
+            if active.manager().is_some() && !force {
+                return Err(EngineError::WrongMembership(MANAGER_LEAVES.into()));
+            }
+            // A worker may go whenever it wants, and who forces it knows why: the cluster finds out by itself that the
+            // node is Down.
+            if let Err(error) = active.say_goodbye().await {
+                tracing::warn!(%error, "leaving without the cluster's knowledge");
+            }
+        }
+        self.take_down(&active).await
+    }
+
+    /// Stops everything that the membership brought, removes it from the host and from the disk.
+    async fn take_down(&self, active: &Active) -> Result<(), EngineError> {
+        active.dismantle().await?;
+        self.clear().await
+    }
+
+    /// Leaves a cluster whose membership could not be taken up: nothing runs but containers.
+    async fn drop_membership(&self) -> Result<(), EngineError> {
+        // A record that cannot be read is no reason to stay.
+        let record = self.data().membership().ok().flatten();
+        if let Some(record) = &record
+            && let Err(error) = renounce(record).await
+        {
+            tracing::warn!(%error, "leaving without the cluster's knowledge");
+        }
+        remove_overlay(self, record.as_ref()).await?;
+        self.clear().await
+    }
+
+    async fn clear(&self) -> Result<(), EngineError> {
+        self.inner.runtime.destroy().await.map_err(|e| EngineError::Internal(crate::chain(&e)))?;
+        self.data().forget_membership().map_err(|e| EngineError::Internal(crate::chain(&e)))?;
+        self.set_state(State::Inactive);
+        Ok(())
+    }
+}
+
+/// Does it to the end, also when who asked for it (a client that hangs up) no longer waits: a join that is dropped half
+/// way would leave a node that is neither in nor out.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, EngineError>> + Send + 'static,
+) -> Result<T, EngineError> {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(EngineError::Internal("the daemon stops".into())),
+        },
     }
 }
 
@@ -402,71 +313,15 @@ impl Engine for LocalEngine {
     }
 
     async fn init(&self, request: InitRequest) -> Result<NodeId, EngineError> {
-        let _changing = self.inner.changing.lock().await;
-        if !matches!(self.state(), State::Inactive) {
-            return Err(EngineError::WrongMembership(ALREADY.into()));
-        }
-        self.set_state(State::Pending);
-        match self.make_cluster(request).await {
-            Ok((active, node_id)) => {
-                self.set_state(State::Active(active));
-                Ok(node_id)
-            }
-            Err(error) => {
-                self.set_state(State::Inactive);
-                self.data().forget_membership().map_err(|e| EngineError::Internal(crate::chain(&e)))?;
-                Err(error)
-            }
-        }
+        to_the_end(self.clone().make(request)).await
     }
 
     async fn join(&self, request: JoinRequest) -> Result<(), EngineError> {
-        let changing = self.inner.changing.lock().await;
-        if !matches!(self.state(), State::Inactive) {
-            return Err(EngineError::WrongMembership(ALREADY.into()));
-        }
-        self.set_state(State::Pending);
-        let joined = tokio::time::timeout(JOIN, self.enter_cluster(request)).await;
-        let result = joined.unwrap_or_else(|_| {
-            Err(EngineError::Internal("the node did not get into the cluster within 60 s".into()))
-        });
-        match result {
-            Ok(active) => {
-                self.set_state(State::Active(active));
-                Ok(())
-            }
-            Err(error) => {
-                drop(changing);
-                self.set_state(State::Inactive);
-                Err(error)
-            }
-        }
+        to_the_end(self.clone().enter(request)).await
     }
 
     async fn leave(&self, force: bool) -> Result<(), EngineError> {
-        let _changing = self.inner.changing.lock().await;
-        let active = match self.state() {
-            State::Active(active) => Some(active),
-            State::Error(_) if force => None,
-            State::Error(reason) => return Err(EngineError::WrongMembership(reason)),
-            State::Inactive | State::Pending => {
-                return Err(EngineError::WrongMembership("This node is not part of a swarm".into()));
-            }
-        };
-        if let Some(active) = active {
-            let manager = active.manager();
-            if manager.is_some() && !force && !active.was_removed() {
-                return Err(EngineError::WrongMembership(MANAGER_LEAVES.into()));
-            }
-            if !active.was_removed() {
-                active.say_goodbye(manager.as_deref()).await?;
-            }
-            active.dismantle().await?;
-        }
-        self.inner.runtime.destroy().await.map_err(|e| EngineError::Internal(crate::chain(&e)))?;
-        self.data().forget_membership().map_err(|e| EngineError::Internal(crate::chain(&e)))?;
-        self.set_state(State::Inactive);
-        Ok(())
+        to_the_end(self.clone().depart(force)).await
     }
 
     async fn store(&self, consistency: Consistency) -> Result<Store, EngineError> {
@@ -494,23 +349,5 @@ impl Engine for LocalEngine {
         let active = self.active()?;
         let store = self.manager()?.store(Consistency::Local).await?;
         crate::agent::gather_logs(active.channels(), &store, tasks, request).await
-    }
-}
-
-impl Active {
-    /// Tells the cluster that this node goes. A manager first stops voting; the last manager takes the cluster along.
-    async fn say_goodbye(&self, manager: Option<&Manager>) -> Result<(), EngineError> {
-        let record = self.record();
-        let others: Vec<ManagerRecord> =
-            self.member().managers.into_iter().map(|(id, addr)| ManagerRecord { node_id: id.to_string(), addr })
-                .filter(|m| m.node_id != record.node_id)
-                .collect();
-        if others.is_empty() {
-            return Ok(());
-        }
-        if manager.is_some() {
-            raft_entry::leave_raft(self.channels(), &others, record.raft_id).await?;
-        }
-        raft_entry::leave(self.channels(), &others).await
     }
 }

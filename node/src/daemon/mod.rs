@@ -3,8 +3,11 @@
 mod active;
 mod address;
 mod config;
+mod enter;
 mod local;
+mod ports;
 mod raft_entry;
+mod role;
 mod sole;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -69,10 +72,13 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let _sole = sole::claim(&config.data_dir)?;
     let data = DataDir::open(&config.data_dir)?;
     let identity = data.start_engine(|| deploy::model::format_id(rand::random()))?;
-    std::fs::create_dir_all(&config.run_dir).map_err(io_error(format!("cannot create {}", config.run_dir.display())))?;
+    std::fs::create_dir_all(&config.run_dir)
+        .map_err(io_error(format!("cannot create {}", config.run_dir.display())))?;
     let images = {
         let dir = config.data_dir.join("images");
-        blocking(move || ImageStore::open(dir, Limits::default())).await.map_err(|e| DaemonError::Images(Box::new(e)))?
+        blocking(move || ImageStore::open(dir, Limits::default()))
+            .await
+            .map_err(|e| DaemonError::Images(Box::new(e)))?
     };
     let runtime = Runtime::open(RuntimeConfig {
         data_dir: config.data_dir.clone(),
@@ -173,5 +179,8 @@ pub(crate) fn total_memory() -> Option<u64> {
 fn upstream_dns() -> Vec<IpAddr> {
     let text = std::fs::read_to_string(Path::new("/etc/resolv.conf")).unwrap_or_default();
     let servers = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
-    servers.filter_map(|server| server.trim().parse().ok()).filter(|ip| *ip != IpAddr::V4(Ipv4Addr::UNSPECIFIED)).collect()
+    servers
+        .filter_map(|server| server.trim().parse().ok())
+        .filter(|ip| *ip != IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+        .collect()
 }

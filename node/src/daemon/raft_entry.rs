@@ -15,6 +15,46 @@ use crate::rpc::{Channels, MAX_MESSAGE, pb};
 const ROUNDS: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// One manager gets so long to answer before the next one is asked.
+const CALL: Duration = Duration::from_secs(10);
+/// A new manager has to get the log first.
+const JOIN: Duration = Duration::from_secs(20);
+/// A goodbye must fit into [`GOODBYE`] also when the first manager that is asked is gone.
+const LEAVE: Duration = Duration::from_secs(3);
+/// All of a goodbye together.
+const GOODBYE: Duration = Duration::from_secs(10);
+
+/// Why no manager did it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CallError {
+    /// They will not; asking again does not help before something else has changed.
+    #[error("{}", .0.message())]
+    Refused(Box<Status>),
+    /// None could now.
+    #[error("no manager could do it: {}", .0.message())]
+    Unavailable(Box<Status>),
+    /// Not within the time for it.
+    #[error("no manager did it within {} s", .0.as_secs())]
+    Late(Duration),
+}
+
+impl CallError {
+    /// Whether the cluster said that this is not how things stand with this node.
+    pub(super) fn contradicted(&self) -> bool {
+        matches!(self, CallError::Refused(status) if status.code() == Code::FailedPrecondition)
+    }
+
+    /// Whether the cluster knows this node no more, or not in that role.
+    fn turned_away(&self) -> bool {
+        matches!(self, CallError::Refused(status) if status.code() == Code::PermissionDenied)
+    }
+}
+
+impl From<CallError> for EngineError {
+    fn from(error: CallError) -> Self {
+        EngineError::Internal(error.to_string())
+    }
+}
 
 /// Carries out a request through whichever manager leads.
 pub(super) async fn execute(
@@ -24,7 +64,7 @@ pub(super) async fn execute(
 ) -> Result<Reply, EngineError> {
     use pb::execute_reply::Outcome;
     let message = pb::ExecuteRequest { request: request.encode_to_vec() };
-    let reply = try_each(channels, managers, |channel| {
+    let reply = try_each(channels, managers, CALL, |channel| {
         let message = message.clone();
         async move {
             let reply = pb::managers_client::ManagersClient::new(channel)
@@ -50,15 +90,14 @@ pub(super) async fn execute(
     }
 }
 
-/// Becomes a voter.
+/// Becomes a voter. [`CallError::contradicted`]: this node was not given that raft id.
 pub(super) async fn join(
     channels: &Channels,
     managers: &[ManagerRecord],
     request: pb::JoinRaftRequest,
-) -> Result<(), EngineError> {
-    try_each(channels, managers, |channel| {
-        let mut request = tonic::Request::new(request.clone());
-        request.set_timeout(Duration::from_secs(20));
+) -> Result<(), CallError> {
+    try_each(channels, managers, JOIN, |channel| {
+        let request = request.clone();
         async move { pb::managers_client::ManagersClient::new(channel).join_raft(request).await }
     })
     .await
@@ -70,57 +109,78 @@ pub(super) async fn renew(
     channels: &Channels,
     managers: &[ManagerRecord],
     csr_pem: String,
-) -> Result<pb::RenewReply, EngineError> {
-    try_each(channels, managers, |channel| {
+) -> Result<pb::RenewReply, CallError> {
+    try_each(channels, managers, CALL, |channel| {
         let request = pb::RenewRequest { csr_pem: csr_pem.clone() };
         async move { pb::ca_client::CaClient::new(channel).renew(request).await.map(tonic::Response::into_inner) }
     })
     .await
 }
 
-/// Says goodbye.
-pub(super) async fn leave(channels: &Channels, managers: &[ManagerRecord]) -> Result<(), EngineError> {
-    try_each(channels, managers, |channel| async move {
+/// Says goodbye: a node with a raft id (not 0) stops being a voter first. Who was removed already, or has said so
+/// before, has nothing more to say.
+pub(super) async fn goodbye(channels: &Channels, managers: &[ManagerRecord], raft_id: u64) -> Result<(), CallError> {
+    let known_already = |done: Result<(), CallError>| match done {
+        Err(error) if error.turned_away() => Ok(()),
+        other => other,
+    };
+    let both = async {
+        if raft_id != 0 {
+            known_already(leave_raft(channels, managers, raft_id).await)?;
+        }
+        known_already(leave(channels, managers).await)
+    };
+    tokio::time::timeout(GOODBYE, both).await.unwrap_or(Err(CallError::Late(GOODBYE)))
+}
+
+async fn leave(channels: &Channels, managers: &[ManagerRecord]) -> Result<(), CallError> {
+    try_each(channels, managers, LEAVE, |channel| async move {
         pb::sessions_client::SessionsClient::new(channel).leave(pb::LeaveRequest {}).await
     })
     .await
     .map(drop)
 }
 
-/// Stops being a voter.
-pub(super) async fn leave_raft(
-    channels: &Channels,
-    managers: &[ManagerRecord],
-    raft_id: u64,
-) -> Result<(), EngineError> {
-    try_each(channels, managers, |channel| async move {
+async fn leave_raft(channels: &Channels, managers: &[ManagerRecord], raft_id: u64) -> Result<(), CallError> {
+    try_each(channels, managers, LEAVE, |channel| async move {
         pb::managers_client::ManagersClient::new(channel).leave_raft(pb::LeaveRaftRequest { raft_id }).await
     })
     .await
     .map(drop)
 }
 
-/// Calls each manager in turn, round after round, until one answers with something else than "not now".
+/// Calls each manager in turn, round after round, until one answers with something else than "not now". A manager that
+/// lags may turn a node away that the others know; it has the last word only when all have been asked.
 async fn try_each<T, F>(
     channels: &Channels,
     managers: &[ManagerRecord],
+    limit: Duration,
     call: impl Fn(Channel) -> F,
-) -> Result<T, EngineError>
+) -> Result<T, CallError>
 where
     F: Future<Output = Result<T, Status>>,
 {
     let mut last = Status::unavailable("no manager is known");
     for round in 0..ROUNDS {
+        let mut turned_away = None;
         for manager in managers {
-            match call(channels.to(&manager.addr, &manager.node_id)).await {
-                Ok(done) => return Ok(done),
-                Err(status) if matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown) => {
-                    last = status;
-                }
-                Err(status) => return Err(EngineError::Internal(status.message().to_owned())),
+            let answer = tokio::time::timeout(limit, call(channels.to(&manager.addr, &manager.node_id))).await;
+            match answer {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(status)) if not_now(status.code()) => last = status,
+                Ok(Err(status)) if status.code() == Code::PermissionDenied => turned_away = Some(status),
+                Ok(Err(status)) => return Err(CallError::Refused(Box::new(status))),
+                Err(_) => last = Status::unavailable(format!("{} does not answer", manager.addr)),
             }
+        }
+        if let Some(status) = turned_away {
+            return Err(CallError::Refused(Box::new(status)));
         }
         tokio::time::sleep((PAUSE * (round + 1)).min(LONGEST_PAUSE)).await;
     }
-    Err(EngineError::Internal(format!("no manager could do it: {}", last.message())))
+    Err(CallError::Unavailable(Box::new(last)))
+}
+
+fn not_now(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown)
 }

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 use super::leader::NotDone;
 use super::{Manager, sessions};
 use crate::ca::{Issuer, PeerIdentity, Role};
-use crate::engine::EngineError;
+use crate::engine::{Consistency, EngineError};
 use crate::rpc::{MAX_MESSAGE, caller, pb};
 
 /// Shortest life that is issued; Docker's bound.
@@ -21,6 +21,10 @@ const SHORTEST_CERT_LIFE: Duration = Duration::from_secs(3600);
 const MAX_UNAUTHENTICATED: usize = 256 << 10;
 /// A new manager waits so long to be a voter.
 const JOIN_RAFT: Duration = Duration::from_secs(15);
+/// So long a manager asks for the newest store before it issues a certificate from what it has.
+const FRESH_STORE: Duration = Duration::from_secs(2);
+/// Marks a request that a follower has passed on, so that two that take each other for the leader do not play ball.
+const PASSED_ON: &str = "shoal-passed-on";
 
 pub(super) fn routes(manager: Manager) -> Routes {
     let raft = tonic::service::interceptor::InterceptedService::new(
@@ -150,14 +154,25 @@ impl pb::ca_server::Ca for Service {
 
     async fn renew(&self, request: Request<pb::RenewRequest>) -> Result<Response<pb::RenewReply>, Status> {
         let peer = caller(&request)?;
+        self.manager.authorize_node(&peer)?;
+        // A manager that lags would give the role of yesterday. Without a leader nothing changes, and what is known
+        // here has to do: a cluster that is headless for long must not lose its certificates as well.
+        let newest = tokio::time::timeout(FRESH_STORE, self.manager.store(Consistency::Linearizable)).await;
+        let (store, sure) = match newest {
+            Ok(Ok(store)) => (store, true),
+            _ => (self.manager.inner.published.borrow().store.clone(), false),
+        };
         let node_id = self.manager.authorize_node(&peer)?;
-        let cluster = self.cluster()?;
-        let store = self.manager.inner.published.borrow().store.clone();
-        let node = store.node(&node_id).ok_or_else(|| Status::permission_denied("this node is not in the cluster"))?;
+        let node = match store.node(&node_id) {
+            Some(node) => node,
+            None if sure => return Err(Status::permission_denied("this node is not in the cluster")),
+            None => return Err(Status::unavailable("this manager does not know this node yet")),
+        };
         let role = match node.spec.role() {
             NodeRole::Manager => Role::Manager,
             NodeRole::Worker => Role::Worker,
         };
+        let cluster = self.cluster()?;
         let cert_pem = self.issue(&cluster, &request.into_inner().csr_pem, &node_id, role)?;
         Ok(Response::new(pb::RenewReply { cert_pem, manager: role == Role::Manager }))
     }
@@ -211,17 +226,32 @@ impl pb::managers_server::Managers for Service {
 
     async fn join_raft(&self, request: Request<pb::JoinRaftRequest>) -> Result<Response<pb::JoinRaftReply>, Status> {
         self.manager.authorize_manager(&caller(&request)?)?;
+        let passed_on = request.metadata().contains_key(PASSED_ON);
         let request = request.into_inner();
-        // The store says which raft id a node was given; another one is not let in.
-        let known = {
+        let leader = self.manager.status().leader.ok_or_else(|| to_status(&EngineError::NoLeader))?;
+        if leader.node_id != self.manager.inner.node_id.as_str() {
+            if passed_on {
+                return Err(to_status(&EngineError::NoLeader));
+            }
+            let channel = self.manager.inner.channels.to(&leader.addr, &leader.node_id);
+            let mut request = Request::new(request);
+            request.metadata_mut().insert(PASSED_ON, tonic::metadata::MetadataValue::from_static("1"));
+            return pb::managers_client::ManagersClient::new(channel).join_raft(request).await;
+        }
+        // The store says which raft id a node was given; another one is not let in. Only a leader that has applied
+        // everything may say so: on that word a node throws its log away.
+        let index = self.manager.inner.raft.linearizable().await.map_err(|e| Status::unavailable(e.to_string()))?;
+        self.manager.applied(index).await.map_err(|e| to_status(&e))?;
+        let node = {
             let published = self.manager.inner.published.borrow();
-            published
-                .store
-                .node(&NodeId::new(request.node_id.clone()))
-                .and_then(|node| node.manager.as_ref().map(|m| m.raft_id))
+            published.store.node(&NodeId::new(request.node_id.clone())).cloned()
         };
-        if known.is_some_and(|id| id != request.raft_id) {
-            return Err(Status::failed_precondition("this raft id was not given to this node"));
+        if node.as_ref().is_none_or(|node| node.spec.role() != NodeRole::Manager) {
+            return Err(Status::permission_denied("this node is not to be a manager"));
+        }
+        let given = node.and_then(|node| node.manager.as_ref().map(|manager| manager.raft_id));
+        if given != Some(request.raft_id) {
+            return Err(Status::failed_precondition("this raft id is not the one that this node was given"));
         }
         tokio::time::timeout(JOIN_RAFT, self.manager.add_voter(request))
             .await
