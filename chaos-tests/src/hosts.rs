@@ -16,6 +16,9 @@ pub const IMAGE: &str = "shoal/whoami";
 /// Anything that a healthy cluster does, it does within this time on a busy machine with two cores.
 pub const SOON: Duration = Duration::from_secs(60);
 
+/// One request to a service takes so long at the most.
+const ANSWER: Duration = Duration::from_secs(2);
+
 /// One cluster at a time: two would only slow each other down, and a slow host is a dead one.
 static TURN: Mutex<()> = Mutex::const_new(());
 
@@ -175,6 +178,27 @@ impl Cluster {
             if ready == count { Ok(()) } else { Err(format!("{ready} of {} are ready", nodes.len())) }
         })
         .await?;
+        Ok(())
+    }
+
+    /// Waits until a published port is answered by every host. What managers call running, hosts lead to a moment later.
+    ///
+    /// # Errors
+    /// [`HostError::Late`] with the last failure.
+    pub async fn wait_port(&self, port: u16) -> Result<()> {
+        let client = self.client()?;
+        for host in self.hosts() {
+            let what = format!("an answer at port {port} of {}", host.name());
+            host.api()
+                .wait_for(&what, SOON, || async {
+                    match client.get(host.at(port), "/json", ANSWER).await {
+                        Ok(answer) if answer.status == 200 => Ok(()),
+                        Ok(answer) => Err(format!("{answer:?}")),
+                        Err(error) => Err(error.to_string()),
+                    }
+                })
+                .await?;
+        }
         Ok(())
     }
 

@@ -107,6 +107,7 @@ async fn without_a_quorum_nothing_is_promised_and_tasks_run_on() {
         let api = cluster.api(0);
         api.create_service(&ServiceDraft::new("web", IMAGE, 3).publish(8080, 80).build()).await?;
         let tasks = api.wait_running("web", 3, &[], SOON).await?;
+        cluster.wait_port(8080).await?;
         cluster.host(1).kill_daemon()?;
         cluster.host(2).kill_daemon()?;
         let asked = tokio::time::timeout(Duration::from_secs(15), api.create_overlay("alone")).await;

@@ -114,9 +114,7 @@ async fn all_daemons_killed_at_once_carry_on() {
         ensure!(births.iter().all(|(_, birth)| birth.is_some()), "a task has no process: {births:?}");
         let client = cluster.client()?;
         let limit = Duration::from_secs(3);
-        for host in cluster.hosts() {
-            client.get(host.at(8080), "/json", limit).await.with_context(|| host.name().to_owned())?;
-        }
+        cluster.wait_port(8080).await?;
 
         // Writes go on until the daemons die in the middle of them.
         let stop = AtomicBool::new(false);
@@ -159,9 +157,8 @@ async fn all_daemons_killed_at_once_carry_on() {
         for (index, host) in cluster.hosts().iter().enumerate() {
             let api = host.api();
             // Empty while the daemon takes its membership up.
-            let find = || async {
-                api.node_id().await.ok().filter(|id| !id.is_empty()).ok_or_else(|| "none".to_owned())
-            };
+            let find =
+                || async { api.node_id().await.ok().filter(|id| !id.is_empty()).ok_or_else(|| "none".to_owned()) };
             let id = api.wait_for(&format!("the identity of {}", host.name()), SOON, find).await?;
             ensure!(id == cluster.id(index), "{} has another identity", host.name());
         }
@@ -180,10 +177,8 @@ async fn all_daemons_killed_at_once_carry_on() {
         for (pid, birth) in births {
             ensure!(started(pid) == birth, "process {pid} is not the one that ran before");
         }
-        for host in cluster.hosts() {
-            client.get(host.at(8080), "/json", limit).await.with_context(|| host.name().to_owned())?;
-        }
-        // Exactly one failure text is fine for tasks that ended: none ended.
+        cluster.wait_port(8080).await?;
+        // None ended.
         let all = api.tasks("web", Freshness::Linearizable).await?;
         ensure!(all.len() == 7, "there are other tasks than the seven: {all:?}");
         Ok(())

@@ -37,12 +37,11 @@ async fn ports_and_names_from_everywhere() {
             api.wait_running(name, usize::try_from(replicas)?, &[], SOON).await?;
         }
         let outside = cluster.client()?;
+        for port in [8080, 8081, 8082] {
+            cluster.wait_port(port).await?;
+        }
         for host in cluster.hosts() {
             // From outside; who serves sees who asked.
-            api.wait_for(&format!("port 8080 of {}", host.name()), SOON, || async {
-                json(&outside, host.at(8080), "/json").await.map(drop).map_err(|e| format!("{e:#}"))
-            })
-            .await?;
             let who = json(&outside, host.at(8080), "/json").await?;
             let seen = who["client"].as_str().unwrap_or_default().to_owned();
             ensure!(seen.starts_with("10.99.0.1:"), "{} hides the client: {who}", host.name());

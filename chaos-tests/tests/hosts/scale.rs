@@ -58,11 +58,7 @@ async fn one_to_fifty_to_five_and_nothing_left() {
         let trouble = trouble.into_inner().unwrap();
         ensure!(trouble.is_empty(), "the API did not answer throughout: {trouble:?}");
 
-        let client = cluster.client()?;
-        for host in cluster.hosts() {
-            let answer = client.get(host.at(8080), "/json", PATIENCE).await.with_context(|| host.name().to_owned())?;
-            ensure!(answer.status == 200, "{answer:?}");
-        }
+        cluster.wait_port(8080).await?;
         leave_nothing(cluster, &network).await
     })
     .await;

@@ -40,14 +40,7 @@ async fn a_storm_of_kills_ends_in_what_was_asked_for() {
         let mut slots: Vec<u64> = tasks.iter().map(|t| t.slot).collect();
         slots.dedup();
         ensure!(slots.len() == count, "two tasks of one slot run: {tasks:?}");
-        let client = cluster.client()?;
-        for host in cluster.hosts() {
-            let door = host.at(8080);
-            api.wait_for(&format!("an answer of {}", host.name()), SOON, || async {
-                client.get(door, "/json", Duration::from_secs(1)).await.map(drop).map_err(|e| e.to_string())
-            })
-            .await?;
-        }
+        cluster.wait_port(8080).await?;
         // The managers agree on every task, also on those that are still on their way out.
         api.wait_for("the same tasks at each manager", SOON, || async {
             let mut views = Vec::new();
