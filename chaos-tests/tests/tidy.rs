@@ -42,7 +42,7 @@ fn sources(path: &Path) -> Vec<PathBuf> {
     while let Some(dir) = open.pop() {
         let entries = std::fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
         for entry in entries {
-            let path = entry.unwrap().path();
+            let path = entry.expect("a readable directory").path();
             if path.is_dir() {
                 open.push(path);
             } else if path.extension().is_some_and(|ext| ext == "rs") {

@@ -27,3 +27,4 @@ pub use config::{
 pub use dns::DnsSockets;
 pub use error::{ObjectError, OverlayError};
 pub use overlay::{Attached, AttachedInterface, Overlay};
+pub use plan::names::is_own_link;

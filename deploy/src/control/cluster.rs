@@ -17,8 +17,8 @@ const DEFAULT_POOL: &str = "10.0.0.0/8";
 const DEFAULT_SUBNET_SIZE: u32 = 24;
 /// IANA's port of VXLAN, and Docker's default.
 const DEFAULT_DATA_PATH_PORT: u32 = 4789;
-/// Docker bounds the life of certificates from below at 30 minutes.
-const MIN_CERT_EXPIRY_NS: u64 = 30 * 60 * 1_000_000_000;
+/// Docker bounds the life of certificates from below at an hour.
+const MIN_CERT_EXPIRY_NS: u64 = 60 * 60 * 1_000_000_000;
 /// Raft ids only grow, by one at each promotion; from here they never reach the end of their range.
 const MAX_RAFT_ID: u64 = 1 << 62;
 /// Bytes of a key that seals gossip packets.
@@ -135,7 +135,7 @@ fn check_spec(spec: &ClusterSpec) -> Result<(), ControlError> {
     }
     validate::labels("Labels", &spec.labels)?;
     if spec.node_cert_expiry_ns.is_some_and(|expiry| expiry < MIN_CERT_EXPIRY_NS) {
-        return Err(invalid("minimum certificate expiry time is: 30m0s"));
+        return Err(invalid("minimum certificate expiry time is: 1h0m0s"));
     }
     if spec.autolock {
         return Err(unimplemented("EncryptionConfig.AutoLockManagers is not supported yet"));

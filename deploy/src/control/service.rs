@@ -66,8 +66,11 @@ fn change(service: &mut Service, spec: ServiceSpec, store: &Store) {
     let replaces_tasks = spec.task != service.spec.task || spec.endpoint_spec() != service.spec.endpoint_spec();
     let previous_version = service.spec_version;
     if replaces_tasks {
-        // After a rollback the previous version is the higher one.
-        service.spec_version = service.spec_version.max(service.previous_spec_version) + 1;
+        // After a rollback the previous version is the higher one; after one and a change of scale, only tasks that were
+        // made in between still carry the highest.
+        let carried = store.tasks_of_service(&service.id).map(|task| task.spec_version);
+        let highest = carried.chain([service.spec_version, service.previous_spec_version]).max();
+        service.spec_version = highest.unwrap_or_default() + 1;
     }
     service.previous_spec_version = previous_version;
     service.previous_spec = Some(std::mem::replace(&mut service.spec, spec));

@@ -11,6 +11,8 @@ use super::host::{DEFAULT_RUN_DIR, socket_in};
 use crate::daemon::{Config, ConfigFile, parse_labels};
 
 const DEFAULT_DATA_DIR: &str = "/var/lib/shoal";
+/// Raft's library tells every step of an election; the node itself says what an operator needs.
+const DEFAULT_LEVEL: &str = "info,openraft=warn";
 
 /// Flags of `shoal daemon`.
 #[derive(clap::Args, Debug)]
@@ -97,7 +99,7 @@ fn settings(args: DaemonArgs) -> anyhow::Result<Settings> {
     // A label of the command line replaces the file's one of the same key.
     let mut labels: BTreeMap<String, String> = parse_labels(&file.label.unwrap_or_default())?;
     labels.extend(parse_labels(&args.labels)?);
-    let level = args.log_level.or(file.log_level).unwrap_or_else(|| "info".to_owned());
+    let level = args.log_level.or(file.log_level).unwrap_or_else(|| DEFAULT_LEVEL.to_owned());
     let filter = EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))?;
     let format = match args.log_format.or(file.log_format).as_deref() {
         None | Some("text") => LogFormat::Text,

@@ -57,7 +57,7 @@ pub(super) fn host_addresses() -> Vec<(String, Ipv4Addr)> {
         .filter(|a| a.flags.contains(InterfaceFlags::IFF_UP) && !a.flags.contains(InterfaceFlags::IFF_LOOPBACK))
         .filter_map(|a| Some((a.interface_name.clone(), a.address?.as_sockaddr_in()?.ip())))
         // The node's own links to its tasks are no way to the host.
-        .filter(|(name, _)| !name.starts_with("shoal"))
+        .filter(|(name, _)| !overlay_net::is_own_link(name))
         .collect()
 }
 

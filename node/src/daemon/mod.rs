@@ -52,6 +52,9 @@ pub enum DaemonError {
         #[source]
         source: std::io::Error,
     },
+    /// Nobody can talk to this engine any more; its supervisor starts it again.
+    #[error("the API server ended")]
+    ApiEnded,
     /// The image store.
     #[error("the image store could not be opened")]
     Images(#[source] Box<runtime::image::ImageError>),
@@ -103,17 +106,16 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         servers.spawn(docker_api::serve(listener, engine.clone(), stop.clone()));
         tracing::info!(host, "serving the API");
     }
-    // The API answers while the membership is taken up: `node ls` then says that it is pending.
+    // The API answers while the membership is taken up, which may take until a disk or a port is free again: `node ls`
+    // then says that it is pending, or what stands in the way.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let resuming = engine.clone();
-    let resume = tokio::spawn(async move {
-        resuming.resume().await;
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    });
-    let reason = tokio::select! {
+    let resume = tokio::spawn(async move { resuming.resume().await });
+    let (reason, ended) = tokio::select! {
         biased;
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-        _ = servers.join_next() => "the API server ended",
+        _ = terminate.recv() => ("SIGTERM", Ok(())),
+        _ = interrupt.recv() => ("SIGINT", Ok(())),
+        _ = servers.join_next() => ("the API server ended", Err(DaemonError::ApiEnded)),
     };
     tracing::info!(reason, "stopping; tasks go on");
     stop.cancel();
@@ -121,7 +123,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     if tokio::time::timeout(SHUTDOWN, engine.shutdown()).await.is_err() {
         tracing::warn!("not everything stopped in time");
     }
-    Ok(())
+    ended
 }
 
 /// `unix:///path` or `tcp://ip:port`, as `-H` takes them.

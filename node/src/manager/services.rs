@@ -15,8 +15,6 @@ use crate::ca::{Issuer, PeerIdentity, Role};
 use crate::engine::{Consistency, EngineError};
 use crate::rpc::{MAX_MESSAGE, caller, pb};
 
-/// Shortest life that is issued; Docker's bound.
-const SHORTEST_CERT_LIFE: Duration = Duration::from_secs(3600);
 /// Largest message of one who has shown no certificate, in bytes.
 const MAX_UNAUTHENTICATED: usize = 256 << 10;
 /// A new manager waits so long to be a voter.
@@ -82,9 +80,7 @@ impl Service {
         let life = cluster.spec.node_cert_life();
         let root = &cluster.status.root_ca;
         Issuer::new(&root.cert_pem, &root.key_pem)
-            .and_then(|issuer| {
-                issuer.issue(csr_pem, node.as_str(), cluster.id.as_str(), role, life.max(SHORTEST_CERT_LIFE))
-            })
+            .and_then(|issuer| issuer.issue(csr_pem, node.as_str(), cluster.id.as_str(), role, life))
             .map_err(|e| Status::invalid_argument(e.to_string()))
     }
 

@@ -275,7 +275,7 @@ impl Engine for Fake {
             next_raft_id: 2,
             incarnation: 5,
             feature_level: 1,
-            removed_nodes: Vec::new(),
+            ..ClusterStatus::default()
         };
         let cluster = Cluster {
             id: cluster_id.clone(),

@@ -33,6 +33,12 @@ pub fn ingress_link(node: &str) -> String {
     format!("shi-{node}")
 }
 
+/// Whether a link in a host's namespace is one of the above, of this node or of another one on the machine.
+#[must_use]
+pub fn is_own_link(name: &str) -> bool {
+    name.starts_with("she-") || name.starts_with("shi-")
+}
+
 /// The bridge of a network.
 #[must_use]
 pub fn bridge(vni: u32) -> String {

@@ -70,6 +70,10 @@ pub fn cluster_spec_from_wire(w: wire::SwarmSpec, base: &ClusterSpec) -> Result<
             return Err(ApiError::not_supported(format!("{field} is not supported yet")));
         }
     }
+    let heartbeat = w.dispatcher.as_ref().and_then(|d| d.heartbeat_period).unwrap_or(0);
+    if heartbeat != 0 && heartbeat != nanos_i64(DEFAULT_HEARTBEAT_NS) {
+        return Err(ApiError::not_supported("Dispatcher.HeartbeatPeriod is not supported yet"));
+    }
     let history = w.orchestration.and_then(|o| o.task_history_retention_limit);
     let name = w.name.unwrap_or_default();
     Ok(ClusterSpec {
