@@ -2,6 +2,8 @@
 //!
 //! One binary, and one cluster at a time. Needs root; says so where it is not given.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of these tests are part of them")]
+
 mod cut_off;
 mod joins;
 mod kills;
@@ -26,11 +28,13 @@ async fn with(made: impl Future<Output = Result<Cluster>>, test: impl AsyncFnOnc
         eprintln!("skipped: {reason}");
         return;
     }
-    let mut cluster = made.await.unwrap();
+    let mut cluster = made.await.unwrap_or_else(|error| panic!("the cluster could not be made: {error:#}"));
     if let Err(error) = test(&mut cluster).await {
         let logs = cluster.logs();
         drop(cluster);
         panic!("{error:#}\n{logs}");
     }
-    cluster.clean_up().unwrap();
+    if let Err(error) = cluster.clean_up() {
+        panic!("{error:#}");
+    }
 }
