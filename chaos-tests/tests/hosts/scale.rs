@@ -27,7 +27,7 @@ async fn watch(api: Api, stop: &AtomicBool, trouble: &Mutex<Vec<String>>) -> Dur
             Err(_) => Some(format!("{}: no answer within {PATIENCE:?}", api.socket().display())),
         };
         if let Some(seen) = seen {
-            trouble.lock().unwrap().push(seen);
+            trouble.lock().expect("nobody panics with it").push(seen);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
