@@ -11,6 +11,10 @@ use crate::dispatcher::{Assignment, Progress};
 use crate::model::{ContainerStatus, DesiredState, Task, TaskState, TaskStatus, Timestamp};
 use crate::restart::{self, Verdict};
 
+/// A manager's first word on the tasks comes within this time of the connection; what was taken away meanwhile has then
+/// ended as Shutdown, and did not fail.
+const FIRST_WORD: Duration = Duration::from_secs(1);
+
 /// What happened to the task.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -57,7 +61,7 @@ pub enum Event {
 pub enum Action {
     /// Make image, mounts, namespaces and network ready; answered with `Prepared` or `PrepareFailed`. Safe to do again.
     Prepare,
-    /// Give up preparing; answered with `Prepared` or `PrepareFailed` all the same, soon.
+    /// Give up preparing, or take back what was prepared; answered with `PrepareFailed` once nothing of it is left.
     CancelPrepare,
     /// Start a container; answered with `Started` or `StartFailed`. For an `attempt` above 0 an earlier container of
     /// the task is cleared away first.
@@ -106,15 +110,22 @@ enum Phase {
     /// Known, nothing begun.
     Accepted,
     Preparing,
-    /// Preparing, and told to give it up.
+    /// What was prepared, or is being prepared, is taken back.
     Cancelling,
     /// Prepared, waits for the order to start.
     Ready,
     Starting,
     Running,
     Stopping,
-    /// Ended while no manager could be reached; a new attempt starts then.
-    Resting(Timestamp),
+    /// Ended while no manager could be reached; a new attempt starts then, unless a manager takes over before.
+    Resting {
+        until: Timestamp,
+        /// A manager can be reached: the leader decides, and is told of the end at this time.
+        tell_at: Option<Timestamp>,
+        /// How it ended.
+        state: TaskState,
+        message: &'static str,
+    },
     /// Ended for good. What is left on the host stays until the task is withdrawn (its logs are still of use).
     Ended,
     Removing,
@@ -175,7 +186,13 @@ impl Lifecycle {
                 this.phase = Phase::Running;
                 this.exited(now, None, false, &mut actions);
             }
-            Found::Nothing => this.note(now, TaskState::Accepted, "accepted", &mut actions),
+            Found::Nothing => {
+                if this.must_stop() {
+                    // A container that waits to be started, and its network, may still be there.
+                    this.phase = Phase::Ready;
+                }
+                this.note(now, TaskState::Accepted, "accepted", &mut actions);
+            }
         }
         this.advance(now, &mut actions);
         (this, actions)
@@ -214,7 +231,9 @@ impl Lifecycle {
             (Event::Withdrawn, _) => self.withdrawn = true,
             (Event::Connected(connected), _) => {
                 self.connected = connected;
-                if connected && self.status.state() >= TaskState::Accepted {
+                if let Phase::Resting { tell_at, .. } = &mut self.phase {
+                    *tell_at = connected.then(|| now.plus(FIRST_WORD));
+                } else if connected && self.status.state() >= TaskState::Accepted {
                     actions.push(Action::Report(self.status.clone()));
                 }
             }
@@ -222,7 +241,7 @@ impl Lifecycle {
                 self.phase = Phase::Ready;
                 self.note(now, TaskState::Ready, "prepared", &mut actions);
             }
-            (Event::Prepared | Event::PrepareFailed { .. }, Phase::Cancelling) => {
+            (Event::PrepareFailed { .. }, Phase::Cancelling) => {
                 self.end(now, TaskState::Shutdown, "shutdown", &mut actions);
             }
             (Event::PrepareFailed { error }, Phase::Preparing) => {
@@ -251,7 +270,7 @@ impl Lifecycle {
     /// Begins whatever comes next.
     fn advance(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         match self.phase {
-            Phase::Accepted | Phase::Ready | Phase::Resting(_) if self.must_stop() => {
+            Phase::Accepted | Phase::Resting { .. } if self.must_stop() => {
                 self.end(now, TaskState::Shutdown, "shutdown", actions);
             }
             Phase::Accepted => {
@@ -259,7 +278,8 @@ impl Lifecycle {
                 self.note(now, TaskState::Preparing, "preparing", actions);
                 actions.push(Action::Prepare);
             }
-            Phase::Preparing if self.must_stop() => {
+            // Its address is on the wire: it has ended only when that is not so any more.
+            Phase::Preparing | Phase::Ready if self.must_stop() => {
                 self.phase = Phase::Cancelling;
                 actions.push(Action::CancelPrepare);
             }
@@ -273,11 +293,16 @@ impl Lifecycle {
                 let container = &self.task.spec.container;
                 actions.push(Action::Stop { signal: container.stop_signal.clone(), grace: container.stop_grace() });
             }
-            Phase::Resting(until) if now >= until => {
+            Phase::Resting { tell_at: Some(at), state, message, .. } if now >= at => {
+                self.end(now, state, message, actions);
+            }
+            Phase::Resting { tell_at: Some(at), .. } => actions.push(Action::WakeAt(at)),
+            Phase::Resting { until, .. } if now >= until => {
                 self.phase = Phase::Starting;
+                self.status.container.get_or_insert_default().local_restarts += 1;
                 actions.push(Action::Start { attempt: self.attempt() });
             }
-            Phase::Resting(until) => actions.push(Action::WakeAt(until)),
+            Phase::Resting { until, .. } => actions.push(Action::WakeAt(until)),
             _ => {}
         }
         if self.phase == Phase::Ended && self.withdrawn {
@@ -321,16 +346,14 @@ impl Lifecycle {
     }
 
     /// With a manager in reach, what follows is the leader's to decide. Without one, the host acts on the policy alone.
-    fn ended_by_itself(&mut self, now: Timestamp, state: TaskState, message: &str, actions: &mut Vec<Action>) {
+    fn ended_by_itself(&mut self, now: Timestamp, state: TaskState, message: &'static str, actions: &mut Vec<Action>) {
         if !self.connected {
             let mut ended = self.task.clone();
             ended.status = self.status.clone();
             ended.status.set_state(state);
             ended.status.at = now;
             if let Verdict::Restart(delay) = restart::verdict(&ended) {
-                self.status.container.get_or_insert_default().local_restarts += 1;
-                let until = now.plus(delay);
-                self.phase = Phase::Resting(until);
+                self.phase = Phase::Resting { until: now.plus(delay), tell_at: None, state, message };
                 // It stays what it was for the cluster: the same task, about to run again.
                 self.note(now, self.status.state(), "restarting without a manager", actions);
                 return;
@@ -449,7 +472,8 @@ mod tests {
     fn a_stop_is_obeyed_in_every_phase() {
         let (mut life, _) = new_task(DesiredState::Running);
         check(&mut life, want(DesiredState::Shutdown), "cancelprepare");
-        check(&mut life, Event::Prepared, "Shutdown");
+        check(&mut life, Event::Prepared, "");
+        check(&mut life, Event::PrepareFailed { error: "cancelled".into() }, "Shutdown");
         let (mut life, _) = new_task(DesiredState::Running);
         check(&mut life, Event::Withdrawn, "cancelprepare");
         check(&mut life, Event::PrepareFailed { error: "cancelled".into() }, "Shutdown remove");
@@ -460,6 +484,40 @@ mod tests {
         let (mut life, first) = new_task(DesiredState::Shutdown);
         assert_eq!(short(&first), "Accepted Shutdown");
         check(&mut life, want(DesiredState::Running), "");
+    }
+
+    #[test]
+    fn what_was_prepared_is_taken_back_before_the_task_has_ended() {
+        let cancelled = || Event::PrepareFailed { error: "cancelled".into() };
+        let (mut life, _) = new_task(DesiredState::Ready);
+        check(&mut life, Event::Prepared, "Ready");
+        check(&mut life, want(DesiredState::Shutdown), "cancelprepare");
+        check(&mut life, Event::Withdrawn, "");
+        check(&mut life, cancelled(), "Shutdown remove");
+
+        // An agent that starts again does not know how far it had come.
+        let mut status = TaskStatus::default();
+        status.set_state(TaskState::Ready);
+        let (mut life, first) = Lifecycle::resumed(task(DesiredState::Shutdown), status, Found::Nothing, true, NOW);
+        assert_eq!(short(&first), "Ready cancelprepare");
+        check(&mut life, cancelled(), "Shutdown");
+    }
+
+    #[test]
+    fn a_task_that_ended_without_a_manager_is_the_leaders_again_once_there_is_one() {
+        let (mut life, _) = new_task(DesiredState::Running);
+        life.handle(NOW, Event::Prepared);
+        life.handle(NOW, started());
+        check(&mut life, Event::Connected(false), "");
+        check(&mut life, exited(3), "Running wake@6000");
+        check(&mut life, Event::Connected(true), "wake@2000");
+        let mut taken_away = life.clone();
+        check(&mut taken_away, Event::Withdrawn, "Shutdown remove");
+        let second_later = Timestamp::from_millis(2000);
+        assert_eq!(short(&life.handle(second_later, Event::Timer)), "Failed");
+        assert_eq!(life.status().err, "task: non-zero exit (3)");
+        assert_eq!(life.status().container.as_ref().map(|c| c.local_restarts), Some(0), "counted without an attempt");
+        check(&mut life, Event::Timer, "");
     }
 
     #[test]

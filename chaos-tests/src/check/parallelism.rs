@@ -1,10 +1,10 @@
 //! An update has at most as many slots on the way from the old version to the new as its parallelism allows, also
 //! across leader changes.
 //!
-//! A slot is on the way while its wanted task is of the service's present version, was made by the present update, does
-//! not run yet, and follows one of another version. (Restarts and lost hosts make successors of the *same* version and
-//! do not count; nor does what an update that was overtaken left on the way; nor do global services, where a host that
-//! comes back in the middle of an update is given a task of the present version, too.)
+//! A slot is on the way while its wanted task is of the service's present version, does not run yet, and follows one of
+//! another version; an update that overtakes another takes over what that one left on the way. (Restarts and lost hosts
+//! make successors of the *same* version and do not count; nor do global services, where a host that comes back in the
+//! middle of an update is given a task of the present version, too.)
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,13 +69,11 @@ fn on_the_way(store: &Store, service: &Service) -> BTreeSet<String> {
     for task in store.tasks_of_service(&service.id).filter(|t| t.slot > 0) {
         slots.entry(slot_of(task)).or_default().push(task);
     }
-    let since = service.update_status.as_ref().map(|status| status.started_at).unwrap_or_default();
     let changes = |tasks: &mut Vec<&Task>| {
         tasks.sort_by_key(|t| t.ordinal);
         tasks.windows(2).any(|pair| {
             let [old, new] = pair else { return false };
             new.is_wanted()
-                && new.meta.created_at >= since
                 && new.spec_version == service.spec_version
                 && new.state() < TaskState::Running
                 && old.desired() < DesiredState::Remove

@@ -39,7 +39,7 @@ pub(crate) fn step(cx: &mut Cx<'_>, txn: &mut Txn, service: &mut Service, slots:
     drop_superfluous(txn, service, slots);
     let outdated: Vec<SlotKey> =
         slots.iter().filter(|(_, slot)| slot_is_outdated(service, slot)).map(|(key, _)| key.clone()).collect();
-    let Some(mut status) = begin(cx, service, outdated.len() as u64) else { return Progress::Steady };
+    let Some(mut status) = begin(cx, service, slots, outdated.len() as u64) else { return Progress::Steady };
     let config = config(service, &status);
 
     let watch = watch(cx, txn, &config, &mut status);
@@ -93,7 +93,7 @@ pub(crate) fn step(cx: &mut Cx<'_>, txn: &mut Txn, service: &mut Service, slots:
 
 /// The status of the update that goes on, or of one that begins because slots are outdated; `None` when there is
 /// nothing to do.
-fn begin(cx: &Cx<'_>, service: &Service, outdated: u64) -> Option<UpdateStatus> {
+fn begin(cx: &Cx<'_>, service: &Service, slots: &Slots, outdated: u64) -> Option<UpdateStatus> {
     let mut status = match &service.update_status {
         Some(status) if update_is_running(service) => status.clone(),
         Some(status) if matches!(status.state(), UpdateState::Paused | UpdateState::RollbackPaused) => return None,
@@ -106,9 +106,28 @@ fn begin(cx: &Cx<'_>, service: &Service, outdated: u64) -> Option<UpdateStatus> 
         },
     };
     if status.total_slots == 0 {
-        status.total_slots = outdated;
+        status.watched = on_the_way(service, slots);
+        status.total_slots = outdated + status.watched.len() as u64;
     }
     Some(status)
+}
+
+/// What an update that was overtaken left on its way to a version that counts as up to date now (a rollback that is
+/// itself rolled back, say): it belongs to the new update, for the parallelism and for failures.
+fn on_the_way(service: &Service, slots: &Slots) -> Vec<WatchedTask> {
+    let left = |slot: &Slot| {
+        let tasks: Vec<&Task> =
+            slot.tasks().iter().map(AsRef::as_ref).filter(|t: &&Task| t.desired() < DesiredState::Remove).collect();
+        let changes = |old: &Task, new: &Task| {
+            new.is_wanted()
+                && new.state() < TaskState::Running
+                && !is_outdated(service, new)
+                && old.spec_version != new.spec_version
+        };
+        tasks.windows(2).find(|pair| changes(pair[0], pair[1])).map(|pair| pair[1].id.clone())
+    };
+    let left = slots.values().filter_map(left);
+    left.map(|task| WatchedTask { task, running_since: Timestamp::default() }).collect()
 }
 
 /// A rollback follows the rollback settings of the spec that it returns to.

@@ -48,7 +48,12 @@ pub(super) fn container_id(task: &Task, attempt: u32) -> String {
 }
 
 /// The container of a task.
-pub(super) fn config(task: &Task, node_hostname: &str, image: &Image, attempt: u32) -> Result<ContainerConfig, ContainerError> {
+pub(super) fn config(
+    task: &Task,
+    node_hostname: &str,
+    image: &Image,
+    attempt: u32,
+) -> Result<ContainerConfig, ContainerError> {
     let spec = &task.spec.container;
     let id = container_id(task, attempt);
     let hostname = if spec.hostname.is_empty() { id[..12].to_owned() } else { spec.hostname.clone() };
@@ -66,14 +71,12 @@ pub(super) fn config(task: &Task, node_hostname: &str, image: &Image, attempt: u
         resources: resources(task),
         capabilities: Capabilities { add: spec.cap_add.clone(), drop: spec.cap_drop.clone() },
         no_new_privileges: spec.privileges.as_ref().is_some_and(|p| p.no_new_privileges),
-        ulimits: spec
-            .ulimits
-            .iter()
-            .map(|u| Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard })
-            .collect(),
+        ulimits: spec.ulimits.iter().map(|u| Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard }).collect(),
         sysctls: spec.sysctls.clone(),
         oom_score_adj: spec.oom_score_adj,
-        stop_signal: Some(spec.stop_signal.clone()).filter(|s| !s.is_empty()).or_else(|| image.config.stop_signal.clone()),
+        stop_signal: Some(spec.stop_signal.clone())
+            .filter(|s| !s.is_empty())
+            .or_else(|| image.config.stop_signal.clone()),
         log: log(task)?,
         init: spec.init == Some(true),
         tty: spec.tty,
@@ -246,9 +249,14 @@ mod tests {
 
     #[test]
     fn sizes_as_docker_writes_them() {
-        for (text, expected) in
-            [("10m", Some(10 << 20)), ("4096", Some(4096)), ("1gb", Some(1 << 30)), ("x", None), ("", None), ("m", None)]
-        {
+        for (text, expected) in [
+            ("10m", Some(10 << 20)),
+            ("4096", Some(4096)),
+            ("1gb", Some(1 << 30)),
+            ("x", None),
+            ("", None),
+            ("m", None),
+        ] {
             assert_eq!(size(text), expected, "{text}");
         }
     }

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use deploy::control::TaskReport;
-use deploy::dispatcher::{AssignmentSet, Item, Stamp, Update};
+use deploy::dispatcher::{AssignmentSet, Item, Progress, Stamp, Update};
 use deploy::lifecycle::{Action, Event, Found, Lifecycle};
-use deploy::model::{Task, TaskId, TaskState, TaskStatus, Timestamp};
+use deploy::model::{DesiredState, Task, TaskId, TaskState, TaskStatus, Timestamp};
 
 use crate::datadir::ManagerRecord;
 
@@ -42,6 +42,16 @@ pub(super) struct RememberedTask {
     status: TaskStatus,
 }
 
+/// What an update leads to.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Taken {
+    /// Containers that run, that the memory did not know, and whose tasks are known now: they are to be looked after.
+    /// Before the steps, which may be about them.
+    pub(super) adopted: Vec<(Task, String)>,
+    /// What is to be done.
+    pub(super) steps: Vec<Step>,
+}
+
 /// Why an update was not taken over.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum UpdateRefused {
@@ -60,6 +70,8 @@ pub(super) struct Core {
     tasks: BTreeMap<TaskId, Lifecycle>,
     /// Containers of tasks that the memory did not know; the first full set says whose they are.
     found: BTreeMap<TaskId, Found>,
+    /// Tasks that are not this host's, and of which something is being removed.
+    nobodys: BTreeSet<TaskId>,
     connected: bool,
     unreported: BTreeSet<TaskId>,
     in_flight: Option<(u64, BTreeMap<TaskId, TaskStatus>)>,
@@ -75,6 +87,7 @@ impl Core {
             set: AssignmentSet::new(memory.items),
             tasks: BTreeMap::new(),
             found: BTreeMap::new(),
+            nobodys: BTreeSet::new(),
             connected: false,
             unreported: BTreeSet::new(),
             in_flight: None,
@@ -82,12 +95,21 @@ impl Core {
             timers: BTreeSet::new(),
         };
         let mut steps = Vec::new();
-        for RememberedTask { task, status } in memory.tasks {
+        let assigned: BTreeSet<TaskId> = core.set.tasks().map(|assignment| assignment.task.id.clone()).collect();
+        for RememberedTask { mut task, status } in memory.tasks {
             let id = task.id.clone();
+            // One that the set does not name any more was being stopped and removed; that goes on.
+            let withdrawn = !assigned.contains(&id);
+            if withdrawn {
+                task.set_desired(DesiredState::Remove);
+            }
             let found = found.remove(&id).unwrap_or(Found::Nothing);
             let (life, actions) = Lifecycle::resumed(task, status, found, false, now);
             core.tasks.insert(id.clone(), life);
             core.take(&id, actions, &mut steps);
+            if withdrawn {
+                core.handle(&id, Event::Withdrawn, now, &mut steps);
+            }
         }
         core.found = found;
         (core, steps)
@@ -128,7 +150,7 @@ impl Core {
 
     /// Whether nothing is left of any task.
     pub(super) fn is_empty(&self) -> bool {
-        self.tasks.is_empty()
+        self.tasks.is_empty() && self.nobodys.is_empty()
     }
 
     /// The cluster's managers.
@@ -142,8 +164,8 @@ impl Core {
         self.set.peers().filter_map(|peer| Some((peer.id.to_string(), peer.data_path_addr.parse().ok()?))).collect()
     }
 
-    /// Takes over what a manager sent. Containers of tasks that are nobody's are the second part of the answer.
-    pub(super) fn update(&mut self, update: Update, now: Timestamp) -> Result<(Vec<Step>, Vec<TaskId>), UpdateRefused> {
+    /// Takes over what a manager sent.
+    pub(super) fn update(&mut self, update: Update, now: Timestamp) -> Result<Taken, UpdateRefused> {
         if update.stamp.is_older_than(&self.stamp) {
             return Err(UpdateRefused::Older);
         }
@@ -153,11 +175,11 @@ impl Core {
             Some(_) => return Err(UpdateRefused::Gap),
         }
         self.stamp = update.stamp;
-        Ok((self.reconcile(now), std::mem::take(&mut self.found).into_keys().collect()))
+        Ok(self.reconcile(now))
     }
 
-    fn reconcile(&mut self, now: Timestamp) -> Vec<Step> {
-        let mut steps = Vec::new();
+    fn reconcile(&mut self, now: Timestamp) -> Taken {
+        let (mut adopted, mut steps) = (Vec::new(), Vec::new());
         let assigned: Vec<_> = self.set.tasks().cloned().collect();
         let mut wanted = BTreeSet::new();
         for assignment in assigned {
@@ -170,9 +192,19 @@ impl Core {
                 }
                 continue;
             }
-            let (life, actions) = match self.found.remove(&id) {
-                Some(found) => Lifecycle::resumed(assignment.task, TaskStatus::default(), found, self.connected, now),
+            let found = self.found.remove(&id);
+            if let Some(Found::Running { container, .. }) = &found {
+                adopted.push((assignment.task.clone(), container.clone()));
+            }
+            let (life, actions) = match found {
+                // What was only prepared says nothing of an earlier attempt; the cluster may know of one.
+                Some(Found::Nothing) | None if assignment.progress() != Progress::NotStarted => {
+                    Lifecycle::assigned(assignment, self.connected, now)
+                }
                 None => Lifecycle::assigned(assignment, self.connected, now),
+                Some(found) => {
+                    Lifecycle::resumed(assignment.task, TaskStatus::default(), found, self.connected, now)
+                }
             };
             self.tasks.insert(id.clone(), life);
             self.take(&id, actions, &mut steps);
@@ -181,13 +213,18 @@ impl Core {
         for id in withdrawn {
             self.handle(&id, Event::Withdrawn, now, &mut steps);
         }
-        steps
+        // Whatever else was found is nobody's.
+        for id in std::mem::take(&mut self.found).into_keys() {
+            steps.push((id.clone(), Action::Remove));
+            self.nobodys.insert(id);
+        }
+        Taken { adopted, steps }
     }
 
     /// Takes every task away: the node leaves.
     pub(super) fn withdraw_all(&mut self, now: Timestamp) -> Vec<Step> {
         self.set = AssignmentSet::default();
-        self.reconcile(now)
+        self.reconcile(now).steps
     }
 
     /// Something happened to a task.
@@ -260,6 +297,9 @@ impl Core {
     }
 
     fn handle(&mut self, id: &TaskId, event: Event, now: Timestamp, steps: &mut Vec<Step>) {
+        if event == Event::Removed {
+            self.nobodys.remove(id);
+        }
         let Some(life) = self.tasks.get_mut(id) else { return };
         let actions = life.handle(now, event);
         self.take(id, actions, steps);
@@ -271,13 +311,6 @@ impl Core {
 
     /// Keeps what concerns the core itself, passes on the rest.
     fn take(&mut self, id: &TaskId, actions: Vec<Action>, steps: &mut Vec<Step>) {
-        // A task that ended without having been started has no output that anybody could ask for; what was prepared
-        // for it (a process that waits, its network) is taken back at once. Its answer finds nobody who waits for it.
-        let ends = actions.iter().any(|a| matches!(a, Action::Report(s) if s.state().is_terminal()));
-        let never_ran = self.tasks.get(id).is_some_and(|life| life.status().container.is_none());
-        if ends && never_ran && !actions.contains(&Action::Remove) {
-            steps.push((id.clone(), Action::Remove));
-        }
         for action in actions {
             match action {
                 Action::Report(_) => {
@@ -360,11 +393,12 @@ mod tests {
         ready.set_desired(DesiredState::Shutdown);
         let put = vec![Body::Task(Box::new(Assignment { task: ready, progress: 0 })).into()];
         let update = Update { stamp: stamp(2), base: Some(stamp(1)), delta: Delta { put, remove: Vec::new() } };
-        let (steps, _) = core.update(update, NOW).unwrap();
-        assert_eq!(steps, [(TaskId::new("a"), Action::CancelPrepare)]);
-        let steps = core.event(&TaskId::new("a"), Event::Prepared, NOW);
-        assert_eq!(steps, [(TaskId::new("a"), Action::Remove)]);
-        assert_eq!(core.event(&TaskId::new("a"), Event::Removed, NOW), []);
+        let taken = core.update(update, NOW).unwrap();
+        assert_eq!(taken.steps, [(TaskId::new("a"), Action::CancelPrepare)]);
+        assert_eq!(core.event(&TaskId::new("a"), Event::Prepared, NOW), []);
+        assert_eq!(core.memory().tasks[0].status.state(), TaskState::Preparing, "its address is still on the wire");
+        core.event(&TaskId::new("a"), Event::PrepareFailed { error: "cancelled".into() }, NOW);
+        assert_eq!(core.memory().tasks[0].status.state(), TaskState::Shutdown);
         assert!(core.task(&TaskId::new("a")).is_some(), "the cluster has not withdrawn it yet");
     }
 
@@ -373,10 +407,41 @@ mod tests {
         let found = |pid| Found::Running { container: "c".into(), pid };
         let containers = BTreeMap::from([(TaskId::new("a"), found(1)), (TaskId::new("b"), found(2))]);
         let (mut core, _) = Core::start(Memory::default(), containers, NOW);
-        let (steps, nobodys) = core.update(full(1, &["a"]), NOW).unwrap();
-        assert_eq!(steps, []);
-        assert_eq!(nobodys, [TaskId::new("b")]);
+        let taken = core.update(full(1, &["a"]), NOW).unwrap();
+        let adopted: Vec<(&str, &str)> = taken.adopted.iter().map(|(task, c)| (task.id.as_str(), c.as_str())).collect();
+        assert_eq!(adopted, [("a", "c")], "nobody would see it end");
+        assert_eq!(taken.steps, [(TaskId::new("b"), Action::Remove)]);
         assert_eq!(core.running(), BTreeSet::from([TaskId::new("a")]));
+    }
+
+    #[test]
+    fn a_node_that_leaves_leaves_nothing_that_it_found() {
+        let found = BTreeMap::from([(TaskId::new("b"), Found::Running { container: "c".into(), pid: 1 })]);
+        let (mut core, _) = Core::start(Memory::default(), found, NOW);
+        assert_eq!(core.withdraw_all(NOW), [(TaskId::new("b"), Action::Remove)]);
+        assert!(!core.is_empty());
+        assert_eq!(core.event(&TaskId::new("b"), Event::Removed, NOW), []);
+        assert!(core.is_empty());
+    }
+
+    #[test]
+    fn what_was_being_removed_is_removed_by_the_next_daemon() {
+        let mut before = core();
+        before.update(full(3, &["a", "b"]), NOW).unwrap();
+        before.event(&TaskId::new("a"), Event::Prepared, NOW);
+        before.event(&TaskId::new("a"), Event::Started { container: "c".into(), pid: 1 }, NOW);
+        before.withdraw_all(NOW);
+        let found = BTreeMap::from([(TaskId::new("a"), Found::Running { container: "c".into(), pid: 1 })]);
+        let (mut after, steps) = Core::start(before.memory(), found, NOW);
+        let (a, b) = (TaskId::new("a"), TaskId::new("b"));
+        assert!(matches!(&steps[..], [(x, Action::Stop { .. }), (y, Action::CancelPrepare)] if *x == a && *y == b));
+        let ended = after.event(&a, Event::Exited { exit_code: Some(143), oom_killed: false }, NOW);
+        assert_eq!(ended, [(a.clone(), Action::Remove)]);
+        let ended = after.event(&b, Event::PrepareFailed { error: "cancelled".into() }, NOW);
+        assert_eq!(ended, [(b.clone(), Action::Remove)]);
+        after.event(&a, Event::Removed, NOW);
+        after.event(&b, Event::Removed, NOW);
+        assert!(after.is_empty());
     }
 
     #[test]

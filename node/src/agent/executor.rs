@@ -1,14 +1,18 @@
 //! Carries out what the core decided for one task: image, container, network. Answers with events, decides nothing.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deploy::lifecycle::{Action, Event};
 use deploy::model::{Task, TaskId};
-use overlay_net::{DnsSockets, Overlay};
+use overlay_net::{DnsSockets, EndpointConfig, Overlay};
 use runtime::image::ImageStore;
-use runtime::{Runtime, Signal};
-use tokio::sync::{Semaphore, mpsc};
+use runtime::{Runtime, RuntimeError, Signal, Status};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::container::{self, TASK_LABEL};
@@ -20,80 +24,147 @@ const PREPARING: usize = 8;
 const NETWORK: Duration = Duration::from_secs(10);
 /// Name under which a shim keeps a task's DNS sockets.
 const DNS_FDS: &str = "dns";
-/// Pause before a container that could not be removed is tried again.
-const REMOVE_RETRY: Duration = Duration::from_secs(1);
+/// A task does not start when it could not be remembered within this time that it does.
+const REMEMBER: Duration = Duration::from_secs(10);
+/// Pause before what failed on a container is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What an action follows from.
+#[derive(Clone, Copy)]
+pub(super) struct Basis {
+    /// Revision of the assignments.
+    pub(super) revision: u64,
+    /// Number of the agent's memory.
+    pub(super) memory: u64,
+}
+
+/// The last time that networks were set up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NetworkAttempt {
+    /// Revision that they were set up to.
+    pub(super) revision: u64,
+    /// Nothing failed. (Otherwise all but the objects that failed are in force, and it is tried again.)
+    pub(super) whole: bool,
+}
 
 /// Carries out actions. A clone is the same executor.
 #[derive(Clone)]
 pub(super) struct Executor {
-    inner: Arc<Inner>,
+    inner: Arc<Parts>,
+    shared: Arc<Shared>,
 }
 
-struct Inner {
-    runtime: Runtime,
-    images: ImageStore,
-    overlay: Overlay,
-    hostname: String,
-    preparing: Semaphore,
-    events: mpsc::Sender<(TaskId, Event)>,
+/// What an executor works with.
+pub(super) struct Parts {
+    pub(super) runtime: Runtime,
+    pub(super) images: ImageStore,
+    pub(super) overlay: Overlay,
+    /// This node's.
+    pub(super) hostname: String,
+    /// Where answers go.
+    pub(super) events: mpsc::Sender<(TaskId, Event)>,
+    /// How far the networks are.
+    pub(super) attempts: watch::Receiver<NetworkAttempt>,
+    /// Number of the memory that is on disk.
+    pub(super) written: watch::Receiver<u64>,
+    /// Ends everything that is under way.
+    pub(super) stop: CancellationToken,
+}
+
+struct Shared {
     running: TaskTracker,
+    slots: Semaphore,
+    /// Tasks that are being prepared, until their answer is settled. Whoever cancels one leaves the answer to it.
+    preparing: Mutex<BTreeMap<TaskId, CancellationToken>>,
 }
 
 impl Executor {
-    /// Answers go to `events`.
-    pub(super) fn new(
-        runtime: Runtime,
-        images: ImageStore,
-        overlay: Overlay,
-        hostname: String,
-        events: mpsc::Sender<(TaskId, Event)>,
-    ) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                runtime,
-                images,
-                overlay,
-                hostname,
-                preparing: Semaphore::new(PREPARING),
-                events,
-                running: TaskTracker::new(),
-            }),
-        }
+    /// An executor that has nothing to do yet.
+    pub(super) fn new(parts: Parts) -> Self {
+        let shared = Shared {
+            running: TaskTracker::new(),
+            slots: Semaphore::new(PREPARING),
+            preparing: Mutex::new(BTreeMap::new()),
+        };
+        Self { inner: Arc::new(parts), shared: Arc::new(shared) }
     }
 
-    /// Begins an action. `revision` is that of the assignments which it follows from.
-    pub(super) fn begin(&self, task: Task, action: Action, revision: u64) {
+    /// What is under way. It holds none of the executor's handles.
+    pub(super) fn tasks(&self) -> TaskTracker {
+        self.shared.running.clone()
+    }
+
+    /// Begins an action.
+    pub(super) fn begin(&self, task: Task, action: Action, basis: Basis) {
         let this = self.clone();
-        self.inner.running.spawn(async move {
-            match action {
-                Action::Prepare => {
-                    let event = match this.prepare(&task, 0, revision).await {
-                        Ok(()) => Event::Prepared,
-                        Err(error) => Event::PrepareFailed { error },
-                    };
-                    this.tell(&task.id, event).await;
-                }
-                Action::Start { attempt } => this.start(&task, attempt, revision).await,
-                Action::Stop { signal, grace } => this.stop(&task, &signal, grace).await,
-                Action::Remove => {
-                    this.remove(&task.id).await;
-                    this.tell(&task.id, Event::Removed).await;
-                }
-                // What is being prepared ends soon by itself. The others are the core's.
-                Action::CancelPrepare | Action::Report(_) | Action::WakeAt(_) => {}
+        match action {
+            Action::Prepare => {
+                let cancel = CancellationToken::new();
+                self.preparing(|preparing| preparing.insert(task.id.clone(), cancel.clone()));
+                self.spawn(async move { this.prepare_first(&task, basis.revision, &cancel).await });
             }
-        });
+            Action::CancelPrepare => {
+                let under_way = self.preparing(|preparing| match preparing.get(&task.id) {
+                    Some(cancel) => {
+                        cancel.cancel();
+                        true
+                    }
+                    None => false,
+                });
+                if !under_way {
+                    self.spawn(async move { this.take_back(&task.id).await });
+                }
+            }
+            Action::Start { attempt } => self.spawn(async move { this.start(&task, attempt, basis).await }),
+            Action::Stop { signal, grace } => self.spawn(async move { this.stop(&task, &signal, grace).await }),
+            Action::Remove => self.spawn(async move {
+                this.remove(&task.id).await;
+                this.tell(&task.id, Event::Removed).await;
+            }),
+            // The core's.
+            Action::Report(_) | Action::WakeAt(_) => {}
+        }
     }
 
     /// Looks after a container that an earlier daemon started: its network's sockets, and its end.
     pub(super) fn adopt(&self, task: Task, container: String) {
         let this = self.clone();
-        self.inner.running.spawn(async move {
-            if let Err(error) = this.reattach(&task, &container).await {
-                tracing::warn!(task.id = %task.id, error, "an adopted task's network could not be taken over");
+        self.spawn(async move {
+            let reattached = async {
+                while let Err(error) = this.reattach(&task, &container).await {
+                    tracing::warn!(
+                        task.id = %task.id, error, "an adopted task's network could not be taken over; trying again"
+                    );
+                    tokio::time::sleep(RETRY).await;
+                }
+                std::future::pending::<()>().await;
+            };
+            let end = tokio::select! {
+                biased;
+                end = this.end_of(&task.id, &container) => end,
+                () = reattached => None,
+            };
+            if let Some(event) = end {
+                this.ended(&task.id, event).await;
             }
-            this.watch(&task.id, &container).await;
         });
+    }
+
+    /// Does it until the agent stops. Nothing of it may go on then: the next agent of this process, or the next daemon,
+    /// takes over what is there.
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.inner.stop.clone();
+        self.shared.running.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+
+    fn preparing<T>(&self, with: impl FnOnce(&mut BTreeMap<TaskId, CancellationToken>) -> T) -> T {
+        with(&mut self.shared.preparing.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     async fn tell(&self, task: &TaskId, event: Event) {
@@ -101,8 +172,39 @@ impl Executor {
         let _ = self.inner.events.send((task.clone(), event)).await;
     }
 
-    async fn prepare(&self, task: &Task, attempt: u32, revision: u64) -> Result<(), String> {
-        let Ok(_permit) = self.inner.preparing.acquire().await else { return Err("the agent stops".into()) };
+    async fn prepare_first(&self, task: &Task, revision: u64, cancel: &CancellationToken) {
+        let prepared = self.prepare(task, 0, revision, cancel).await;
+        // From here on a cancellation is answered by itself.
+        let cancelled = self.preparing(|preparing| {
+            preparing.remove(&task.id);
+            cancel.is_cancelled()
+        });
+        match prepared {
+            _ if cancelled => self.take_back(&task.id).await,
+            Ok(()) => self.tell(&task.id, Event::Prepared).await,
+            Err(error) => self.tell(&task.id, Event::PrepareFailed { error }).await,
+        }
+    }
+
+    /// Removes what was prepared.
+    async fn take_back(&self, task: &TaskId) {
+        self.remove(task).await;
+        self.tell(task, Event::PrepareFailed { error: "cancelled".into() }).await;
+    }
+
+    async fn prepare(
+        &self,
+        task: &Task,
+        attempt: u32,
+        revision: u64,
+        cancel: &CancellationToken,
+    ) -> Result<(), String> {
+        let permit = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err("cancelled".into()),
+            permit = self.shared.slots.acquire() => permit,
+        };
+        let Ok(_permit) = permit else { return Err("the agent stops".into()) };
         let image = {
             let (images, name) = (self.inner.images.clone(), task.spec.container.image.clone());
             let resolved = tokio::task::spawn_blocking(move || images.resolve(&name)).await;
@@ -110,17 +212,18 @@ impl Executor {
         };
         let config = container::config(task, &self.inner.hostname, &image, attempt).map_err(|e| e.to_string())?;
         let (id, hostname) = (config.id.clone(), config.hostname.clone());
+        if self.containers(&task.id).await.iter().any(|container| container.id == id) {
+            // A daemon was killed between making it and starting it.
+            self.clear(&task.id, &id).await;
+        }
         let prepared = async {
             let created = self.inner.runtime.create(config).await.map_err(|e| crate::chain(&e))?;
-            let mut applied = self.inner.overlay.applied_revision();
-            tokio::time::timeout(NETWORK, applied.wait_for(|known| *known >= revision))
-                .await
-                .map_err(|_| "the networks of the task were not set up within 10 s".to_owned())?
-                .map_err(|_| "the overlay network has stopped".to_owned())?;
             let endpoint = network::endpoint_config(task, &hostname);
-            let attached =
-                self.inner.overlay.attach(created.netns, endpoint, None).await.map_err(|e| crate::chain(&e))?;
-            let DnsSockets { udp, tcp } = attached.sockets;
+            let DnsSockets { udp, tcp } = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Err("cancelled".into()),
+                attached = self.attach(created.netns, endpoint, revision) => attached?,
+            };
             self.inner.runtime.park_fds(&id, DNS_FDS, vec![udp, tcp]).await.map_err(|e| crate::chain(&e))
         };
         let result = prepared.await;
@@ -130,12 +233,40 @@ impl Executor {
         result
     }
 
-    async fn start(&self, task: &Task, attempt: u32, revision: u64) {
+    /// Connects a task, once its networks are there. What else of the networks could not be set up is no concern of it:
+    /// only the networks of this task count.
+    async fn attach(&self, netns: OwnedFd, endpoint: EndpointConfig, revision: u64) -> Result<DnsSockets, String> {
+        let deadline = Instant::now() + NETWORK;
+        let mut attempts = self.inner.attempts.clone();
+        if !endpoint.attachments.is_empty() {
+            let tried = timeout_at(deadline, attempts.wait_for(|attempt| attempt.revision >= revision)).await;
+            if tried.is_err() {
+                tracing::warn!(task.id = endpoint.task, revision, "the networks are not that far yet");
+            }
+        }
+        loop {
+            let whole = attempts.borrow_and_update().whole;
+            let netns = netns.try_clone().map_err(|e| e.to_string())?;
+            let error = match self.inner.overlay.attach(netns, endpoint.clone(), None).await {
+                Ok(attached) => return Ok(attached.sockets),
+                Err(error) => error,
+            };
+            // What failed may have been a network of this task, which is tried again.
+            let again = !whole && timeout_at(deadline, attempts.changed()).await.is_ok_and(|changed| changed.is_ok());
+            if !again {
+                return Err(crate::chain(&error));
+            }
+        }
+    }
+
+    async fn start(&self, task: &Task, attempt: u32, basis: Basis) {
         let id = container::container_id(task, attempt);
         let started = async {
+            // A host that loses power may not start the task a second time.
+            self.remembered(basis.memory).await?;
             if attempt > 0 {
                 self.clear(&task.id, &container::container_id(task, attempt - 1)).await;
-                self.prepare(task, attempt, revision).await?;
+                self.prepare(task, attempt, basis.revision, &CancellationToken::new()).await?;
             }
             self.inner.runtime.start(&id).await.map_err(|e| crate::chain(&e))
         };
@@ -144,7 +275,9 @@ impl Executor {
                 let containers = self.inner.runtime.list().await;
                 let pid = containers.iter().find(|c| c.id == id).and_then(|c| c.pid).unwrap_or_default();
                 self.tell(&task.id, Event::Started { container: id.clone(), pid }).await;
-                self.watch(&task.id, &id).await;
+                if let Some(event) = self.end_of(&task.id, &id).await {
+                    self.ended(&task.id, event).await;
+                }
             }
             Err(error) => {
                 self.clear(&task.id, &id).await;
@@ -153,17 +286,30 @@ impl Executor {
         }
     }
 
-    async fn watch(&self, task: &TaskId, container: &str) {
-        let event = match self.inner.runtime.wait(container).await {
-            Ok(exit) => Event::Exited {
-                exit_code: (!exit.shim_lost).then_some(exit.code),
-                oom_killed: exit.oom_killed,
-            },
+    /// Waits until that memory, or a later one, is on disk.
+    async fn remembered(&self, memory: u64) -> Result<(), String> {
+        let mut written = self.inner.written.clone();
+        match tokio::time::timeout(REMEMBER, written.wait_for(|number| *number >= memory)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err("the agent stops".into()),
+            Err(_) => Err("the host could not write to disk within 10 s that the task starts".into()),
+        }
+    }
+
+    /// Waits until a container has ended. `None` when the runtime ends first: the container goes on then.
+    async fn end_of(&self, task: &TaskId, container: &str) -> Option<Event> {
+        match self.inner.runtime.wait(container).await {
+            Ok(exit) => Some(exited(&exit)),
+            Err(RuntimeError::Closing) => None,
             Err(error) => {
                 tracing::warn!(task.id = %task, error = crate::chain(&error), "a container's end was not seen");
-                Event::Exited { exit_code: None, oom_killed: false }
+                Some(UNSEEN)
             }
-        };
+        }
+    }
+
+    /// A task's container has ended.
+    async fn ended(&self, task: &TaskId, event: Event) {
         // The namespace is gone with its last process; nothing may lead there when the address is given again.
         if let Err(error) = self.inner.overlay.detach(task.as_str()).await {
             tracing::warn!(task.id = %task, error = crate::chain(&error), "a task's network could not be taken down");
@@ -172,29 +318,46 @@ impl Executor {
     }
 
     async fn stop(&self, task: &Task, signal: &str, grace: Duration) {
-        let containers = self.inner.runtime.list().await;
-        let own = containers.into_iter().filter(|c| c.labels.get(TASK_LABEL).map(String::as_str) == Some(task.id.as_str()));
-        for container in own {
-            let signal = signal.parse::<Signal>().ok();
-            // The end is reported by whoever watches the container.
-            if let Err(error) = self.inner.runtime.stop(&container.id, signal, grace).await {
-                tracing::warn!(task.id = %task.id, error = crate::chain(&error), "a container could not be stopped");
+        let signal = signal.parse::<Signal>().ok();
+        let mut end = Some(UNSEEN);
+        for container in self.containers(&task.id).await {
+            match container.status {
+                // The end is reported by whoever watches the container.
+                Status::Running => {
+                    end = None;
+                    while let Err(error) = self.inner.runtime.stop(&container.id, signal, grace).await {
+                        if matches!(error, RuntimeError::NotFound(_)) {
+                            break;
+                        }
+                        tracing::warn!(
+                            task.id = %task.id, error = crate::chain(&error),
+                            "a container could not be stopped; trying again"
+                        );
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+                Status::Created => self.clear(&task.id, &container.id).await,
+                Status::Exited(exit) => end = end.map(|_| exited(&exit)),
             }
+        }
+        if let Some(event) = end {
+            // Nothing of it runs, and so nobody else will say that it has ended.
+            self.ended(&task.id, event).await;
         }
     }
 
+    async fn containers(&self, task: &TaskId) -> Vec<runtime::ContainerState> {
+        let mut containers = self.inner.runtime.list().await;
+        containers.retain(|c| c.labels.get(TASK_LABEL).map(String::as_str) == Some(task.as_str()));
+        containers
+    }
+
     /// Removes everything that a task left, until nothing is left.
-    pub(super) async fn remove(&self, task: &TaskId) {
+    async fn remove(&self, task: &TaskId) {
         loop {
-            let containers = self.inner.runtime.list().await;
-            let own: Vec<String> = containers
-                .into_iter()
-                .filter(|c| c.labels.get(TASK_LABEL).map(String::as_str) == Some(task.as_str()))
-                .map(|c| c.id)
-                .collect();
             let mut clean = self.inner.overlay.detach(task.as_str()).await.is_ok();
-            for id in own {
-                if let Err(error) = self.inner.runtime.delete(&id).await {
+            for container in self.containers(task).await {
+                if let Err(error) = self.inner.runtime.delete(&container.id).await {
                     tracing::warn!(task.id = %task, error = crate::chain(&error), "a container could not be removed; trying again");
                     clean = false;
                 }
@@ -202,7 +365,7 @@ impl Executor {
             if clean {
                 return;
             }
-            tokio::time::sleep(REMOVE_RETRY).await;
+            tokio::time::sleep(RETRY).await;
         }
     }
 
@@ -232,4 +395,11 @@ impl Executor {
         let endpoint = network::endpoint_config(task, &hostname);
         self.inner.overlay.attach(netns, endpoint, sockets).await.map(drop).map_err(|e| crate::chain(&e))
     }
+}
+
+/// The end of a container that nobody saw.
+const UNSEEN: Event = Event::Exited { exit_code: None, oom_killed: false };
+
+fn exited(exit: &runtime::ExitStatus) -> Event {
+    Event::Exited { exit_code: (!exit.shim_lost).then_some(exit.code), oom_killed: exit.oom_killed }
 }

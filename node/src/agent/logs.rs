@@ -8,13 +8,14 @@ use deploy::model::{Node, TaskId};
 use deploy::store::Store;
 use futures_util::Stream;
 use runtime::{LogOptions, Runtime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::AgentView;
 use super::container::TASK_LABEL;
-use crate::ca::Role;
+use crate::ca::{PeerIdentity, Role};
 use crate::engine::{EngineError, LogRecord, LogRequest};
 use crate::rpc::{Channels, caller, pb};
 
@@ -24,6 +25,17 @@ const BACKLOG: usize = 256;
 /// Reads logs of this host's containers.
 pub(super) struct LogsService {
     pub(super) runtime: Runtime,
+    /// Says who the managers are.
+    pub(super) view: watch::Receiver<AgentView>,
+}
+
+/// Whether the caller is a manager. A certificate outlives a demotion and a removal, so what counts is the store's word;
+/// the certificate's only while this host was told nothing.
+fn is_manager(caller: &PeerIdentity, view: &AgentView) -> bool {
+    match view.told {
+        true => view.managers.iter().any(|manager| manager.node_id == caller.node_id),
+        false => caller.role == Role::Manager,
+    }
 }
 
 #[tonic::async_trait]
@@ -31,13 +43,15 @@ impl pb::logs_server::Logs for LogsService {
     type ReadStream = Pin<Box<dyn Stream<Item = Result<pb::LogChunk, Status>> + Send>>;
 
     async fn read(&self, request: Request<pb::LogsRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        if caller(&request)?.role != Role::Manager {
+        if !is_manager(&caller(&request)?, &self.view.borrow()) {
             return Err(Status::permission_denied("only managers may read logs"));
         }
         let request = request.into_inner();
         let containers = self.runtime.list().await;
-        let Some(container) =
-            containers.into_iter().filter(|c| c.labels.get(TASK_LABEL) == Some(&request.task_id)).max_by_key(|c| c.created_at)
+        let Some(container) = containers
+            .into_iter()
+            .filter(|c| c.labels.get(TASK_LABEL) == Some(&request.task_id))
+            .max_by_key(|c| c.created_at)
         else {
             return Err(Status::not_found(format!("task {} has no container on this host", request.task_id)));
         };
@@ -141,6 +155,28 @@ async fn read_one(
         let end = record.is_err();
         if sender.send(record).await.is_err() || end {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datadir::ManagerRecord;
+
+    #[test]
+    fn only_managers_that_the_cluster_knows_read_logs() {
+        let caller = |node_id: &str, role| PeerIdentity { node_id: node_id.into(), role, cluster_id: "c".into() };
+        let (manager, demoted) = (caller("m", Role::Manager), caller("d", Role::Manager));
+        let worker = caller("w", Role::Worker);
+        let mut view = AgentView::default();
+        view.managers.push(ManagerRecord { node_id: "x".into(), addr: "10.0.0.1:2377".into() });
+        for (caller, before, told) in [(&manager, true, true), (&demoted, true, false), (&worker, false, false)] {
+            view.told = false;
+            assert_eq!(is_manager(caller, &view), before, "{caller:?}");
+            view.told = true;
+            view.managers[0].node_id = "m".into();
+            assert_eq!(is_manager(caller, &view), told, "{caller:?}");
         }
     }
 }

@@ -7,6 +7,7 @@ mod container;
 mod core;
 mod executor;
 mod logs;
+mod memory;
 mod network;
 mod session;
 
@@ -28,12 +29,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::container::TASK_LABEL;
-use self::core::{Core, Memory, Step};
-use self::executor::Executor;
+use self::core::{Core, Step};
+use self::executor::{Basis, Executor, NetworkAttempt};
 use self::session::{Line, SessionEvent};
 use crate::datadir::ManagerRecord;
 use crate::rpc::pb;
-use crate::stored::{self, Kind};
+use crate::stored;
 
 pub use container::IMAGE_LABEL;
 pub(crate) use logs::gather as gather_logs;
@@ -76,6 +77,8 @@ pub struct AgentView {
     pub manager: Option<bool>,
     /// The managers; empty before the first session ever.
     pub managers: Vec<ManagerRecord>,
+    /// `managers` is the cluster's own word, of now or as remembered, and not only what this node joined with.
+    pub told: bool,
     /// Keys of the gossip, primary first; empty before the first session.
     pub gossip_keys: Vec<GossipKey>,
     /// Where VXLAN packets to each host go, by node id.
@@ -106,44 +109,56 @@ pub struct Agent {
     runtime: Runtime,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// What the executor does.
+    actions: TaskTracker,
 }
 
 impl Agent {
     /// Takes up what this host ran before, then looks for a manager.
     pub async fn start(config: AgentConfig) -> Result<Self, AgentError> {
-        let memory = match stored::read(&config.cache, Kind::Assignments)? {
-            // A memory that cannot be read is no memory: the managers have all of it.
-            Some(bytes) => Memory::decode(bytes.as_slice()).unwrap_or_default(),
-            None => Memory::default(),
-        };
+        let remembered = memory::read(&config.cache)?;
         let (events, events_in) = mpsc::channel(QUEUE);
         let (session, session_in) = mpsc::channel(QUEUE);
         let (commands, commands_in) = mpsc::channel(1);
-        let executor = Executor::new(
-            config.runtime.clone(),
-            config.images,
-            config.overlay.clone(),
-            config.description.hostname.clone(),
-            events,
-        );
         let found = find(&config.runtime).await;
-        let (core, steps) = Core::start(memory, found.clone(), now());
-        let (view, view_out) = watch::channel(AgentView { managers: config.managers.clone(), ..AgentView::default() });
-        let (managers, managers_out) = watch::channel(config.managers);
+        let (core, steps) = Core::start(remembered, found.clone(), now());
+        let mut known = core.managers();
+        let told = !known.is_empty();
+        if !told {
+            known = config.managers;
+        }
+        let (view, view_out) = watch::channel(AgentView { managers: known.clone(), told, ..AgentView::default() });
+        let (managers, managers_out) = watch::channel(known);
         let (desired, desired_out) = watch::channel(None);
-        let (memory, memory_out) = watch::channel(core.memory());
+        let (memory, memory_out) = watch::channel((1, core.memory()));
+        let (written, written_out) = watch::channel(0);
         let drop_session = Arc::new(Notify::new());
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
 
         let first = network::desired(core.set(), core.stamp().revision, &core.running());
-        if let Err(error) = config.overlay.set_desired(first).await {
+        let first = config.overlay.set_desired(first).await;
+        let (attempts, attempts_out) =
+            watch::channel(NetworkAttempt { revision: core.stamp().revision, whole: first.is_ok() });
+        if let Err(error) = first {
             tracing::warn!(error = crate::chain(&error), "the networks from before could not all be set up again");
         }
-        let left: Vec<String> = found.keys().map(TaskId::to_string).collect();
-        if let Err(error) = config.overlay.retain(&left).await {
+        // What ended meanwhile needs no links any more, and what was only prepared is prepared again.
+        let running = found.iter().filter(|(_, found)| matches!(found, Found::Running { .. }));
+        let running: Vec<String> = running.map(|(task, _)| task.to_string()).collect();
+        if let Err(error) = config.overlay.retain(&running).await {
             tracing::warn!(error = crate::chain(&error), "links of tasks that are gone could not all be removed");
         }
+        let executor = Executor::new(executor::Parts {
+            runtime: config.runtime.clone(),
+            images: config.images,
+            overlay: config.overlay.clone(),
+            hostname: config.description.hostname.clone(),
+            events,
+            attempts: attempts_out,
+            written: written_out,
+            stop: stop.clone(),
+        });
         for (task, found) in found {
             if let (Some(task), Found::Running { container, .. }) = (core.task(&task), found) {
                 executor.adopt(task.clone(), container);
@@ -159,10 +174,12 @@ impl Agent {
             drop_session: drop_session.clone(),
             events: session,
         };
+        let actions = executor.tasks();
         let agent_loop = Loop {
             core,
             executor,
             outbox: None,
+            leaving: false,
             removing: None,
             view,
             managers,
@@ -179,9 +196,9 @@ impl Agent {
             }
         });
         tasks.spawn(line.run());
-        tasks.spawn(apply_networks(config.overlay, desired_out, stop.clone()));
-        tasks.spawn(remember(config.cache, memory_out));
-        Ok(Self { view: view_out, commands, runtime: config.runtime, stop, tasks })
+        tasks.spawn(apply_networks(config.overlay, desired_out, attempts, stop.clone()));
+        tasks.spawn(memory::keep(config.cache, memory_out, written));
+        Ok(Self { view: view_out, commands, runtime: config.runtime, stop, tasks, actions })
     }
 
     /// What the agent knows of the cluster, as it changes.
@@ -191,14 +208,16 @@ impl Agent {
 
     /// The service that reads this host's logs.
     pub fn logs_service(&self) -> pb::logs_server::LogsServer<impl pb::logs_server::Logs> {
-        pb::logs_server::LogsServer::new(logs::LogsService { runtime: self.runtime.clone() })
+        pb::logs_server::LogsServer::new(logs::LogsService { runtime: self.runtime.clone(), view: self.view.clone() })
     }
 
-    /// Ends the agent. Tasks go on under their shims.
+    /// Ends the agent: nothing of it acts on tasks or networks any more. Tasks go on under their shims.
     pub async fn shutdown(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+        self.actions.close();
+        self.actions.wait().await;
     }
 
     /// Stops every task and removes what it left on the host.
@@ -223,10 +242,9 @@ async fn find(runtime: &Runtime) -> BTreeMap<TaskId, Found> {
             runtime::Status::Running => {
                 Found::Running { container: container.id, pid: container.pid.unwrap_or_default() }
             }
-            runtime::Status::Exited(exit) => Found::Exited {
-                exit_code: (!exit.shim_lost).then_some(exit.code),
-                oom_killed: exit.oom_killed,
-            },
+            runtime::Status::Exited(exit) => {
+                Found::Exited { exit_code: (!exit.shim_lost).then_some(exit.code), oom_killed: exit.oom_killed }
+            }
         };
         // Of several attempts, the one that runs is the one that counts.
         let slot = found.entry(task).or_insert(Found::Nothing);
@@ -241,11 +259,13 @@ struct Loop {
     core: Core,
     executor: Executor,
     outbox: Option<mpsc::Sender<pb::AgentMessage>>,
+    /// The node leaves, or was removed: whatever it is given now, it does not take.
+    leaving: bool,
     removing: Option<oneshot::Sender<()>>,
     view: watch::Sender<AgentView>,
     managers: watch::Sender<Vec<ManagerRecord>>,
     desired: watch::Sender<Option<Desired>>,
-    memory: watch::Sender<Memory>,
+    memory: watch::Sender<memory::Numbered>,
     drop_session: Arc<Notify>,
 }
 
@@ -265,6 +285,7 @@ impl Loop {
                 Some(event) = session.recv() => self.session_event(event),
                 Some((task, event)) = events.recv() => self.core.event(&task, event, now()),
                 Some(done) = commands.recv() => {
+                    self.leaving = true;
                     self.removing = Some(done);
                     self.core.withdraw_all(now())
                 }
@@ -287,6 +308,7 @@ impl Loop {
                 self.core.connected(false, now())
             }
             SessionEvent::Removed => {
+                self.leaving = true;
                 self.outbox = None;
                 self.view.send_modify(|view| {
                     view.connected = false;
@@ -303,8 +325,7 @@ impl Loop {
     }
 
     fn assignments(&mut self, message: pb::Assignments) -> Vec<Step> {
-        if self.removing.is_some() {
-            // The node leaves: whatever it is given now, it does not take.
+        if self.leaving {
             return Vec::new();
         }
         let update = match Update::from_bytes(&message.update) {
@@ -315,7 +336,7 @@ impl Loop {
                 return Vec::new();
             }
         };
-        let (steps, nobodys) = match self.core.update(update, now()) {
+        let taken = match self.core.update(update, now()) {
             Ok(taken) => taken,
             Err(error) => {
                 tracing::info!(%error, "asking another manager");
@@ -323,27 +344,25 @@ impl Loop {
                 return Vec::new();
             }
         };
-        for task in nobodys {
-            tracing::info!(task.id = %task, "removing what a task left that is not this host's any more");
-            let executor = self.executor.clone();
-            tokio::spawn(async move { executor.remove(&task).await });
+        for (task, container) in taken.adopted {
+            self.executor.adopt(task, container);
         }
         let managers = self.core.managers();
         if !managers.is_empty() {
             self.managers.send_if_modified(|known| std::mem::replace(known, managers.clone()) != managers);
         }
-        let gossip_keys =
-            message.gossip_keys.into_iter().map(|key| GossipKey { id: key.id, bytes: key.key }).collect();
+        let gossip_keys = message.gossip_keys.into_iter().map(|key| GossipKey { id: key.id, bytes: key.key }).collect();
         let view = AgentView {
             connected: true,
             manager: Some(message.manager),
             managers,
+            told: true,
             gossip_keys,
             data_paths: self.core.data_paths(),
             removed: false,
         };
         self.view.send_if_modified(|known| std::mem::replace(known, view.clone()) != view);
-        steps
+        taken.steps
     }
 
     /// Sends on what a change led to: work, reports, networks, memory.
@@ -355,12 +374,15 @@ impl Loop {
             changed
         });
         let memory = self.core.memory();
-        self.memory.send_if_modified(|known| {
+        self.memory.send_if_modified(|(number, known)| {
             let changed = *known != memory;
-            *known = memory;
+            if changed {
+                *number += 1;
+                *known = memory;
+            }
             changed
         });
-        let revision = self.core.stamp().revision;
+        let basis = Basis { revision: self.core.stamp().revision, memory: self.memory.borrow().0 };
         for (id, action) in steps {
             let task = match (self.core.task(&id), &action) {
                 (Some(task), _) => task.clone(),
@@ -368,7 +390,7 @@ impl Loop {
                 (None, _) => continue,
             };
             tracing::debug!(task.id = %task.id, ?action, "task");
-            self.executor.begin(task, action, revision);
+            self.executor.begin(task, action, basis);
         }
         if let Some(outbox) = &self.outbox
             && let Some((sequence, reports)) = self.core.next_reports()
@@ -388,35 +410,31 @@ impl Loop {
     }
 }
 
-/// Puts the newest desired state of the networks in force, again and again where it could not be.
-async fn apply_networks(overlay: Overlay, mut desired: watch::Receiver<Option<Desired>>, stop: CancellationToken) {
+/// Puts the newest desired state of the networks in force, again and again where it could not be, and says how far it
+/// came.
+async fn apply_networks(
+    overlay: Overlay,
+    mut desired: watch::Receiver<Option<Desired>>,
+    attempts: watch::Sender<NetworkAttempt>,
+    stop: CancellationToken,
+) {
     loop {
         let current = desired.borrow_and_update().clone();
-        let applied = match current {
-            Some(current) => overlay.set_desired(current).await,
-            None => Ok(()),
-        };
-        let failed = applied.is_err();
-        if let Err(error) = applied {
-            tracing::warn!(error = crate::chain(&error), "networks could not all be set up; trying again");
+        let mut failed = false;
+        if let Some(current) = current {
+            let revision = current.revision;
+            let applied = overlay.set_desired(current).await;
+            failed = applied.is_err();
+            attempts.send_replace(NetworkAttempt { revision, whole: !failed });
+            if let Err(error) = applied {
+                tracing::warn!(error = crate::chain(&error), "networks could not all be set up; trying again");
+            }
         }
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
             changed = desired.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(NETWORK_RETRY), if failed => {}
-        }
-    }
-}
-
-/// Keeps the memory on disk. A change that is lost in a crash is made up for by what containers are found.
-async fn remember(path: PathBuf, mut memory: watch::Receiver<Memory>) {
-    while memory.changed().await.is_ok() {
-        let bytes = memory.borrow_and_update().encode_to_vec();
-        let to = path.clone();
-        let written = tokio::task::spawn_blocking(move || stored::write(&to, Kind::Assignments, &bytes)).await;
-        if let Ok(Err(error)) = written {
-            tracing::warn!(error = crate::chain(&error), "the assignments could not be remembered");
         }
     }
 }

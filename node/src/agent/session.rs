@@ -59,8 +59,17 @@ pub(super) struct Line {
 impl Line {
     /// Runs for as long as somebody listens.
     pub(super) async fn run(self) {
+        // A dead manager that is being asked is no reason to wait.
+        tokio::select! {
+            biased;
+            () = self.events.closed() => {}
+            () = self.seek() => {}
+        }
+    }
+
+    async fn seek(&self) {
         let mut turn = rand::random::<u32>() as usize;
-        while !self.events.is_closed() {
+        loop {
             let managers = self.in_order(turn);
             turn = turn.wrapping_add(1);
             for manager in managers {
@@ -96,8 +105,7 @@ impl Line {
         let hello = pb::Hello { generation: self.generation, description: self.description.encode_to_vec() };
         sender.try_send(message(pb::agent_message::Kind::Hello(hello))).ok()?;
         let channel = self.channels.to(&manager.addr, &manager.node_id);
-        let mut client =
-            pb::sessions_client::SessionsClient::new(channel).max_decoding_message_size(4 * MAX_MESSAGE);
+        let mut client = pb::sessions_client::SessionsClient::new(channel).max_decoding_message_size(4 * MAX_MESSAGE);
         let mut messages = match tokio::time::timeout(OPEN, client.open(ReceiverStream::new(receiver))).await {
             Ok(Ok(stream)) => stream.into_inner(),
             Ok(Err(status)) if status.code() == Code::PermissionDenied => {
