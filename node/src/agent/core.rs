@@ -202,9 +202,7 @@ impl Core {
                     Lifecycle::assigned(assignment, self.connected, now)
                 }
                 None => Lifecycle::assigned(assignment, self.connected, now),
-                Some(found) => {
-                    Lifecycle::resumed(assignment.task, TaskStatus::default(), found, self.connected, now)
-                }
+                Some(found) => Lifecycle::resumed(assignment.task, TaskStatus::default(), found, self.connected, now),
             };
             self.tasks.insert(id.clone(), life);
             self.take(&id, actions, &mut steps);
