@@ -1,7 +1,10 @@
 //! The files that make a container outlive its daemon: one protobuf message each, behind a header with a checksum.
 //!
-//! Layout: 8 bytes magic · format u16 · key id u32 (0: clear) · length u32 · crc32 of the payload u32 · payload; all
-//! little endian. Files are written beside their place, synced and renamed into it, so a reader sees all or nothing.
+//! `SHRT` · format (u16) · kind (u16) · key id (u32, 0 = clear) · length (u64) · CRC-32 of all that and the payload
+//! (u32) · payload. Integers are big endian. This frame is the same in every format, and a format number says only how
+//! to read the payload: so a release tells a file of a later one, which it must not touch, from a damaged one.
+//!
+//! Files are written beside their place, synced and renamed into it, so a reader sees all or nothing.
 
 mod messages;
 
@@ -16,22 +19,34 @@ pub(crate) use messages::{StoredContainer, StoredExit, StoredProcess, config_fro
 
 use crate::RuntimeError;
 
-/// A kind of file.
+/// What a file holds; a number is never used again for something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub(crate) enum Kind {
+    /// `container`
+    Container = 1,
+    /// `process`
+    Process = 2,
+    /// `exit`
+    Exit = 3,
+}
+
+/// The message of a kind of file.
 pub(crate) trait Stored: Message + Default {
-    /// The first eight bytes.
-    const MAGIC: [u8; 8];
+    /// Which kind.
+    const KIND: Kind;
 }
 
 impl Stored for StoredContainer {
-    const MAGIC: [u8; 8] = *b"SHOALCTR";
+    const KIND: Kind = Kind::Container;
 }
 
 impl Stored for StoredProcess {
-    const MAGIC: [u8; 8] = *b"SHOALPRC";
+    const KIND: Kind = Kind::Process;
 }
 
 impl Stored for StoredExit {
-    const MAGIC: [u8; 8] = *b"SHOALEXT";
+    const KIND: Kind = Kind::Exit;
 }
 
 /// Names inside of a container's directory.
@@ -42,9 +57,12 @@ pub(crate) mod names {
     pub(crate) const LOG: &str = "log";
 }
 
+const MAGIC: [u8; 4] = *b"SHRT";
 const FORMAT: u16 = 1;
 const CLEAR: u32 = 0;
-const HEADER: usize = 8 + 2 + 4 + 4 + 4;
+/// What the checksum covers of the header: all but itself.
+const CHECKED: usize = 4 + 2 + 2 + 4 + 8;
+const HEADER: usize = CHECKED + 4;
 /// A configuration with everything at its bounds is below 6 MiB.
 const MAX_PAYLOAD: usize = 8 << 20;
 
@@ -67,15 +85,27 @@ pub(crate) struct Unreadable {
 
 /// Encodes a message with its header.
 pub(crate) fn encode<M: Stored>(message: &M) -> Vec<u8> {
-    let payload = message.encode_to_vec();
+    frame(FORMAT, M::KIND, CLEAR, &message.encode_to_vec())
+}
+
+fn frame(format: u16, kind: Kind, key: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + payload.len());
-    bytes.extend_from_slice(&M::MAGIC);
-    bytes.extend_from_slice(&FORMAT.to_le_bytes());
-    bytes.extend_from_slice(&CLEAR.to_le_bytes());
-    bytes.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes());
-    bytes.extend_from_slice(&crc32fast::hash(&payload).to_le_bytes());
-    bytes.extend_from_slice(&payload);
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&format.to_be_bytes());
+    bytes.extend_from_slice(&(kind as u16).to_be_bytes());
+    bytes.extend_from_slice(&key.to_be_bytes());
+    bytes.extend_from_slice(&(payload.len() as u64).to_be_bytes());
+    let crc = checksum(&bytes, payload);
+    bytes.extend_from_slice(&crc.to_be_bytes());
+    bytes.extend_from_slice(payload);
     bytes
+}
+
+fn checksum(head: &[u8], payload: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(head);
+    hasher.update(payload);
+    hasher.finalize()
 }
 
 /// Decodes what [`encode`] made, or says what is wrong with it.
@@ -85,26 +115,29 @@ pub(crate) fn decode<M: Stored>(bytes: &[u8]) -> Result<M, Unreadable> {
     let Some((header, payload)) = bytes.split_at_checked(HEADER) else {
         return Err(damaged(format!("{} bytes are shorter than a header", bytes.len())));
     };
-    let number = |at: usize| {
-        let mut four = [0; 4];
-        four.copy_from_slice(&header[at..at + 4]);
-        u32::from_le_bytes(four)
-    };
-    if header[..8] != M::MAGIC {
-        return Err(damaged("not a file of this kind".to_owned()));
+    if header[..4] != MAGIC {
+        return Err(damaged("does not begin with SHRT".to_owned()));
     }
-    let format = u16::from_le_bytes([header[8], header[9]]);
+    let h = header;
+    let length = u64::from_be_bytes([h[12], h[13], h[14], h[15], h[16], h[17], h[18], h[19]]);
+    if length != payload.len() as u64 {
+        return Err(damaged(format!("{} bytes of payload where the header says {length}", payload.len())));
+    }
+    if u32::from_be_bytes([h[20], h[21], h[22], h[23]]) != checksum(&h[..CHECKED], payload) {
+        return Err(damaged("checksum mismatch".to_owned()));
+    }
+    // Only from here on does the header say what somebody has written.
+    let format = u16::from_be_bytes([h[4], h[5]]);
     if format != FORMAT {
         return Err(foreign(format!("format {format} is not known to this release")));
     }
-    if number(10) != CLEAR {
-        return Err(foreign(format!("encrypted with unknown key {}", number(10))));
+    let key = u32::from_be_bytes([h[8], h[9], h[10], h[11]]);
+    if key != CLEAR {
+        return Err(foreign(format!("encrypted with unknown key {key}")));
     }
-    if number(14) as usize != payload.len() {
-        return Err(damaged(format!("{} bytes of payload where the header says {}", payload.len(), number(14))));
-    }
-    if number(18) != crc32fast::hash(payload) {
-        return Err(damaged("checksum mismatch".to_owned()));
+    let kind = u16::from_be_bytes([h[6], h[7]]);
+    if kind != M::KIND as u16 {
+        return Err(damaged(format!("holds kind {kind}, not {}", M::KIND as u16)));
     }
     M::decode(payload).map_err(|error| damaged(error.to_string()))
 }
@@ -223,28 +256,60 @@ mod tests {
         }
     }
 
-    #[test]
-    fn damage_is_noticed_at_every_byte() {
-        let bytes = encode(&StoredExit { code: 3, finished_at_nanos: 77, ..StoredExit::default() });
-        assert_eq!(decode::<StoredExit>(&bytes).unwrap().code, 3);
-        for at in 0..bytes.len() {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= 0x41;
-            assert!(decode::<StoredExit>(&damaged).is_err(), "byte {at}");
-            assert!(decode::<StoredExit>(&bytes[..at]).is_err(), "cut at {at}");
+    /// Flips each bit, and cuts at each byte: all of it is damage, none of it looks like another release.
+    #[track_caller]
+    fn damage_is_damage<M: Stored>(whole: &[u8]) {
+        for bit in 0..whole.len() * 8 {
+            let mut bent = whole.to_vec();
+            bent[bit / 8] ^= 1 << (bit % 8);
+            assert!(matches!(decode::<M>(&bent), Err(Unreadable { foreign: false, .. })), "bit {bit}");
         }
-        assert!(decode::<StoredProcess>(&bytes).is_err(), "another kind");
+        for cut in 0..whole.len() {
+            assert!(matches!(decode::<M>(&whole[..cut]), Err(Unreadable { foreign: false, .. })), "cut at {cut}");
+        }
     }
 
-    const FIXTURE_CRC: u32 = 0x00883966;
-
-    /// Files of this release's first day must be readable for ever.
     #[test]
-    fn a_file_of_format_1_is_readable() {
-        let mut bytes = b"SHOALEXT\x01\x00\x00\x00\x00\x00\x07\x00\x00\x00".to_vec();
-        bytes.extend_from_slice(&FIXTURE_CRC.to_le_bytes());
-        bytes.extend_from_slice(b"\x08\x89\x01\x10\x09\x18\x01");
-        let exit: StoredExit = decode(&bytes).unwrap();
+    fn damage_is_noticed_at_every_bit() {
+        let exit = StoredExit { code: 3, finished_at_nanos: 77, ..StoredExit::default() };
+        let bytes = encode(&exit);
+        assert_eq!(decode::<StoredExit>(&bytes), Ok(exit));
+        damage_is_damage::<StoredExit>(&bytes);
+        damage_is_damage::<StoredExit>(&encode(&StoredExit::default()));
+        let config = Some(config_into(&full_config()));
+        damage_is_damage::<StoredContainer>(&encode(&StoredContainer { created_at_nanos: 5, config }));
+        let kind = decode::<StoredProcess>(&bytes);
+        assert_eq!(kind, Err(Unreadable { reason: "holds kind 3, not 2".into(), foreign: false }));
+    }
+
+    #[test]
+    fn only_a_whole_file_is_foreign() {
+        for (format, key, reason) in [
+            (FORMAT + 1, CLEAR, "format 2 is not known to this release"),
+            (u16::MAX, 9, "format 65535 is not known to this release"),
+            (FORMAT, 9, "encrypted with unknown key 9"),
+        ] {
+            let bytes = frame(format, Kind::Exit, key, b"not for this release");
+            let foreign = Unreadable { reason: reason.into(), foreign: true };
+            assert_eq!(decode::<StoredExit>(&bytes), Err(foreign));
+            damage_is_damage::<StoredExit>(&bytes);
+        }
+    }
+
+    /// Files of this release's first day must be readable for ever. Their checksums were not made by this code.
+    #[test]
+    fn files_of_format_1_are_readable() {
+        let container = b"SHRT\0\x01\0\x01\0\0\0\0\0\0\0\0\0\0\0\x09\xf0\xea\x9b\xed\x08\x05\x12\x05\x0a\x03abc";
+        let stored: StoredContainer = decode(container).unwrap();
+        assert_eq!(stored.created_at_nanos, 5);
+        assert_eq!(config_from(stored.config.unwrap_or_default()).unwrap().id, "abc");
+        let process = b"SHRT\0\x01\0\x02\0\0\0\0\0\0\0\0\0\0\0\x10\xe2\x9c\xfb\x11\
+            \x0a\x04boot\x10\x07\x18\x80\x01\x20\x08\x28\x81\x01";
+        let process: StoredProcess = decode(process).unwrap();
+        let numbers = (process.shim_pid, process.shim_start_ticks, process.pid, process.start_ticks);
+        assert_eq!((process.boot_id.as_str(), numbers), ("boot", (7, 128, 8, 129)));
+        let exit = b"SHRT\0\x01\0\x03\0\0\0\0\0\0\0\0\0\0\0\x07\xa8\x87\x72\xb9\x08\x89\x01\x10\x09\x18\x01";
+        let exit: StoredExit = decode(exit).unwrap();
         assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, Some(9), true));
     }
 }

@@ -214,7 +214,7 @@ impl Drop for Stranger {
 /// Rewrites the pids in a process record (fields 2 and 4), with its length and checksum.
 fn swap_pid(bytes: &[u8], pid: u32) -> Vec<u8> {
     let mut payload = Vec::new();
-    let mut rest = &bytes[22..];
+    let mut rest = &bytes[HEADER..];
     while let Some((&key, tail)) = rest.split_first() {
         payload.push(key);
         rest = tail;
@@ -237,11 +237,30 @@ fn swap_pid(bytes: &[u8], pid: u32) -> Vec<u8> {
         }
         rest = &rest[length..];
     }
-    let mut out = bytes[..14].to_vec();
-    out.extend_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
-    out.extend_from_slice(&crc32fast::hash(&payload).to_le_bytes());
+    let mut out = bytes[..HEADER].to_vec();
     out.extend_from_slice(&payload);
-    out
+    seal(out)
+}
+
+/// The header of a stored file: magic, format, kind, key id, length (at 12), checksum (at 20) of it and the payload.
+const HEADER: usize = 24;
+
+/// Makes length and checksum fit again after a change.
+fn seal(mut bytes: Vec<u8>) -> Vec<u8> {
+    let length = (bytes.len() - HEADER) as u64;
+    bytes[12..20].copy_from_slice(&length.to_be_bytes());
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&bytes[..20]);
+    hasher.update(&bytes[HEADER..]);
+    bytes[20..HEADER].copy_from_slice(&hasher.finalize().to_be_bytes());
+    bytes
+}
+
+/// The file as a release with format 2 would write it.
+fn of_format_2(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[4..6].copy_from_slice(&2u16.to_be_bytes());
+    seal(bytes)
 }
 
 /// What a later release has written is refused, not thrown away; what is damaged is removed.
@@ -251,8 +270,7 @@ fn a_later_release() {
     fixture.die();
     let path = fixture.config.data_dir.join("containers/newer/container");
     let good = fs::read(&path).unwrap();
-    let mut newer = good.clone();
-    newer[8] = 2;
+    let newer = of_format_2(&good);
     fs::write(&path, &newer).unwrap();
     let refused = fixture.tokio.block_on(Runtime::open(fixture.config.clone()));
     let text = refused.err().map(|error| error.to_string()).unwrap_or_default();
@@ -260,14 +278,13 @@ fn a_later_release() {
     assert_eq!(fs::read(&path).unwrap(), newer);
     fs::write(&path, &good).unwrap();
     let exit = fixture.config.data_dir.join("containers/newer/exit");
-    let mut later = fs::read(&exit).unwrap();
-    later[8] = 2;
+    let later = of_format_2(&fs::read(&exit).unwrap());
     fs::write(&exit, &later).unwrap();
     assert!(fixture.tokio.block_on(Runtime::open(fixture.config.clone())).is_err());
     assert_eq!(fs::read(&exit).unwrap(), later);
+    // A bit of the format number, flipped: that is no later release, and must not keep the daemon from its start.
     let mut damaged = good;
-    let last = damaged.len() - 1;
-    damaged[last] ^= 1;
+    damaged[5] ^= 2;
     fs::write(&path, &damaged).unwrap();
     fixture.open();
     assert!(fixture.tokio.block_on(fixture.runtime().list()).is_empty());
