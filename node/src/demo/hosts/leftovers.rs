@@ -178,20 +178,31 @@ fn is_stray(pid: i32, dir: &Path) -> bool {
     ours && words.iter().skip(2).any(|word| Path::new(word).starts_with(dir))
 }
 
+/// Whether nothing of a process runs any more; it may still have to be waited for by its parent.
+fn has_ended(pid: i32) -> bool {
+    // The command line of a process goes before its last thread does, and that may be about to make something.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    threads == 0 || threads == 1 && stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
+}
+
 /// Kills daemons and shims that belong to a directory.
 ///
 /// # Errors
 /// Names those that do not die.
 pub(super) fn kill_strays(dir: &Path) -> Result<(), String> {
     let deadline = Instant::now() + LIMIT;
+    let mut killed: Vec<i32> = Vec::new();
     loop {
         let pids = strays(dir);
-        if pids.is_empty() {
+        kill_all(&pids);
+        killed.extend(&pids);
+        killed.retain(|pid| !has_ended(*pid));
+        if pids.is_empty() && killed.is_empty() {
             return Ok(());
         }
-        kill_all(&pids);
         if Instant::now() > deadline {
-            return Err(format!("processes {pids:?} survive SIGKILL"));
+            return Err(format!("processes {killed:?} survive SIGKILL"));
         }
         std::thread::sleep(LOOK);
     }
