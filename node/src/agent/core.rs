@@ -159,6 +159,11 @@ impl Core {
         managers.map(|peer| ManagerRecord { node_id: peer.id.to_string(), addr: peer.control_addr.clone() }).collect()
     }
 
+    /// Hosts that were removed and whose certificates have not run out.
+    pub(super) fn removed_nodes(&self) -> Vec<String> {
+        self.set.removed().map(|removed| removed.id.to_string()).collect()
+    }
+
     /// Where VXLAN packets to each host go.
     pub(super) fn data_paths(&self) -> BTreeMap<String, Ipv4Addr> {
         self.set.peers().filter_map(|peer| Some((peer.id.to_string(), peer.data_path_addr.parse().ok()?))).collect()

@@ -83,6 +83,8 @@ pub struct AgentView {
     pub gossip_keys: Vec<GossipKey>,
     /// Where VXLAN packets to each host go, by node id.
     pub data_paths: BTreeMap<String, Ipv4Addr>,
+    /// Hosts that were removed from the cluster lately.
+    pub removed_nodes: Vec<String>,
     /// The cluster has removed this node.
     pub removed: bool,
 }
@@ -359,6 +361,7 @@ impl Loop {
             told: true,
             gossip_keys,
             data_paths: self.core.data_paths(),
+            removed_nodes: self.core.removed_nodes(),
             removed: false,
         };
         self.view.send_if_modified(|known| std::mem::replace(known, view.clone()) != view);

@@ -95,6 +95,9 @@ impl Active {
             self.update_record(|record| record.gossip_keys = view.gossip_keys.clone())?;
             self.gossip.set_keys(keyring(&view.gossip_keys)?);
         }
+        for gone in &view.removed_nodes {
+            self.gossip.forget(gone);
+        }
         if !view.managers.is_empty() {
             self.update_record(|record| record.managers = view.managers.clone())?;
             self.gossip.set_seeds(gossip_seeds(&self.record()));
