@@ -19,6 +19,8 @@ use crate::stored::{self, Kind};
 
 /// The kernel takes killed processes and their cgroups away within this time.
 const LIMIT: Duration = Duration::from_secs(10);
+/// The file whose lock says that a directory has an owner.
+pub(super) const LOCK: &str = "lock";
 const LOOK: Duration = Duration::from_millis(5);
 
 /// The id of the engine that owns a data directory; nothing before its first start.
@@ -229,6 +231,30 @@ pub(super) fn unmount_below(dir: &Path) -> Result<(), String> {
     Err(format!("mounts below {} come again and again", dir.display()))
 }
 
+/// Removes a directory with all that is in it; the lock goes last, so that what stays is found again by the next sweep.
+///
+/// # Errors
+/// Names the last thing that stays.
+fn remove_files(base: &Path) -> Result<(), String> {
+    let deadline = Instant::now() + LIMIT;
+    let lock = base.join(LOCK);
+    loop {
+        let entries = fs::read_dir(base).into_iter().flatten().flatten().map(|e| e.path());
+        let removed: io::Result<()> = entries.filter(|path| *path != lock).try_for_each(|path| match path.is_dir() {
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        });
+        match removed.and_then(|()| fs::remove_dir_all(base)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !base.exists() => return Ok(()),
+            // The last process that held a root is still being taken apart, and the root writes into its directories
+            // until then.
+            Err(error) if Instant::now() > deadline => return Err(format!("directory {}: {error}", base.display())),
+            Err(_) => std::thread::sleep(LOOK),
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
 /// Removes all that a set of hosts below `base` may have left: processes, cgroups, mounts, files. Collects what could
 /// not be removed, and goes on.
 pub(super) fn remove_all(base: &Path) -> Vec<String> {
@@ -242,12 +268,7 @@ pub(super) fn remove_all(base: &Path) -> Vec<String> {
         note(remove_cgroups(&engine));
     }
     note(unmount_below(base));
-    match fs::remove_dir_all(base) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            errors.push(format!("directory {}: {error}", base.display()));
-        }
-        _ => {}
-    }
+    note(remove_files(base));
     errors
 }
 

@@ -200,7 +200,7 @@ fn claim_directory(parent: &Path) -> Result<(PathBuf, Flock<File>), HostError> {
     let (young, base) = (parent.join(format!("shoal-young-{name}")), parent.join(format!("{PREFIX}{name}")));
     let make = || -> std::io::Result<Flock<File>> {
         fs::create_dir(&young)?;
-        let file = File::create_new(young.join("lock"))?;
+        let file = File::create_new(young.join(leftovers::LOCK))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
         fs::rename(&young, &base)?;
         Ok(lock)
@@ -220,7 +220,7 @@ fn sweep(parent: &Path) {
         if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
             continue;
         }
-        let Ok(file) = File::open(entry.path().join("lock")) else { continue };
+        let Ok(file) = File::open(entry.path().join(leftovers::LOCK)) else { continue };
         // Whoever made it holds the lock as long as it lives.
         if let Ok(_lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             leftovers::remove_all(&entry.path());
