@@ -122,6 +122,15 @@ fn decode<'a>(path: &Path, kind: Kind, bytes: &'a [u8]) -> Result<&'a [u8], Stor
     if head[..4] != MAGIC {
         return Err(damaged(path, 0, "does not begin with SHOL".into()));
     }
+    // First that the record is whole, then what it says: a flipped bit is damage, never another release.
+    let len = u64::from_be_bytes([head[12], head[13], head[14], head[15], head[16], head[17], head[18], head[19]]);
+    if len != payload.len() as u64 {
+        return Err(damaged(path, 12, format!("has {} bytes of payload instead of {len}", payload.len())));
+    }
+    let crc = u32::from_be_bytes([head[20], head[21], head[22], head[23]]);
+    if crc != checksum(&head[..20], payload) {
+        return Err(damaged(path, HEADER as u64, "checksum does not match".into()));
+    }
     let format = u16::from_be_bytes([head[4], head[5]]);
     if format > FORMAT {
         return Err(StoredError::Newer { path: path.to_path_buf(), found: format });
@@ -132,14 +141,6 @@ fn decode<'a>(path: &Path, kind: Kind, bytes: &'a [u8]) -> Result<&'a [u8], Stor
     }
     if head[8..12] != [0; 4] {
         return Err(damaged(path, 8, "is encrypted with a key that this release does not have".into()));
-    }
-    let len = u64::from_be_bytes([head[12], head[13], head[14], head[15], head[16], head[17], head[18], head[19]]);
-    if len != payload.len() as u64 {
-        return Err(damaged(path, 12, format!("has {} bytes of payload instead of {len}", payload.len())));
-    }
-    let crc = u32::from_be_bytes([head[20], head[21], head[22], head[23]]);
-    if crc != checksum(&head[..20], payload) {
-        return Err(damaged(path, HEADER as u64, "checksum does not match".into()));
     }
     Ok(payload)
 }
@@ -171,7 +172,8 @@ mod tests {
         for bit in 0..whole.len() * 8 {
             let mut bent = whole.clone();
             bent[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode(&path, Kind::Engine, &bent).is_err(), "bit {bit} went unnoticed");
+            let noticed = matches!(decode(&path, Kind::Engine, &bent), Err(StoredError::Damaged { .. }));
+            assert!(noticed, "bit {bit} was not reported as damage");
         }
         for cut in 0..whole.len() {
             assert!(decode(&path, Kind::Engine, &whole[..cut]).is_err(), "a cut at {cut} went unnoticed");
