@@ -157,7 +157,8 @@ fn interrupted() {
     fixture.open();
     assert!(fixture.tokio.block_on(fixture.runtime().list()).is_empty());
     assert!(!alive(pid));
-    assert_eq!(fixture.leftovers(), Default::default());
+    // The shim of the cut creation ends by itself once its container is gone; nobody waits for it.
+    until("the end of the shim that was cut off", || fixture.leftovers().is_empty());
 }
 
 /// After a reboot the numbers in the files belong to strangers.
