@@ -5,6 +5,7 @@
 //! the brain, the store and the agents' side of tasks in one thread, under faults that a seed decides; `check` holds the
 //! properties that must hold after every step.
 
+pub mod bench;
 pub mod check;
 pub mod hosts;
 pub mod sim;
