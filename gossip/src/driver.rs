@@ -157,6 +157,7 @@ impl Driver {
 
     fn receive(&mut self, datagram: &[u8], from: SocketAddr) {
         self.stats.received += 1;
+        self.stats.received_bytes += datagram.len() as u64;
         let rejected = &mut self.stats.rejected;
         let packet = match self.sealer.open(datagram) {
             Ok(packet) => packet,
@@ -195,6 +196,20 @@ impl Driver {
             tracing::debug!(?event, "membership changed");
             self.backlog.push_back(event);
         }
+        if !Arc::ptr_eq(self.swim.members(), &self.members.borrow()) {
+            self.members.send_replace(Arc::clone(self.swim.members()));
+        }
+        let counters = self.swim.counters();
+        self.stats.probes_failed = counters.probes_failed;
+        self.stats.suspicions = counters.suspicions;
+        self.stats.refutations = counters.refutations;
+        self.stats.deaths = counters.deaths;
+        self.stats.round_trips = counters.round_trips;
+        self.stats.rejoins = counters.rejoins;
+        self.stats.late = counters.late;
+        self.stats.health = self.swim.health();
+        self.stats_out.send_replace(self.stats);
+        // The events last: who hears of one finds it in the table and counted.
         while let Some(event) = self.backlog.pop_front() {
             match self.events.try_send(event) {
                 Ok(()) => {}
@@ -209,15 +224,6 @@ impl Driver {
             self.backlog.pop_front();
             self.stats.events_lost += 1;
         }
-        if !Arc::ptr_eq(self.swim.members(), &self.members.borrow()) {
-            self.members.send_replace(Arc::clone(self.swim.members()));
-        }
-        let counters = self.swim.counters();
-        self.stats.probes_failed = counters.probes_failed;
-        self.stats.rejoins = counters.rejoins;
-        self.stats.late = counters.late;
-        self.stats.health = self.swim.health();
-        self.stats_out.send_replace(self.stats);
     }
 
     fn send(&mut self) {
@@ -231,7 +237,10 @@ impl Driver {
                 }
             };
             match self.socket.try_send_to(&datagram, to) {
-                Ok(_) => self.stats.sent += 1,
+                Ok(_) => {
+                    self.stats.sent += 1;
+                    self.stats.sent_bytes += datagram.len() as u64;
+                }
                 Err(error) => {
                     tracing::debug!(%to, %error, "datagram not sent");
                     self.stats.send_failed += 1;

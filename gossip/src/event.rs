@@ -1,7 +1,7 @@
 //! What membership tells: events, the member table and the counters.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::identity::Identity;
 
@@ -82,19 +82,69 @@ impl Rejected {
     }
 }
 
+/// Round trips of own probes, the direct ones that were answered.
+///
+/// A histogram as Prometheus wants it: [`RoundTrips::buckets`] with [`RoundTrips::BOUNDS`], a count and a sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoundTrips {
+    /// How many there were.
+    pub count: u64,
+    /// All of them together.
+    pub sum: Duration,
+    /// The longest one.
+    pub max: Duration,
+    /// How many were not longer than the bound of the same place in `BOUNDS`; each includes those before it.
+    pub buckets: [u64; RoundTrips::BOUNDS.len()],
+}
+
+impl RoundTrips {
+    /// Upper bounds of the buckets.
+    pub const BOUNDS: [Duration; 8] = [
+        Duration::from_micros(500),
+        Duration::from_millis(1),
+        Duration::from_millis(2),
+        Duration::from_millis(5),
+        Duration::from_millis(20),
+        Duration::from_millis(50),
+        Duration::from_millis(100),
+        Duration::from_millis(500),
+    ];
+
+    pub(crate) fn add(&mut self, took: Duration) {
+        self.count += 1;
+        self.sum += took;
+        self.max = self.max.max(took);
+        for (bucket, bound) in self.buckets.iter_mut().zip(Self::BOUNDS) {
+            *bucket += u64::from(took <= bound);
+        }
+    }
+}
+
 /// Counters since the start. They only grow, but for `health`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Datagrams sent.
     pub sent: u64,
+    /// Bytes in them, without the headers of UDP and IP.
+    pub sent_bytes: u64,
     /// Datagrams that could not be sent: no route, no room in the socket's buffer.
     pub send_failed: u64,
     /// Datagrams received, the refused ones included.
     pub received: u64,
+    /// Bytes in them, without the headers of UDP and IP.
+    pub received_bytes: u64,
     /// Datagrams refused.
     pub rejected: Rejected,
     /// Own probes that nobody answered.
     pub probes_failed: u64,
+    /// Times that a member became suspect in this node's eyes, whoever's probe had failed.
+    pub suspicions: u64,
+    /// Suspects that said that they live.
+    pub refutations: u64,
+    /// Members that this node saw declared dead. Goodbyes are not counted.
+    pub deaths: u64,
+    /// Round trips of own probes.
+    pub round_trips: RoundTrips,
     /// Times that this node was declared dead and came back.
     pub rejoins: u64,
     /// Times that this process was late by more than a few tens of milliseconds; its clock stood still meanwhile.

@@ -21,7 +21,7 @@ pub mod swim;
 mod timing;
 mod wire;
 
-pub use event::{Event, Member, Members, Rejected, Stats};
+pub use event::{Event, Member, Members, Rejected, RoundTrips, Stats};
 pub use handle::{Config, Gossip, MAX_CLUSTER_ID_LEN, StartError};
 pub use identity::{Identity, IdentityError, MAX_NODE_ID_LEN};
 pub use keyring::{Key, Keyring, KeyringError, MAX_KEYS};

@@ -19,6 +19,8 @@ use foca::{Header, Member, Message, State};
 use crate::identity::{Identity, MAX_NODE_ID_LEN, PeerId};
 
 const LEFT: u8 = 0x80;
+/// The kind of a ping.
+const PING: u8 = 0;
 
 /// A packet that this format cannot express or that breaks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +91,17 @@ pub(crate) fn sender_incarnation(packet: &[u8]) -> u16 {
     }
 }
 
+/// The number of the probe that a packet of this process begins; `None` for other packets.
+pub(crate) fn ping_number(packet: &[u8]) -> Option<u8> {
+    if *packet.first()? != PING {
+        return None;
+    }
+    match Reader(packet).header().ok()?.message {
+        Message::Ping(number) => Some(number),
+        _ => None,
+    }
+}
+
 impl foca::Codec<PeerId> for WireCodec {
     type Error = WireError;
 
@@ -137,7 +150,7 @@ fn take_whole<T>(
 
 fn put_header(out: &mut Vec<u8>, header: &Header<PeerId>) -> Result<(), WireError> {
     let (kind, peer, number) = match &header.message {
-        Message::Ping(number) => (0, None, Some(*number)),
+        Message::Ping(number) => (PING, None, Some(*number)),
         Message::Ack(number) => (1, None, Some(*number)),
         Message::PingReq { target, probe_number } => (2, Some(target), Some(*probe_number)),
         Message::IndirectPing { origin, probe_number } => (3, Some(origin), Some(*probe_number)),
@@ -274,7 +287,7 @@ impl Reader<'_> {
             dst.identity.validate().map_err(|_| WireError::Field("receiver"))?;
         }
         let message = match kind {
-            0 => Message::Ping(self.u8()?),
+            PING => Message::Ping(self.u8()?),
             1 => Message::Ack(self.u8()?),
             2 => Message::PingReq { target: self.known_peer()?, probe_number: self.u8()? },
             3 => Message::IndirectPing { origin: self.known_peer()?, probe_number: self.u8()? },
@@ -334,6 +347,9 @@ mod tests {
         assert_eq!(read.header, packet.header);
         assert_eq!(read.members, packet.members);
         assert_eq!(sender_incarnation(&bytes), 513);
+        assert_eq!(ping_number(&bytes), None);
+        let ping = Packet { header: Header { message: Message::Ping(9), ..packet.header.clone() }, members: vec![] };
+        assert_eq!(ping_number(&ping.write().unwrap()), Some(9));
         assert_eq!(read_sender(&bytes).unwrap(), packet.header.src);
     }
 

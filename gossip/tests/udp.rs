@@ -81,7 +81,9 @@ async fn two_nodes_meet_and_one_dies() {
     wait_for(&mut a_events, |event| *event == Event::ProbeFailed(dead.clone())).await;
     wait_for(&mut a_events, |event| *event == Event::Down(dead.clone())).await;
     assert!(!a.members()["b"].alive);
-    assert!(a.stats().probes_failed >= 1);
+    let stats = a.stats();
+    assert!(stats.probes_failed >= 1 && stats.deaths == 1, "{stats:?}");
+    assert!(stats.sent_bytes > stats.sent * 47 && stats.received_bytes > stats.received * 47, "{stats:?}");
 
     // The next boot, elsewhere.
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();

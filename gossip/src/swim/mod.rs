@@ -25,7 +25,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use crate::event::{Event, Members};
+use crate::event::{Event, Members, RoundTrips};
 use crate::identity::{Identity, IdentityError, PeerId};
 use crate::seal::MAX_PACKET;
 use crate::timing::{Timing, TimingError};
@@ -107,6 +107,14 @@ pub enum PacketError {
 pub struct Counters {
     /// Own probes that nobody answered.
     pub probes_failed: u64,
+    /// Times that a member became suspect in this node's eyes.
+    pub suspicions: u64,
+    /// Suspects that said that they live.
+    pub refutations: u64,
+    /// Members declared dead.
+    pub deaths: u64,
+    /// Round trips of own probes that were answered directly.
+    pub round_trips: RoundTrips,
     /// Returns after this node was declared dead.
     pub rejoins: u64,
     /// Pauses of this process.
@@ -155,6 +163,8 @@ struct Io {
     /// This node's own incarnation, as of the last packet: foca does not tell otherwise.
     incarnation: u16,
     refuted: bool,
+    /// The direct probe whose answer is awaited, and when it was sent.
+    probe: Option<(PeerId, u8, Duration)>,
 }
 
 impl foca::Runtime<PeerId> for Io {
@@ -166,6 +176,9 @@ impl foca::Runtime<PeerId> for Io {
         let incarnation = wire::sender_incarnation(data);
         self.refuted |= incarnation > self.incarnation;
         self.incarnation = incarnation;
+        if let Some(number) = wire::ping_number(data) {
+            self.probe = Some((to.clone(), number, self.now));
+        }
         self.packets.push_back((to.identity.addr, Bytes::copy_from_slice(data)));
     }
 
@@ -219,7 +232,8 @@ impl Swim {
 
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
-        self.counters
+        let told = self.view.told;
+        Counters { suspicions: told.suspicions, refutations: told.refutations, deaths: told.deaths, ..self.counters }
     }
 
     /// How much this node distrusts itself, 0 to 4.
@@ -267,6 +281,12 @@ impl Swim {
             if again {
                 return Ok(());
             }
+        }
+        if let Message::Ack(number) = read.header.message
+            && let Some((_, _, sent)) =
+                self.io.probe.take_if(|(peer, probe, _)| *probe == number && *peer == read.header.src)
+        {
+            self.counters.round_trips.add(self.io.now.saturating_sub(sent));
         }
         let result = self.foca.handle_data(packet, &mut self.io);
         self.settle(now);

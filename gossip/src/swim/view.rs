@@ -19,6 +19,15 @@ pub(super) struct View {
     forgotten: BTreeSet<String>,
     forgotten_order: VecDeque<String>,
     pub(super) events: VecDeque<Event>,
+    pub(super) told: Told,
+}
+
+/// How many events there were of some kinds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Told {
+    pub(super) suspicions: u64,
+    pub(super) refutations: u64,
+    pub(super) deaths: u64,
 }
 
 impl View {
@@ -55,6 +64,7 @@ impl View {
         }
         if let Some(member) = Arc::make_mut(&mut self.members).get_mut(peer.node_id()) {
             *member = Member { identity: Identity::clone(&peer.identity), alive: false, suspect: false, since: now };
+            self.told.deaths += 1;
             self.events.push_back(Event::Down(member.identity.clone()));
         }
     }
@@ -94,12 +104,14 @@ impl View {
         for node_id in current.difference(&self.suspects) {
             if let Some(member) = members.get_mut(node_id).filter(|member| member.alive) {
                 member.suspect = true;
+                self.told.suspicions += 1;
                 self.events.push_back(Event::Suspect(member.identity.clone()));
             }
         }
         for node_id in self.suspects.difference(&current) {
             if let Some(member) = members.get_mut(node_id).filter(|member| member.alive) {
                 member.suspect = false;
+                self.told.refutations += 1;
                 self.events.push_back(Event::Alive(member.identity.clone()));
             }
         }
@@ -160,6 +172,7 @@ mod tests {
         view.down(&peer(2, 0, false), now);
         view.set_suspects(BTreeSet::new());
         check(&mut view, &["Suspect", "Down"]);
+        assert_eq!((view.told.suspicions, view.told.refutations, view.told.deaths), (2, 1, 1));
         view.up(&peer(2, 1, false), now);
         check(&mut view, &["Up"]);
         view.renamed(&peer(2, 2, true));

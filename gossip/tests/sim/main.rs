@@ -83,6 +83,23 @@ fn a_hundred_nodes_under_loss() {
 }
 
 #[test]
+fn what_happens_is_counted() {
+    let mut net = joined(5, 11, 100);
+    net.crash(4);
+    let crash = net.now;
+    net.run(crash + 60 * S, |_| false);
+    let counted: Vec<_> = (0..4).map(|at| net.swim(at).counters()).collect();
+    assert!(counted.iter().all(|c| c.deaths >= 1 && c.suspicions >= c.deaths), "{counted:?}");
+    assert!(counted.iter().any(|c| c.refutations > 0), "a tenth of all packets lost, and no suspicion: {counted:?}");
+    for counters in counted {
+        let trips = counters.round_trips;
+        // Three probes a second; a ping and its answer take 0.4 to 4 ms together.
+        assert!(trips.count > 100 && trips.max <= 4 * MS, "{trips:?}");
+        assert!(trips.buckets[0] < trips.buckets[2] && trips.buckets[3] == trips.count, "{trips:?}");
+    }
+}
+
+#[test]
 fn the_same_seed_is_the_same_run() {
     let run = |seed| {
         let mut net = joined(10, seed, 50);
