@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use crate::counters::{Counters, Meter};
 use crate::disk::{Disk, HostDisk};
 use crate::error::{BootstrapError, MembershipError, ProposeError, ReadError, StartError, TransferError};
 use crate::log::{Log, Owner, SEGMENT_SIZE};
@@ -59,13 +60,20 @@ pub struct Proposed {
 #[derive(Debug)]
 pub struct Pending {
     answer: oneshot::Receiver<ClientWriteResult<Types>>,
+    submitted: Instant,
+    meter: Arc<Meter>,
 }
 
 impl Pending {
     /// Waits until the proposal is applied on this member, for as long as it takes: a leader that has lost its
     /// quorum keeps what it accepted until it hears of a new one. Dropping this does not take the proposal back.
     pub async fn wait(self) -> Result<Proposed, ProposeError> {
-        match self.answer.await {
+        let answer = self.answer.await;
+        match &answer {
+            Ok(Ok(_)) => self.meter.commit.record(self.submitted.elapsed()),
+            _ => self.meter.not_committed.one(),
+        }
+        match answer {
             Ok(Ok(written)) => Ok(Proposed {
                 index: written.log_id.index,
                 term: types::term_of(&written.log_id),
@@ -91,6 +99,7 @@ struct Inner {
     core: Core,
     log: Log,
     snapshots: Arc<SnapshotStore>,
+    meter: Arc<Meter>,
     cluster_id: Arc<str>,
     id: RaftId,
     election_max: Duration,
@@ -107,12 +116,18 @@ impl Raft {
         let settings = Arc::new(settings(&config)?);
         let Config { dir, id, cluster_id, timing, .. } = config;
         let cluster_id: Arc<str> = cluster_id.into();
-        let (log, snapshots) = open(dir, id, cluster_id.clone()).await?;
+        let meter = Arc::new(Meter::default());
+        let (log, snapshots) = open(dir, id, cluster_id.clone(), meter.clone()).await?;
 
         let book = Arc::new(AddressBook::new(dial));
-        let dialer =
-            Dialer { book: book.clone(), cluster_id: cluster_id.clone(), me: id, store_patience: timing.election_max };
-        let driver = Driver::new(Box::new(machine), snapshots.clone());
+        let dialer = Dialer {
+            book: book.clone(),
+            cluster_id: cluster_id.clone(),
+            me: id,
+            store_patience: timing.election_max,
+            meter: meter.clone(),
+        };
+        let driver = Driver::new(Box::new(machine), snapshots.clone(), meter.clone());
         let core = Core::new(id, settings, dialer, log.clone(), driver)
             .await
             .map_err(|error| StartError::Recover(error.to_string()))?;
@@ -120,8 +135,14 @@ impl Raft {
         let (publish, status) = watch::channel(Status::initial(id));
         let publish = Arc::new(publish);
         let mut tasks = JoinSet::new();
-        let watcher =
-            Watcher { core: core.clone(), log: log.clone(), book, clocks: Clocks::now(), publish: publish.clone() };
+        let watcher = Watcher {
+            core: core.clone(),
+            log: log.clone(),
+            book,
+            clocks: Clocks::now(),
+            publish: publish.clone(),
+            meter: meter.clone(),
+        };
         watcher.publish();
         tasks.spawn(watcher.run());
         let reach = timing.election_max * 2;
@@ -131,6 +152,7 @@ impl Raft {
             core,
             log,
             snapshots,
+            meter,
             cluster_id,
             id,
             election_max: timing.election_max,
@@ -171,10 +193,11 @@ impl Raft {
         if self.inner.log.disk_short() {
             return Err(ProposeError::StorageFull);
         }
+        let submitted = Instant::now();
         let (responder, answer) = ProgressResponder::complete_only();
         let payload = Payload(Bytes::from(payload));
         self.inner.core.client_write_ff(payload, Some(responder)).await.map_err(|_| ProposeError::Stopped)?;
-        Ok(Pending { answer })
+        Ok(Pending { answer, submitted, meter: self.inner.meter.clone() })
     }
 
     /// Proposes, and waits until it is applied on this member.
@@ -262,6 +285,11 @@ impl Raft {
         self.inner.status.clone()
     }
 
+    /// What this member has counted since it started. Lags behind are in the [`Status`].
+    pub fn counters(&self) -> Counters {
+        self.inner.meter.read()
+    }
+
     /// The gRPC service for the other members. It stays usable until the member stops; mount it behind a
     /// check of the caller's certificate.
     pub fn service(&self) -> Service {
@@ -273,6 +301,7 @@ impl Raft {
             core: self.inner.core.clone(),
             log: self.inner.log.clone(),
             snapshots: self.inner.snapshots.clone(),
+            meter: self.inner.meter.clone(),
             cluster_id: self.inner.cluster_id.clone(),
             me: self.inner.id,
             receiving: tokio::sync::Mutex::new(()),
@@ -340,6 +369,7 @@ async fn open(
     dir: std::path::PathBuf,
     id: RaftId,
     cluster_id: Arc<str>,
+    meter: Arc<Meter>,
 ) -> Result<(Log, Arc<SnapshotStore>), StartError> {
     let opened = tokio::task::spawn_blocking(move || {
         let disk =
@@ -349,7 +379,7 @@ async fn open(
         snapshots.tidy()?;
         // openraft loads it; here it is only for the better error.
         snapshots.load()?;
-        let log = Log::open(disk, Owner::new(id, &cluster_id), SEGMENT_SIZE)?;
+        let log = Log::open(disk, Owner::new(id, &cluster_id), SEGMENT_SIZE, meter)?;
         Ok((log, Arc::new(snapshots)))
     });
     opened.await.map_err(|error| StartError::Recover(error.to_string()))?
@@ -366,6 +396,7 @@ struct Watcher {
     book: Arc<AddressBook>,
     clocks: Clocks,
     publish: Arc<watch::Sender<Status>>,
+    meter: Arc<Meter>,
 }
 
 impl Watcher {
@@ -374,6 +405,8 @@ impl Watcher {
         let metrics = self.core.metrics().borrow_watched().clone();
         self.book.update(metrics.membership_config.nodes().map(|(id, member)| (*id, member)));
         let status = Status::from_metrics(&metrics, &self.clocks);
+        let standing = metrics.state == openraft::ServerState::Candidate;
+        self.meter.observe(status.id, standing, status.leader.as_ref().map(|leader| (status.term, leader.id)));
         self.publish.send_if_modified(|old| {
             let changed = *old != status;
             *old = status;

@@ -6,6 +6,7 @@
 //! ([`Dial`]) and mounts the service ([`Raft::service`]).
 
 mod config;
+mod counters;
 mod disk;
 mod error;
 mod handle;
@@ -19,6 +20,7 @@ mod types;
 mod wire;
 
 pub use self::config::{Config, Peer, RaftId, Timing};
+pub use self::counters::{BOUNDS_US, Counters, Histogram};
 pub use self::error::{
     BootstrapError, MembershipError, ProposeError, ReadError, RestoreError, StartError, TransferError,
 };

@@ -9,6 +9,7 @@ use futures_util::{Stream, TryStreamExt};
 use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 
+use crate::counters::Meter;
 use crate::snapshot::{Image, SnapshotStore, Stored};
 use crate::types::{self, CommittedLeaderId, EntryPayload, LogId, Member, SnapshotMeta, StoredMembership, Types};
 use crate::{Committed, RaftId, RestoreError};
@@ -46,11 +47,13 @@ pub(crate) struct Driver {
     last_applied: Option<LogId>,
     membership: StoredMembership,
     snapshots: Arc<SnapshotStore>,
+    meter: Arc<Meter>,
 }
 
 impl Driver {
-    pub(crate) fn new(machine: Box<dyn StateMachine>, snapshots: Arc<SnapshotStore>) -> Self {
-        Self { machine: Mutex::new(machine), last_applied: None, membership: StoredMembership::default(), snapshots }
+    pub(crate) fn new(machine: Box<dyn StateMachine>, snapshots: Arc<SnapshotStore>, meter: Arc<Meter>) -> Self {
+        let (last_applied, membership) = Default::default();
+        Self { machine: Mutex::new(machine), last_applied, membership, snapshots, meter }
     }
 
     fn machine(&mut self) -> &mut dyn StateMachine {
@@ -86,6 +89,7 @@ impl RaftStateMachine<Types> for Driver {
                     Vec::new()
                 }
                 EntryPayload::Normal(payload) => {
+                    self.meter.applied.one();
                     self.machine().apply(Committed { index: id.index, term: types::term_of(&id), payload: &payload.0 })
                 }
             };

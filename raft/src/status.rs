@@ -113,6 +113,11 @@ impl Status {
         self.voters.iter().chain(&self.learners).find(|peer| peer.id == id)
     }
 
+    /// Entries that are committed, as far as known here, and not applied yet.
+    pub fn apply_lag(&self) -> u64 {
+        self.committed.saturating_sub(self.applied)
+    }
+
     /// Whether the id has a vote.
     pub fn is_voter(&self, id: RaftId) -> bool {
         self.voters.iter().any(|peer| peer.id == id)

@@ -74,6 +74,14 @@ pub(crate) type Membership = openraft::Membership<RaftId, Member>;
 pub(crate) type StoredMembership = openraft::StoredMembership<CommittedLeaderId, RaftId, Member>;
 pub(crate) type SnapshotMeta = openraft::SnapshotMeta<CommittedLeaderId, RaftId, Member>;
 
+/// The bytes of a caller's payload; 0 for entries of raft's own.
+pub(crate) fn payload_len(entry: &Entry) -> u64 {
+    match &entry.payload {
+        openraft::EntryPayload::Normal(payload) => payload.0.len() as u64,
+        openraft::EntryPayload::Blank | openraft::EntryPayload::Membership(_) => 0,
+    }
+}
+
 /// A log id from its parts.
 pub(crate) fn log_id(term: u64, index: u64) -> LogId {
     LogId::new(CommittedLeaderId::new(term), index)

@@ -31,6 +31,7 @@ pub use self::replay::LogError;
 use self::replay::{Recovered, replay, segment_name};
 use self::spare::Spares;
 use self::writer::{Active, Op, Queue, Writer, open_segment};
+use crate::counters::Meter;
 use crate::disk::Disk;
 use crate::types::{Entry, LogId, Types, Vote};
 
@@ -55,7 +56,12 @@ struct Shared {
 
 impl Log {
     /// Opens or makes the log in `disk`. Blocks on the disk.
-    pub(crate) fn open(disk: Arc<dyn Disk>, owner: Owner, segment_size: u64) -> Result<Self, LogError> {
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        owner: Owner,
+        segment_size: u64,
+        meter: Arc<Meter>,
+    ) -> Result<Self, LogError> {
         let recovered = replay(&*disk, owner)?;
         let io_error = |action, file: &str| {
             let file = file.to_owned();
@@ -89,6 +95,7 @@ impl Log {
             segment_size,
             buffer: Vec::new(),
             failed: None,
+            meter,
         };
         // A crash may have come between the making of this segment and the record of the hard state in it.
         if writer.active.pos == SEGMENT_HEADER as u64 {

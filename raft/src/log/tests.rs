@@ -24,7 +24,7 @@ fn owner() -> Owner {
 }
 
 fn open(disk: &FaultDisk) -> Result<Log, LogError> {
-    Log::open(Arc::new(disk.clone()), owner(), SEGMENT)
+    Log::open(Arc::new(disk.clone()), owner(), SEGMENT, Arc::default())
 }
 
 fn entry(index: u64, term: u64, payload: &[u8]) -> Entry {
@@ -308,7 +308,7 @@ fn damage_before_the_tail_is_named() {
         disk.remove(&first).unwrap();
         assert!(matches!(open(&disk), Err(LogError::Missing { .. })));
         let other = Owner::new(2, "c");
-        let opened = Log::open(Arc::new(world.disk.clone()), other, SEGMENT);
+        let opened = Log::open(Arc::new(world.disk.clone()), other, SEGMENT, Arc::default());
         assert!(matches!(opened, Err(LogError::Foreign { found: 1, expected: 2, .. })));
     });
 }

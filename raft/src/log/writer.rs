@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
 
 use openraft::storage::IOFlushed;
 use prost::Message;
@@ -12,6 +13,7 @@ use tokio::sync::oneshot;
 use super::record::{self, Kind, SEGMENT_HEADER};
 use super::replay::{HardState, Sealed, segment_name};
 use super::spare::Spares;
+use crate::counters::Meter;
 use crate::disk::{Disk, DiskFile};
 use crate::types::{self, Entry, EntryPayload, LogId, Types, Vote};
 use crate::wire;
@@ -103,6 +105,7 @@ pub(super) struct Writer {
     pub(super) buffer: Vec<u8>,
     /// Why nothing is written any more. After a failed sync nobody knows what is on disk, so it is final.
     pub(super) failed: Option<(io::ErrorKind, String)>,
+    pub(super) meter: Arc<Meter>,
 }
 
 impl Writer {
@@ -241,12 +244,15 @@ impl Writer {
         if !self.buffer.is_empty() {
             active.file.write_at(&self.buffer, active.pos)?;
             active.pos += self.buffer.len() as u64;
+            self.meter.log_bytes.add(self.buffer.len() as u64);
             self.buffer.clear();
             // One large batch must not hold its memory for ever.
             self.buffer.shrink_to(1 << 20);
         }
         if sync && active.durable < active.pos {
+            let before = Instant::now();
             active.file.sync()?;
+            self.meter.sync.record(before.elapsed());
             active.durable = active.pos;
         }
         Ok(())

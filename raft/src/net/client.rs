@@ -17,9 +17,10 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use super::{CHUNK, MAX_MESSAGE};
+use crate::counters::Meter;
 use crate::snapshot::Image;
 use crate::status::peer;
-use crate::types::{CommittedLeaderId, Member, Types, Vote};
+use crate::types::{self, CommittedLeaderId, Member, Types, Vote};
 use crate::wire::pb::raft_transport_client::RaftTransportClient;
 use crate::wire::{self, Malformed, pb};
 use crate::{Peer, RaftId};
@@ -76,6 +77,7 @@ pub(crate) struct Dialer {
     /// How long a follower may take to store entries. openraft gives all appends the time of a heartbeat,
     /// which a slow disk would exceed again and again.
     pub(crate) store_patience: Duration,
+    pub(crate) meter: Arc<Meter>,
 }
 
 impl RaftNetworkFactory<Types> for Dialer {
@@ -91,6 +93,7 @@ impl RaftNetworkFactory<Types> for Dialer {
             me: self.me,
             target,
             store_patience: self.store_patience,
+            meter: self.meter.clone(),
         }
     }
 }
@@ -102,6 +105,7 @@ pub(crate) struct Link {
     me: RaftId,
     target: RaftId,
     store_patience: Duration,
+    meter: Arc<Meter>,
 }
 
 type Client = RaftTransportClient<Channel>;
@@ -131,7 +135,11 @@ impl Link {
             let (id, target) = (self.me, self.target);
             RPCError::Timeout(Timeout { action, id, target, timeout: limit })
         };
-        match tokio::time::timeout(limit, call).await {
+        let answer = tokio::time::timeout(limit, call).await;
+        if !matches!(answer, Ok(Ok(_))) {
+            self.meter.calls_failed.one();
+        }
+        match answer {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(match status.code() {
                 Code::DeadlineExceeded | Code::Cancelled => timed_out(),
@@ -139,6 +147,14 @@ impl Link {
                 _ => RPCError::Network(NetworkError::new(&status)),
             }),
             Err(_) => Err(timed_out()),
+        }
+    }
+
+    fn count(&self, request: &AppendEntriesRequest<Types>) {
+        if !request.entries.is_empty() {
+            self.meter.appends_sent.one();
+            self.meter.entries_sent.add(request.entries.len() as u64);
+            self.meter.bytes_sent.add(request.entries.iter().map(types::payload_len).sum());
         }
     }
 
@@ -185,6 +201,7 @@ impl RaftNetworkV2<Types> for Link {
             false => option.soft_ttl().max(self.store_patience),
         };
         let previous = request.prev_log_id;
+        self.count(&request);
         let message = timed(
             limit,
             pb::AppendRequest {
@@ -257,6 +274,7 @@ impl RaftNetworkV2<Types> for Link {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             response = sending => response?,
         };
+        self.meter.snapshots_sent.one();
         Ok(SnapshotResponse::new(wire::vote_in(response.vote).map_err(malformed)?))
     }
 

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{MAX_MESSAGE, MAX_SNAPSHOT, REFUSAL};
 use crate::RaftId;
+use crate::counters::Meter;
 use crate::handle::Core;
 use crate::log::Log;
 use crate::snapshot::{Image, SnapshotStore, Stored};
@@ -33,6 +34,7 @@ pub struct Transport {
     pub(crate) core: Core,
     pub(crate) log: Log,
     pub(crate) snapshots: Arc<SnapshotStore>,
+    pub(crate) meter: Arc<Meter>,
     pub(crate) cluster_id: Arc<str>,
     pub(crate) me: RaftId,
     /// Only one snapshot is received at a time.
@@ -105,6 +107,7 @@ impl Transport {
         self.check_snapshot(&leader, &meta)?;
         let snapshot = Snapshot { meta, snapshot: image };
         let response = self.core.install_full_snapshot(leader, snapshot).await.map_err(stopped)?;
+        self.meter.snapshots_received.one();
         Ok(pb::SnapshotResponse { vote: Some(wire::vote_out(&response.vote)) })
     }
 
@@ -136,6 +139,11 @@ impl RaftTransport for Transport {
         let previous = wire::some_log_id_in(request.previous)?;
         let entries = wire::entries_in(request.entries, previous, leader.leader_id.term)?;
         let leader_commit = wire::some_log_id_in(request.committed)?;
+        if !entries.is_empty() {
+            self.meter.appends_received.one();
+            self.meter.entries_received.add(entries.len() as u64);
+            self.meter.bytes_received.add(entries.iter().map(types::payload_len).sum());
+        }
         let request = AppendEntriesRequest { vote: leader, prev_log_id: previous, entries, leader_commit };
         let outcome = match self.core.append_entries(request).await.map_err(fatal)? {
             AppendEntriesResponse::Success => Outcome::Success(pb::Blank {}),
@@ -149,12 +157,20 @@ impl RaftTransport for Transport {
 
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
         let request = self.vote_request(request.into_inner())?;
-        Ok(vote_response(self.core.vote(request).await.map_err(fatal)?))
+        let response = self.core.vote(request).await.map_err(fatal)?;
+        if !response.vote_granted {
+            self.meter.votes_refused.one();
+        }
+        Ok(vote_response(response))
     }
 
     async fn pre_vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
         let request = self.vote_request(request.into_inner())?;
-        Ok(vote_response(self.core.pre_vote(request).await.map_err(fatal)?))
+        let response = self.core.pre_vote(request).await.map_err(fatal)?;
+        if !response.vote_granted {
+            self.meter.pre_votes_refused.one();
+        }
+        Ok(vote_response(response))
     }
 
     async fn install_snapshot(

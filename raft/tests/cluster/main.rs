@@ -50,6 +50,36 @@ async fn pipelined_proposals_keep_their_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_happens_is_counted() {
+    let mut cluster = Cluster::with_voters(3).await;
+    let leader = cluster.leader().await;
+    for item in items(0..10) {
+        cluster.write(&item).await;
+    }
+    let counters = cluster.raft(leader).counters();
+    assert_eq!((counters.commit.count(), counters.not_committed), (10, 0));
+    assert_eq!(counters.applied, 10);
+    assert!(counters.sync.count() >= 10 && counters.log_bytes > 600, "{counters:?}");
+    assert!(counters.appends_sent > 0 && counters.entries_sent >= 10 && counters.bytes_sent >= 60, "{counters:?}");
+    assert_eq!((counters.elections, counters.leader_changes), (1, 1));
+    let follower = (1..=3).find(|id| *id != leader).unwrap();
+    let received = until("the follower's entries", || {
+        let counters = cluster.raft(follower).counters();
+        (counters.applied == 10).then_some(counters)
+    })
+    .await;
+    assert!(received.appends_received > 0 && received.entries_received >= 10 && received.bytes_received >= 60);
+    assert_eq!((received.elections, received.leader_changes), (0, 1));
+    cluster.kill(leader).await;
+    let refused = cluster.raft(follower).propose(b"x".to_vec()).await;
+    assert!(matches!(refused, Err(ProposeError::NotLeader { .. })), "{refused:?}");
+    assert_eq!(cluster.raft(follower).counters().not_committed, 1);
+    cluster.leader().await;
+    until("the change to be seen", || (cluster.raft(follower).counters().leader_changes == 2).then_some(())).await;
+    until("all to be applied", || (cluster.status(follower).apply_lag() == 0).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_leader_is_replaced_and_all_may_restart() {
     let mut cluster = Cluster::with_voters(3).await;
     let mut written = items(0..10);
