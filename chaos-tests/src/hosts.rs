@@ -1,4 +1,6 @@
-//! Clusters of real daemons on this machine, made of the same hosts as the demo's.
+//! Clusters of real daemons on this machine, made of the same hosts as the demo's, and ways to break them.
+
+mod faults;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,6 +12,8 @@ pub use node::demo::hosts::{
     Api, Body, Client, Freshness, Host, HostError, Hosts, HostsConfig, ServiceDraft, TaskView, encode, unusable,
 };
 pub use node::demo::image;
+
+pub use faults::Fault;
 
 /// The image that clusters have on each host.
 pub const IMAGE: &str = "shoal/whoami";

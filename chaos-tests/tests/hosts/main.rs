@@ -9,6 +9,7 @@ mod joins;
 mod kills;
 mod members;
 mod network;
+mod parted;
 mod requests;
 mod scale;
 mod storm;

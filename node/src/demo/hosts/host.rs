@@ -290,6 +290,14 @@ impl Host {
     /// What the kernel says; processes that survive SIGKILL.
     pub fn power_off(&self) -> Result<(), HostError> {
         self.link_down()?;
+        self.kill_all()
+    }
+
+    /// Kills (SIGKILL) the daemon, the shims and the tasks. The cable stays: peers see their connections break.
+    ///
+    /// # Errors
+    /// What the kernel says; processes that survive SIGKILL.
+    pub fn kill_all(&self) -> Result<(), HostError> {
         self.kill_daemon()?;
         match self.engine_id() {
             Some(engine) => leftovers::kill_engine(&engine).map_err(|error| HostError::CleanUp(vec![error])),
@@ -297,7 +305,43 @@ impl Host {
         }
     }
 
-    /// Boots the host after [`Host::power_off`] and starts its daemon: disk as it was, all else as new.
+    /// Stops the clockwork of the daemon and of every process of its tasks (SIGSTOP), as on a machine that hangs.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn freeze(&self) -> Result<(), HostError> {
+        self.pause()?;
+        self.signal_tasks(Signal::SIGSTOP);
+        Ok(())
+    }
+
+    /// Lets a frozen host go on.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn thaw(&self) -> Result<(), HostError> {
+        self.signal_tasks(Signal::SIGCONT);
+        self.resume()
+    }
+
+    fn signal_tasks(&self, signal: Signal) {
+        for pid in self.engine_id().iter().flat_map(|engine| leftovers::processes(engine)) {
+            // One that has ended meanwhile needs no signal.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    /// Plugs the host's cable into the wire of a group of hosts: 0 is the one that all begin at, and the only one that
+    /// is reached from outside.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn connect_to_side(&self, side: usize) -> Result<(), HostError> {
+        super::wire::plug_into(&self.switch, self.plan.index, side)
+            .map_err(HostError::io(format!("cannot move the cable of {}", self.name())))
+    }
+
+    /// Boots the host after [`Host::power_off`] or [`Host::kill_all`] and starts its daemon: disk as it was, all else as new.
     ///
     /// # Errors
     /// What the machine refuses.
@@ -367,7 +411,7 @@ impl Host {
 
     /// Ends the daemon for good; used when all is cleaned up.
     pub(super) fn abandon(&self) -> Result<(), HostError> {
-        self.resume()?;
+        self.thaw()?;
         self.kill_daemon()
     }
 }

@@ -12,6 +12,22 @@ use crate::demo::http::{self, Answer};
 
 /// The bridge in the switch's namespace.
 pub(super) const BRIDGE: &str = "wire";
+/// Bridges of groups of hosts that are parted from the first group.
+fn side_name(side: usize) -> String {
+    if side == 0 { BRIDGE.to_owned() } else { format!("{BRIDGE}{side}") }
+}
+
+/// Plugs a host's cable into the bridge of a group, which is made if there is none yet. The first group's is the one
+/// that every host begins at.
+pub(super) fn plug_into(switch: &NetNs, index: usize, side: usize) -> io::Result<()> {
+    let (mut links, bridge) = (Links::open(switch)?, side_name(side));
+    if links.find(&bridge)?.is_none() {
+        links.create_bridge(&bridge)?;
+        links.set_up(&bridge)?;
+    }
+    links.set_controller(&port_name(index), Some(&bridge))
+}
+
 /// A host's only cable, by its name on the host.
 pub(super) const UPLINK: &str = "eth0";
 
