@@ -3,7 +3,8 @@
 use std::future::Future;
 
 use deploy::control::{ControlError, Reply, Request};
-use deploy::model::{ClusterId, NodeId, TaskId};
+use deploy::dispatcher::{AssignmentSet, Stamp};
+use deploy::model::{ClusterId, NodeId, TaskId, TaskState};
 use deploy::store::Store;
 use runtime::image::ImageStore;
 use tokio::sync::mpsc;
@@ -81,6 +82,34 @@ pub struct JoinRequest {
     pub token: String,
     /// "active", "pause" or "drain".
     pub availability: String,
+}
+
+/// The cluster's objects, and the entry of the log that they are the result of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AppliedStore {
+    /// The objects.
+    pub store: Store,
+    /// Index of the entry.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+}
+
+/// What the agent of this host acts on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AgentState {
+    /// This node.
+    pub node_id: NodeId,
+    /// Whether a manager serves it now.
+    pub connected: bool,
+    /// Boot generation of the daemon.
+    pub generation: u64,
+    /// Which assignment set it has.
+    pub stamp: Stamp,
+    /// The set.
+    pub set: AssignmentSet,
+    /// Tasks that it keeps, also those that ended and are not yet taken away.
+    pub tasks: Vec<(TaskId, TaskState)>,
 }
 
 /// How fresh a read must be.
@@ -170,6 +199,10 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn leave(&self, force: bool) -> impl Future<Output = Result<(), EngineError>> + Send;
     /// The cluster's objects as a value; fails where there is no manager here.
     fn store(&self, consistency: Consistency) -> impl Future<Output = Result<Store, EngineError>> + Send;
+    /// As [`Engine::store`], with the entry that the objects are the result of.
+    fn applied(&self, consistency: Consistency) -> impl Future<Output = Result<AppliedStore, EngineError>> + Send;
+    /// What the agent acts on; fails where there is none.
+    fn agent(&self) -> impl Future<Output = Result<AgentState, EngineError>> + Send;
     /// Carries out a request through the leader; answered when it is committed.
     fn control(&self, request: Request) -> impl Future<Output = Result<Reply, EngineError>> + Send;
     /// Images of this host.

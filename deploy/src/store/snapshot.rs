@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prost::Message;
 
 use super::{Held, Store};
-use crate::model::{Cluster, Config, Network, Node, Secret, Service, Task, Timestamp};
+use crate::model::{Cluster, ClusterStatus, Config, Network, Node, Secret, Service, Task, Timestamp};
 
 /// Format of the snapshots that this release writes. A release reads its own and the one before it.
 pub const SNAPSHOT_FORMAT: u32 = 1;
@@ -67,6 +67,29 @@ impl Store {
             configs: all(self.configs()),
         };
         snapshot.encode_to_vec()
+    }
+
+    /// The store without what must stay secret: of the cluster only what names it, its settings and its incarnation
+    /// are left, and secrets have no bytes. Tasks, services and their placement are the same, so that what is computed
+    /// from them is, too.
+    pub fn without_secrets(&self) -> Self {
+        let cluster = self.cluster.as_deref().map(|cluster| {
+            // By naming what is kept, a secret that is added one day is left out by itself.
+            let status = ClusterStatus {
+                incarnation: cluster.status.incarnation,
+                feature_level: cluster.status.feature_level,
+                next_raft_id: cluster.status.next_raft_id,
+                removed_nodes: cluster.status.removed_nodes.clone(),
+                ..ClusterStatus::default()
+            };
+            Arc::new(Cluster { id: cluster.id.clone(), meta: cluster.meta, spec: cluster.spec.clone(), status })
+        });
+        let bare = |secret: &Arc<Secret>| {
+            let mut secret = (**secret).clone();
+            secret.spec.data.clear();
+            (secret.id.clone(), Arc::new(secret))
+        };
+        Store { cluster, secrets: self.secrets().map(bare).collect(), ..self.clone() }
     }
 
     /// Reads what `encode_snapshot` wrote.

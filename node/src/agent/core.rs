@@ -142,6 +142,11 @@ impl Core {
         self.tasks.get(id).map(Lifecycle::task)
     }
 
+    /// All tasks of this host and what was observed of them.
+    pub(super) fn states(&self) -> Vec<(TaskId, TaskState)> {
+        self.tasks.iter().map(|(id, life)| (id.clone(), life.status().state())).collect()
+    }
+
     /// Tasks of this host that run.
     pub(super) fn running(&self) -> BTreeSet<TaskId> {
         let running = |life: &&Lifecycle| life.status().state() == TaskState::Running;

@@ -33,6 +33,7 @@ use self::core::{Core, Step};
 use self::executor::{Basis, Executor, NetworkAttempt};
 use self::session::{Line, SessionEvent};
 use crate::datadir::ManagerRecord;
+use crate::engine::AgentState;
 use crate::rpc::pb;
 use crate::stored;
 
@@ -103,11 +104,19 @@ pub enum AgentError {
     Ended,
 }
 
+/// What the loop is asked from within the daemon.
+enum Command {
+    /// Stop every task; answered when nothing is left of them.
+    RemoveAll(oneshot::Sender<()>),
+    /// Say what the agent acts on.
+    Tell(oneshot::Sender<AgentState>),
+}
+
 /// A running agent. A clone is a handle to the same one.
 #[derive(Clone)]
 pub struct Agent {
     view: watch::Receiver<AgentView>,
-    commands: mpsc::Sender<oneshot::Sender<()>>,
+    commands: mpsc::Sender<Command>,
     runtime: Runtime,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -166,6 +175,7 @@ impl Agent {
                 executor.adopt(task.clone(), container);
             }
         }
+        let (node_id, generation) = (config.node_id.clone(), config.generation);
         let line = Line {
             node_id: config.node_id.to_string(),
             generation: config.generation,
@@ -178,6 +188,8 @@ impl Agent {
         };
         let actions = executor.tasks();
         let agent_loop = Loop {
+            node_id,
+            generation,
             core,
             executor,
             outbox: None,
@@ -213,6 +225,13 @@ impl Agent {
         pb::logs_server::LogsServer::new(logs::LogsService { runtime: self.runtime.clone(), view: self.view.clone() })
     }
 
+    /// What the agent acts on at this moment; nothing once it has ended.
+    pub async fn state(&self) -> Option<AgentState> {
+        let (to, answer) = oneshot::channel();
+        self.commands.send(Command::Tell(to)).await.ok()?;
+        answer.await.ok()
+    }
+
     /// Ends the agent: nothing of it acts on tasks or networks any more. Tasks go on under their shims.
     pub async fn shutdown(&self) {
         self.stop.cancel();
@@ -225,7 +244,7 @@ impl Agent {
     /// Stops every task and removes what it left on the host.
     pub async fn remove_all_tasks(&self) -> Result<(), AgentError> {
         let (done, answer) = oneshot::channel();
-        self.commands.send(done).await.map_err(|_| AgentError::Ended)?;
+        self.commands.send(Command::RemoveAll(done)).await.map_err(|_| AgentError::Ended)?;
         match tokio::time::timeout(REMOVE_ALL, answer).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(AgentError::Ended),
@@ -258,6 +277,8 @@ async fn find(runtime: &Runtime) -> BTreeMap<TaskId, Found> {
 }
 
 struct Loop {
+    node_id: NodeId,
+    generation: u64,
     core: Core,
     executor: Executor,
     outbox: Option<mpsc::Sender<pb::AgentMessage>>,
@@ -277,7 +298,7 @@ impl Loop {
         steps: Vec<Step>,
         mut session: mpsc::Receiver<SessionEvent>,
         mut events: mpsc::Receiver<(TaskId, Event)>,
-        mut commands: mpsc::Receiver<oneshot::Sender<()>>,
+        mut commands: mpsc::Receiver<Command>,
     ) {
         self.carry_out(steps);
         loop {
@@ -286,14 +307,32 @@ impl Loop {
                 biased;
                 Some(event) = session.recv() => self.session_event(event),
                 Some((task, event)) = events.recv() => self.core.event(&task, event, now()),
-                Some(done) = commands.recv() => {
-                    self.leaving = true;
-                    self.removing = Some(done);
-                    self.core.withdraw_all(now())
-                }
+                Some(command) = commands.recv() => match command {
+                    Command::RemoveAll(done) => {
+                        self.leaving = true;
+                        self.removing = Some(done);
+                        self.core.withdraw_all(now())
+                    }
+                    Command::Tell(to) => {
+                        // Who asked may have gone meanwhile.
+                        let _ = to.send(self.state());
+                        continue;
+                    }
+                },
                 () = until(timer) => self.core.fire_timers(now()),
             };
             self.carry_out(steps);
+        }
+    }
+
+    fn state(&self) -> AgentState {
+        AgentState {
+            node_id: self.node_id.clone(),
+            generation: self.generation,
+            connected: self.outbox.is_some(),
+            stamp: self.core.stamp(),
+            set: self.core.set().clone(),
+            tasks: self.core.states(),
         }
     }
 

@@ -20,9 +20,10 @@ use super::describe;
 use super::ports::Ports;
 use crate::datadir::{DataDir, EngineIdentity};
 use crate::engine::{
-    Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest, ManagerView, Membership,
+    AgentState, AppliedStore, Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest,
+    ManagerView, Membership,
 };
-use crate::manager::Manager;
+use crate::manager::{self, Manager};
 
 /// After this time the user is told that the join goes on without being waited for. Docker says so after 20 s; a
 /// manager that has to fetch a long log may take longer.
@@ -326,6 +327,16 @@ impl Engine for LocalEngine {
 
     async fn store(&self, consistency: Consistency) -> Result<Store, EngineError> {
         self.manager()?.store(consistency).await
+    }
+
+    async fn applied(&self, consistency: Consistency) -> Result<AppliedStore, EngineError> {
+        let manager::Published { store, index, term } = self.manager()?.published(consistency).await?;
+        Ok(AppliedStore { store, index, term })
+    }
+
+    async fn agent(&self) -> Result<AgentState, EngineError> {
+        let active = self.active()?;
+        active.agent.state().await.ok_or_else(|| EngineError::Internal("the agent has ended".into()))
     }
 
     async fn control(&self, request: Request) -> Result<Reply, EngineError> {

@@ -27,6 +27,7 @@ mod resolve;
 mod server;
 mod services;
 mod shoal;
+mod state;
 mod streams;
 mod swarm;
 mod system;
@@ -58,17 +59,21 @@ struct App<E> {
 impl<E: Engine> App<E> {
     /// The cluster's objects, as fresh as the request wants them.
     async fn store(&self, params: &Params) -> Result<Store, ApiError> {
-        let consistency = match params.get("consistency") {
-            Some("local") => Consistency::Local,
-            None | Some("linearizable") => Consistency::Linearizable,
-            Some(other) => return Err(ApiError::invalid(format!("invalid consistency {other:?}"))),
-        };
-        Ok(self.engine.store(consistency).await?)
+        Ok(self.engine.store(consistency(params)?).await?)
     }
 
     /// Carries out a change through the leader.
     async fn control(&self, op: Op) -> Result<Reply, ApiError> {
         Ok(self.engine.control(Request { op: Some(op) }).await?)
+    }
+}
+
+/// How fresh a request wants its answer.
+fn consistency(params: &Params) -> Result<Consistency, ApiError> {
+    match params.get("consistency") {
+        Some("local") => Ok(Consistency::Local),
+        None | Some("linearizable") => Ok(Consistency::Linearizable),
+        Some(other) => Err(ApiError::invalid(format!("invalid consistency {other:?}"))),
     }
 }
 
@@ -126,6 +131,8 @@ fn object_routes<E: Engine>() -> Router<App<E>> {
         .route("/configs/{id}", get(payloads::inspect_config::<E>).delete(payloads::remove_config::<E>))
         .route("/configs/{id}/update", post(payloads::update_config::<E>))
         .route("/shoal/v1/services/{id}/why", get(shoal::why::<E>))
+        .route("/shoal/v1/store", get(state::store::<E>))
+        .route("/shoal/v1/agent", get(state::agent::<E>))
 }
 
 fn image_routes<E: Engine>() -> Router<App<E>> {

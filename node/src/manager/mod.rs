@@ -163,12 +163,17 @@ impl Manager {
 
     /// The store as a value.
     pub async fn store(&self, consistency: Consistency) -> Result<Store, EngineError> {
+        Ok(self.published(consistency).await?.store)
+    }
+
+    /// The store as a value, and the entry that it is the result of.
+    pub async fn published(&self, consistency: Consistency) -> Result<Published, EngineError> {
         if consistency == Consistency::Linearizable {
             let index =
                 tokio::time::timeout(READ_TIMEOUT, self.read_index()).await.map_err(|_| EngineError::NoLeader)??;
             self.applied(index).await?;
         }
-        Ok(self.inner.published.borrow().store.clone())
+        Ok(self.inner.published.borrow().clone())
     }
 
     /// Waits until this manager has applied that entry.

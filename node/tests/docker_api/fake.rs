@@ -15,7 +15,8 @@ use deploy::model::{
 use deploy::store::{Store, Txn};
 use node::docker_api::{Listener, serve};
 use node::engine::{
-    Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest, ManagerView, Member, Membership,
+    AgentState, AppliedStore, Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest,
+    ManagerView, Member, Membership,
 };
 use runtime::image::{ImageStore, ImportChanges, Limits as ImageLimits, Reference};
 use tokio::sync::mpsc;
@@ -341,6 +342,21 @@ impl Engine for Fake {
             Membership::Active(_) => Ok(state.store.clone()),
             _ => Err(EngineError::NotManager(NOT_A_MANAGER.to_owned())),
         }
+    }
+
+    async fn applied(&self, consistency: Consistency) -> Result<AppliedStore, EngineError> {
+        let store = self.store(consistency).await?;
+        let index = store.revision();
+        Ok(AppliedStore { store, index, term: 1 })
+    }
+
+    async fn agent(&self) -> Result<AgentState, EngineError> {
+        let store = self.store(Consistency::Local).await?;
+        let Membership::Active(member) = self.membership() else { unreachable!("it has a store") };
+        let set = deploy::dispatcher::assignment(&store, &member.node_id);
+        let stamp = deploy::dispatcher::Stamp { incarnation: 5, term: 1, revision: store.revision() };
+        let tasks = set.tasks().map(|a| (a.task.id.clone(), TaskState::Running)).collect();
+        Ok(AgentState { node_id: member.node_id, connected: true, generation: 1, stamp, set, tasks })
     }
 
     async fn control(&self, request: Request) -> Result<Reply, EngineError> {

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use deploy::store::Store;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
@@ -269,6 +272,38 @@ async fn a_task_that_fits_nowhere_says_why() {
     assert_eq!(why["Hosts"].as_array().unwrap().len(), 3);
     assert_eq!(why["Hosts"][0]["Fits"], false);
     assert_eq!(why["Tasks"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn what_a_node_holds_is_told_without_secrets() {
+    let served = Served::cluster().await;
+    let s = &served.socket;
+    post(s, "/services/create", small_spec("web")).await;
+    post(s, "/secrets/create", json!({"Name": "s", "Data": "aHVzaCBodXNo"})).await;
+    let answer = get(s, "/shoal/v1/store?objects=1").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let objects = STANDARD.decode(answer.json()["Objects"].as_str().unwrap()).unwrap();
+    let store = Store::decode_snapshot(&objects).unwrap();
+    assert_eq!(answer.json()["Revision"], store.revision());
+    assert_eq!((store.services().count(), store.secrets().count()), (1, 1));
+    let status = &store.cluster().unwrap().status;
+    assert!(status.root_ca.key_pem.is_empty() && status.worker_token.is_empty() && status.gossip_keys.is_empty());
+    assert!(!objects.windows(9).any(|bytes| bytes == b"hush hush"));
+    // The digest is the whole store's, and a secret's bytes are part of that.
+    let digest = answer.json()["Digest"].clone();
+    assert_eq!(get(s, "/shoal/v1/store?consistency=local").await.json()["Digest"], digest);
+    post(s, "/secrets/create", json!({"Name": "t", "Data": "aHVzaCBodXNo"})).await;
+    let other = get(s, "/shoal/v1/store").await.json();
+    assert!(other["Digest"] != digest && other.get("Objects").is_none(), "{other}");
+    assert_eq!(get(s, "/shoal/v1/store?consistency=none").await.status, 400);
+
+    let agent = get(s, "/shoal/v1/agent").await;
+    assert_eq!(agent.status, 200, "{}", agent.text());
+    assert_eq!(agent.json()["Revision"], other["Revision"]);
+    assert_eq!(agent.json()["Digest"].as_str().unwrap().len(), 64);
+    let alone = Served::inactive().await;
+    assert_eq!(get(&alone.socket, "/shoal/v1/store").await.status, 503);
+    assert_eq!(get(&alone.socket, "/shoal/v1/agent").await.status, 503);
 }
 
 #[tokio::test]
