@@ -1,7 +1,7 @@
 //! The symmetric node: the only crate that joins the others.
 //!
 //! `daemon` is the process; `manager` decides with the others through Raft; `agent` runs this host's tasks;
-//! `docker_api` is what users and tools talk to; `cli` is one of its clients; `ca` and `rpc` are what nodes say to
+//! `docker_api` is what users and tools talk to; `metrics` is what Prometheus reads; `cli` is one of its clients; `ca` and `rpc` are what nodes say to
 //! each other; `demo` makes hosts in network namespaces and tells a story on them.
 
 pub mod agent;
@@ -13,6 +13,7 @@ pub mod demo;
 pub mod docker_api;
 pub mod engine;
 pub mod manager;
+pub mod metrics;
 pub mod rpc;
 pub mod stored;
 

@@ -225,6 +225,20 @@ impl Store {
         self.held(key).map_or(0, |object| object.meta().version)
     }
 
+    /// How many objects of a kind there are; O(1).
+    pub fn count(&self, kind: KeyKind) -> usize {
+        match kind {
+            KeyKind::None => 0,
+            KeyKind::Cluster => usize::from(self.cluster.is_some()),
+            KeyKind::Node => self.nodes.len(),
+            KeyKind::Service => self.services.len(),
+            KeyKind::Task => self.tasks.len(),
+            KeyKind::Network => self.networks.len(),
+            KeyKind::Secret => self.secrets.len(),
+            KeyKind::Config => self.configs.len(),
+        }
+    }
+
     pub(crate) fn held(&self, key: &Key) -> Option<Held> {
         match key {
             Key::Cluster => self.cluster.clone().map(Held::Cluster),

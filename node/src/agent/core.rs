@@ -147,6 +147,11 @@ impl Core {
         self.tasks.iter().map(|(id, life)| (id.clone(), life.status().state())).collect()
     }
 
+    /// The state of each task of this host.
+    pub(super) fn task_states(&self) -> impl Iterator<Item = TaskState> {
+        self.tasks.values().map(|life| life.status().state())
+    }
+
     /// Tasks of this host that run.
     pub(super) fn running(&self) -> BTreeSet<TaskId> {
         let running = |life: &&Lifecycle| life.status().state() == TaskState::Running;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::container::{self, TASK_LABEL};
+use super::counters::Counters;
 use super::network;
 
 /// Tasks that are made ready at once; more only take the cores from each other.
@@ -67,6 +68,8 @@ pub(super) struct Parts {
     pub(super) attempts: watch::Receiver<NetworkAttempt>,
     /// Number of the memory that is on disk.
     pub(super) written: watch::Receiver<u64>,
+    /// What is counted.
+    pub(super) counters: Arc<Counters>,
     /// Ends everything that is under way.
     pub(super) stop: CancellationToken,
 }
@@ -173,6 +176,7 @@ impl Executor {
     }
 
     async fn prepare_first(&self, task: &Task, revision: u64, cancel: &CancellationToken) {
+        let began = Instant::now();
         let prepared = self.prepare(task, 0, revision, cancel).await;
         // From here on a cancellation is answered by itself.
         let cancelled = self.preparing(|preparing| {
@@ -181,8 +185,14 @@ impl Executor {
         });
         match prepared {
             _ if cancelled => self.take_back(&task.id).await,
-            Ok(()) => self.tell(&task.id, Event::Prepared).await,
-            Err(error) => self.tell(&task.id, Event::PrepareFailed { error }).await,
+            Ok(()) => {
+                self.inner.counters.prepare.observe(began.elapsed());
+                self.tell(&task.id, Event::Prepared).await;
+            }
+            Err(error) => {
+                self.inner.counters.start_failures.add_one();
+                self.tell(&task.id, Event::PrepareFailed { error }).await;
+            }
         }
     }
 
@@ -261,6 +271,7 @@ impl Executor {
 
     async fn start(&self, task: &Task, attempt: u32, basis: Basis) {
         let id = container::container_id(task, attempt);
+        let began = Instant::now();
         let started = async {
             // A host that loses power may not start the task a second time.
             self.remembered(basis.memory).await?;
@@ -272,6 +283,13 @@ impl Executor {
         };
         match started.await {
             Ok(()) => {
+                let counters = &self.inner.counters;
+                counters.starts.add_one();
+                if attempt == 0 {
+                    counters.start.observe(began.elapsed());
+                } else {
+                    counters.restarts.add_one();
+                }
                 let containers = self.inner.runtime.list().await;
                 let pid = containers.iter().find(|c| c.id == id).and_then(|c| c.pid).unwrap_or_default();
                 self.tell(&task.id, Event::Started { container: id.clone(), pid }).await;
@@ -280,6 +298,7 @@ impl Executor {
                 }
             }
             Err(error) => {
+                self.inner.counters.start_failures.add_one();
                 self.clear(&task.id, &id).await;
                 self.tell(&task.id, Event::StartFailed { error }).await;
             }

@@ -5,6 +5,7 @@
 
 mod container;
 mod core;
+mod counters;
 mod executor;
 mod logs;
 mod memory;
@@ -34,10 +35,12 @@ use self::executor::{Basis, Executor, NetworkAttempt};
 use self::session::{Line, SessionEvent};
 use crate::datadir::ManagerRecord;
 use crate::engine::AgentState;
+use crate::metrics::AgentReadings;
 use crate::rpc::pb;
 use crate::stored;
 
 pub use container::IMAGE_LABEL;
+pub(crate) use counters::Counters;
 pub(crate) use logs::gather as gather_logs;
 
 /// Messages to the loop that wait for their turn.
@@ -118,6 +121,7 @@ pub struct Agent {
     view: watch::Receiver<AgentView>,
     commands: mpsc::Sender<Command>,
     runtime: Runtime,
+    counters: Arc<Counters>,
     stop: CancellationToken,
     tasks: TaskTracker,
     /// What the executor does.
@@ -160,6 +164,7 @@ impl Agent {
         if let Err(error) = config.overlay.retain(&running).await {
             tracing::warn!(error = crate::chain(&error), "links of tasks that are gone could not all be removed");
         }
+        let counters = Arc::new(Counters::default());
         let executor = Executor::new(executor::Parts {
             runtime: config.runtime.clone(),
             images: config.images,
@@ -168,6 +173,7 @@ impl Agent {
             events,
             attempts: attempts_out,
             written: written_out,
+            counters: counters.clone(),
             stop: stop.clone(),
         });
         for (task, found) in found {
@@ -200,6 +206,7 @@ impl Agent {
             desired,
             memory,
             drop_session,
+            counters: counters.clone(),
         };
         let cancelled = stop.clone();
         tasks.spawn(async move {
@@ -212,12 +219,17 @@ impl Agent {
         tasks.spawn(line.run());
         tasks.spawn(apply_networks(config.overlay, desired_out, attempts, stop.clone()));
         tasks.spawn(memory::keep(config.cache, memory_out, written));
-        Ok(Self { view: view_out, commands, runtime: config.runtime, stop, tasks, actions })
+        Ok(Self { view: view_out, commands, runtime: config.runtime, counters, stop, tasks, actions })
     }
 
     /// What the agent knows of the cluster, as it changes.
     pub fn view(&self) -> watch::Receiver<AgentView> {
         self.view.clone()
+    }
+
+    /// What the agent tells whoever watches it.
+    pub(crate) fn readings(&self) -> AgentReadings {
+        AgentReadings { counters: self.counters.clone() }
     }
 
     /// The service that reads this host's logs.
@@ -290,6 +302,7 @@ struct Loop {
     desired: watch::Sender<Option<Desired>>,
     memory: watch::Sender<memory::Numbered>,
     drop_session: Arc<Notify>,
+    counters: Arc<Counters>,
 }
 
 impl Loop {
@@ -340,17 +353,21 @@ impl Loop {
         match event {
             SessionEvent::Opened(outbox) => {
                 self.outbox = Some(outbox);
+                self.counters.sessions.add_one();
+                self.counters.connected.set(1);
                 self.view.send_modify(|view| view.connected = true);
                 self.core.connected(true, now())
             }
             SessionEvent::Closed => {
                 self.outbox = None;
+                self.counters.connected.set(0);
                 self.view.send_modify(|view| view.connected = false);
                 self.core.connected(false, now())
             }
             SessionEvent::Removed => {
                 self.leaving = true;
                 self.outbox = None;
+                self.counters.connected.set(0);
                 self.view.send_modify(|view| {
                     view.connected = false;
                     view.removed = true;
@@ -409,6 +426,7 @@ impl Loop {
 
     /// Sends on what a change led to: work, reports, networks, memory.
     fn carry_out(&mut self, steps: Vec<Step>) {
+        self.counters.set_tasks(self.core.task_states());
         let desired = network::desired(self.core.set(), self.core.stamp().revision, &self.core.running());
         self.desired.send_if_modified(|known| {
             let changed = known.as_ref() != Some(&desired);

@@ -45,6 +45,9 @@ pub(super) struct DaemonArgs {
     /// Label of this engine, for placement (engine.labels.KEY); may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
+    /// Where to serve metrics for Prometheus, at /metrics; not served unless given
+    #[arg(long, value_name = "ADDR:PORT")]
+    metrics_addr: Option<String>,
     /// error, warn, info, debug, trace, or a filter such as "info,node::agent=debug" [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -99,6 +102,10 @@ fn settings(args: DaemonArgs) -> anyhow::Result<Settings> {
     // A label of the command line replaces the file's one of the same key.
     let mut labels: BTreeMap<String, String> = parse_labels(&file.label.unwrap_or_default())?;
     labels.extend(parse_labels(&args.labels)?);
+    let metrics_addr = match args.metrics_addr.or(file.metrics_addr) {
+        Some(addr) => Some(addr.parse().with_context(|| format!("metrics address {addr:?} must look like ip:port"))?),
+        None => None,
+    };
     let level = args.log_level.or(file.log_level).unwrap_or_else(|| DEFAULT_LEVEL.to_owned());
     let filter = EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))?;
     let format = match args.log_format.or(file.log_format).as_deref() {
@@ -106,7 +113,7 @@ fn settings(args: DaemonArgs) -> anyhow::Result<Settings> {
         Some("json") => LogFormat::Json,
         Some(other) => anyhow::bail!("log format {other:?} must be text or json"),
     };
-    Ok(Settings { config: Config { data_dir, run_dir, hosts, labels }, filter, format })
+    Ok(Settings { config: Config { data_dir, run_dir, hosts, labels, metrics_addr }, filter, format })
 }
 
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
@@ -145,6 +152,7 @@ mod tests {
         assert_eq!(config.data_dir, Path::new("/var/lib/shoal"));
         assert_eq!(config.run_dir, Path::new("/run/shoal"));
         assert_eq!(config.hosts, ["unix:///run/shoal/shoal.sock"]);
+        assert_eq!(config.metrics_addr, None);
     }
 
     #[test]
@@ -183,6 +191,7 @@ mod tests {
         refused(&["--log-level", "a=b=c"], "a=b=c");
         refused(&["--host", "npipe://x"], "npipe://x");
         refused(&["--label", "x"], "\"x\"");
+        refused(&["--metrics-addr", "9323"], "9323");
         refused(&["--config", "/nonexistent/daemon.toml"], "/nonexistent/daemon.toml");
     }
 }

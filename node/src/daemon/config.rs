@@ -1,6 +1,7 @@
 //! The daemon's settings: flags first, then the TOML file named by `--config`, then defaults.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -16,6 +17,8 @@ pub struct Config {
     pub hosts: Vec<String>,
     /// Labels of the engine, for placement.
     pub labels: BTreeMap<String, String>,
+    /// Where metrics are served, if anywhere.
+    pub metrics_addr: Option<SocketAddr>,
 }
 
 /// What the TOML file may say; the same keys as the flags.
@@ -30,6 +33,8 @@ pub struct ConfigFile {
     pub host: Option<Vec<String>>,
     /// `--label`
     pub label: Option<Vec<String>>,
+    /// `--metrics-addr`
+    pub metrics_addr: Option<String>,
     /// `--log-level`
     pub log_level: Option<String>,
     /// `--log-format`

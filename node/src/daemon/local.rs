@@ -19,11 +19,13 @@ use super::config::Config;
 use super::describe;
 use super::ports::Ports;
 use crate::datadir::{DataDir, EngineIdentity};
+use crate::docker_api;
 use crate::engine::{
     AgentState, AppliedStore, Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest,
     ManagerView, Membership,
 };
 use crate::manager::{self, Manager};
+use crate::metrics::Readings;
 
 /// After this time the user is told that the join goes on without being waited for. Docker says so after 20 s; a
 /// manager that has to fetch a long log may take longer.
@@ -60,6 +62,7 @@ struct Inner {
     runtime: Runtime,
     images: ImageStore,
     state: Mutex<State>,
+    api_counters: Arc<docker_api::Counters>,
     /// Held through an init, a join or a leave.
     changing: tokio::sync::Mutex<()>,
 }
@@ -83,6 +86,7 @@ impl LocalEngine {
                 runtime,
                 images,
                 state: Mutex::new(State::Inactive),
+                api_counters: Arc::default(),
                 changing: tokio::sync::Mutex::new(()),
             }),
         }
@@ -106,6 +110,23 @@ impl LocalEngine {
 
     pub(super) fn images_store(&self) -> &ImageStore {
         &self.inner.images
+    }
+
+    /// What the API server counts.
+    pub(super) fn api_counters(&self) -> Arc<docker_api::Counters> {
+        self.inner.api_counters.clone()
+    }
+
+    /// What this node tells whoever watches it.
+    pub(super) fn readings(&self) -> Readings {
+        let mut readings = Readings { api: self.api_counters(), ..Readings::default() };
+        if let State::Active(active) = self.state() {
+            readings.certificate_expiry = Some(active.tls.validity().not_after);
+            readings.gossip = Some((active.gossip.stats(), active.gossip.members()));
+            readings.agent = Some(active.agent.readings());
+            readings.manager = active.manager().map(|manager| manager.readings());
+        }
+        readings
     }
 
     fn state(&self) -> State {

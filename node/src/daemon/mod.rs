@@ -24,7 +24,7 @@ pub use config::{Config, ConfigError, ConfigFile, parse_labels};
 pub use local::LocalEngine;
 
 use crate::datadir::{DataDir, DataDirError};
-use crate::docker_api;
+use crate::{docker_api, metrics};
 
 /// What is still under way when the daemon is told to stop gets this long.
 const SHUTDOWN: Duration = Duration::from_secs(10);
@@ -101,9 +101,19 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let engine = LocalEngine::new(config.clone(), data, identity, runtime, images);
     let stop = CancellationToken::new();
     let mut servers = tokio::task::JoinSet::new();
+    if let Some(addr) = config.metrics_addr {
+        let listener = metrics::bind(addr).await.map_err(io_error(format!("cannot serve metrics at {addr}")))?;
+        let scraped = engine.clone();
+        let server = metrics::serve(listener, move || scraped.readings(), stop.clone());
+        servers.spawn(async move {
+            server.await;
+            Ok(())
+        });
+        tracing::info!(%addr, "serving metrics");
+    }
     for host in &config.hosts {
         let listener = listen(host).await.map_err(io_error(format!("cannot serve the API at {host}")))?;
-        servers.spawn(docker_api::serve(listener, engine.clone(), stop.clone()));
+        servers.spawn(docker_api::serve(listener, engine.clone(), engine.api_counters(), stop.clone()));
         tracing::info!(host, "serving the API");
     }
     // The API answers while the membership is taken up, which may take until a disk or a port is free again: `node ls`

@@ -12,6 +12,7 @@
 mod body_reader;
 mod containers;
 pub mod convert;
+mod counters;
 mod distribution;
 mod error;
 mod events;
@@ -34,6 +35,7 @@ mod system;
 mod tasks;
 pub mod wire;
 
+pub use counters::Counters;
 pub use error::ApiError;
 pub use server::{Listener, serve};
 

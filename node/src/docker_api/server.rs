@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::counters::Counters;
 use super::error::ApiError;
 use super::extract::ApiVersion;
 use crate::engine::Engine;
@@ -96,7 +97,12 @@ type Connection = Box<dyn Stream>;
 ///
 /// # Errors
 /// None today: what goes wrong with one connection ends that connection only.
-pub async fn serve<E: Engine>(listener: Listener, engine: E, shutdown: CancellationToken) -> io::Result<()> {
+pub async fn serve<E: Engine>(
+    listener: Listener,
+    engine: E,
+    counters: Arc<Counters>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
     let router = super::router(engine, shutdown.clone());
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
@@ -114,10 +120,11 @@ pub async fn serve<E: Engine>(listener: Listener, engine: E, shutdown: Cancellat
         };
         match accepted {
             Ok((stream, slot)) => {
-                let (router, shutdown) = (router.clone(), shutdown.clone());
+                let (router, counters, shutdown) = (router.clone(), counters.clone(), shutdown.clone());
+                let open = counters.connections.hold();
                 connections.spawn(async move {
-                    serve_connection(stream, router, shutdown).await;
-                    drop(slot);
+                    serve_connection(stream, router, counters, shutdown).await;
+                    drop((slot, open));
                 });
             }
             Err(e) => {
@@ -142,10 +149,14 @@ async fn accept(
     Ok((listener.accept().await?, slot))
 }
 
-async fn serve_connection(stream: Connection, router: Router, shutdown: CancellationToken) {
+async fn serve_connection(stream: Connection, router: Router, counters: Arc<Counters>, shutdown: CancellationToken) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let router = router.clone();
-        async move { Ok::<_, Infallible>(answer(router, request.map(Body::new)).await) }
+        let (router, counters) = (router.clone(), counters.clone());
+        async move {
+            let response = answer(router, request.map(Body::new)).await;
+            counters.answered(response.status());
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

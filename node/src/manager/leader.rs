@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deploy::brain;
@@ -20,6 +21,7 @@ use raft::{ProposeError, Proposed, Raft, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::counters::Counters;
 use super::machine::{Published, conflict_of};
 
 /// An entry stays below what Raft takes (1.5 MiB): 256 tasks of 4 KiB are 1 MiB.
@@ -69,12 +71,22 @@ impl Handle {
         }
         outcome.await.unwrap_or_else(|_| Err(NotDone::Unknown("the manager stopped".into())))
     }
+
+    /// Requests that wait for their turn.
+    pub(super) fn queued(&self) -> u64 {
+        (QUEUE - self.commands.capacity()) as u64
+    }
 }
 
 /// The task's handle, and the task, which ends when every handle is gone or Raft has stopped.
-pub(super) fn new(raft: Raft, published: watch::Receiver<Published>) -> (Handle, impl Future<Output = ()>) {
+pub(super) fn new(
+    raft: Raft,
+    published: watch::Receiver<Published>,
+    counters: Arc<Counters>,
+) -> (Handle, impl Future<Output = ()>) {
     let (commands, receiver) = mpsc::channel(QUEUE);
-    let task = Leader { raft, published, commands: receiver, in_flight: FuturesOrdered::new(), leading: None };
+    let in_flight = FuturesOrdered::new();
+    let task = Leader { raft, published, counters, commands: receiver, in_flight, leading: None };
     (Handle { commands }, task.run())
 }
 
@@ -95,6 +107,7 @@ type InFlight = Pin<Box<dyn Future<Output = Landing> + Send>>;
 struct Leader {
     raft: Raft,
     published: watch::Receiver<Published>,
+    counters: Arc<Counters>,
     commands: mpsc::Receiver<Command>,
     /// In the order of the log, so that an answer which rests on what is in flight comes after it.
     in_flight: FuturesOrdered<InFlight>,
@@ -130,6 +143,7 @@ impl Leader {
             self.follow(&current).await;
             let stale = self.leading.as_ref().is_some_and(|l| l.stale);
             let ready = !stale && self.in_flight.len() < IN_FLIGHT;
+            self.counters.in_flight.set(self.in_flight.len() as u64);
             let wake = match &self.leading {
                 Some(leading) => Some(leading.wake),
                 // It leads but could not begin: try again soon.
@@ -197,8 +211,10 @@ impl Leader {
             Some(Command { request, answer }) => (Some(request), Some(answer)),
             None => (None, None),
         };
+        let began = Instant::now();
         let Turn { txn, decided, sleep } = decide(&leading.speculative, now().plus(leading.ahead), request.as_ref());
         leading.wake = Instant::now() + sleep;
+        self.counters.turn.observe(began.elapsed());
         let answer = to.map(|to| Answer { decided, to });
         let Some(entry) = txn.finish(leading.term) else {
             let landing = Landing { entry: None, answer };
@@ -212,8 +228,14 @@ impl Leader {
         match self.raft.submit(entry.encode_to_vec()).await {
             Ok(pending) => {
                 leading.speculative = txn.into_store();
-                self.in_flight
-                    .push_back(Box::pin(async move { Landing { entry: Some(pending.wait().await), answer } }));
+                let (proposed, counters) = (Instant::now(), self.counters.clone());
+                self.in_flight.push_back(Box::pin(async move {
+                    let entry = pending.wait().await;
+                    if entry.is_ok() {
+                        counters.commit.observe(proposed.elapsed());
+                    }
+                    Landing { entry: Some(entry), answer }
+                }));
             }
             Err(error) => {
                 let not_done = match error {

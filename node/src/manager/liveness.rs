@@ -143,7 +143,7 @@ pub(super) async fn run(manager: Manager) {
                 silent: heard.elapsed(),
             };
             match verdict(evidence) {
-                Some(reason) => mark_down(&manager, node, reason).await,
+                Some(reason) => mark_down(&manager, node, reason, heard).await,
                 None => note_blocked(&manager, node, evidence).await,
             }
         }
@@ -167,15 +167,19 @@ async fn note_blocked(manager: &Manager, node: &Node, evidence: Evidence) {
     }
 }
 
-async fn mark_down(manager: &Manager, node: &Node, reason: &str) {
+async fn mark_down(manager: &Manager, node: &Node, reason: &str, heard: Instant) {
     tracing::warn!(node.id = %node.id, reason, "host is Down");
     let op = Op::NodeDown(NodeDown {
         node_id: node.id.clone(),
         generation: node.status.generation,
         reason: reason.to_owned(),
     });
-    if let Err(error) = manager.control(Request::from(op)).await {
-        tracing::warn!(node.id = %node.id, %error, "the host could not be marked Down");
+    match manager.control(Request::from(op)).await {
+        Ok(_) => {
+            manager.inner.counters.downs.add_one();
+            manager.inner.counters.detection.observe(heard.elapsed());
+        }
+        Err(error) => tracing::warn!(node.id = %node.id, %error, "the host could not be marked Down"),
     }
 }
 

@@ -4,6 +4,7 @@
 //! `sessions` serves agents · `liveness` turns silence into Down · `members` keeps Raft's voters as the store wants
 //! them · `services` answers managers and nodes that join.
 
+mod counters;
 mod forward;
 mod leader;
 mod liveness;
@@ -26,10 +27,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
+pub(crate) use counters::Counters;
 pub use machine::Published;
 pub(crate) use services::availability;
 
 use crate::engine::{Consistency, EngineError, ManagerView};
+use crate::metrics::ManagerReadings;
 use crate::rpc::Channels;
 
 /// A read waits so long for this manager to catch up.
@@ -60,6 +63,22 @@ async fn end_with_raft(mut status: watch::Receiver<raft::Status>) {
     }
 }
 
+/// Counts the leaders that this manager sees, one after the other.
+async fn count_leaders(manager: Manager) {
+    let mut status = manager.inner.raft.watch();
+    let mut leader = None;
+    loop {
+        let now = status.borrow_and_update().leader.as_ref().map(|peer| peer.id);
+        if now.is_some() && now != leader {
+            manager.inner.counters.leader_changes.add_one();
+            leader = now;
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Why a manager could not start or change its place.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
@@ -83,6 +102,7 @@ struct Inner {
     raft: Raft,
     published: watch::Receiver<Published>,
     leader: leader::Handle,
+    counters: Arc<Counters>,
     channels: Channels,
     heard: liveness::Heard,
     contact: liveness::Contact,
@@ -108,7 +128,8 @@ impl Manager {
             forward::PeerChannels(channels.clone()),
         )
         .await?;
-        let (handle, leader_task) = leader::new(raft.clone(), published.clone());
+        let counters = Arc::new(Counters::default());
+        let (handle, leader_task) = leader::new(raft.clone(), published.clone(), counters.clone());
         let manager = Self {
             inner: Arc::new(Inner {
                 node_id: config.node_id,
@@ -116,6 +137,7 @@ impl Manager {
                 raft,
                 published,
                 leader: handle,
+                counters,
                 channels,
                 heard: liveness::Heard::default(),
                 contact: liveness::Contact::default(),
@@ -128,6 +150,7 @@ impl Manager {
         manager.spawn(liveness::run(manager.clone()));
         manager.spawn(liveness::report(manager.clone()));
         manager.spawn(members::run(manager.clone()));
+        manager.spawn(count_leaders(manager.clone()));
         manager.spawn(end_with_raft(manager.inner.raft.watch()));
         Ok(manager)
     }
@@ -207,6 +230,16 @@ impl Manager {
             .map(|peer| NodeId::new(peer.node_id.clone()))
             .collect();
         ManagerView { leader, reachable }
+    }
+
+    /// What this manager tells whoever watches it.
+    pub(crate) fn readings(&self) -> ManagerReadings {
+        ManagerReadings {
+            status: self.inner.raft.status(),
+            counters: self.inner.counters.clone(),
+            queued: self.inner.leader.queued(),
+            store: self.inner.published.borrow().store.clone(),
+        }
     }
 
     /// What this manager answers on port 2377.

@@ -89,6 +89,9 @@ impl Session {
 
     async fn run(self, messages: Streaming<pb::AgentMessage>) {
         tracing::info!(node.id = %self.node_id(), generation = self.registration.generation, "session opened");
+        let counters = &self.manager.inner.counters;
+        counters.sessions_opened.add_one();
+        let _open = counters.sessions.hold();
         let reason = tokio::select! {
             reason = self.receive(messages) => reason,
             reason = self.send() => reason,
@@ -148,6 +151,7 @@ impl Session {
             match self.manager.control(ControlRequest::from(op)).await {
                 Ok(reply) => {
                     let taken = usize::try_from(reply.number).unwrap_or(usize::MAX).clamp(1, reports.len());
+                    self.manager.inner.counters.statuses.add(taken as u64);
                     reports.drain(..taken);
                 }
                 Err(error) => {
@@ -156,6 +160,7 @@ impl Session {
                 }
             }
         }
+        self.manager.inner.counters.status_batches.add_one();
         let kind = pb::manager_message::Kind::StatusesCommitted(pb::StatusesCommitted { sequence: statuses.sequence });
         self.sender.send(Ok(pb::ManagerMessage { kind: Some(kind) })).await.is_ok()
     }
@@ -230,6 +235,8 @@ impl Session {
         };
         let message =
             pb::Assignments { update: update.to_bytes(), gossip_keys: told.keys.clone(), manager: told.manager };
+        self.manager.inner.counters.updates.add_one();
+        self.manager.inner.counters.update_bytes.add(message.update.len() as u64);
         *sent = Some(told);
         Some(pb::ManagerMessage { kind: Some(pb::manager_message::Kind::Assignments(message)) })
     }

@@ -61,7 +61,7 @@ impl Served {
         let socket = engine.dir.path().join("shoal.sock");
         let listener = Listener::unix(&socket).await.unwrap();
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve(listener, engine.clone(), shutdown.clone()));
+        let server = tokio::spawn(serve(listener, engine.clone(), Arc::default(), shutdown.clone()));
         Self { engine, socket, shutdown, server: Some(server) }
     }
 

@@ -1,0 +1,38 @@
+//! What a manager counts of its own work, for whoever watches it.
+
+use std::sync::Arc;
+
+use crate::metrics::{Counter, Gauge, Histogram};
+
+/// Written by the tasks of the manager, each its own; read at any time.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Changes of the leader that this manager saw, the first one it ever followed included.
+    pub(crate) leader_changes: Counter,
+    /// From handing an entry to Raft until it was committed and applied here; on the leader only.
+    pub(crate) commit: Histogram,
+    /// One turn of the leader: the request and the brain's pass, until the entry is made.
+    pub(crate) turn: Histogram,
+    /// Entries in flight, on the leader.
+    pub(crate) in_flight: Gauge,
+    /// Requests of users that were turned away because the leader's queue was full.
+    pub(crate) busy: Counter,
+    /// Sessions of agents that are open here.
+    pub(crate) sessions: Arc<Gauge>,
+    /// Sessions that were ever opened here.
+    pub(crate) sessions_opened: Counter,
+    /// Sessions that were turned away because there are too many.
+    pub(crate) sessions_refused: Counter,
+    /// Assignment sets and differences that were sent.
+    pub(crate) updates: Counter,
+    /// Their bytes.
+    pub(crate) update_bytes: Counter,
+    /// Batches of statuses that were committed.
+    pub(crate) status_batches: Counter,
+    /// The statuses in them.
+    pub(crate) statuses: Counter,
+    /// Hosts that this manager, as the leader, declared Down.
+    pub(crate) downs: Counter,
+    /// From the last sign of life of each of them until Down was committed.
+    pub(crate) detection: Histogram,
+}
