@@ -7,10 +7,6 @@ use crate::metrics::{Counter, Gauge, Histogram};
 /// Written by the tasks of the manager, each its own; read at any time.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    /// Changes of the leader that this manager saw, the first one it ever followed included.
-    pub(crate) leader_changes: Counter,
-    /// From handing an entry to Raft until it was committed and applied here; on the leader only.
-    pub(crate) commit: Histogram,
     /// One turn of the leader: the request and the brain's pass, until the entry is made.
     pub(crate) turn: Histogram,
     /// Entries in flight, on the leader.

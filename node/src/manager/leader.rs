@@ -228,14 +228,8 @@ impl Leader {
         match self.raft.submit(entry.encode_to_vec()).await {
             Ok(pending) => {
                 leading.speculative = txn.into_store();
-                let (proposed, counters) = (Instant::now(), self.counters.clone());
-                self.in_flight.push_back(Box::pin(async move {
-                    let entry = pending.wait().await;
-                    if entry.is_ok() {
-                        counters.commit.observe(proposed.elapsed());
-                    }
-                    Landing { entry: Some(entry), answer }
-                }));
+                self.in_flight
+                    .push_back(Box::pin(async move { Landing { entry: Some(pending.wait().await), answer } }));
             }
             Err(error) => {
                 let not_done = match error {

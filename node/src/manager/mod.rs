@@ -63,22 +63,6 @@ async fn end_with_raft(mut status: watch::Receiver<raft::Status>) {
     }
 }
 
-/// Counts the leaders that this manager sees, one after the other.
-async fn count_leaders(manager: Manager) {
-    let mut status = manager.inner.raft.watch();
-    let mut leader = None;
-    loop {
-        let now = status.borrow_and_update().leader.as_ref().map(|peer| peer.id);
-        if now.is_some() && now != leader {
-            manager.inner.counters.leader_changes.add_one();
-            leader = now;
-        }
-        if status.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
 /// Why a manager could not start or change its place.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
@@ -150,7 +134,6 @@ impl Manager {
         manager.spawn(liveness::run(manager.clone()));
         manager.spawn(liveness::report(manager.clone()));
         manager.spawn(members::run(manager.clone()));
-        manager.spawn(count_leaders(manager.clone()));
         manager.spawn(end_with_raft(manager.inner.raft.watch()));
         Ok(manager)
     }
@@ -236,6 +219,7 @@ impl Manager {
     pub(crate) fn readings(&self) -> ManagerReadings {
         ManagerReadings {
             status: self.inner.raft.status(),
+            raft: self.inner.raft.counters(),
             counters: self.inner.counters.clone(),
             queued: self.inner.leader.queued(),
             store: self.inner.published.borrow().store.clone(),

@@ -58,9 +58,9 @@ impl Drop for Held {
     }
 }
 
-/// Upper bounds of the buckets of every histogram, in microseconds: from a sync of a good disk to a task that pulls.
-/// One row for all, so that latencies of different things can be compared.
-pub(super) const BOUNDS_US: [u64; 14] = [
+/// Upper bounds of the buckets, in microseconds: from a decision to a task that takes long. One row for all, so that
+/// latencies of different things can be compared.
+const BOUNDS_US: [u64; 14] = [
     500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
     10_000_000,
 ];
@@ -84,19 +84,41 @@ impl Histogram {
 
     /// What was counted so far.
     pub fn read(&self) -> Distribution {
-        let mut distribution = Distribution { buckets: Vec::new(), sum_us: self.sum_us.load(Ordering::Relaxed) };
-        distribution.buckets.extend(self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)));
-        distribution
+        let buckets = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
+        Distribution { bounds_us: BOUNDS_US.to_vec(), buckets, sum_us: self.sum_us.load(Ordering::Relaxed) }
     }
 }
 
 /// A histogram as it was at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Distribution {
+    /// Upper bounds in microseconds, upwards.
+    pub bounds_us: Vec<u64>,
     /// How many fell between a bound and the one before; the last ones are longer than every bound.
     pub buckets: Vec<u64>,
     /// All of them together, in microseconds.
     pub sum_us: u64,
+}
+
+impl From<&raft::Histogram> for Distribution {
+    fn from(of: &raft::Histogram) -> Self {
+        let sum_us = u64::try_from(of.sum.as_micros()).unwrap_or(u64::MAX);
+        Self { bounds_us: raft::BOUNDS_US.to_vec(), buckets: of.buckets.to_vec(), sum_us }
+    }
+}
+
+impl From<&gossip::RoundTrips> for Distribution {
+    fn from(of: &gossip::RoundTrips) -> Self {
+        let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        // They come with everything below included.
+        let upto = of.buckets.iter().copied().chain([of.count]);
+        let below = [0].into_iter().chain(of.buckets);
+        Self {
+            bounds_us: gossip::RoundTrips::BOUNDS.into_iter().map(us).collect(),
+            buckets: upto.zip(below).map(|(upto, below)| upto.saturating_sub(below)).collect(),
+            sum_us: us(of.sum),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -115,6 +137,15 @@ mod tests {
         assert_eq!((read.buckets[0], read.buckets[1]), (2, 1));
         assert_eq!((read.buckets[13], read.buckets[14]), (1, 1));
         assert_eq!(read.sum_us, 20_001_002);
+    }
+
+    #[test]
+    fn cumulative_buckets_are_taken_apart() {
+        let mut round_trips = gossip::RoundTrips { count: 5, sum: Duration::from_millis(3), ..Default::default() };
+        round_trips.buckets = [1, 1, 3, 4, 4, 4, 4, 4];
+        let read = Distribution::from(&round_trips);
+        assert_eq!(read.buckets, [1, 0, 2, 1, 0, 0, 0, 0, 1]);
+        assert_eq!((read.bounds_us[2], read.sum_us), (2000, 3000));
     }
 
     #[test]

@@ -57,12 +57,19 @@ fn gossip(page: &mut Page, stats: &gossip::Stats, members: &gossip::Members) {
         .value(stats.health.into());
     let mut counter = |name, help, value| page.family(name, Counter, help).value(value);
     counter("shoal_gossip_probes_failed_total", "Own probes that nobody answered.", stats.probes_failed);
+    counter("shoal_gossip_suspicions_total", "Times that a host became suspect.", stats.suspicions);
+    counter("shoal_gossip_refutations_total", "Suspects that said that they live.", stats.refutations);
+    counter("shoal_gossip_deaths_total", "Hosts that were declared dead.", stats.deaths);
     counter("shoal_gossip_rejoins_total", "Times that this host was declared dead and came back.", stats.rejoins);
     counter("shoal_gossip_late_total", "Times that this process was late for its own timers.", stats.late);
     counter("shoal_gossip_packets_sent_total", "Packets sent.", stats.sent);
+    counter("shoal_gossip_bytes_sent_total", "Bytes in them.", stats.sent_bytes);
     counter("shoal_gossip_packets_unsent_total", "Packets that could not be sent.", stats.send_failed);
     counter("shoal_gossip_packets_received_total", "Packets received, the refused ones included.", stats.received);
+    counter("shoal_gossip_bytes_received_total", "Bytes in them.", stats.received_bytes);
     counter("shoal_gossip_events_lost_total", "Events that nobody fetched in time.", stats.events_lost);
+    page.family("shoal_gossip_round_trip_seconds", Histogram, "Round trips of own probes.")
+        .distribution(&[], &(&stats.round_trips).into());
     let rejected = &stats.rejected;
     page.family("shoal_gossip_packets_rejected_total", Counter, "Packets that were refused, by reason.")
         .with(&[("reason", "unsealed")], rejected.unsealed)
@@ -112,15 +119,39 @@ fn raft(page: &mut Page, readings: &ManagerReadings) {
     gauge("shoal_raft_applied_index", "Index up to which this manager has applied entries.", status.applied);
     let lag = status.committed.saturating_sub(status.applied);
     gauge("shoal_raft_apply_lag_entries", "Committed entries that are not applied here yet.", lag);
-    let name = "shoal_raft_leader_changes_total";
-    page.family(name, Counter, "Changes of the leader that this manager saw.")
-        .value(readings.counters.leader_changes.get());
+    let counted = &readings.raft;
+    let mut counter = |name, help, value| page.family(name, Counter, help).value(value);
+    counter("shoal_raft_leader_changes_total", "Changes of the leader that this manager saw.", counted.leader_changes);
+    counter("shoal_raft_elections_total", "Times that this manager stood for election.", counted.elections);
+    let help = "Questions for a vote that were refused before any term changed.";
+    counter("shoal_raft_pre_votes_refused_total", help, counted.pre_votes_refused);
+    counter("shoal_raft_votes_refused_total", "Votes that were refused.", counted.votes_refused);
+    counter("shoal_raft_entries_applied_total", "Entries that were applied.", counted.applied);
+    let help = "Own proposals that were refused or whose outcome is unknown.";
+    counter("shoal_raft_not_committed_total", help, counted.not_committed);
+    counter("shoal_raft_log_written_bytes_total", "Bytes written to the log.", counted.log_bytes);
+    let help = "Requests with entries that were sent to other managers.";
+    counter("shoal_raft_appends_sent_total", help, counted.appends_sent);
+    counter("shoal_raft_entries_sent_total", "Entries in them.", counted.entries_sent);
+    counter("shoal_raft_bytes_sent_total", "Bytes of payload in them.", counted.bytes_sent);
+    let help = "Requests with entries that came from leaders.";
+    counter("shoal_raft_appends_received_total", help, counted.appends_received);
+    counter("shoal_raft_entries_received_total", "Entries in them.", counted.entries_received);
+    counter("shoal_raft_bytes_received_total", "Bytes of payload in them.", counted.bytes_received);
+    let help = "Calls to other managers that failed or were not answered in time.";
+    counter("shoal_raft_calls_failed_total", help, counted.calls_failed);
+    let help = "Snapshots of other managers that were put in place here.";
+    counter("shoal_raft_snapshots_received_total", help, counted.snapshots_received);
+    let help = "Snapshots that other managers took from here.";
+    counter("shoal_raft_snapshots_sent_total", help, counted.snapshots_sent);
+    page.family("shoal_raft_commit_seconds", Histogram, "From an own proposal until it was applied; on the leader.")
+        .distribution(&[], &(&counted.commit).into());
+    page.family("shoal_raft_sync_seconds", Histogram, "Syncs of the log to disk.")
+        .distribution(&[], &(&counted.sync).into());
 }
 
 fn leader(page: &mut Page, readings: &ManagerReadings) {
     let counters = &readings.counters;
-    page.family("shoal_leader_commit_seconds", Histogram, "From proposing an entry until it was applied.")
-        .distribution(&[], &counters.commit.read());
     page.family("shoal_leader_turn_seconds", Histogram, "The decision on a request, the brain's pass included.")
         .distribution(&[], &counters.turn.read());
     page.family("shoal_leader_queue_depth", Gauge, "Requests that wait for the leader's turn.").value(readings.queued);
@@ -192,7 +223,13 @@ mod tests {
             certificate_expiry: Some(1_800_000_000),
             gossip: Some(Default::default()),
             agent: Some(AgentReadings { counters: Arc::default() }),
-            manager: Some(ManagerReadings { status, counters: Arc::default(), queued: 3, store: Default::default() }),
+            manager: Some(ManagerReadings {
+                status,
+                raft: raft::Counters { leader_changes: 2, ..Default::default() },
+                counters: Arc::default(),
+                queued: 3,
+                store: Default::default(),
+            }),
         }
     }
 
@@ -210,6 +247,7 @@ mod tests {
             "shoal_raft_term 7",
             "shoal_raft_apply_lag_entries 2",
             "shoal_leader_queue_depth 3",
+            "shoal_raft_leader_changes_total 2",
             "shoal_certificate_expiry_timestamp_seconds 1800000000",
             "shoal_agent_tasks{state=\"running\"} 0",
             "shoal_store_objects{kind=\"task\"} 0",

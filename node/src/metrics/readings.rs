@@ -32,6 +32,8 @@ pub(crate) struct AgentReadings {
 pub(crate) struct ManagerReadings {
     /// Raft as it stands.
     pub(crate) status: raft::Status,
+    /// What Raft has counted.
+    pub(crate) raft: raft::Counters,
     /// The manager's own counters.
     pub(crate) counters: Arc<manager::Counters>,
     /// Requests that wait for the leader's turn.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::instrument::{BOUNDS_US, Distribution};
+use super::instrument::Distribution;
 
 /// What a server says that this is.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -72,7 +72,7 @@ impl Family<'_> {
         let mut all = 0;
         for (bucket, count) in read.buckets.iter().enumerate() {
             all += count;
-            let bound = BOUNDS_US.get(bucket).map_or_else(|| "+Inf".to_owned(), |us| seconds(*us));
+            let bound = read.bounds_us.get(bucket).map_or_else(|| "+Inf".to_owned(), |us| seconds(*us));
             let labels: Vec<(&str, &str)> = labels.iter().copied().chain([("le", bound.as_str())]).collect();
             self.line("_bucket", &labels, all);
         }
