@@ -1,5 +1,6 @@
 //! Who a member is: the public [`Identity`], and the form of it that travels on the wire.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -47,6 +48,8 @@ impl Identity {
 /// An [`Identity`] with what SWIM needs beneath its generation. Cheap to clone: foca does so for every packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PeerId {
+    /// First, so that comparisons end here most of the time.
+    key: NodeKey,
     pub(crate) identity: Arc<Identity>,
     /// Raised when the cluster declared a living node dead, so that it is back at once.
     pub(crate) bump: u32,
@@ -56,7 +59,11 @@ pub(crate) struct PeerId {
 
 impl PeerId {
     pub(crate) fn new(identity: Identity) -> Self {
-        Self { identity: Arc::new(identity), bump: 0, left: false }
+        Self::with(identity, 0, false)
+    }
+
+    pub(crate) fn with(identity: Identity, bump: u32, left: bool) -> Self {
+        Self { key: NodeKey::of(&identity.node_id), identity: Arc::new(identity), bump, left }
     }
 
     /// Whoever listens at `addr`: the receiver of an announcement, of whom nothing else is known yet.
@@ -74,7 +81,7 @@ impl PeerId {
 
     /// The form under which this node tells the others that it goes. `None` when no bump is left.
     pub(crate) fn leaving(&self) -> Option<Self> {
-        Some(Self { identity: Arc::clone(&self.identity), bump: self.bump.checked_add(1)?, left: true })
+        Some(Self { bump: self.bump.checked_add(1)?, left: true, ..self.clone() })
     }
 
     fn rank(&self) -> (u64, u32, bool, SocketAddr) {
@@ -82,17 +89,36 @@ impl PeerId {
     }
 }
 
-/// What makes two [`PeerId`]s lives of the same node: the node id.
+/// What makes two [`PeerId`]s lives of the same node: 128 bits that are made from the node id. foca compares them with
+/// those of every member for each update that it reads, so they must lie in the member table itself: with the ids,
+/// which are somewhere else in memory, a thousand nodes spent four fifths of their time there. Two ids that are not
+/// made to collide do not; who could make some has a key of the cluster, and may call himself whatever he likes.
 ///
 /// The empty id of an announcement equals every other one: a seed answers on whichever of its addresses it was
 /// found. Such an id is never accepted as a sender or in an update, so no member list ever holds one.
-#[derive(Clone, Debug)]
-pub(crate) struct NodeKey(Arc<Identity>);
+#[derive(Clone, Copy, Debug, Eq)]
+pub(crate) struct NodeKey([u64; 2]);
+
+impl NodeKey {
+    const ANYONE: NodeKey = NodeKey([0; 2]);
+
+    fn of(node_id: &str) -> NodeKey {
+        if node_id.is_empty() {
+            return NodeKey::ANYONE;
+        }
+        let half = |salt| {
+            let mut hasher = DefaultHasher::new();
+            hasher.write_u8(salt);
+            hasher.write(node_id.as_bytes());
+            hasher.finish()
+        };
+        NodeKey([half(1), half(2)])
+    }
+}
 
 impl PartialEq for NodeKey {
     fn eq(&self, other: &Self) -> bool {
-        let (a, b) = (&self.0.node_id, &other.0.node_id);
-        a == b || a.is_empty() || b.is_empty()
+        self.0 == other.0 || self.0 == Self::ANYONE.0 || other.0 == Self::ANYONE.0
     }
 }
 
@@ -103,11 +129,11 @@ impl foca::Identity for PeerId {
         if self.left {
             return None;
         }
-        Some(Self { identity: Arc::clone(&self.identity), bump: self.bump.checked_add(1)?, left: false })
+        Some(Self { bump: self.bump.checked_add(1)?, ..self.clone() })
     }
 
     fn addr(&self) -> NodeKey {
-        NodeKey(Arc::clone(&self.identity))
+        self.key
     }
 
     fn win_addr_conflict(&self, adversary: &Self) -> bool {
@@ -134,6 +160,14 @@ mod tests {
         assert!(identity("n1", "10.0.0.1:0", 1).validate().is_err());
         assert!(identity("n1", "0.0.0.0:2377", 1).validate().is_err());
         assert!(identity("n1", "[ff02::1]:2377", 1).validate().is_err());
+    }
+
+    #[test]
+    fn the_node_id_makes_the_node() {
+        let peer = |id: &str, addr: &str| PeerId::new(identity(id, addr, 1));
+        assert_eq!(peer("n1", "10.0.0.1:2377").addr(), peer("n1", "10.0.0.2:2377").addr());
+        assert_ne!(peer("n1", "10.0.0.1:2377").addr(), peer("n2", "10.0.0.1:2377").addr());
+        assert_eq!(PeerId::anyone_at("10.0.0.1:2377".parse().unwrap()).addr(), peer("n2", "10.0.0.9:2377").addr());
     }
 
     #[test]

@@ -11,7 +11,6 @@
 //! nevertheless checked: ids and addresses keep [`Identity::validate`]'s bounds.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 
 use bytes::{Buf, BufMut};
 use foca::{Header, Member, Message, State};
@@ -268,7 +267,7 @@ impl Reader<'_> {
         let addr = SocketAddr::new(ip, self.u16()?);
         let generation = self.varint("generation")?;
         let bump = u32::try_from(self.varint("bump")?).map_err(|_| WireError::Field("bump"))?;
-        Ok(PeerId { identity: Arc::new(Identity { node_id, addr, generation }), bump, left: flags & LEFT != 0 })
+        Ok(PeerId::with(Identity { node_id, addr, generation }, bump, flags & LEFT != 0))
     }
 
     /// A peer that is somebody: everything but the receiver of an announcement.
@@ -322,7 +321,7 @@ mod tests {
 
     fn peer(id: &str, addr: &str, generation: u64, bump: u32, left: bool) -> PeerId {
         let identity = Identity { node_id: id.to_owned(), addr: addr.parse().unwrap(), generation };
-        PeerId { identity: Arc::new(identity), bump, left }
+        PeerId::with(identity, bump, left)
     }
 
     fn sample() -> Packet {

@@ -5,7 +5,8 @@
 //! time. The driver owns one and seals what it sends; simulations may leave the sealing out.
 //!
 //! Around foca, this adds: announcements that are repeated until they are heard, and now and then afterwards (they
-//! heal splits); a direct word to whoever this node suspects, so that a living one refutes within a round trip at
+//! heal splits), as seldom as the cluster is large; questions to members for the rest of the table while it grows;
+//! pings that are repeated before others are asked to help; a direct word to whoever this node suspects, so that a living one refutes within a round trip at
 //! any cluster size; local health (`health`); the way back for a living node that was declared dead, at a bounded
 //! rate; goodbyes that can be told from deaths; and bounds on what a packet can do.
 
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use foca::{Config as FocaConfig, Foca, Header, Message, NoCustomBroadcast, OwnedNotification, PeriodicParams, State};
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{RngExt, SeedableRng};
 
 use crate::event::{Event, Members, RoundTrips};
@@ -45,7 +46,14 @@ const MAX_SEEDS: usize = 64;
 const ANNOUNCE_FIRST: Duration = Duration::from_millis(200);
 const ANNOUNCE_LAST: Duration = Duration::from_secs(5);
 /// With members: how often seeds are announced to, in case that there are two clusters where there should be one.
+/// This is for up to ten members; in larger clusters each does so less often, so that the seeds hear the same number
+/// of announcements altogether: one that gets across is enough, gossip does the rest.
 const ANNOUNCE_AGAIN: Duration = Duration::from_secs(30);
+const ANNOUNCE_TOGETHER: usize = 10;
+/// Between two questions for more members: this while the answers have some that were not known, up to the other.
+/// An answer names some 25 of them, at random.
+const LEARN_FIRST: Duration = Duration::from_millis(100);
+const LEARN_LAST: Duration = Duration::from_secs(10);
 /// Between two returns to life that others asked for by a packet of their own. Without it, two nodes that disagree
 /// on an identity for good would do nothing else.
 const REJOIN_EVERY: Duration = Duration::from_millis(500);
@@ -56,6 +64,10 @@ const LEAVE_EVERY: Duration = Duration::from_millis(40);
 const LEAVE_FANOUT: usize = 32;
 /// Words to a suspect within the time that it has.
 const WARNINGS: u8 = 4;
+/// Pings of a probe that are sent again within the time of a round trip. On a network that loses 5 % of all packets,
+/// one ping fails every tenth time, three together once in a thousand: nearly all of the suspicions, and of the
+/// packets of indirect probes, come from such a network and not from the dead.
+const PINGS_AGAIN: u8 = 2;
 
 /// What a [`Swim`] is made from.
 #[derive(Clone, Debug)]
@@ -139,6 +151,10 @@ pub struct Swim {
     connected: bool,
     attempt: u32,
     announce_epoch: u64,
+    /// How long the next announcement was put off when it was planned.
+    announce_wait: Duration,
+    learn_epoch: u64,
+    learn_wait: Duration,
     last_rejoin: Option<Duration>,
     last_conflict: Option<Duration>,
     leave: Leave,
@@ -163,8 +179,19 @@ struct Io {
     /// This node's own incarnation, as of the last packet: foca does not tell otherwise.
     incarnation: u16,
     refuted: bool,
-    /// The direct probe whose answer is awaited, and when it was sent.
-    probe: Option<(PeerId, u8, Duration)>,
+    /// The direct probe whose answer is awaited.
+    probe: Option<Awaited>,
+    /// Until a ping is repeated.
+    ping_again: Duration,
+}
+
+#[derive(Debug)]
+struct Awaited {
+    peer: PeerId,
+    number: u8,
+    sent: Duration,
+    /// Sent more than once: nobody knows which one is answered.
+    repeated: bool,
 }
 
 impl foca::Runtime<PeerId> for Io {
@@ -177,7 +204,8 @@ impl foca::Runtime<PeerId> for Io {
         self.refuted |= incarnation > self.incarnation;
         self.incarnation = incarnation;
         if let Some(number) = wire::ping_number(data) {
-            self.probe = Some((to.clone(), number, self.now));
+            self.probe = Some(Awaited { peer: to.clone(), number, sent: self.now, repeated: false });
+            self.timers.push(self.now + self.ping_again, Task::Ping { number, again: PINGS_AGAIN - 1 });
         }
         self.packets.push_back((to.identity.addr, Bytes::copy_from_slice(data)));
     }
@@ -205,7 +233,7 @@ impl Swim {
             health: Health::new(timing.probe_period, timing.probe_rtt),
             timing,
             rng,
-            io: Io::default(),
+            io: Io { ping_again: timing.probe_rtt / u32::from(PINGS_AGAIN + 1), ..Io::default() },
             view: View::default(),
             counters: Counters::default(),
             origin: now,
@@ -214,6 +242,9 @@ impl Swim {
             connected: false,
             attempt: 0,
             announce_epoch: 0,
+            announce_wait: Duration::ZERO,
+            learn_epoch: 0,
+            learn_wait: LEARN_FIRST,
             last_rejoin: None,
             last_conflict: None,
             leave: Leave::No,
@@ -283,12 +314,17 @@ impl Swim {
             }
         }
         if let Message::Ack(number) = read.header.message
-            && let Some((_, _, sent)) =
-                self.io.probe.take_if(|(peer, probe, _)| *probe == number && *peer == read.header.src)
+            && let Some(awaited) = self.io.probe.take_if(|it| it.number == number && it.peer == read.header.src)
+            && !awaited.repeated
         {
-            self.counters.round_trips.add(self.io.now.saturating_sub(sent));
+            self.counters.round_trips.add(self.io.now.saturating_sub(awaited.sent));
         }
+        let known = self.foca.num_members();
         let result = self.foca.handle_data(packet, &mut self.io);
+        if read.header.message == Message::Feed && self.foca.num_members() > known {
+            self.learn_wait = LEARN_FIRST;
+            self.schedule_learning();
+        }
         self.settle(now);
         let suspects = read.members.iter().any(|member| member.state() == State::Suspect);
         if suspects || self.view.has_suspects() {
@@ -432,8 +468,11 @@ impl Swim {
                 }
                 self.note_failure(result);
             }
-            Task::Announce { epoch } if epoch == self.announce_epoch => self.announce(),
+            Task::Announce { epoch } if epoch == self.announce_epoch => self.announce_due(),
             Task::Announce { .. } => {}
+            Task::Learn { epoch } if epoch == self.learn_epoch => self.learn(),
+            Task::Learn { .. } => {}
+            Task::Ping { number, again } => self.ping_again(number, again),
             Task::Warn { suspect, incarnation, again } => self.warn(suspect, incarnation, again),
             Task::Leave { again: 0 } => self.leave = Leave::Gone,
             Task::Leave { again } => {
@@ -441,6 +480,19 @@ impl Swim {
                 self.note_failure(result);
                 self.io.timers.push(self.io.now + LEAVE_EVERY, Task::Leave { again: again - 1 });
             }
+        }
+    }
+
+    /// The cluster may have grown since this was planned: a thousand hosts that joined together would come back to
+    /// their seeds together.
+    fn announce_due(&mut self) {
+        let missing = self.announce_again().saturating_sub(self.announce_wait);
+        if self.connected && missing > self.announce_wait / 2 {
+            let waited = self.announce_wait;
+            self.schedule_announce(missing);
+            self.announce_wait += waited;
+        } else {
+            self.announce();
         }
     }
 
@@ -458,7 +510,7 @@ impl Swim {
             self.note_failure(result);
         }
         let wait = if self.connected {
-            ANNOUNCE_AGAIN
+            self.announce_again()
         } else {
             let wait = ANNOUNCE_FIRST * 2_u32.saturating_pow(self.attempt.min(10));
             self.attempt = self.attempt.saturating_add(1);
@@ -469,9 +521,60 @@ impl Swim {
 
     /// `wait`, give or take a quarter, so that hosts which start together do not speak together for ever.
     fn schedule_announce(&mut self, wait: Duration) {
-        let wait = wait.mul_f64(self.rng.random_range(0.75..1.25));
         self.announce_epoch += 1;
+        self.announce_wait = wait;
+        let wait = wait.mul_f64(self.rng.random_range(0.75..1.25));
         self.io.timers.push(self.io.now + wait, Task::Announce { epoch: self.announce_epoch });
+    }
+
+    fn announce_again(&self) -> Duration {
+        let members = u32::try_from(self.foca.num_members().max(ANNOUNCE_TOGETHER)).unwrap_or(u32::MAX);
+        ANNOUNCE_AGAIN.saturating_mul(members) / ANNOUNCE_TOGETHER as u32
+    }
+
+    /// Asks one member, at random, whom it knows.
+    fn learn(&mut self) {
+        if self.leave != Leave::No || !self.connected {
+            return;
+        }
+        let members = self.view.members();
+        let living = members.values().filter(|member| member.alive);
+        if let Some(addr) = living.map(|member| member.identity.addr).choose(&mut self.rng) {
+            let result = self.foca.announce(PeerId::anyone_at(addr), &mut self.io);
+            self.note_failure(result);
+        }
+        self.learn_wait = (self.learn_wait * 2).min(LEARN_LAST);
+        self.schedule_learning();
+    }
+
+    fn schedule_learning(&mut self) {
+        let wait = self.learn_wait.mul_f64(self.rng.random_range(0.75..1.25));
+        self.learn_epoch += 1;
+        self.io.timers.push(self.io.now + wait, Task::Learn { epoch: self.learn_epoch });
+    }
+
+    /// Repeats the ping of a probe that goes on and was not answered.
+    fn ping_again(&mut self, number: u8, again: u8) {
+        let Some(awaited) = self.io.probe.as_mut().filter(|awaited| awaited.number == number) else { return };
+        awaited.repeated = true;
+        let peer = awaited.peer.clone();
+        self.ping(peer, number, Vec::new());
+        if again > 0 {
+            self.io.timers.push(self.io.now + self.io.ping_again, Task::Ping { number, again: again - 1 });
+        }
+    }
+
+    /// A ping that foca knows nothing of.
+    fn ping(&mut self, to: PeerId, number: u8, members: Vec<foca::Member<PeerId>>) {
+        let header = Header {
+            src: self.foca.identity().clone(),
+            src_incarnation: self.io.incarnation,
+            dst: to.clone(),
+            message: Message::Ping(number),
+        };
+        if let Ok(packet) = (Packet { header, members }).write() {
+            self.io.packets.push_back((to.identity.addr, Bytes::from(packet)));
+        }
     }
 
     /// Pings a suspect with the suspicion itself in the packet: if it lives, its answer refutes it.
@@ -480,17 +583,9 @@ impl Swim {
         if current.is_none_or(|m| m.state() != State::Suspect || m.incarnation() != incarnation) {
             return;
         }
-        let header = Header {
-            src: self.foca.identity().clone(),
-            src_incarnation: self.io.incarnation,
-            dst: suspect.clone(),
-            // The number belongs to no probe: the answer counts by what it says of its sender's incarnation.
-            message: Message::Ping(u8::MAX),
-        };
         let members = vec![foca::Member::new(suspect.clone(), incarnation, State::Suspect)];
-        if let Ok(packet) = (Packet { header, members }).write() {
-            self.io.packets.push_back((suspect.identity.addr, Bytes::from(packet)));
-        }
+        // The number belongs to no probe: the answer counts by what it says of its sender's incarnation.
+        self.ping(suspect.clone(), u8::MAX, members);
         if again > 0 {
             let wait = self.timing.suspect / u32::from(WARNINGS);
             self.io.timers.push(self.io.now + wait, Task::Warn { suspect, incarnation, again: again - 1 });
@@ -514,7 +609,9 @@ impl Swim {
                 OwnedNotification::Active => {
                     self.connected = true;
                     self.attempt = 0;
-                    self.schedule_announce(ANNOUNCE_AGAIN);
+                    self.schedule_announce(self.announce_again());
+                    self.learn_wait = LEARN_FIRST;
+                    self.schedule_learning();
                 }
                 OwnedNotification::Idle => self.seek_company(),
                 OwnedNotification::Rejoin(_) => {
@@ -617,7 +714,8 @@ fn foca_config(timing: &Timing) -> FocaConfig {
         remove_down_after: Some(REMEMBER_DOWN),
         max_packet_size: NonZeroUsize::MIN.saturating_add(MAX_PACKET - 1),
         notify_down_members: true,
-        periodic_announce: every(timing.probe_period * 30, 1),
+        // `Swim::learn` does this, as often as there is something to learn.
+        periodic_announce: None,
         // What brings the two sides of a healed split together: 2 s on a LAN.
         periodic_announce_to_down_members: every(timing.probe_period * 7, 2),
         periodic_gossip: every(timing.probe_period / 3, 3),

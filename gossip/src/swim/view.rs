@@ -141,7 +141,7 @@ mod tests {
 
     fn peer(generation: u64, bump: u32, left: bool) -> PeerId {
         let identity = Identity { node_id: "n1".to_owned(), addr: "10.0.0.1:2377".parse().unwrap(), generation };
-        PeerId { identity: Arc::new(identity), bump, left }
+        PeerId::with(identity, bump, left)
     }
 
     #[track_caller]

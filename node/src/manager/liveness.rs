@@ -1,11 +1,6 @@
 //! Turns silence into Down: two independent kinds of evidence, gossip and sessions, keep a slow host from being a dead
 //! one.
-//!
-//! | gossip | session | verdict |
-//! |---|---|---|
-//! | dead | silent for [`SILENT`] | Down |
-//! | dead | heard | Ready, and a warning |
-//! | alive | silent for [`AGENT_SILENT`] | Down, "agent silent" |
+//! `verdict` says which evidence is enough.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -17,19 +12,13 @@ use raft::Role;
 use tokio::time::Instant;
 
 use super::Manager;
+use super::verdict::{AGENT_SILENT, Evidence, LOOK, verdict};
 use crate::rpc::pb;
 
-/// How often the leader looks.
-const LOOK: Duration = Duration::from_millis(50);
 /// How often a follower tells the leader what it heard.
 const REPORT: Duration = Duration::from_millis(250);
-/// Session silence that confirms what gossip says. Agents send a heartbeat every 250 ms and followers report every
-/// 250 ms, so a living host's age stays below 0.6 s.
-pub(super) const SILENT: Duration = Duration::from_millis(1000);
 /// Remark on a host that gossip calls dead while its session is heard.
 const BLOCKED: &str = "gossip blocked";
-/// Session silence that is enough by itself.
-pub(super) const AGENT_SILENT: Duration = Duration::from_secs(15);
 
 /// When each agent was last heard from, by this manager or by one that reports to it.
 #[derive(Default)]
@@ -93,24 +82,6 @@ fn leads_a_majority(status: &raft::Status) -> bool {
         peer.id == status.id || status.heard.get(&peer.id).is_some_and(|at| at.elapsed() < MAJORITY)
     };
     status.role == Role::Leader && status.voters.iter().filter(heard).count() * 2 > status.voters.len()
-}
-
-/// What is known of a host's life at one moment.
-#[derive(Clone, Copy, Debug)]
-struct Evidence {
-    /// Gossip declared it dead (and has not heard from it since).
-    gossip_dead: bool,
-    /// Since when its session is silent.
-    silent: Duration,
-}
-
-/// The verdict: why the host is Down, or `None`.
-fn verdict(evidence: Evidence) -> Option<&'static str> {
-    match evidence {
-        Evidence { gossip_dead: true, silent } if silent >= SILENT => Some("host is not reachable"),
-        Evidence { gossip_dead: false, silent } if silent >= AGENT_SILENT => Some("agent silent"),
-        _ => None,
-    }
 }
 
 /// The leader's look, for as long as the manager lives.
@@ -193,25 +164,5 @@ pub(super) async fn report(manager: Manager) {
         if manager.send_heard(&leader, manager.inner.heard.within(AGENT_SILENT)).await {
             manager.inner.contact.note();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check(gossip_dead: bool, silent_ms: u64, expected: Option<&str>) {
-        let evidence = Evidence { gossip_dead, silent: Duration::from_millis(silent_ms) };
-        assert_eq!(verdict(evidence), expected, "{evidence:?}");
-    }
-
-    #[test]
-    fn one_kind_of_evidence_is_not_enough() {
-        check(true, 100, None);
-        check(true, 1000, Some("host is not reachable"));
-        check(false, 1000, None);
-        check(false, 14_999, None);
-        check(false, 15_000, Some("agent silent"));
     }
 }

@@ -12,6 +12,7 @@ mod machine;
 mod members;
 mod services;
 mod sessions;
+pub mod verdict;
 
 use std::path::PathBuf;
 use std::sync::Arc;
