@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::Keyring;
+
 /// The identity of a manager in the log. Fresh at every promotion, never used again.
 pub type RaftId = u64;
 
@@ -31,6 +33,11 @@ pub struct Config {
     /// Applied entries between two snapshots, at least 1. A log of more than 64 MiB in memory is
     /// compacted earlier.
     pub snapshot_every: u64,
+    /// The keys of the files.
+    pub keys: Keyring,
+    /// Whether this id has taken part before. Then an empty directory is damage, not a new member: it would vote again
+    /// where it has voted, and count without what it has acknowledged.
+    pub had_log: bool,
 }
 
 /// How often a leader is heard, and how long a follower waits before it stands for election.

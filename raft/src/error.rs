@@ -28,6 +28,30 @@ pub enum StartError {
     Recover(String),
 }
 
+impl StartError {
+    /// Whether what is on disk is not what was written there: bytes have changed, files are gone. This member must not
+    /// take part with the rest of it, since it may have acknowledged what is lost, or voted; nor ever again under its
+    /// raft id. It begins anew under another one, as the leader gives it.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Log(error) => matches!(error, LogError::Damaged { .. } | LogError::Missing { .. }),
+            Self::Snapshot(error) => {
+                matches!(error, SnapshotError::Damaged { .. } | SnapshotError::Missing { .. })
+            }
+            Self::Config(_) | Self::Directory { .. } | Self::Recover(_) => false,
+        }
+    }
+
+    /// The raft id that the directory belongs to, when that is another one than was asked for.
+    pub fn belongs_to(&self) -> Option<RaftId> {
+        match self {
+            Self::Log(LogError::Foreign { found, .. }) => Some(*found),
+            Self::Snapshot(SnapshotError::Foreign { id, .. }) => Some(*id),
+            _ => None,
+        }
+    }
+}
+
 /// The state machine cannot read a snapshot.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot restore the state: {0}")]
@@ -82,8 +106,11 @@ pub enum ProposeError {
     #[error("raft has stopped")]
     Stopped,
     /// It was not accepted: the disk of the leader is full. Retry when there is room.
-    #[error("the disk of the leader is full")]
-    StorageFull,
+    #[error("the disk of the leader is full: no change is accepted until there is room in {dir}")]
+    StorageFull {
+        /// The leader's raft directory.
+        dir: String,
+    },
 }
 
 /// Why a linearizable read is not possible. Nothing has changed; a retry may help.

@@ -21,10 +21,10 @@ use crate::log::{Log, Owner, SEGMENT_SIZE};
 use crate::machine::{Driver, StateMachine};
 use crate::members::{self, Change, Members};
 use crate::net::{AddressBook, Dial, Dialer, Service, Transport};
-use crate::snapshot::SnapshotStore;
+use crate::snapshot::{SnapshotError, SnapshotStore};
 use crate::status::{self, Clocks, Role, Status};
 use crate::types::{self, Payload, Types};
-use crate::{Config, MAX_PAYLOAD, Peer, RaftId};
+use crate::{Config, Keyring, MAX_PAYLOAD, Peer, RaftId};
 
 pub(crate) type Core = openraft::Raft<Types, Driver>;
 
@@ -98,6 +98,7 @@ pub struct Raft {
 struct Inner {
     core: Core,
     log: Log,
+    dir: std::path::PathBuf,
     snapshots: Arc<SnapshotStore>,
     meter: Arc<Meter>,
     cluster_id: Arc<str>,
@@ -114,10 +115,10 @@ impl Raft {
     /// restored in the machine. A member without data waits to be [bootstrapped](Self::bootstrap) or added.
     pub async fn start<S: StateMachine>(config: Config, machine: S, dial: impl Dial) -> Result<Self, StartError> {
         let settings = Arc::new(settings(&config)?);
-        let Config { dir, id, cluster_id, timing, .. } = config;
+        let Config { dir, id, cluster_id, timing, keys, had_log, .. } = config;
         let cluster_id: Arc<str> = cluster_id.into();
         let meter = Arc::new(Meter::default());
-        let (log, snapshots) = open(dir, id, cluster_id.clone(), meter.clone()).await?;
+        let (log, snapshots) = open(dir.clone(), id, cluster_id.clone(), keys, had_log, meter.clone()).await?;
 
         let book = Arc::new(AddressBook::new(dial));
         let dialer = Dialer {
@@ -151,6 +152,7 @@ impl Raft {
         let inner = Inner {
             core,
             log,
+            dir,
             snapshots,
             meter,
             cluster_id,
@@ -191,7 +193,7 @@ impl Raft {
             return Err(ProposeError::TooLarge { size: payload.len(), limit: MAX_PAYLOAD });
         }
         if self.inner.log.disk_short() {
-            return Err(ProposeError::StorageFull);
+            return Err(ProposeError::StorageFull { dir: self.inner.dir.display().to_string() });
         }
         let submitted = Instant::now();
         let (responder, answer) = ProgressResponder::complete_only();
@@ -308,6 +310,13 @@ impl Raft {
         }
     }
 
+    /// Has everything that is written from now on, and a new snapshot, sealed with the first key of the ring. What was
+    /// sealed with older keys goes as the log is compacted; see [`keys_in_use`](crate::keys_in_use).
+    pub async fn rekey(&self) -> std::io::Result<()> {
+        self.inner.log.rekey().await?;
+        self.inner.core.trigger().snapshot().await.map_err(std::io::Error::other)
+    }
+
     /// Stops taking part, writes what is queued and closes the files. The other handles answer `Stopped`
     /// from now on. Does not hand over leadership; see [`Raft::transfer_leadership`].
     pub async fn shutdown(self) {
@@ -369,17 +378,22 @@ async fn open(
     dir: std::path::PathBuf,
     id: RaftId,
     cluster_id: Arc<str>,
+    keys: Keyring,
+    had_log: bool,
     meter: Arc<Meter>,
 ) -> Result<(Log, Arc<SnapshotStore>), StartError> {
     let opened = tokio::task::spawn_blocking(move || {
         let disk =
             HostDisk::open(&dir).map_err(|source| StartError::Directory { dir: dir.display().to_string(), source })?;
         let disk: Arc<dyn Disk> = Arc::new(disk);
-        let snapshots = SnapshotStore::new(disk.clone(), id, cluster_id.to_string());
+        let snapshots = SnapshotStore::new(disk.clone(), id, cluster_id.to_string(), keys.clone());
         snapshots.tidy()?;
         // openraft loads it; here it is only for the better error.
-        snapshots.load()?;
-        let log = Log::open(disk, Owner::new(id, &cluster_id), SEGMENT_SIZE, meter)?;
+        let snapshot = snapshots.load()?.and_then(|(meta, _)| meta.last_log_id);
+        let log = Log::open(disk, Owner::new(id, &cluster_id), keys, had_log, SEGMENT_SIZE, meter)?;
+        if let Some(purged) = log.purged().filter(|purged| snapshot.is_none_or(|last| last.index < purged.index)) {
+            return Err(SnapshotError::Missing { index: purged.index }.into());
+        }
         Ok((log, Arc::new(snapshots)))
     });
     opened.await.map_err(|error| StartError::Recover(error.to_string()))?

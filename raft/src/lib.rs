@@ -10,6 +10,7 @@ mod counters;
 mod disk;
 mod error;
 mod handle;
+mod keys;
 mod log;
 mod machine;
 mod members;
@@ -25,6 +26,7 @@ pub use self::error::{
     BootstrapError, MembershipError, ProposeError, ReadError, RestoreError, StartError, TransferError,
 };
 pub use self::handle::{Committed, Pending, Proposed, Raft};
+pub use self::keys::{Keyring, keys_in_use};
 pub use self::log::LogError;
 pub use self::machine::StateMachine;
 pub use self::net::{Dial, Service};

@@ -108,6 +108,8 @@ impl Manager {
                 cluster_id: config.cluster_id,
                 timing: raft::Timing::default(),
                 snapshot_every: SNAPSHOT_EVERY,
+                keys: raft::Keyring::clear(),
+                had_log: false,
             },
             machine,
             forward::PeerChannels(channels.clone()),

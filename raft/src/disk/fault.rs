@@ -1,4 +1,5 @@
-//! A disk in memory that loses what was not synced, tears writes at sectors, fills up and breaks.
+//! A disk in memory that loses what was not synced, tears writes at sectors, fills up and breaks, and whose power can be
+//! cut at any operation.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -26,11 +27,58 @@ struct State {
     files: BTreeMap<u64, Contents>,
     names: BTreeMap<String, u64>,
     durable_names: BTreeMap<String, u64>,
+    /// Changes of names since the last sync of the directory. A file system loses the last of them first.
+    pending_names: Vec<NameChange>,
+    /// Operations until the power is cut; none is done afterwards.
+    power: Option<usize>,
+    operations: usize,
     next: u64,
     capacity: Option<usize>,
     held: bool,
     waiting: usize,
     broken: bool,
+}
+
+#[derive(Clone)]
+enum NameChange {
+    Set(String, u64),
+    Remove(String),
+    Rename(String, String, u64),
+}
+
+fn change_name(names: &mut BTreeMap<String, u64>, change: NameChange) {
+    match change {
+        NameChange::Set(name, id) => drop(names.insert(name, id)),
+        NameChange::Remove(name) => drop(names.remove(&name)),
+        NameChange::Rename(from, to, id) => {
+            names.remove(&from);
+            names.insert(to, id);
+        }
+    }
+}
+
+impl State {
+    fn change_name(&mut self, change: NameChange) {
+        change_name(&mut self.names, change.clone());
+        self.pending_names.push(change);
+    }
+
+    /// Counts an operation that changes the disk. On an error the power goes during it: it may still be done in part.
+    fn operation(&mut self) -> io::Result<()> {
+        self.operations += 1;
+        match &mut self.power {
+            None => Ok(()),
+            Some(0) => Err(io::Error::other("the power is gone")),
+            Some(left) => {
+                *left -= 1;
+                if *left == 0 { Err(io::Error::other("the power goes")) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn is_dark(&self) -> bool {
+        self.power == Some(0)
+    }
 }
 
 #[derive(Clone, Default)]
@@ -82,10 +130,14 @@ impl FaultDisk {
     /// file name that was not synced as well.
     pub(crate) fn crash(&self, mut keep: impl FnMut() -> bool) -> FaultDisk {
         let mut state = self.state().clone();
-        if keep() {
-            state.durable_names = state.names.clone();
+        for change in std::mem::take(&mut state.pending_names) {
+            if !keep() {
+                break;
+            }
+            change_name(&mut state.durable_names, change);
         }
         state.names = state.durable_names.clone();
+        state.power = None;
         (state.held, state.waiting) = (false, 0);
         for file in state.files.values_mut() {
             for (offset, bytes) in std::mem::take(&mut file.pending) {
@@ -117,6 +169,18 @@ impl FaultDisk {
             file.live = file.durable.clone();
         }
         FaultDisk { shared: Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }) }
+    }
+
+    /// The power goes in the `count`th operation from now that changes the disk (1 is the next): it may be done, in part or
+    /// not at all, as the [crash](Self::crash) says, and everything after it fails.
+    pub(crate) fn cut_power_in(&self, count: usize) {
+        assert!(count > 0, "operations are counted from 1");
+        self.state().power = Some(count);
+    }
+
+    /// The operations so far that change the disk.
+    pub(crate) fn operations(&self) -> usize {
+        self.state().operations
     }
 
     /// How many bytes were written since the last sync.
@@ -151,13 +215,21 @@ impl Disk for FaultDisk {
         if state.capacity.is_some_and(|capacity| used + len as usize > capacity) {
             return Err(io::ErrorKind::StorageFull.into());
         }
+        if state.is_dark() {
+            return state.operation();
+        }
         let mut bytes = parts.concat();
         bytes.resize(bytes.len().max(len as usize), 0);
         state.next += 1;
         let id = state.next;
-        state.files.insert(id, Contents { live: bytes.clone(), durable: bytes, pending: Vec::new() });
-        state.names.insert(name.into(), id);
-        Ok(())
+        let done = state.operation();
+        let contents = match &done {
+            Ok(()) => Contents { live: bytes.clone(), durable: bytes, pending: Vec::new() },
+            Err(_) => Contents { durable: vec![0; bytes.len()], live: bytes.clone(), pending: vec![(0, bytes)] },
+        };
+        state.files.insert(id, contents);
+        state.change_name(NameChange::Set(name.into(), id));
+        done
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
@@ -167,18 +239,29 @@ impl Disk for FaultDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.state();
-        let id = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        state.names.insert(to.into(), id);
-        Ok(())
+        if state.is_dark() {
+            return state.operation();
+        }
+        let id = *state.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+        state.change_name(NameChange::Rename(from.into(), to.into(), id));
+        state.operation()
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.state().names.remove(name).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
+        let mut state = self.state();
+        if state.is_dark() {
+            return state.operation();
+        }
+        state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        state.change_name(NameChange::Remove(name.into()));
+        state.operation()
     }
 
     fn sync_dir(&self) -> io::Result<()> {
         let mut state = self.state();
+        state.operation()?;
         state.durable_names = state.names.clone();
+        state.pending_names.clear();
         Ok(())
     }
 }
@@ -191,16 +274,21 @@ struct FaultFile {
 impl DiskFile for FaultFile {
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.disk.state();
+        if state.is_dark() {
+            return state.operation();
+        }
+        let done = state.operation();
         let file = state.files.get_mut(&self.id).unwrap();
         let offset = offset as usize;
         assert!(offset + bytes.len() <= file.live.len(), "a write beyond what was allocated");
         file.live[offset..offset + bytes.len()].copy_from_slice(bytes);
         file.pending.push((offset, bytes.to_vec()));
-        Ok(())
+        done
     }
 
     fn sync(&mut self) -> io::Result<()> {
         let mut state = self.disk.state();
+        state.operation()?;
         if state.broken {
             return Err(io::Error::other("the disk is broken"));
         }

@@ -5,6 +5,8 @@
 //! records of the same log, so their order with entries is the order of the calls. The log never looks
 //! at a payload.
 
+#[cfg(test)]
+mod cuts;
 mod memory;
 mod record;
 mod replay;
@@ -26,13 +28,14 @@ use tokio::sync::oneshot;
 
 use self::memory::Memory;
 pub(crate) use self::record::Owner;
-use self::record::SEGMENT_HEADER;
+use self::record::{SEGMENT_HEADER, Seal};
 pub use self::replay::LogError;
 use self::replay::{Recovered, replay, segment_name};
 use self::spare::Spares;
 use self::writer::{Active, Op, Queue, Writer, open_segment};
 use crate::counters::Meter;
 use crate::disk::Disk;
+use crate::keys::Keyring;
 use crate::types::{Entry, LogId, Types, Vote};
 
 /// The length of a segment. Two exist at least: the open one and the reserve.
@@ -55,14 +58,20 @@ struct Shared {
 }
 
 impl Log {
-    /// Opens or makes the log in `disk`. Blocks on the disk.
+    /// Opens the log in `disk`, or makes one; an owner that has had one before finds it missing when there is none.
+    /// Blocks on the disk.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         owner: Owner,
+        keys: Keyring,
+        had_one: bool,
         segment_size: u64,
         meter: Arc<Meter>,
     ) -> Result<Self, LogError> {
-        let recovered = replay(&*disk, owner)?;
+        let recovered = replay(&*disk, owner, &keys)?;
+        if had_one && recovered.tail.is_none() && recovered.sealed.is_empty() {
+            return Err(LogError::Missing { file: segment_name(1) });
+        }
         let io_error = |action, file: &str| {
             let file = file.to_owned();
             move |source| LogError::Io { action, file, source }
@@ -73,10 +82,10 @@ impl Log {
             }
         }
 
-        let spares = Arc::new(Spares::new(disk.clone(), owner, segment_size));
+        let spares = Arc::new(Spares::new(disk.clone(), owner, keys.clone(), segment_size));
         let preparing = spares.clone();
         let mut threads = vec![spawn("raft-log-spare", move || preparing.run())?];
-        let active = match open_active(&*disk, &spares, &recovered) {
+        let active = match open_active(&*disk, &spares, &keys, &recovered) {
             Ok(active) => active,
             Err(error) => {
                 spares.close();
@@ -89,11 +98,13 @@ impl Log {
             disk,
             queue: Arc::default(),
             spares: spares.clone(),
+            keys,
             active,
             sealed,
             hard: hard.clone(),
             segment_size,
             buffer: Vec::new(),
+            unmarked: true,
             failed: None,
             meter,
         };
@@ -103,14 +114,28 @@ impl Log {
         }
         let memory = Memory::new(entries, hard);
         let queue = writer.queue.clone();
+        // A segment of an older format or key takes no more; there is nobody to be told.
+        queue.push(Op::Rekey(oneshot::channel().0)).map_err(io_error("write", "."))?;
         threads.push(spawn("raft-log", move || writer.run())?);
         let shared = Shared { memory: Mutex::new(memory), queue, spares, threads: Mutex::new(threads) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// Goes on under the key for new files, if the open segment has another one.
+    pub(crate) async fn rekey(&self) -> io::Result<()> {
+        let (done, durable) = oneshot::channel();
+        self.shared.queue.push(Op::Rekey(done))?;
+        durable.await.map_err(|_| io::Error::other("the raft log is closed"))?
+    }
+
     /// Whether the reserve of disk space is gone, so that nothing new may be accepted.
     pub(crate) fn disk_short(&self) -> bool {
         self.shared.spares.short()
+    }
+
+    /// The last entry that is in a snapshot and not in the log any more.
+    pub(crate) fn purged(&self) -> Option<LogId> {
+        self.memory().purged()
     }
 
     /// The bytes of payloads in memory.
@@ -164,17 +189,19 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
 }
 
 /// Opens the segment to go on with: the last one, cleaned of a torn write and made durable, or a new one.
-fn open_active(disk: &dyn Disk, spares: &Spares, recovered: &Recovered) -> Result<Active, LogError> {
+fn open_active(disk: &dyn Disk, spares: &Spares, keys: &Keyring, recovered: &Recovered) -> Result<Active, LogError> {
     let Some(tail) = recovered.tail else {
         let seq = recovered.sealed.back().map_or(1, |last| last.seq + 1);
         spares.want(seq);
-        return open_segment(disk, spares, seq).map_err(|source| LogError::Io {
+        return open_segment(disk, spares, keys, seq).map_err(|source| LogError::Io {
             action: "create",
             file: segment_name(seq),
             source,
         });
     };
     let name = segment_name(tail.seq);
+    let cipher =
+        keys.get(record::key_of(&tail.header)).map_err(|key| LogError::Encrypted { file: name.clone(), key })?;
     let open = || {
         let mut file = disk.open(&name)?;
         if tail.torn > 0 {
@@ -188,7 +215,8 @@ fn open_active(disk: &dyn Disk, spares: &Spares, recovered: &Recovered) -> Resul
     let file = open().map_err(|source| LogError::Io { action: "recover", file: name.clone(), source })?;
     spares.want(tail.seq + 1);
     let end = tail.end as u64;
-    Ok(Active { file, seq: tail.seq, pos: end, durable: end, top: tail.top })
+    let seal = Seal { header: tail.header, cipher };
+    Ok(Active { file, seq: tail.seq, seal, pos: end, durable: end, top: tail.top })
 }
 
 impl RaftLogReader<Types> for Log {

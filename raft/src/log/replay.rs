@@ -8,9 +8,10 @@ use bytes::Bytes;
 use openraft::entry::RaftEntry;
 use prost::Message;
 
-use super::record::{self, BadHeader, Found, Kind, Owner, Record, SEGMENT_HEADER};
+use super::record::{self, BadHeader, Found, Header, Kind, Owner, Record, SEGMENT_HEADER, Seal};
 use crate::RaftId;
 use crate::disk::Disk;
+use crate::keys::Keyring;
 use crate::types::{self, Entry, EntryPayload, LogId, Payload, Vote};
 use crate::wire::{self, pb};
 
@@ -54,7 +55,7 @@ pub enum LogError {
         format: u32,
     },
     /// The segment is encrypted with a key that is not at hand.
-    #[error("raft log {file} is encrypted with key {key}")]
+    #[error("raft log {file} is encrypted with key {key}, which is not at hand")]
     Encrypted {
         /// The segment.
         file: String,
@@ -93,6 +94,7 @@ pub(super) struct Sealed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tail {
     pub(super) seq: u64,
+    pub(super) header: Header,
     /// Where the next record goes.
     pub(super) end: usize,
     pub(super) top: Option<u64>,
@@ -120,18 +122,28 @@ fn segment_seq(name: &str) -> Option<u64> {
 }
 
 /// Reads all segments of the directory.
-pub(super) fn replay(disk: &dyn Disk, owner: Owner) -> Result<Recovered, LogError> {
+pub(super) fn replay(disk: &dyn Disk, owner: Owner, keys: &Keyring) -> Result<Recovered, LogError> {
     let names = disk.list().map_err(|source| LogError::Io { action: "list", file: ".".into(), source })?;
     let mut seqs: Vec<u64> = names.iter().filter_map(|name| segment_seq(name)).collect();
     seqs.sort_unstable();
     if let Some(gap) = seqs.windows(2).find(|pair| pair[0] + 1 != pair[1]) {
         return Err(LogError::Missing { file: segment_name(gap[0] + 1) });
     }
+    // The segment after the next is prepared only once the next is in use.
+    let prepared = names.iter().filter_map(|name| segment_seq(name.strip_suffix(".new")?)).max();
+    if let (Some(prepared), Some(last)) = (prepared, seqs.last())
+        && prepared > last + 1
+    {
+        return Err(LogError::Missing { file: segment_name(last + 1) });
+    }
     let mut state = Replay { out: Recovered::default(), next: 0, any_entry: false };
     for (position, seq) in seqs.iter().enumerate() {
         let name = segment_name(*seq);
         let file = disk.read(&name).map_err(|source| LogError::Io { action: "read", file: name.clone(), source })?;
-        state.segment(&name, *seq, &file, owner, position + 1 == seqs.len())?;
+        let header = check_header(&name, *seq, &file, owner)?;
+        let cipher =
+            keys.get(record::key_of(&header)).map_err(|key| LogError::Encrypted { file: name.clone(), key })?;
+        state.segment(&name, *seq, &file, &Seal { header, cipher }, position + 1 == seqs.len())?;
     }
     let out = state.out;
     if let Some(first) = out.entries.front() {
@@ -152,16 +164,19 @@ struct Replay {
 }
 
 impl Replay {
-    fn segment(&mut self, name: &str, seq: u64, file: &[u8], owner: Owner, last: bool) -> Result<(), LogError> {
-        check_header(name, seq, file, owner)?;
+    fn segment(&mut self, name: &str, seq: u64, file: &[u8], seal: &Seal, last: bool) -> Result<(), LogError> {
         let (mut at, mut top) = (SEGMENT_HEADER, None);
         loop {
             match record::find(file, at, seq) {
-                Found::Record(Record { kind: Kind::Seal, .. }, _) => {
-                    self.out.sealed.push_back(Sealed { seq, top });
-                    return Ok(());
-                }
                 Found::Record(record, next) => {
+                    let Some(payload) = seal.open(file, at, &record) else {
+                        return Err(damaged(name, at, "the record was not sealed here with this key"));
+                    };
+                    let record = Record { payload: &payload, ..record };
+                    if record.kind == Kind::Seal {
+                        self.out.sealed.push_back(Sealed { seq, top });
+                        return Ok(());
+                    }
                     if matches!(record.kind, Kind::Blank | Kind::Data | Kind::Membership) {
                         top = top.max(Some(record.index));
                     }
@@ -170,7 +185,7 @@ impl Replay {
                 }
                 _ if last => {
                     let torn = torn_bytes(name, file, at, seq)?;
-                    self.out.tail = Some(Tail { seq, end: at, top, torn });
+                    self.out.tail = Some(Tail { seq, header: seal.header, end: at, top, torn });
                     return Ok(());
                 }
                 Found::Nothing => return Err(damaged(name, at, "records end before the segment does")),
@@ -218,7 +233,7 @@ impl Replay {
                 hard.purged = Some(id);
                 self.next = self.next.max(record.index + 1);
             }
-            Kind::Seal => {}
+            Kind::Seal | Kind::Mark => {}
         }
         Ok(())
     }
@@ -235,12 +250,11 @@ fn payload(record: &Record<'_>) -> Result<EntryPayload, String> {
     })
 }
 
-fn check_header(name: &str, seq: u64, bytes: &[u8], owner: Owner) -> Result<(), LogError> {
+fn check_header(name: &str, seq: u64, bytes: &[u8], owner: Owner) -> Result<Header, LogError> {
     let file = name.to_owned();
     record::check_segment_header(bytes, seq, owner).map_err(|bad| match bad {
         BadHeader::Damaged(reason) => damaged(name, 0, reason),
         BadHeader::Format(format) => LogError::Format { file, format },
-        BadHeader::Key(key) => LogError::Encrypted { file, key },
         BadHeader::Owner(found) => LogError::Foreign { file, found: found.id, expected: owner.id },
     })
 }

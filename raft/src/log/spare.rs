@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::record::{self, Owner};
+use super::record::{self, Header, Owner};
 use super::replay::segment_name;
 use crate::disk::{self, Disk};
+use crate::keys::Keyring;
 
 /// How long to wait before looking whether a full disk has room again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -19,6 +20,7 @@ const RETRY: Duration = Duration::from_millis(500);
 pub(super) struct Spares {
     disk: Arc<dyn Disk>,
     owner: Owner,
+    keys: Keyring,
     segment_size: u64,
     slot: Mutex<Slot>,
     changed: Condvar,
@@ -28,15 +30,15 @@ pub(super) struct Spares {
 #[derive(Default)]
 struct Slot {
     wanted: Option<u64>,
-    ready: Option<u64>,
+    ready: Option<(u64, Header)>,
     failed: Option<io::Error>,
     closed: bool,
 }
 
 impl Spares {
-    pub(super) fn new(disk: Arc<dyn Disk>, owner: Owner, segment_size: u64) -> Self {
+    pub(super) fn new(disk: Arc<dyn Disk>, owner: Owner, keys: Keyring, segment_size: u64) -> Self {
         let (slot, changed) = Default::default();
-        Self { disk, owner, segment_size, slot, changed, short: AtomicBool::new(false) }
+        Self { disk, owner, keys, segment_size, slot, changed, short: AtomicBool::new(false) }
     }
 
     /// Whether the reserve could not be made.
@@ -50,14 +52,17 @@ impl Spares {
         self.changed.notify_all();
     }
 
-    /// Waits for an ordered segment and gives the name of its file. While the disk is full this waits, so
-    /// that a full disk stops progress but breaks nothing.
-    pub(super) fn take(&self, seq: u64) -> io::Result<String> {
+    /// Waits for an ordered segment and gives its header and the name of its file. While the disk is full this
+    /// waits, so that a full disk stops progress but breaks nothing. What was prepared for an older key is made again.
+    pub(super) fn take(&self, seq: u64) -> io::Result<(Header, String)> {
         let mut slot = self.lock();
         loop {
-            if slot.ready == Some(seq) {
-                slot.ready = None;
-                return Ok(prepared_name(seq));
+            if let Some((_, header)) = slot.ready.take_if(|(ready, _)| *ready == seq) {
+                if record::is_current(&header, self.keys.current_id()) {
+                    return Ok((header, prepared_name(seq)));
+                }
+                slot.wanted = Some(seq);
+                self.changed.notify_all();
             }
             if let Some(error) = slot.failed.take() {
                 return Err(error);
@@ -72,12 +77,12 @@ impl Spares {
     /// Prepares segments as they are ordered, until closed.
     pub(super) fn run(&self) {
         while let Some(seq) = self.next_order() {
-            let made =
-                self.disk.create(&prepared_name(seq), &[&record::segment_header(seq, self.owner)], self.segment_size);
+            let header = record::segment_header(seq, self.owner, self.keys.current_id());
+            let made = self.disk.create(&prepared_name(seq), &[&header], self.segment_size);
             match made {
                 Ok(()) => {
                     self.short.store(false, Ordering::Relaxed);
-                    self.lock().ready = Some(seq);
+                    self.lock().ready = Some((seq, header));
                 }
                 Err(error) if disk::is_full(&error) => {
                     if !self.short.swap(true, Ordering::Relaxed) {

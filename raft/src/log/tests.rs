@@ -15,28 +15,38 @@ use super::replay::segment_name;
 use super::{Log, LogError, Owner};
 use crate::disk::Disk;
 use crate::disk::fault::FaultDisk;
+use crate::keys::Keyring;
 use crate::types::{self, Entry, EntryPayload, LogId, Payload, Types, Vote, log_id};
 
 const SEGMENT: u64 = 4096;
 
-fn owner() -> Owner {
+pub(super) fn owner() -> Owner {
     Owner::new(1, "c")
 }
 
-fn open(disk: &FaultDisk) -> Result<Log, LogError> {
-    Log::open(Arc::new(disk.clone()), owner(), SEGMENT, Arc::default())
+/// Most of the tests run on sealed segments, which do all that clear ones do.
+fn keys() -> Keyring {
+    Keyring::new(&[(1, [7; 32])])
 }
 
-fn entry(index: u64, term: u64, payload: &[u8]) -> Entry {
+fn open(disk: &FaultDisk) -> Result<Log, LogError> {
+    open_with(disk, keys())
+}
+
+fn open_with(disk: &FaultDisk, keys: Keyring) -> Result<Log, LogError> {
+    Log::open(Arc::new(disk.clone()), owner(), keys, false, SEGMENT, Arc::default())
+}
+
+pub(super) fn entry(index: u64, term: u64, payload: &[u8]) -> Entry {
     Entry::new(log_id(term, index), EntryPayload::Normal(Payload(Bytes::copy_from_slice(payload))))
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
 /// Queues entries; the answer comes after the sync.
-async fn append(log: &mut Log, entries: Vec<Entry>) -> impl Future<Output = io::Result<()>> + use<> {
+pub(super) async fn append(log: &mut Log, entries: Vec<Entry>) -> impl Future<Output = io::Result<()>> + use<> {
     let (done, durable) = Types::oneshot();
     log.append(entries, IOFlushed::signal(done)).await.unwrap();
     async move { durable.await.unwrap_or_else(|_| Err(io::Error::other("the log is closed"))) }
@@ -44,14 +54,14 @@ async fn append(log: &mut Log, entries: Vec<Entry>) -> impl Future<Output = io::
 
 /// What a log must look like.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Model {
-    entries: VecDeque<(u64, u64, Vec<u8>)>,
-    purged: Option<LogId>,
-    vote: Option<Vote>,
+pub(super) struct Model {
+    pub(super) entries: VecDeque<(u64, u64, Vec<u8>)>,
+    pub(super) purged: Option<LogId>,
+    pub(super) vote: Option<Vote>,
 }
 
 impl Model {
-    async fn of(log: &mut Log) -> Self {
+    pub(super) async fn of(log: &mut Log) -> Self {
         let state = log.get_log_state().await.unwrap();
         let entries = log.try_get_log_entries(..).await.unwrap();
         let entries: VecDeque<_> = entries
@@ -66,7 +76,7 @@ impl Model {
         Self { entries, purged: state.last_purged_log_id, vote: log.read_vote().await.unwrap() }
     }
 
-    fn last(&self) -> Option<LogId> {
+    pub(super) fn last(&self) -> Option<LogId> {
         self.entries.back().map(|(index, term, _)| log_id(*term, *index)).or(self.purged)
     }
 
@@ -304,11 +314,16 @@ fn damage_before_the_tail_is_named() {
         let disk = world.disk.crash(|| true);
         disk.remove(&segment_name(2)).unwrap();
         assert!(matches!(open(&disk), Err(LogError::Missing { file }) if file == segment_name(2)));
+        // The newest one too, if the one to come was prepared already.
+        let newest = last.clone();
+        let disk = world.disk.crash(|| true);
+        disk.remove(&newest).unwrap();
+        assert!(matches!(open(&disk), Err(LogError::Missing { file }) if file == newest));
         let disk = world.disk.crash(|| true);
         disk.remove(&first).unwrap();
         assert!(matches!(open(&disk), Err(LogError::Missing { .. })));
         let other = Owner::new(2, "c");
-        let opened = Log::open(Arc::new(world.disk.clone()), other, SEGMENT, Arc::default());
+        let opened = Log::open(Arc::new(world.disk.clone()), other, keys(), false, SEGMENT, Arc::default());
         assert!(matches!(opened, Err(LogError::Foreign { found: 1, expected: 2, .. })));
     });
 }
@@ -380,4 +395,37 @@ fn a_broken_disk_acknowledges_nothing_more() {
         assert!(world.log.save_vote(&Vote::new(7, 1)).await.is_err());
         assert_eq!(world.log.read_vote().await.unwrap(), None);
     });
+}
+
+#[test]
+fn keys_change_with_the_segments_and_old_segments_stay_readable() {
+    block_on(async {
+        let disk = FaultDisk::default();
+        let keys = Keyring::clear();
+        let mut log = open_with(&disk, keys.clone()).unwrap();
+        append(&mut log, vec![entry(0, 1, b"in the clear")]).await.await.unwrap();
+        for id in 1..=2u32 {
+            keys.set(&[(2, [2; 32]), (1, [1; 32])][2 - id as usize..]);
+            log.rekey().await.unwrap();
+            log.rekey().await.unwrap();
+            append(&mut log, vec![entry(id.into(), 1, b"not in the clear")]).await.await.unwrap();
+        }
+        log.close();
+        let key_of = |seq| disk.read(&segment_name(seq)).unwrap()[12];
+        assert_eq!([key_of(1), key_of(2), key_of(3)], [0, 1, 2], "a second call has nothing to do");
+        for seq in 2..=3 {
+            assert!(!disk.read(&segment_name(seq)).unwrap().windows(9).any(|part| part == b"the clear"));
+        }
+        assert_eq!(Model::of(&mut open_with(&disk, keys.clone()).unwrap()).await.entries.len(), 3);
+        let without = open_with(&disk, Keyring::new(&[(2, [2; 32])]));
+        assert!(matches!(without, Err(LogError::Encrypted { key: 1, .. })));
+        let wrong = open_with(&disk, Keyring::new(&[(2, [9; 32]), (1, [1; 32])]));
+        assert!(matches!(wrong, Err(LogError::Damaged { file, .. }) if file == segment_name(3)));
+    });
+}
+
+#[test]
+fn a_log_that_is_gone_is_missed() {
+    let opened = Log::open(Arc::new(FaultDisk::default()), owner(), keys(), true, SEGMENT, Arc::default());
+    assert!(matches!(opened, Err(LogError::Missing { .. })));
 }

@@ -4,19 +4,24 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use openraft::storage::IOFlushed;
 use prost::Message;
 use tokio::sync::oneshot;
 
-use super::record::{self, Kind, SEGMENT_HEADER};
+use super::record::{self, Kind, NewRecord, SEGMENT_HEADER, Seal};
 use super::replay::{HardState, Sealed, segment_name};
 use super::spare::Spares;
 use crate::counters::Meter;
 use crate::disk::{Disk, DiskFile};
+use crate::keys::Keyring;
 use crate::types::{self, Entry, EntryPayload, LogId, Types, Vote};
 use crate::wire;
+
+/// With nothing to do for so long, the writer leaves a mark behind the last record: a flipped bit in a record that has
+/// nothing behind it would pass for a torn write. It is not synced on its own; the kernel writes it within half a minute.
+const MARK_AFTER: Duration = Duration::from_millis(100);
 
 /// Something to write.
 pub(super) enum Op {
@@ -28,6 +33,8 @@ pub(super) enum Op {
     /// Entries after this are void; all of them when `None`.
     Truncate(Option<LogId>),
     Purge(LogId),
+    /// Go on in a new segment unless this one has the key for new files.
+    Rekey(oneshot::Sender<io::Result<()>>),
 }
 
 /// Where the handles of the log leave work for the writer.
@@ -61,25 +68,45 @@ impl Queue {
         self.wake.notify_all();
     }
 
-    /// Waits for work; `None` when closed and drained.
-    fn take(&self) -> Option<Vec<Op>> {
+    /// Waits for work, when `patience` is given no longer than that.
+    fn take(&self, patience: Option<Duration>) -> Work {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if !state.ops.is_empty() {
-                return Some(std::mem::take(&mut state.ops));
+                return Work::Ops(std::mem::take(&mut state.ops));
             }
             if state.closed {
-                return None;
+                return Work::Closed;
             }
-            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = match patience {
+                None => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(patience) => {
+                    let (state, waited) =
+                        self.wake.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+                    if waited.timed_out() && state.ops.is_empty() && !state.closed {
+                        return Work::Idle;
+                    }
+                    state
+                }
+            };
         }
     }
+}
+
+/// What the writer finds in its queue.
+enum Work {
+    Ops(Vec<Op>),
+    /// Nothing for some time.
+    Idle,
+    /// Closed, and everything is taken.
+    Closed,
 }
 
 /// The open segment.
 pub(super) struct Active {
     pub(super) file: Box<dyn DiskFile>,
     pub(super) seq: u64,
+    pub(super) seal: Seal,
     /// Where the buffer goes.
     pub(super) pos: u64,
     /// Up to where the segment is durable.
@@ -90,7 +117,7 @@ pub(super) struct Active {
 /// Who waits for a sync.
 enum Waiter {
     Flushed(IOFlushed<Types>),
-    Vote(oneshot::Sender<io::Result<()>>),
+    Done(oneshot::Sender<io::Result<()>>),
 }
 
 /// The state of the thread.
@@ -98,11 +125,14 @@ pub(super) struct Writer {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) queue: Arc<Queue>,
     pub(super) spares: Arc<Spares>,
+    pub(super) keys: Keyring,
     pub(super) active: Active,
     pub(super) sealed: VecDeque<Sealed>,
     pub(super) hard: HardState,
     pub(super) segment_size: u64,
     pub(super) buffer: Vec<u8>,
+    /// Whether something that counts was written behind the last mark.
+    pub(super) unmarked: bool,
     /// Why nothing is written any more. After a failed sync nobody knows what is on disk, so it is final.
     pub(super) failed: Option<(io::ErrorKind, String)>,
     pub(super) meter: Arc<Meter>,
@@ -111,7 +141,18 @@ pub(super) struct Writer {
 impl Writer {
     /// Works until the queue is closed and empty.
     pub(super) fn run(mut self) {
-        while let Some(ops) = self.queue.take() {
+        loop {
+            let ops = match self.queue.take(self.unmarked.then_some(MARK_AFTER)) {
+                Work::Ops(ops) => ops,
+                Work::Idle => {
+                    self.mark(false);
+                    continue;
+                }
+                Work::Closed => {
+                    self.mark(true);
+                    return;
+                }
+            };
             let mut waiters = Vec::with_capacity(ops.len());
             let mut purge = false;
             let mut must_sync = false;
@@ -124,29 +165,43 @@ impl Writer {
                 }
                 match op {
                     Op::Append(_, flushed) => waiters.push(Waiter::Flushed(flushed)),
-                    Op::Vote(_, done) => waiters.push(Waiter::Vote(done)),
+                    Op::Vote(_, done) | Op::Rekey(done) => waiters.push(Waiter::Done(done)),
                     Op::Committed(_) | Op::Truncate(_) | Op::Purge(_) => {}
                 }
             }
+            self.unmarked |= must_sync;
             let result = result.and_then(|()| self.write(must_sync));
-            if let Err(error) = &result
-                && self.failed.is_none()
-            {
-                tracing::error!(%error, "the raft log cannot be written; this manager stops taking part");
-                self.failed = Some((error.kind(), error.to_string()));
-            }
+            self.note(result);
             for waiter in waiters {
                 let result = self.health();
                 match waiter {
                     Waiter::Flushed(flushed) => flushed.io_completed(result),
                     // The receiver is gone only when the whole member is stopping.
-                    Waiter::Vote(done) => drop(done.send(result)),
+                    Waiter::Done(done) => drop(done.send(result)),
                 }
             }
             if purge && self.failed.is_none() {
                 self.remove_purged();
             }
         }
+    }
+
+    fn note(&mut self, result: io::Result<()>) {
+        if let Err(error) = result
+            && self.failed.is_none()
+        {
+            tracing::error!(%error, "the raft log cannot be written; this manager stops taking part");
+            self.failed = Some((error.kind(), error.to_string()));
+        }
+    }
+
+    /// Says behind the last record that it was durable.
+    fn mark(&mut self, sync: bool) {
+        if !std::mem::take(&mut self.unmarked) || self.failed.is_some() {
+            return;
+        }
+        let marked = self.encode_record(Kind::Mark, 0, 0, &[]).and_then(|()| self.write(sync));
+        self.note(marked);
     }
 
     fn health(&self) -> io::Result<()> {
@@ -173,6 +228,8 @@ impl Writer {
                 self.hard.purged = Some(*id);
                 self.put_id(Kind::Purge, id)
             }
+            Op::Rekey(_) if record::is_current(&self.active.seal.header, self.keys.current_id()) => Ok(()),
+            Op::Rekey(_) => self.rotate(),
         }
     }
 
@@ -205,22 +262,28 @@ impl Writer {
         if payload.len() > record::MAX_RECORD {
             return Err(io::Error::other(format!("a record of {} bytes is too large", payload.len())));
         }
-        let need = record::record_size(payload.len()) + record::record_size(0);
+        // Behind each record there is room for a mark and for the end of the segment.
+        let seal = &self.active.seal;
+        let need = seal.record_size(payload.len()) + 2 * seal.record_size(0);
         if self.active.pos + (self.buffer.len() + need) as u64 > self.segment_size {
             self.rotate()?;
         }
-        let Active { seq, durable, .. } = self.active;
-        record::put(&mut self.buffer, seq, durable, kind, index, term, payload);
-        Ok(())
+        self.encode_record(kind, index, term, payload)
+    }
+
+    fn encode_record(&mut self, kind: Kind, index: u64, term: u64, payload: &[u8]) -> io::Result<()> {
+        let Active { seq, durable, pos, seal, .. } = &self.active;
+        let at = pos + self.buffer.len() as u64;
+        record::put(&mut self.buffer, *seq, seal, *durable, at, NewRecord { kind, index, term, payload })
     }
 
     /// Seals the segment and opens the next, which repeats the hard state so that the old one may go.
     fn rotate(&mut self) -> io::Result<()> {
-        let Active { seq, durable, .. } = self.active;
-        record::put(&mut self.buffer, seq, durable, Kind::Seal, 0, 0, &[]);
+        let seq = self.active.seq;
+        self.encode_record(Kind::Seal, 0, 0, &[])?;
         self.write(true)?;
         self.sealed.push_back(Sealed { seq, top: self.active.top });
-        self.active = open_segment(&*self.disk, &self.spares, seq + 1)?;
+        self.active = open_segment(&*self.disk, &self.spares, &self.keys, seq + 1)?;
         self.repeat_hard_state()
     }
 
@@ -280,12 +343,14 @@ impl Writer {
 }
 
 /// Takes the prepared segment into use.
-pub(super) fn open_segment(disk: &dyn Disk, spares: &Spares, seq: u64) -> io::Result<Active> {
-    let prepared = spares.take(seq)?;
+pub(super) fn open_segment(disk: &dyn Disk, spares: &Spares, keys: &Keyring, seq: u64) -> io::Result<Active> {
+    let (header, prepared) = spares.take(seq)?;
+    let missing = |key| io::Error::other(format!("key {key} of the raft log was withdrawn while it was in use"));
+    let seal = Seal { header, cipher: keys.get(record::key_of(&header)).map_err(missing)? };
     let name = segment_name(seq);
     disk.rename(&prepared, &name)?;
     disk.sync_dir()?;
     spares.want(seq + 1);
     let start = SEGMENT_HEADER as u64;
-    Ok(Active { file: disk.open(&name)?, seq, pos: start, durable: start, top: None })
+    Ok(Active { file: disk.open(&name)?, seq, seal, pos: start, durable: start, top: None })
 }

@@ -275,6 +275,8 @@ mod tests {
             cluster_id: "ours".into(),
             timing: Timing::lan(),
             snapshot_every: 100,
+            keys: crate::Keyring::clear(),
+            had_log: false,
         };
         Raft::start(config, Nothing, Nothing).await.unwrap()
     }
@@ -337,6 +339,8 @@ mod tests {
             cluster_id: "ours".into(),
             timing: Timing::wan(),
             snapshot_every: 100,
+            keys: crate::Keyring::clear(),
+            had_log: false,
         };
         let refused = Raft::start(config.clone(), Nothing, Nothing).await.unwrap_err();
         assert!(matches!(refused, crate::StartError::Log(crate::LogError::Foreign { found: 1, .. })), "{refused}");

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raft::{
-    Committed, Config, Dial, Peer, ProposeError, Raft, RaftId, RestoreError, Role, StateMachine, Status, Timing,
+    Committed, Config, Dial, Keyring, Peer, ProposeError, Raft, RaftId, RestoreError, Role, StartError, StateMachine,
+    Status, Timing,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -80,6 +81,7 @@ struct Slot {
     dir: PathBuf,
     // Held while the member is down, so that the port stays its own.
     listener: TcpListener,
+    keys: Keyring,
     running: Option<Running>,
 }
 
@@ -150,16 +152,34 @@ impl Cluster {
         self.slots.iter().filter(|(_, slot)| slot.running.is_some()).map(|(id, _)| *id).collect()
     }
 
+    /// Where a member's files are, or will be.
+    pub(crate) fn place(&self, id: RaftId) -> PathBuf {
+        self.root.path().join(format!("m{id}"))
+    }
+
+    /// The keys of a member that was started.
+    pub(crate) fn keys(&self, id: RaftId) -> Keyring {
+        self.slots[&id].keys.clone()
+    }
+
     /// Starts a new member, or one that was killed.
     pub(crate) async fn start(&mut self, id: RaftId) {
-        let dir = self.root.path().join(format!("m{id}"));
+        self.try_start(id, false).await.unwrap();
+    }
+
+    /// Starts a member which may be refused; `had_log` as in [`Config`].
+    pub(crate) async fn try_start(&mut self, id: RaftId, had_log: bool) -> Result<(), StartError> {
+        let dir = self.place(id);
         let slot = self.slots.entry(id).or_insert_with(|| Slot {
             dir,
             listener: TcpListener::bind("127.0.0.1:0").unwrap(),
+            // Some are sealed and some are not: nobody sees that from outside.
+            keys: if id == 1 { Keyring::clear() } else { Keyring::new(&[(1, [id as u8; 32])]) },
             running: None,
         });
         assert!(slot.running.is_none(), "member {id} runs already");
-        slot.running = Some(launch(id, slot, &self.cluster_id, self.snapshot_every).await);
+        slot.running = Some(launch(id, slot, &self.cluster_id, self.snapshot_every, had_log).await?);
+        Ok(())
     }
 
     /// Takes a member away, like a kill of its process.
@@ -224,13 +244,32 @@ impl Drop for Cluster {
     }
 }
 
-async fn launch(id: RaftId, slot: &Slot, cluster_id: &str, snapshot_every: u64) -> Running {
+async fn launch(
+    id: RaftId,
+    slot: &Slot,
+    cluster_id: &str,
+    snapshot_every: u64,
+    had_log: bool,
+) -> Result<Running, StartError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let applied = Applied::default();
-    let config =
-        Config { dir: slot.dir.clone(), id, cluster_id: cluster_id.into(), timing: Timing::lan(), snapshot_every };
+    let config = Config {
+        dir: slot.dir.clone(),
+        id,
+        cluster_id: cluster_id.into(),
+        timing: Timing::lan(),
+        snapshot_every,
+        keys: slot.keys.clone(),
+        had_log,
+    };
     let machine = Journal { state: Vec::new(), published: applied.clone() };
-    let raft = runtime.spawn(Raft::start(config, machine, Plain)).await.unwrap().unwrap();
+    let raft = match runtime.spawn(Raft::start(config, machine, Plain)).await.unwrap() {
+        Ok(raft) => raft,
+        Err(error) => {
+            runtime.shutdown_background();
+            return Err(error);
+        }
+    };
     let listener = slot.listener.try_clone().unwrap();
     let service = raft.service();
     runtime.spawn(async move {
@@ -240,7 +279,7 @@ async fn launch(id: RaftId, slot: &Slot, cluster_id: &str, snapshot_every: u64) 
         let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
         tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
     });
-    Running { raft, applied, runtime }
+    Ok(Running { raft, applied, runtime })
 }
 
 /// Looks every few milliseconds until there is something.
