@@ -452,6 +452,8 @@ pub enum ErrorKind {
     Unimplemented = 5,
     /// No more of something (addresses, ports).
     Exhausted = 6,
+    /// Too much is asked for at once; nothing was changed, and later it may work.
+    Busy = 7,
 }
 
 impl ControlError {

@@ -60,6 +60,7 @@ impl From<ControlError> for ApiError {
             ErrorKind::AlreadyExists => StatusCode::CONFLICT,
             ErrorKind::Invalid | ErrorKind::FailedPrecondition => StatusCode::BAD_REQUEST,
             ErrorKind::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+            ErrorKind::Busy => StatusCode::SERVICE_UNAVAILABLE,
             // Docker answers both with 500; clients look for "update out of sequence" in the text.
             ErrorKind::OutOfSequence | ErrorKind::Exhausted => StatusCode::INTERNAL_SERVER_ERROR,
         };

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::leader::Scope;
 use crate::metrics::{Counter, Gauge, Histogram};
 
 /// Written by the tasks of the manager, each its own; read at any time.
@@ -9,6 +10,10 @@ use crate::metrics::{Counter, Gauge, Histogram};
 pub(crate) struct Counters {
     /// One turn of the leader: the request and the brain's pass, until the entry is made.
     pub(crate) turn: Histogram,
+    /// Turns whose pass looked at everything.
+    full_passes: Counter,
+    /// Turns whose pass looked at what the request touched.
+    touched_passes: Counter,
     /// Entries in flight, on the leader.
     pub(crate) in_flight: Gauge,
     /// Requests of users that were turned away because the leader's queue was full.
@@ -31,4 +36,14 @@ pub(crate) struct Counters {
     pub(crate) downs: Counter,
     /// From the last sign of life of each of them until Down was committed.
     pub(crate) detection: Histogram,
+}
+
+impl Counters {
+    /// Turns, by how much their pass looked at.
+    pub(crate) fn passes(&self, scope: Scope) -> &Counter {
+        match scope {
+            Scope::Full => &self.full_passes,
+            Scope::Touched => &self.touched_passes,
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deploy::brain;
-use deploy::control::{self, ControlError, ErrorKind, Reply, Request};
+use deploy::control::{self, ControlError, ErrorKind, Op, Reply, Request};
 use deploy::cx::{Cx, Limits};
 use deploy::model::Timestamp;
 use deploy::store::{Store, Txn};
@@ -26,16 +26,19 @@ use super::machine::{Published, conflict_of};
 
 /// An entry stays below what Raft takes (1.5 MiB): 256 tasks of 4 KiB are 1 MiB.
 const LIMITS: Limits = Limits { tasks_per_pass: 256 };
-/// Requests that wait for their turn; a further one waits with its sender.
+/// Requests that wait for their turn.
 const QUEUE: usize = 1024;
+/// Places of the queue that are kept for what the cluster itself asks for (sessions, statuses, hosts that are Down):
+/// users who ask for more than can be done must not make hosts look silent.
+const KEPT: usize = 256;
 /// Entries in flight; the next transaction waits until there is room.
 const IN_FLIGHT: usize = 64;
 /// Pause before another try to begin leading.
 const BEGIN_RETRY: Duration = Duration::from_millis(20);
 /// Pause after an entry that the log had no room for.
 const REFUSED_RETRY: Duration = Duration::from_secs(1);
-/// The brain looks at least this often while it leads, should a wake-up ever be lost.
-const LONGEST_SLEEP: Duration = Duration::from_secs(5);
+/// The brain looks at everything at least this often while it leads, should a wake-up ever be lost.
+const FULL_PASS: Duration = Duration::from_secs(30);
 
 /// Why a request was not carried out.
 #[derive(Debug)]
@@ -60,12 +63,44 @@ struct Command {
 #[derive(Clone)]
 pub(super) struct Handle {
     commands: mpsc::Sender<Command>,
+    counters: Arc<Counters>,
+}
+
+/// Whether a user asked, and not the cluster itself.
+fn is_users(request: &Request) -> bool {
+    !matches!(
+        request.op,
+        Some(
+            Op::NodeSession(_)
+                | Op::ReportStatuses(_)
+                | Op::NodeDown(_)
+                | Op::NodeDisconnected(_)
+                | Op::NoteNode(_)
+                | Op::NodeLeft(_)
+                | Op::ClearManager(_)
+                | Op::AllocateRaftId(_)
+                | Op::RegisterNode(_)
+        )
+    )
+}
+
+fn busy() -> ControlError {
+    let waiting = QUEUE - KEPT;
+    ControlError::new(
+        ErrorKind::Busy,
+        format!("the cluster is busy: {waiting} requests wait for the leader already, nothing was changed; try again"),
+    )
 }
 
 impl Handle {
-    /// Carries out a request if this manager leads.
+    /// Carries out a request if this manager leads. One of a user is refused when too many wait already; one of the
+    /// cluster itself waits with its sender, of whom there is one a host.
     pub(super) async fn execute(&self, request: Request) -> Outcome {
         let (answer, outcome) = oneshot::channel();
+        if is_users(&request) && self.commands.capacity() <= KEPT {
+            self.counters.busy.add_one();
+            return Err(NotDone::Refused(busy()));
+        }
         if self.commands.send(Command { request, answer }).await.is_err() {
             return Err(NotDone::NotLeader);
         }
@@ -85,9 +120,10 @@ pub(super) fn new(
     counters: Arc<Counters>,
 ) -> (Handle, impl Future<Output = ()>) {
     let (commands, receiver) = mpsc::channel(QUEUE);
+    let handle = Handle { commands, counters: counters.clone() };
     let in_flight = FuturesOrdered::new();
     let task = Leader { raft, published, counters, commands: receiver, in_flight, leading: None };
-    (Handle { commands }, task.run())
+    (handle, task.run())
 }
 
 /// What lands when an entry is committed, or is not. An answer that needed no entry lands behind those it rests on.
@@ -121,7 +157,9 @@ struct Leading {
     speculative: Store,
     /// How far the cluster's clock was ahead of this host's when it began to lead: the clock goes on from there.
     ahead: Duration,
+    /// When the task wakes up by itself.
     wake: Instant,
+    passes: Passes,
     /// An entry was refused: the speculative store is wrong, and what is in flight will be refused as well.
     stale: bool,
 }
@@ -192,6 +230,7 @@ impl Leader {
                     ahead: published.store.now().since(now()),
                     speculative: published.store,
                     wake: Instant::now(),
+                    passes: Passes::default(),
                     stale: false,
                 });
             }
@@ -212,11 +251,15 @@ impl Leader {
             None => (None, None),
         };
         let began = Instant::now();
-        let Turn { txn, decided, sleep } = decide(&leading.speculative, now().plus(leading.ahead), request.as_ref());
-        leading.wake = Instant::now() + sleep;
+        let clock = now().plus(leading.ahead).max(leading.speculative.now());
+        let scope = leading.passes.scope(clock, request.is_some());
+        let (txn, decided) = decide(&leading.speculative, clock, request.as_ref(), scope);
+        self.counters.passes(scope).add_one();
         self.counters.turn.observe(began.elapsed());
         let answer = to.map(|to| Answer { decided, to });
+        let passed = leading.passes.after(clock, scope, txn.next_wake());
         let Some(entry) = txn.finish(leading.term) else {
+            leading.passed(passed, clock);
             let landing = Landing { entry: None, answer };
             if self.in_flight.is_empty() {
                 self.landed(landing);
@@ -228,6 +271,7 @@ impl Leader {
         match self.raft.submit(entry.encode_to_vec()).await {
             Ok(pending) => {
                 leading.speculative = txn.into_store();
+                leading.passed(passed, clock);
                 self.in_flight
                     .push_back(Box::pin(async move { Landing { entry: Some(pending.wait().await), answer } }));
             }
@@ -279,17 +323,52 @@ impl Leader {
     }
 }
 
-/// What came out of one transaction.
-struct Turn {
-    txn: Txn,
-    /// What the request came to; refused, it left no trace in the transaction.
-    decided: Result<Reply, ControlError>,
-    /// Until the brain wants to look again.
-    sleep: Duration,
+impl Leading {
+    /// What a pass found to be done later counts once its entry is on its way, or there was nothing to change.
+    fn passed(&mut self, passes: Passes, clock: Timestamp) {
+        self.wake = Instant::now() + passes.due.since(clock);
+        self.passes = passes;
+    }
 }
 
-fn decide(store: &Store, clock: Timestamp, request: Option<&Request>) -> Turn {
-    let now = clock.max(store.now());
+/// How much a pass looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Everything.
+    Full,
+    /// What the request touched: the store under it has nothing left to do at this time.
+    Touched,
+}
+
+/// When the brain has to look at everything again, on the cluster's clock: at first at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Passes {
+    /// The next time that a pass asked to be woken at, or that a look is due anyway.
+    due: Timestamp,
+}
+
+impl Passes {
+    fn scope(self, now: Timestamp, request: bool) -> Scope {
+        if request && now < self.due { Scope::Touched } else { Scope::Full }
+    }
+
+    /// What is due after a pass that asked for `wake`. One that looked at a part leaves in force what others asked for.
+    fn after(self, now: Timestamp, scope: Scope, wake: Option<Timestamp>) -> Self {
+        let before = match scope {
+            Scope::Full => now.plus(FULL_PASS),
+            Scope::Touched => self.due,
+        };
+        Self { due: wake.map_or(before, |wake| wake.min(before)) }
+    }
+}
+
+/// One transaction: what the request came to (refused, it left no trace), and the brain's pass after it.
+fn decide(
+    store: &Store,
+    now: Timestamp,
+    request: Option<&Request>,
+    scope: Scope,
+) -> (Txn, Result<Reply, ControlError>) {
     let mut ids = rand::random::<u128>;
     let mut cx = Cx { now, ids: &mut ids, limits: LIMITS };
     let mut txn = Txn::new(store, now);
@@ -297,9 +376,11 @@ fn decide(store: &Store, clock: Timestamp, request: Option<&Request>) -> Turn {
         Some(request) => control::execute(&mut cx, &mut txn, request),
         None => Ok(Reply::default()),
     };
-    brain::pass(&mut cx, &mut txn);
-    let sleep = txn.next_wake().map_or(LONGEST_SLEEP, |at| at.since(now).min(LONGEST_SLEEP));
-    Turn { txn, decided, sleep }
+    match scope {
+        Scope::Full => brain::pass(&mut cx, &mut txn),
+        Scope::Touched => brain::pass_touched(&mut cx, &mut txn),
+    }
+    (txn, decided)
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -313,4 +394,78 @@ async fn sleep_until(at: Option<Instant>) {
 fn now() -> Timestamp {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_nanos(u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use deploy::control::{CreateConfig, NodeSession};
+
+    use super::*;
+
+    fn at(second: u64) -> Timestamp {
+        Timestamp::from_millis(second * 1000)
+    }
+
+    #[test]
+    fn a_pass_looks_at_everything_first_when_it_is_due_and_now_and_then() {
+        let fresh = Passes::default();
+        assert_eq!(fresh.scope(at(100), true), Scope::Full);
+        let passes = fresh.after(at(100), Scope::Full, None);
+        assert_eq!(passes.scope(at(129), true), Scope::Touched);
+        assert_eq!(passes.scope(at(129), false), Scope::Full, "who wakes up by itself looks at everything");
+        assert_eq!(passes.scope(at(130), true), Scope::Full);
+    }
+
+    #[test]
+    fn what_one_request_leaves_for_later_is_not_forgotten_by_the_next() {
+        let passes = Passes::default().after(at(100), Scope::Full, Some(at(110)));
+        let passes = passes.after(at(101), Scope::Touched, Some(at(105)));
+        let passes = passes.after(at(102), Scope::Touched, None);
+        let passes = passes.after(at(103), Scope::Touched, Some(at(120)));
+        assert_eq!(passes.due, at(105));
+        assert_eq!(passes.scope(at(105), true), Scope::Full);
+        // More than one entry takes: the rest comes at once.
+        assert_eq!(passes.after(at(104), Scope::Touched, Some(at(104))).scope(at(104), true), Scope::Full);
+    }
+
+    #[tokio::test]
+    async fn users_are_refused_when_too_many_wait_and_the_cluster_is_not() {
+        let (commands, mut waiting) = mpsc::channel(QUEUE);
+        let handle = Handle { commands, counters: Arc::default() };
+        let user = || Request::from(Op::CreateConfig(CreateConfig::default()));
+        let host = || Request::from(Op::NodeSession(Box::new(NodeSession::default())));
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..QUEUE - KEPT {
+            let handle = handle.clone();
+            asking.spawn(async move { handle.execute(user()).await });
+        }
+        while handle.commands.capacity() > KEPT {
+            tokio::task::yield_now().await;
+        }
+        let refused = handle.execute(user()).await;
+        let Err(NotDone::Refused(error)) = refused else { panic!("{refused:?}") };
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        assert!(error.message.starts_with("the cluster is busy"), "{error}");
+        assert_eq!(handle.counters.busy.get(), 1);
+        asking.spawn({
+            let handle = handle.clone();
+            async move { handle.execute(host()).await }
+        });
+        while handle.queued() < (QUEUE - KEPT + 1) as u64 {
+            tokio::task::yield_now().await;
+        }
+        // With one that is done there is a place again.
+        for _ in 0..2 {
+            let command = waiting.recv().await.expect("a command");
+            command.answer.send(Ok((Reply::default(), 1))).expect("somebody waits");
+        }
+        asking.spawn({
+            let handle = handle.clone();
+            async move { handle.execute(user()).await }
+        });
+        while handle.queued() < (QUEUE - KEPT) as u64 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(handle.counters.busy.get(), 1);
+    }
 }

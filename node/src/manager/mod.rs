@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 pub(crate) use counters::Counters;
+pub(crate) use leader::Scope;
 pub use machine::Published;
 pub(crate) use services::availability;
 

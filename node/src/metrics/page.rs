@@ -8,6 +8,7 @@ use super::text::Kind::{Counter, Gauge, Histogram};
 use super::text::Page;
 use crate::docker_api;
 use crate::docker_api::convert::task_state_name;
+use crate::manager::Scope;
 
 /// The page of this moment.
 pub(super) fn render(readings: &Readings) -> String {
@@ -154,6 +155,9 @@ fn leader(page: &mut Page, readings: &ManagerReadings) {
     let counters = &readings.counters;
     page.family("shoal_leader_turn_seconds", Histogram, "The decision on a request, the brain's pass included.")
         .distribution(&[], &counters.turn.read());
+    page.family("shoal_leader_passes_total", Counter, "Turns of the leader, by how much the brain looked at.")
+        .with(&[("scope", "full")], counters.passes(Scope::Full).get())
+        .with(&[("scope", "touched")], counters.passes(Scope::Touched).get());
     page.family("shoal_leader_queue_depth", Gauge, "Requests that wait for the leader's turn.").value(readings.queued);
     page.family("shoal_leader_entries_in_flight", Gauge, "Entries that are proposed and not committed yet.")
         .value(counters.in_flight.get());
