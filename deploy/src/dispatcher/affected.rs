@@ -25,8 +25,38 @@ impl Affected {
     }
 }
 
+/// How far changes reach: to these hosts, and to those that take part in these networks.
+struct Reach {
+    nodes: BTreeSet<NodeId>,
+    networks: BTreeSet<NetworkId>,
+}
+
+impl Reach {
+    /// Whether a host takes part in one of the networks, before or after.
+    fn includes(&self, before: &Store, after: &Store, node: &NodeId) -> bool {
+        let takes_part = |s: &Store| !networks_of_host(s, node).is_disjoint(&self.networks);
+        self.nodes.contains(node) || !self.networks.is_empty() && (takes_part(before) || takes_part(after))
+    }
+}
+
 /// Hosts that the changes of `keys` between two states of the store may concern. It may name too many, never too few.
+/// Looks at every host; [`affects`] asks for one.
 pub fn affected<'a>(before: &Store, after: &Store, keys: impl IntoIterator<Item = &'a Key>) -> Affected {
+    let Some(reach) = reach(before, after, keys) else { return Affected::All };
+    let hosts = after.nodes().map(|n| &n.id).filter(|id| reach.includes(before, after, id));
+    let mut nodes: BTreeSet<NodeId> = hosts.cloned().collect();
+    nodes.extend(reach.nodes);
+    nodes.remove(&NodeId::default());
+    Affected::Nodes(nodes)
+}
+
+/// Whether the changes of `keys` between two states of the store may concern one host.
+pub fn affects<'a>(before: &Store, after: &Store, keys: impl IntoIterator<Item = &'a Key>, node: &NodeId) -> bool {
+    reach(before, after, keys).is_none_or(|reach| reach.includes(before, after, node))
+}
+
+/// `None`: to every host.
+fn reach<'a>(before: &Store, after: &Store, keys: impl IntoIterator<Item = &'a Key>) -> Option<Reach> {
     let mut nodes: BTreeSet<NodeId> = BTreeSet::new();
     let mut networks: BTreeSet<NetworkId> = BTreeSet::new();
     for key in keys {
@@ -34,20 +64,20 @@ pub fn affected<'a>(before: &Store, after: &Store, keys: impl IntoIterator<Item 
             Key::Cluster => {
                 let removed = |s: &Store| s.cluster().map(|c| c.status.removed_nodes.clone()).unwrap_or_default();
                 if removed(before) != removed(after) {
-                    return Affected::All;
+                    return None;
                 }
             }
             Key::Node(id) => {
                 let seen = |s: &Store| s.node(id).map(|n| (peer(n), n.attachments.clone()));
                 if seen(before) != seen(after) {
-                    return Affected::All;
+                    return None;
                 }
             }
             Key::Service(id) => {
                 let (old, new) = (before.service(id), after.service(id));
                 let ports = |s: Option<&std::sync::Arc<crate::model::Service>>| s.map(|s| s.endpoint.ports.clone());
                 if ports(old) != ports(new) {
-                    return Affected::All;
+                    return None;
                 }
                 for service in [old, new].into_iter().flatten() {
                     networks.extend(service.spec.task.networks.iter().map(|n| NetworkId::new(&n.target)));
@@ -71,15 +101,9 @@ pub fn affected<'a>(before: &Store, after: &Store, keys: impl IntoIterator<Item 
     }
     let ingress = [before, after].map(|s| s.ingress_network().map(|n| n.id.clone()));
     if networks.iter().any(|n| ingress.iter().flatten().any(|i| i == n)) {
-        return Affected::All;
+        return None;
     }
-    if !networks.is_empty() {
-        let takes_part = |s: &Store, id: &NodeId| !networks_of_host(s, id).is_disjoint(&networks);
-        let hosts = after.nodes().map(|n| &n.id).filter(|id| takes_part(before, id) || takes_part(after, id));
-        nodes.extend(hosts.cloned());
-    }
-    nodes.remove(&NodeId::default());
-    Affected::Nodes(nodes)
+    Some(Reach { nodes, networks })
 }
 
 /// What other hosts see of a task.

@@ -8,7 +8,7 @@ mod assignment;
 mod item;
 mod set;
 
-pub use affected::{Affected, affected};
+pub use affected::{Affected, affected, affects};
 pub use assignment::assignment;
 pub use item::{
     Assignment, Body, EndpointInfo, Item, ItemKey, ItemKind, NetworkInfo, Peer, Progress, PublishedPort, RemovedPeer,

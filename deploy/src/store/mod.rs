@@ -14,9 +14,11 @@ mod snapshot;
 mod tests;
 mod txn;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 pub use apply::{Applied, Conflict};
 pub use entry::{Change, DecodeEntryError, Entry, MAX_ENTRY_BYTES, Object};
@@ -225,6 +227,22 @@ impl Store {
         self.held(key).map_or(0, |object| object.meta().version)
     }
 
+    /// Objects that differ between this state and another one. What the two share is not looked at, so that two states
+    /// of one cluster that are near each other cost what has changed between them.
+    pub fn changed(&self, other: &Store) -> BTreeSet<Key> {
+        let mut keys = BTreeSet::new();
+        if self.cluster != other.cluster {
+            keys.insert(Key::Cluster);
+        }
+        keys.extend(differing(&self.nodes, &other.nodes).map(Key::Node));
+        keys.extend(differing(&self.services, &other.services).map(Key::Service));
+        keys.extend(differing(&self.tasks, &other.tasks).map(Key::Task));
+        keys.extend(differing(&self.networks, &other.networks).map(Key::Network));
+        keys.extend(differing(&self.secrets, &other.secrets).map(Key::Secret));
+        keys.extend(differing(&self.configs, &other.configs).map(Key::Config));
+        keys
+    }
+
     /// How many objects of a kind there are; O(1).
     pub fn count(&self, kind: KeyKind) -> usize {
         match kind {
@@ -278,4 +296,10 @@ impl Store {
             Key::Config(id) => drop(self.configs.remove(id)),
         }
     }
+}
+
+fn differing<I: Ord + Clone, T: PartialEq>(a: &OrdMap<I, Arc<T>>, b: &OrdMap<I, Arc<T>>) -> impl Iterator<Item = I> {
+    a.diff(b).map(|item| match item {
+        DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => id.clone(),
+    })
 }

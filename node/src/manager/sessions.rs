@@ -9,6 +9,7 @@ use std::time::Duration;
 use deploy::control::{NodeSession, Op, ReportStatuses, Request as ControlRequest, TaskReport};
 use deploy::dispatcher::{self, AssignmentSet, Stamp, Update};
 use deploy::model::{NodeDescription, NodeId, NodeRole, NodeState};
+use deploy::store::{Key, Store};
 use futures_util::Stream;
 use prost::Message;
 use tokio::sync::mpsc;
@@ -20,6 +21,8 @@ use super::services::{gossip_keys, to_status};
 use super::{Manager, Published};
 use crate::rpc::{MAX_MESSAGE, caller, pb};
 
+/// Agents that one manager serves at a time; further ones are sent to another.
+const MAX_SESSIONS: u64 = 10_000;
 /// An agent that opens a session must introduce itself within this time.
 const HELLO: Duration = Duration::from_secs(5);
 /// Messages to an agent that is slow to read; past that its session waits, not the manager.
@@ -47,6 +50,12 @@ impl pb::sessions_server::Sessions for Service {
         if !self.manager.inner.contact.holds() {
             return Err(out_of_touch());
         }
+        let counters = &self.manager.inner.counters;
+        let open = counters.sessions.hold();
+        if counters.sessions.get() > MAX_SESSIONS {
+            counters.sessions_refused.add_one();
+            return Err(Status::resource_exhausted(format!("this manager serves {MAX_SESSIONS} hosts already")));
+        }
         let mut messages = request.into_inner();
         let hello = match tokio::time::timeout(HELLO, messages.message()).await {
             Ok(Ok(Some(pb::AgentMessage { kind: Some(pb::agent_message::Kind::Hello(hello)) }))) => hello,
@@ -64,7 +73,10 @@ impl pb::sessions_server::Sessions for Service {
             .map_err(|e| to_status(&e))?;
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let session = Session { manager: self.manager.clone(), registration, sender };
-        self.manager.spawn(async move { session.run(messages).await });
+        self.manager.spawn(async move {
+            session.run(messages).await;
+            drop(open);
+        });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -89,9 +101,7 @@ impl Session {
 
     async fn run(self, messages: Streaming<pb::AgentMessage>) {
         tracing::info!(node.id = %self.node_id(), generation = self.registration.generation, "session opened");
-        let counters = &self.manager.inner.counters;
-        counters.sessions_opened.add_one();
-        let _open = counters.sessions.hold();
+        self.manager.inner.counters.sessions_opened.add_one();
         let reason = tokio::select! {
             reason = self.receive(messages) => reason,
             reason = self.send() => reason,
@@ -218,6 +228,16 @@ impl Session {
     fn difference(&self, current: &Published, sent: &mut Option<Told>) -> Option<pb::ManagerMessage> {
         let cluster = current.store.cluster()?;
         let node = current.store.node(self.node_id())?;
+        if let Some(told) = sent {
+            // Most of what happens in a cluster concerns few of its hosts, and a set is worth some work to compute.
+            let changed = told.store.changed(&current.store);
+            let ours = changed.contains(&Key::Cluster)
+                || dispatcher::affects(&told.store, &current.store, &changed, self.node_id());
+            told.store = current.store.clone();
+            if !ours {
+                return None;
+            }
+        }
         let told = Told {
             stamp: Stamp {
                 incarnation: cluster.status.incarnation,
@@ -227,6 +247,7 @@ impl Session {
             set: dispatcher::assignment(&current.store, self.node_id()),
             keys: gossip_keys(cluster),
             manager: node.spec.role() == NodeRole::Manager,
+            store: current.store.clone(),
         };
         let update = match &*sent {
             Some(old) if old.set == told.set && old.keys == told.keys && old.manager == told.manager => return None,
@@ -252,6 +273,8 @@ struct Told {
     set: AssignmentSet,
     keys: Vec<pb::GossipKey>,
     manager: bool,
+    /// The store that says so; nothing of it that this agent must know is newer than what it was told.
+    store: Store,
 }
 
 /// Whether the cluster has removed the node. One that this manager has not heard of yet is none of those: it joined

@@ -161,11 +161,14 @@ impl Sim {
     /// Sends each attached agent what is new for it.
     fn dispatch(&mut self, before: &Store, txn: &Txn) {
         let affected = dispatcher::affected(before, &self.store, txn.touched());
+        assert_eq!(&before.changed(&self.store), txn.touched(), "two stores do not tell what was changed between them");
         let stamp = Stamp { incarnation: 1, term: self.term, revision: self.store.revision() };
         for name in self.hosts.keys().cloned().collect::<Vec<_>>() {
             let (id, connected) = (self.hosts[&name].id.clone(), self.hosts[&name].connected);
             let new = dispatcher::assignment(&self.store, &id);
-            if !affected.includes(&id) {
+            let alone = dispatcher::affects(before, &self.store, txn.touched(), &id);
+            assert_eq!(alone, affected.includes(&id), "{name} alone and among all by {:?}", txn.touched());
+            if !alone {
                 let old = dispatcher::assignment(before, &id);
                 assert_eq!(old.diff(&new), Default::default(), "{name} was affected by {:?}", txn.touched());
             }
