@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::driver::{self, Command};
 use crate::event::{Event, Members, Stats};
@@ -55,6 +56,8 @@ pub struct Gossip {
     commands: mpsc::UnboundedSender<Command>,
     members: watch::Receiver<Arc<Members>>,
     stats: watch::Receiver<Stats>,
+    /// The task; it ends with the last handle at the latest.
+    _driver: Arc<JoinSet<()>>,
 }
 
 impl Gossip {
@@ -85,8 +88,9 @@ impl Gossip {
         let (stats_out, stats) = watch::channel(Stats::default());
         let driver = driver::Driver::new(socket, sealer, swim, command_queue, events, members_out, stats_out);
         // Ends with its handles or by a goodbye; its end is seen at the event receiver.
-        tokio::spawn(driver.run());
-        Ok((Self { identity, commands, members, stats }, event_queue))
+        let mut task = JoinSet::new();
+        task.spawn(driver.run());
+        Ok((Self { identity, commands, members, stats, _driver: Arc::new(task) }, event_queue))
     }
 
     /// This node.

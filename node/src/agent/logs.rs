@@ -11,6 +11,8 @@ use runtime::{LogOptions, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 use super::AgentView;
@@ -81,6 +83,14 @@ fn nanos(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
+/// Who owns what reads from the hosts.
+pub(crate) struct Readers {
+    /// Where it runs.
+    pub(crate) tasks: TaskTracker,
+    /// Ends it.
+    pub(crate) stop: CancellationToken,
+}
+
 /// Reads the output of tasks from the hosts that they ran on. A host that cannot be reached is an error in the stream,
 /// after which the others go on.
 pub(crate) async fn gather(
@@ -88,6 +98,7 @@ pub(crate) async fn gather(
     store: &Store,
     tasks: Vec<TaskId>,
     request: LogRequest,
+    readers: &Readers,
 ) -> Result<mpsc::Receiver<Result<LogRecord, EngineError>>, EngineError> {
     let (sender, receiver) = mpsc::channel(BACKLOG);
     let request = Arc::new(request);
@@ -96,10 +107,13 @@ pub(crate) async fn gather(
         let Some(node) = store.task(&task_id).and_then(|task| store.node(&task.node_id)).cloned() else { continue };
         let channel = channels.to(&node.description.control_addr, node.id.as_str());
         let (sender, request) = (sender.clone(), request.clone());
+        let stop = readers.stop.clone();
         // Ends with the stream, or as soon as nobody reads any more.
-        tokio::spawn(async move {
+        readers.tasks.spawn(async move {
             let closed = sender.clone();
             tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
                 () = closed.closed() => {}
                 () = read_one(channel, &node, &task_id, &request, &sender) => {}
             }

@@ -41,7 +41,7 @@ use crate::stored;
 
 pub use container::IMAGE_LABEL;
 pub(crate) use counters::Counters;
-pub(crate) use logs::gather as gather_logs;
+pub(crate) use logs::{Readers as LogReaders, gather as gather_logs};
 
 /// Messages to the loop that wait for their turn.
 const QUEUE: usize = 256;

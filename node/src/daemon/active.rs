@@ -19,7 +19,7 @@ use tonic::service::Routes;
 use super::local::LocalEngine;
 use super::ports::Ports;
 use super::raft_entry;
-use crate::agent::{Agent, AgentConfig, AgentError};
+use crate::agent::{Agent, AgentConfig, AgentError, LogReaders};
 use crate::ca::TlsContext;
 use crate::datadir::{ManagerRecord, MembershipRecord};
 use crate::engine::{EngineError, Member};
@@ -178,6 +178,11 @@ impl Active {
     /// Channels to other nodes.
     pub(super) fn channels(&self) -> &Channels {
         &self.channels
+    }
+
+    /// Who owns the reading of logs from other hosts.
+    pub(super) fn log_readers(&self) -> LogReaders {
+        LogReaders { tasks: self.tasks.clone(), stop: self.stop.clone() }
     }
 
     /// What the API says of the membership.

@@ -380,6 +380,6 @@ impl Engine for LocalEngine {
     ) -> Result<mpsc::Receiver<Result<LogRecord, EngineError>>, EngineError> {
         let active = self.active()?;
         let store = self.manager()?.store(Consistency::Local).await?;
-        crate::agent::gather_logs(active.channels(), &store, tasks, request).await
+        crate::agent::gather_logs(active.channels(), &store, tasks, request, &active.log_readers()).await
     }
 }

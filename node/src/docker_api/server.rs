@@ -31,8 +31,12 @@ use crate::engine::Engine;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long requests may go on after the shutdown began.
 const GRACE: Duration = Duration::from_secs(5);
-/// Connections at a time on one listener; more wait to be accepted.
+/// Connections at a time on one listener; further ones are answered that the cluster is busy.
 const MAX_CONNECTIONS: usize = 1024;
+/// Connections that are being answered so at a time; further ones are closed.
+const MAX_TURNED_AWAY: usize = 64;
+/// Who is turned away must have asked by then.
+const TURN_AWAY: Duration = Duration::from_secs(2);
 /// Pause after a failed accept (out of descriptors, mostly), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -103,8 +107,18 @@ pub async fn serve<E: Engine>(
     counters: Arc<Counters>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let router = super::router(engine, shutdown.clone());
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    serve_up_to(MAX_CONNECTIONS, listener, super::router(engine, shutdown.clone()), counters, shutdown).await
+}
+
+async fn serve_up_to(
+    limit: usize,
+    listener: Listener,
+    router: Router,
+    counters: Arc<Counters>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let slots = Arc::new(Semaphore::new(limit));
+    let turning_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -116,10 +130,20 @@ pub async fn serve<E: Engine>(
                 }
                 continue;
             }
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, slot)) => {
+            Ok(stream) => {
+                let Ok(slot) = slots.clone().try_acquire_owned() else {
+                    counters.refused.add_one();
+                    if let Ok(place) = turning_away.clone().try_acquire_owned() {
+                        connections.spawn(async move {
+                            let _ = tokio::time::timeout(TURN_AWAY, turn_away(stream, limit)).await;
+                            drop(place);
+                        });
+                    }
+                    continue;
+                };
                 let (router, counters, shutdown) = (router.clone(), counters.clone(), shutdown.clone());
                 let open = counters.connections.hold();
                 connections.spawn(async move {
@@ -141,12 +165,20 @@ pub async fn serve<E: Engine>(
     Ok(())
 }
 
-async fn accept(
-    listener: &Listener,
-    slots: &Arc<Semaphore>,
-) -> io::Result<(Connection, tokio::sync::OwnedSemaphorePermit)> {
-    let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
-    Ok((listener.accept().await?, slot))
+/// Answers one request with the reason why there is no place for its connection.
+async fn turn_away(stream: Connection, limit: usize) {
+    let service = service_fn(move |_: Request<Incoming>| async move {
+        let error = ApiError {
+            status: hyper::StatusCode::SERVICE_UNAVAILABLE,
+            message: format!("the cluster is busy: this node serves {limit} connections already; try again"),
+        };
+        Ok::<_, Infallible>(error.into_response())
+    });
+    let _ = hyper::server::conn::http1::Builder::new()
+        .keep_alive(false)
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 async fn serve_connection(stream: Connection, router: Router, counters: Arc<Counters>, shutdown: CancellationToken) {
@@ -225,4 +257,62 @@ fn take_version(request: &mut Request<Body>) -> Result<(), ApiError> {
     *request.uri_mut() = target;
     request.extensions_mut().insert(version);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+        let mut text = Vec::new();
+        while !String::from_utf8_lossy(&text).contains(end) {
+            assert_ne!(stream.read_buf(&mut text).await.unwrap(), 0, "{}", String::from_utf8_lossy(&text));
+        }
+        String::from_utf8(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_connections_is_told_that_it_is_one() {
+        const LIMIT: usize = 3;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (shutdown, counters) = (CancellationToken::new(), Arc::<Counters>::default());
+        let router = Router::new().route("/", axum::routing::get(|| async { "served" }));
+        let serving = serve_up_to(LIMIT, Listener::Tcp(listener), router, counters.clone(), shutdown.clone());
+        let server = tokio::spawn(serving);
+        let mut open = Vec::new();
+        for _ in 0..LIMIT {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            stream.write_all(REQUEST).await.unwrap();
+            read_until(&mut stream, "served").await;
+            open.push(stream);
+        }
+        for _ in 0..LIMIT {
+            let mut more = TcpStream::connect(addr).await.unwrap();
+            more.write_all(REQUEST).await.unwrap();
+            let mut answer = String::new();
+            more.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+            assert!(answer.contains("the cluster is busy: this node serves 3 connections already"), "{answer}");
+        }
+        assert_eq!((counters.connections(), counters.refused()), (LIMIT as u64, LIMIT as u64));
+        // Those that were let in are served as before, and a place that is free again is given again.
+        open[0].write_all(REQUEST).await.unwrap();
+        read_until(&mut open[0], "served").await;
+        open.pop();
+        while counters.connections() == LIMIT as u64 {
+            tokio::task::yield_now().await;
+        }
+        let mut next = TcpStream::connect(addr).await.unwrap();
+        next.write_all(REQUEST).await.unwrap();
+        read_until(&mut next, "served").await;
+        shutdown.cancel();
+        drop((open, next));
+        server.await.unwrap().unwrap();
+    }
 }
