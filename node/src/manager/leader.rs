@@ -398,7 +398,7 @@ fn now() -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use deploy::control::{CreateConfig, NodeSession};
+    use deploy::control::CreateConfig;
 
     use super::*;
 
@@ -433,7 +433,7 @@ mod tests {
         let (commands, mut waiting) = mpsc::channel(QUEUE);
         let handle = Handle { commands, counters: Arc::default() };
         let user = || Request::from(Op::CreateConfig(CreateConfig::default()));
-        let host = || Request::from(Op::NodeSession(Box::new(NodeSession::default())));
+        let host = || Request::from(Op::NodeSession(Box::default()));
         let mut asking = tokio::task::JoinSet::new();
         for _ in 0..QUEUE - KEPT {
             let handle = handle.clone();
