@@ -16,6 +16,11 @@ use crate::stored::{self, Kind, StoredError};
 /// Format of the directory as a whole; releases read this one and the one before.
 const FORMAT: u32 = 1;
 
+/// A log that a recovery has made, with its raft id behind it.
+const ANEW: &str = "raft.anew-";
+/// The log that a recovery has replaced.
+const ASIDE: &str = "raft.before-recovery";
+
 /// Why a data directory cannot be used. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
@@ -198,6 +203,44 @@ impl DataDir {
         self.path.join("raft")
     }
 
+    /// Where a recovery makes the log that begins anew. It counts once the membership names this raft id.
+    pub fn raft_of(&self, raft_id: u64) -> PathBuf {
+        self.path.join(format!("{ANEW}{raft_id}"))
+    }
+
+    /// Puts the log that a recovery has made for this raft id in its place, if there is one; the log of before is kept
+    /// beside it, since it may be all that is left of what the recovery has lost. What a recovery that was cut made for
+    /// another raft id is removed.
+    pub fn finish_recovery(&self, raft_id: u64) -> Result<(), DataDirError> {
+        let anew = self.raft_of(raft_id);
+        let names = fs::read_dir(&self.path).map_err(io_error("read", &self.path))?;
+        for entry in names {
+            let entry = entry.map_err(io_error("read", &self.path))?;
+            if entry.file_name().to_string_lossy().starts_with(ANEW) && entry.path() != anew {
+                remove(&entry.path())?;
+            }
+        }
+        if !anew.exists() {
+            return Ok(());
+        }
+        if self.raft().exists() {
+            self.set_raft_aside()?;
+        }
+        fs::rename(&anew, self.raft()).map_err(io_error("rename", &anew))?;
+        sync(&self.path)
+    }
+
+    /// Keeps Raft's log beside, in the place of one that was kept earlier.
+    pub fn set_raft_aside(&self) -> Result<(), DataDirError> {
+        let aside = self.path.join(ASIDE);
+        remove(&aside)?;
+        match fs::rename(self.raft(), &aside) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("rename", &aside)(e)),
+            _ => {}
+        }
+        sync(&self.path)
+    }
+
     /// The agent's cache of its assignments.
     pub fn assignments(&self) -> PathBuf {
         self.path.join("agent/assignments")
@@ -216,6 +259,9 @@ impl DataDir {
         // A write of it that was cut holds the private key as well.
         remove(&self.path.join("identity/membership.tmp"))?;
         self.remove_raft()?;
+        // Raft ids begin at 1: whatever was made anew is for none.
+        self.finish_recovery(0)?;
+        remove(&self.path.join(ASIDE))?;
         remove(&self.assignments())
     }
 }
@@ -240,7 +286,11 @@ fn remove(path: &Path) -> Result<(), DataDirError> {
         // One that is gone already may have been removed by who did not get as far as the fsync.
         _ => {}
     }
-    let parent = path.parent().unwrap_or(Path::new("/"));
+    sync(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// Makes the names in a directory durable. One that is gone has none.
+fn sync(parent: &Path) -> Result<(), DataDirError> {
     match File::open(parent).and_then(|dir| dir.sync_all()) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("fsync", parent)(e)),
         _ => Ok(()),
@@ -300,6 +350,34 @@ mod tests {
         fs::create_dir(dir.raft()).unwrap();
         dir.forget_membership().unwrap();
         assert!(!dir.raft().exists());
+    }
+
+    #[test]
+    fn a_recovery_counts_when_the_membership_says_so() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temp.path()).unwrap();
+        let put = |path: PathBuf, text: &str| {
+            fs::create_dir_all(&path).unwrap();
+            fs::write(path.join("log"), text).unwrap();
+        };
+        let log = || fs::read_to_string(dir.raft().join("log")).unwrap();
+        put(dir.raft(), "old");
+        put(dir.raft_of(9), "new");
+        // Cut before the membership named it.
+        dir.finish_recovery(3).unwrap();
+        assert!(log() == "old" && !dir.raft_of(9).exists());
+        put(dir.raft_of(9), "new");
+        dir.finish_recovery(9).unwrap();
+        assert_eq!(log(), "new");
+        assert_eq!(fs::read_to_string(temp.path().join(ASIDE).join("log")).unwrap(), "old");
+        // Cut between the two renames.
+        put(dir.raft_of(10), "newer");
+        dir.set_raft_aside().unwrap();
+        dir.finish_recovery(10).unwrap();
+        assert_eq!(log(), "newer");
+        dir.finish_recovery(10).unwrap();
+        dir.forget_membership().unwrap();
+        assert!(!dir.raft().exists() && !temp.path().join(ASIDE).exists());
     }
 
     #[test]

@@ -112,6 +112,39 @@ pub struct AgentState {
     pub tasks: Vec<(TaskId, TaskState)>,
 }
 
+/// `node recover`: this node becomes the only manager, from what it has. Empty strings mean "as before".
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RecoverRequest {
+    /// As in [`InitRequest`].
+    pub listen_addr: String,
+    /// As in [`InitRequest`].
+    pub advertise_addr: String,
+    /// As in [`InitRequest`].
+    pub data_path_addr: String,
+    /// Also while the cluster has a leader.
+    pub force: bool,
+}
+
+/// What a recovery or a restore has come to.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Recovered {
+    /// The only manager.
+    pub node_id: String,
+    /// Its advertised `ip:port`.
+    pub addr: String,
+    /// Index of the last log entry that was found; what came after it is lost.
+    pub index: u64,
+    /// Term of that entry.
+    pub term: u64,
+    /// How many of the last entries were not known as committed on this node; they are kept.
+    pub uncommitted: u64,
+    /// The revision that the store begins anew with.
+    pub revision: u64,
+    /// Node ids of those that were managers too.
+    pub former_managers: Vec<String>,
+}
+
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consistency {
@@ -197,6 +230,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn join(&self, request: JoinRequest) -> impl Future<Output = Result<(), EngineError>> + Send;
     /// Leaves the cluster and stops its tasks here.
     fn leave(&self, force: bool) -> impl Future<Output = Result<(), EngineError>> + Send;
+    /// Makes this node, which was a manager, the only one. Tasks go on.
+    fn recover(&self, request: RecoverRequest) -> impl Future<Output = Result<Recovered, EngineError>> + Send;
     /// The cluster's objects as a value; fails where there is no manager here.
     fn store(&self, consistency: Consistency) -> impl Future<Output = Result<Store, EngineError>> + Send;
     /// As [`Engine::store`], with the entry that the objects are the result of.

@@ -374,6 +374,12 @@ fn settings(config: &Config) -> Result<openraft::Config, StartError> {
     .map_err(|error| StartError::Config(error.to_string()))
 }
 
+/// Opens log and snapshots of a member that does not run.
+pub(crate) async fn open_for(config: &Config) -> Result<(Log, Arc<SnapshotStore>), StartError> {
+    let Config { dir, id, cluster_id, keys, had_log, .. } = config.clone();
+    open(dir, id, cluster_id.into(), keys, had_log, Arc::default()).await
+}
+
 async fn open(
     dir: std::path::PathBuf,
     id: RaftId,

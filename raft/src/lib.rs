@@ -15,6 +15,7 @@ mod log;
 mod machine;
 mod members;
 mod net;
+mod recover;
 mod snapshot;
 mod status;
 mod types;
@@ -30,6 +31,7 @@ pub use self::keys::{Keyring, keys_in_use};
 pub use self::log::LogError;
 pub use self::machine::StateMachine;
 pub use self::net::{Dial, Service};
+pub use self::recover::{Found, JUMP, RecoverError, begin_anew, survey};
 pub use self::snapshot::SnapshotError;
 pub use self::status::{Role, Status};
 

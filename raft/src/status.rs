@@ -42,6 +42,8 @@ pub struct Status {
     pub committed: u64,
     /// The members with a vote, by id. During a change these are the voters of both sets.
     pub voters: Vec<Peer>,
+    /// Those of them that a change under way adds or removes: they count only once it is done.
+    pub unsettled: Vec<RaftId>,
     /// The members without, by id.
     pub learners: Vec<Peer>,
     /// On the leader: when it last heard from each other member that it ever heard.
@@ -62,6 +64,7 @@ impl Status {
             applied: 0,
             committed: 0,
             voters: Vec::new(),
+            unsettled: Vec::new(),
             learners: Vec::new(),
             heard: BTreeMap::new(),
             stopped: false,
@@ -73,6 +76,8 @@ impl Status {
         let voter_ids: Vec<RaftId> = membership.voter_ids().collect();
         let (voters, learners): (Vec<Peer>, Vec<Peer>) =
             membership.nodes().map(|(id, member)| peer(*id, member)).partition(|peer| voter_ids.contains(&peer.id));
+        let sets = membership.get_joint_config();
+        let unsettled = voter_ids.iter().copied().filter(|id| !sets.iter().all(|set| set.contains(id))).collect();
         let leader = metrics.current_leader;
         // Until its first entry is applied a leader has neither a lease nor all that was acknowledged.
         let ready = metrics.last_applied.is_some_and(|id| types::term_of(&id) == metrics.current_term);
@@ -91,6 +96,7 @@ impl Status {
             applied: metrics.last_applied.map_or(0, |id| id.index),
             committed: metrics.local_committed.map_or(0, |id| id.index),
             voters,
+            unsettled,
             learners,
             heard: heard
                 .filter(|(id, _)| **id != metrics.id)

@@ -10,6 +10,7 @@ mod kills;
 mod members;
 mod network;
 mod parted;
+mod recovery;
 mod requests;
 mod scale;
 mod storm;

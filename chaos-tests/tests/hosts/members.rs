@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{binaries, with};
 
 /// Changes a node's spec, as `docker node update` does.
-async fn change(api: &Api, node: &str, key: &str, value: &str) -> Result<()> {
+pub(crate) async fn change(api: &Api, node: &str, key: &str, value: &str) -> Result<()> {
     api.wait_for(&format!("{key} of a node being {value}"), SOON, || async {
         let mut found = api.get(&format!("/nodes/{node}")).await.map_err(|e| e.to_string())?;
         let version = found["Version"]["Index"].as_u64().unwrap_or(0);
@@ -19,7 +19,7 @@ async fn change(api: &Api, node: &str, key: &str, value: &str) -> Result<()> {
     Ok(())
 }
 
-async fn wait_managers(api: &Api, count: usize) -> Result<()> {
+pub(crate) async fn wait_managers(api: &Api, count: usize) -> Result<()> {
     api.wait_for(&format!("{count} reachable managers"), SOON, || async {
         let nodes = api.nodes(Freshness::Local).await.map_err(|e| e.to_string())?;
         let seen = nodes.iter().filter(|n| n["ManagerStatus"]["Reachability"] == "reachable").count();

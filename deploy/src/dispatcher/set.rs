@@ -12,8 +12,9 @@ pub const MAX_UPDATE_BYTES: usize = 64 << 20;
 
 /// Orders what an agent is told: it refuses anything older than what it has seen.
 ///
-/// A recovered cluster has a new incarnation; incarnations are random, so an agent takes one that it does not know as
-/// newer only from a session that proved to be with its cluster, and compares only within one.
+/// A recovered cluster has a new incarnation. Incarnations are random and say nothing of their order; but each begins
+/// with a revision 2^20 above all that is known of those before, so revisions order them. A session proves by its
+/// certificates that it is with the same cluster.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, prost::Message)]
 pub struct Stamp {
     /// The cluster's incarnation.
@@ -30,7 +31,11 @@ pub struct Stamp {
 impl Stamp {
     /// Whether an agent that has seen `seen` must refuse what carries this stamp.
     pub fn is_older_than(&self, seen: &Stamp) -> bool {
-        self.incarnation == seen.incarnation && (self.revision, self.term) < (seen.revision, seen.term)
+        match self.incarnation == seen.incarnation {
+            true => (self.revision, self.term) < (seen.revision, seen.term),
+            // A node that has seen nothing takes whatever comes.
+            false => self.revision < seen.revision,
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod entry;
 mod index;
 mod invariants;
 mod key;
+mod reincarnation;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ pub use apply::{Applied, Conflict};
 pub use entry::{Change, DecodeEntryError, Entry, MAX_ENTRY_BYTES, Object};
 pub use index::Holder;
 pub use key::{Key, KeyKind};
+pub use reincarnation::{Others, Reincarnation};
 pub use snapshot::{DecodeSnapshotError, SNAPSHOT_FORMAT};
 pub use txn::Txn;
 

@@ -169,6 +169,12 @@ impl Core {
         managers.map(|peer| ManagerRecord { node_id: peer.id.to_string(), addr: peer.control_addr.clone() }).collect()
     }
 
+    /// Where each host is reached.
+    pub(super) fn hosts(&self) -> BTreeMap<String, String> {
+        let reached = self.set.peers().filter(|peer| !peer.control_addr.is_empty());
+        reached.map(|peer| (peer.id.to_string(), peer.control_addr.clone())).collect()
+    }
+
     /// Hosts that were removed and whose certificates have not run out.
     pub(super) fn removed_nodes(&self) -> Vec<String> {
         self.set.removed().map(|removed| removed.id.to_string()).collect()
@@ -371,6 +377,19 @@ mod tests {
         core.update(full(5, &["a"]), NOW).unwrap();
         assert_eq!(core.update(full(4, &[]), NOW).unwrap_err(), UpdateRefused::Older);
         assert!(core.task(&TaskId::new("a")).is_some());
+    }
+
+    #[test]
+    fn a_new_incarnation_is_followed_and_nothing_starts_anew() {
+        let mut core = core();
+        core.update(full(5, &["a"]), NOW).unwrap();
+        core.event(&TaskId::new("a"), Event::Prepared, NOW);
+        core.event(&TaskId::new("a"), Event::Started { container: "c".into(), pid: 1 }, NOW);
+        let anew = |revision| Update { stamp: Stamp { incarnation: 2, term: 1, revision }, ..full(revision, &["a"]) };
+        assert_eq!(core.update(anew(4), NOW).unwrap_err(), UpdateRefused::Older, "a life that began before");
+        assert_eq!(core.update(anew(1 << 20), NOW).unwrap().steps, []);
+        assert_eq!(core.update(full(9, &[]), NOW).unwrap_err(), UpdateRefused::Older, "the life that is over");
+        assert_eq!(core.running(), BTreeSet::from([TaskId::new("a")]));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deploy::dispatcher::Update;
+use deploy::dispatcher::{Stamp, Update};
 use deploy::lifecycle::{Action, Event, Found};
 use deploy::model::{GossipKey, NodeDescription, NodeId, TaskId, Timestamp};
 use overlay_net::{Desired, Overlay};
@@ -68,6 +68,8 @@ pub struct AgentConfig {
     pub overlay: Overlay,
     /// Managers known from before.
     pub managers: Vec<ManagerRecord>,
+    /// What gossip knows of the other hosts.
+    pub members: watch::Receiver<Arc<gossip::Members>>,
     /// Where the assignments are remembered.
     pub cache: PathBuf,
 }
@@ -83,6 +85,10 @@ pub struct AgentView {
     pub managers: Vec<ManagerRecord>,
     /// `managers` is the cluster's own word, of now or as remembered, and not only what this node joined with.
     pub told: bool,
+    /// Incarnation of the cluster that the word is of; 0 before the first session ever.
+    pub incarnation: u64,
+    /// Where each host is reached (`ip:port`), by node id.
+    pub hosts: BTreeMap<String, String>,
     /// Keys of the gossip, primary first; empty before the first session.
     pub gossip_keys: Vec<GossipKey>,
     /// Where VXLAN packets to each host go, by node id.
@@ -119,6 +125,7 @@ enum Command {
 #[derive(Clone)]
 pub struct Agent {
     view: watch::Receiver<AgentView>,
+    remembered: Stamp,
     commands: mpsc::Sender<Command>,
     runtime: Runtime,
     counters: Arc<Counters>,
@@ -142,7 +149,14 @@ impl Agent {
         if !told {
             known = config.managers;
         }
-        let (view, view_out) = watch::channel(AgentView { managers: known.clone(), told, ..AgentView::default() });
+        let remembered = core.stamp();
+        let (view, view_out) = watch::channel(AgentView {
+            managers: known.clone(),
+            told,
+            incarnation: remembered.incarnation,
+            hosts: core.hosts(),
+            ..AgentView::default()
+        });
         let (managers, managers_out) = watch::channel(known);
         let (desired, desired_out) = watch::channel(None);
         let (memory, memory_out) = watch::channel((1, core.memory()));
@@ -188,6 +202,7 @@ impl Agent {
             description: config.description,
             channels: config.channels,
             managers: managers_out,
+            members: config.members,
             applied: config.overlay.applied_revision(),
             drop_session: drop_session.clone(),
             events: session,
@@ -219,7 +234,7 @@ impl Agent {
         tasks.spawn(line.run());
         tasks.spawn(apply_networks(config.overlay, desired_out, attempts, stop.clone()));
         tasks.spawn(memory::keep(config.cache, memory_out, written));
-        Ok(Self { view: view_out, commands, runtime: config.runtime, counters, stop, tasks, actions })
+        Ok(Self { view: view_out, remembered, commands, runtime: config.runtime, counters, stop, tasks, actions })
     }
 
     /// What the agent knows of the cluster, as it changes.
@@ -230,6 +245,11 @@ impl Agent {
     /// What the agent tells whoever watches it.
     pub(crate) fn readings(&self) -> AgentReadings {
         AgentReadings { counters: self.counters.clone() }
+    }
+
+    /// Of when the assignments are that were remembered at the start.
+    pub fn remembered(&self) -> Stamp {
+        self.remembered
     }
 
     /// The service that reads this host's logs.
@@ -415,6 +435,8 @@ impl Loop {
             manager: Some(message.manager),
             managers,
             told: true,
+            incarnation: self.core.stamp().incarnation,
+            hosts: self.core.hosts(),
             gossip_keys,
             data_paths: self.core.data_paths(),
             removed_nodes: self.core.removed_nodes(),

@@ -50,6 +50,8 @@ pub(super) struct Line {
     pub(super) description: NodeDescription,
     pub(super) channels: Channels,
     pub(super) managers: watch::Receiver<Vec<ManagerRecord>>,
+    /// Where gossip has seen the other hosts last: a manager may have moved since the list was made.
+    pub(super) members: watch::Receiver<std::sync::Arc<gossip::Members>>,
     pub(super) applied: watch::Receiver<u64>,
     /// Told by the loop when this manager's word cannot be used.
     pub(super) drop_session: std::sync::Arc<tokio::sync::Notify>,
@@ -90,6 +92,14 @@ impl Line {
     /// The known managers: this node itself first, the others from a different one each time.
     fn in_order(&self, turn: usize) -> Vec<ManagerRecord> {
         let mut managers = self.managers.borrow().clone();
+        for manager in &mut managers {
+            if manager.node_id == self.node_id {
+                manager.addr.clone_from(&self.description.control_addr);
+            } else if let Some(seen) = self.members.borrow().get(&manager.node_id).filter(|member| member.alive) {
+                // Whoever answers there must show that node's certificate.
+                manager.addr = seen.identity.addr.to_string();
+            }
+        }
         managers.sort();
         if !managers.is_empty() {
             let first = turn % managers.len();

@@ -124,7 +124,7 @@ fn dispatch(engine: &Engine, command: Command) -> Result<(), CliError> {
             Ok(())
         }
         Command::Daemon(args) => daemon::run(args),
-        Command::Node(args) => engine.drive(|client| node::run(client, args)),
+        Command::Node(args) => node::run(engine, args),
         Command::Service(args) => {
             let command = args.check()?;
             engine.drive(|client| service::run(client, command))

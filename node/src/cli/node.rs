@@ -1,5 +1,6 @@
 //! `shoal node`: the cluster and its hosts.
 
+mod recover;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -99,6 +100,8 @@ enum NodeCommand {
         #[arg(short, long)]
         force: bool,
     },
+    /// Make this host, a manager whose cluster has lost its majority, the only manager; tasks go on
+    Recover(recover::RecoverArgs),
     /// List the tasks of hosts
     Ps {
         #[arg(value_name = "NODE", default_value = "self", value_parser = values::name)]
@@ -156,6 +159,9 @@ struct Addresses {
 struct InitArgs {
     #[command(flatten)]
     addresses: Addresses,
+    /// Make a cluster of this manager alone, from what it has; "shoal node recover" says more
+    #[arg(long)]
+    force_new_cluster: bool,
     /// UDP port for traffic between tasks, on all hosts [default: 4789]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..=49151))]
     data_path_port: Option<u16>,
@@ -197,7 +203,15 @@ struct UpdateArgs {
     node: String,
 }
 
-pub(super) async fn run(client: Client, args: NodeArgs) -> Result<(), CliError> {
+/// Runs the command here, or through the engine.
+pub(super) fn run(engine: &super::Engine, args: NodeArgs) -> Result<(), CliError> {
+    match args.command {
+        NodeCommand::Recover(args) if args.is_offline() => recover::offline(args),
+        _ => engine.drive(|client| drive(client, args)),
+    }
+}
+
+async fn drive(client: Client, args: NodeArgs) -> Result<(), CliError> {
     let client = &client;
     match args.command {
         NodeCommand::Init(args) => init(client, args).await,
@@ -224,6 +238,7 @@ pub(super) async fn run(client: Client, args: NodeArgs) -> Result<(), CliError> 
             }
             Ok(())
         }
+        NodeCommand::Recover(args) => recover::online(client, args).await,
         NodeCommand::Promote { nodes } => set_roles(client, nodes, Role::Manager).await,
         NodeCommand::Demote { nodes } => set_roles(client, nodes, Role::Worker).await,
         NodeCommand::Drain { nodes } => {
@@ -271,6 +286,7 @@ fn init_request(args: InitArgs) -> SwarmInit {
             .then(|| args.default_addr_pool.iter().map(ToString::to_string).collect()),
         subnet_size: args.default_addr_pool_mask_length,
         availability: Some(args.addresses.availability.name()),
+        force_new_cluster: args.force_new_cluster.then_some(true),
         ..SwarmInit::default()
     }
 }

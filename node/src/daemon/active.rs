@@ -1,6 +1,6 @@
 //! A node while it is in a cluster: everything that runs because of the membership, started and stopped together.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -30,6 +30,9 @@ use crate::rpc::{Channels, serve};
 const BOOTSTRAP: Duration = Duration::from_secs(15);
 /// How often a node that joins looks whether it may vote.
 const VOTER_POLL: Duration = Duration::from_millis(20);
+
+/// Seeds that gossip keeps.
+const MAX_SEEDS: usize = 64;
 
 /// The objects that a new cluster begins with.
 pub(super) struct Birth {
@@ -87,6 +90,7 @@ impl Active {
             images: engine.images_store().clone(),
             overlay: overlay.clone(),
             managers: record.managers.clone(),
+            members: gossip.watch(),
             cache: engine.data().assignments(),
         })
         .await
@@ -121,13 +125,16 @@ impl Active {
     async fn enter(self: &Arc<Self>, birth: Option<Birth>) -> Result<(), EngineError> {
         let record = self.record();
         if record.manager && record.raft_id != 0 {
-            self.start_manager(record.raft_id).await?;
+            match self.superseded(&record).await {
+                Some(by) => self.step_aside(&by)?,
+                None => drop(self.start_manager(record.raft_id).await?),
+            }
         }
         self.restart_server()?;
         if let Some(birth) = birth {
             self.give_birth(birth).await?;
         }
-        self.gossip.join(gossip_seeds(&record));
+        self.gossip.join(gossip_seeds(&record, &self.agent.view().borrow().hosts));
         let supervisor = Arc::clone(self).supervise();
         self.tasks.spawn(supervisor);
         Ok(())
@@ -417,7 +424,15 @@ pub(super) fn keyring(keys: &[deploy::model::GossipKey]) -> Result<Keyring, Engi
     Keyring::new(primary, keys.into()).map_err(|e| EngineError::Internal(e.to_string()))
 }
 
-pub(super) fn gossip_seeds(record: &MembershipRecord) -> Vec<SocketAddr> {
-    let others = |m: &&ManagerRecord| m.node_id != record.node_id;
-    record.managers.iter().filter(others).filter_map(|m| m.addr.parse().ok()).collect()
+/// The managers, and then every other host: after a recovery, or when this node has moved, it is for them to be found.
+pub(super) fn gossip_seeds(record: &MembershipRecord, hosts: &BTreeMap<String, String>) -> Vec<SocketAddr> {
+    let managers = record.managers.iter().map(|m| (&m.node_id, &m.addr));
+    let all = managers.chain(hosts).filter(|(id, _)| **id != record.node_id);
+    let mut seeds: Vec<SocketAddr> = Vec::new();
+    for addr in all.filter_map(|(_, addr)| addr.parse().ok()) {
+        if seeds.len() < MAX_SEEDS && !seeds.contains(&addr) {
+            seeds.push(addr);
+        }
+    }
+    seeds
 }

@@ -22,7 +22,7 @@ use crate::datadir::{DataDir, EngineIdentity};
 use crate::docker_api;
 use crate::engine::{
     AgentState, AppliedStore, Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest,
-    ManagerView, Membership,
+    ManagerView, Membership, RecoverRequest, Recovered,
 };
 use crate::manager::{self, Manager};
 use crate::metrics::Readings;
@@ -47,6 +47,8 @@ const JOIN_GOES_ON: &str = "Timeout was reached before node joined. The attempt 
                             background. Use the \"docker info\" command to see the current swarm status of your node.";
 const REMOVED: &str =
     "This node was removed from its cluster; \"docker swarm leave --force\" frees it for another one.";
+const HAS_LEADER: &str = "The swarm has a leader: there is nothing to recover from. A recovery would part this node from \
+                          the other managers; force it if that is what you want.";
 const MANAGER_LEAVES: &str = "You are attempting to leave the swarm on a node that is participating as a manager.";
 
 /// The engine of this host. A clone is a handle to the same one.
@@ -58,7 +60,8 @@ pub struct LocalEngine {
 struct Inner {
     config: Config,
     data: DataDir,
-    identity: EngineIdentity,
+    /// Its generation grows when the node begins anew without the daemon ending.
+    identity: Mutex<EngineIdentity>,
     runtime: Runtime,
     images: ImageStore,
     state: Mutex<State>,
@@ -82,7 +85,7 @@ impl LocalEngine {
             inner: Arc::new(Inner {
                 config,
                 data,
-                identity,
+                identity: Mutex::new(identity),
                 runtime,
                 images,
                 state: Mutex::new(State::Inactive),
@@ -100,8 +103,16 @@ impl LocalEngine {
         &self.inner.data
     }
 
-    pub(super) fn identity(&self) -> &EngineIdentity {
-        &self.inner.identity
+    pub(super) fn identity(&self) -> EngineIdentity {
+        self.inner.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A new boot generation, as if the daemon had been started again.
+    fn renew_identity(&self) -> Result<(), EngineError> {
+        let id = self.identity().engine_id;
+        let renewed = self.data().start_engine(|| id).map_err(|e| EngineError::Internal(crate::chain(&e)))?;
+        *self.inner.identity.lock().unwrap_or_else(PoisonError::into_inner) = renewed;
+        Ok(())
     }
 
     pub(super) fn runtime(&self) -> &Runtime {
@@ -184,6 +195,7 @@ impl LocalEngine {
             return Ok(State::Inactive);
         };
         self.set_state(State::Pending);
+        self.data().finish_recovery(record.raft_id).map_err(|e| EngineError::Internal(crate::chain(&e)))?;
         let description = describe(self, &record.advertise_addr, &record.data_path_addr);
         let ports = Ports::bind(&record.listen_addr)?;
         Active::start(self.clone(), record, ports, description, None).await.map(State::Active)
@@ -266,6 +278,49 @@ impl LocalEngine {
         self.take_down(&active).await
     }
 
+    async fn begin_again(self, request: RecoverRequest) -> Result<Recovered, EngineError> {
+        let _changing = self.inner.changing.lock().await;
+        self.stop_for_recovery(&request).await?;
+        let recovered = super::recover(self.data(), &request).await;
+        self.take_up_again().await;
+        recovered
+    }
+
+    /// Stops the node, but not its tasks.
+    async fn stop_for_recovery(&self, request: &RecoverRequest) -> Result<(), EngineError> {
+        match self.state() {
+            State::Active(active) => {
+                let manager = active.manager().ok_or_else(|| EngineError::NotManager(WORKER.into()))?;
+                if !request.force && manager.in_touch() {
+                    return Err(EngineError::WrongMembership(HAS_LEADER.into()));
+                }
+                drop(manager);
+                self.set_state(State::Pending);
+                active.shutdown().await;
+                Ok(())
+            }
+            State::Error(_) => Ok(()),
+            State::Inactive => Err(EngineError::NotManager(NOT_IN_SWARM.into())),
+            State::Pending => Err(EngineError::NotManager(PENDING.into())),
+        }
+    }
+
+    /// Takes up the membership as at a start of the daemon; what stands in the way is tried again in the background.
+    async fn take_up_again(&self) {
+        let again = match self.renew_identity() {
+            Ok(()) => self.try_resume().await,
+            Err(error) => Err(error),
+        };
+        match again {
+            Ok(state) => self.set_state(state),
+            Err(error) => {
+                self.set_state(State::Error(error.to_string()));
+                let engine = self.clone();
+                tokio::spawn(async move { engine.resume().await });
+            }
+        }
+    }
+
     /// Stops everything that the membership brought, removes it from the host and from the disk.
     async fn take_down(&self, active: &Active) -> Result<(), EngineError> {
         active.dismantle().await?;
@@ -344,6 +399,10 @@ impl Engine for LocalEngine {
 
     async fn leave(&self, force: bool) -> Result<(), EngineError> {
         to_the_end(self.clone().depart(force)).await
+    }
+
+    async fn recover(&self, request: RecoverRequest) -> Result<Recovered, EngineError> {
+        to_the_end(self.clone().begin_again(request)).await
     }
 
     async fn store(&self, consistency: Consistency) -> Result<Store, EngineError> {

@@ -7,8 +7,10 @@ mod enter;
 mod local;
 mod ports;
 mod raft_entry;
+mod recover;
 mod role;
 mod sole;
+mod superseded;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -22,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, ConfigError, ConfigFile, parse_labels};
 pub use local::LocalEngine;
+pub use recover::recover;
 
 use crate::datadir::{DataDir, DataDirError};
 use crate::{docker_api, metrics};

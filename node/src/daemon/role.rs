@@ -100,7 +100,7 @@ impl Active {
         }
         if !view.managers.is_empty() {
             self.update_record(|record| record.managers = view.managers.clone())?;
-            self.gossip.set_seeds(gossip_seeds(&self.record()));
+            self.gossip.set_seeds(gossip_seeds(&self.record(), &view.hosts));
         }
         let wanted = view.manager.unwrap_or_else(|| self.record().manager);
         let listed = view.managers.iter().any(|m| m.node_id == self.record().node_id);
@@ -111,7 +111,7 @@ impl Active {
             (true, None) => self.become_manager().await,
             // The leader takes the vote away first; then the store no longer lists this node among the managers.
             (false, Some(_)) if listed => Ok(()),
-            (false, Some(manager)) => self.become_worker(&manager).await,
+            (false, Some(manager)) => self.become_worker(&manager, view.incarnation).await,
             (false, None) => self.settle_as_worker().await,
         }
     }
@@ -143,7 +143,11 @@ impl Active {
         match self.become_voter().await? {
             Err(error) if error.contradicted() => {
                 tracing::warn!(raft.id = self.record().raft_id, %error, "this node begins anew as a manager");
+                let (own, now) = (manager.incarnation(), self.agent.view().borrow().incarnation);
                 self.retire(manager).await?;
+                if own.is_some_and(|own| own != now) {
+                    self.keep_log(now)?;
+                }
                 self.record_worker()?;
                 self.become_manager().await
             }
@@ -165,9 +169,14 @@ impl Active {
         Ok(joined)
     }
 
-    /// Manager to worker, after the leader took its vote away.
-    async fn become_worker(&self, manager: &Manager) -> Result<(), EngineError> {
+    /// Manager to worker, after the leader took its vote away, or because the cluster was recovered without this node:
+    /// then its log may be all that is left of what the recovery has lost, and is kept.
+    async fn become_worker(&self, manager: &Manager, incarnation: u64) -> Result<(), EngineError> {
+        let own = manager.incarnation();
         self.retire(manager).await?;
+        if own.is_some_and(|own| own != incarnation) {
+            self.keep_log(incarnation)?;
+        }
         self.record_worker()?;
         self.settle_as_worker().await?;
         tracing::info!("this node is a worker");
@@ -183,7 +192,7 @@ impl Active {
     }
 
     /// No raft id from here on, also after a crash: a log that is still there is removed, not opened.
-    fn record_worker(&self) -> Result<(), EngineError> {
+    pub(super) fn record_worker(&self) -> Result<(), EngineError> {
         self.update_record(|record| {
             record.manager = false;
             record.raft_id = 0;

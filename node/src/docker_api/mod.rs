@@ -135,6 +135,7 @@ fn object_routes<E: Engine>() -> Router<App<E>> {
         .route("/shoal/v1/services/{id}/why", get(shoal::why::<E>))
         .route("/shoal/v1/store", get(state::store::<E>))
         .route("/shoal/v1/agent", get(state::agent::<E>))
+        .route("/shoal/v1/recover", post(shoal::recover::<E>))
 }
 
 fn image_routes<E: Engine>() -> Router<App<E>> {

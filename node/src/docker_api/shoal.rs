@@ -9,9 +9,24 @@ use serde::Serialize;
 use super::App;
 use super::convert::task_state_name;
 use super::error::ApiError;
-use super::extract::Params;
+use super::extract::{JsonBody, Params};
 use super::services;
-use crate::engine::Engine;
+use super::wire;
+use crate::engine::{Engine, RecoverRequest, Recovered};
+
+/// This node, which was a manager, becomes the only one.
+pub(super) async fn recover<E: Engine>(
+    State(app): State<App<E>>,
+    JsonBody(w): JsonBody<wire::Recover>,
+) -> Result<Json<Recovered>, ApiError> {
+    let request = RecoverRequest {
+        listen_addr: w.listen_addr.unwrap_or_default(),
+        advertise_addr: w.advertise_addr.unwrap_or_default(),
+        data_path_addr: w.data_path_addr.unwrap_or_default(),
+        force: w.force.unwrap_or_default(),
+    };
+    Ok(Json(app.engine.recover(request).await?))
+}
 
 /// Why the tasks of a service are where they are, and what each host says to one more.
 #[derive(Serialize)]

@@ -10,7 +10,10 @@ use super::convert::{cluster_spec_from_wire, cluster_to_wire};
 use super::error::ApiError;
 use super::extract::{JsonBody, Params};
 use super::wire;
-use crate::engine::{Engine, InitRequest, JoinRequest};
+use crate::engine::{Engine, InitRequest, JoinRequest, Membership, RecoverRequest};
+
+/// What Docker's CLI sends when the user says nothing.
+const DEFAULT_LISTEN: &str = "0.0.0.0:2377";
 
 pub(super) async fn inspect<E: Engine>(
     State(app): State<App<E>>,
@@ -25,8 +28,16 @@ pub(super) async fn init<E: Engine>(
     State(app): State<App<E>>,
     JsonBody(w): JsonBody<wire::SwarmInit>,
 ) -> Result<Json<String>, ApiError> {
-    if w.force_new_cluster.unwrap_or_default() {
-        return Err(ApiError::not_supported("ForceNewCluster is not supported yet"));
+    // As in Docker, on a node that is in no cluster there is nothing to force.
+    if w.force_new_cluster.unwrap_or_default() && app.engine.membership() != Membership::Inactive {
+        let request = RecoverRequest {
+            // The CLI always sends its default, which is not a wish for another address.
+            listen_addr: w.listen_addr.filter(|addr| addr != DEFAULT_LISTEN).unwrap_or_default(),
+            advertise_addr: w.advertise_addr.unwrap_or_default(),
+            data_path_addr: w.data_path_addr.unwrap_or_default(),
+            force: true,
+        };
+        return Ok(Json(app.engine.recover(request).await?.node_id));
     }
     let mut spec = cluster_spec_from_wire(w.spec.unwrap_or_default(), &ClusterSpec::default())?;
     spec.autolock |= w.auto_lock_managers.unwrap_or_default();

@@ -10,6 +10,7 @@ mod leader;
 mod liveness;
 mod machine;
 mod members;
+mod recover;
 mod services;
 mod sessions;
 pub mod verdict;
@@ -31,6 +32,7 @@ use tonic::service::Routes;
 pub(crate) use counters::Counters;
 pub(crate) use leader::Scope;
 pub use machine::Published;
+pub(crate) use recover::{Survivor, begin_anew, read_survivor};
 pub(crate) use services::availability;
 
 use crate::engine::{Consistency, EngineError, ManagerView};
@@ -56,6 +58,20 @@ pub struct Config {
     pub raft_dir: PathBuf,
 }
 
+impl Config {
+    fn raft(&self) -> raft::Config {
+        raft::Config {
+            dir: self.raft_dir.clone(),
+            id: self.raft_id,
+            cluster_id: self.cluster_id.clone(),
+            timing: raft::Timing::default(),
+            snapshot_every: SNAPSHOT_EVERY,
+            keys: raft::Keyring::clear(),
+            had_log: false,
+        }
+    }
+}
+
 /// Ends the process when Raft has stopped by itself: a disk that breaks, a log that does not fit. Going on without it
 /// would answer from a store that no longer grows; the supervisor starts the daemon again, and tasks go on meanwhile.
 async fn end_with_raft(mut status: watch::Receiver<raft::Status>) {
@@ -71,6 +87,9 @@ pub enum ManagerError {
     /// Raft did not start, most often because of what is on its disk.
     #[error("the replicated log could not be opened")]
     Start(#[from] raft::StartError),
+    /// A log could not be read or made.
+    #[error(transparent)]
+    Recover(#[from] raft::RecoverError),
     /// Raft refused.
     #[error("{0}")]
     Raft(String),
@@ -102,20 +121,7 @@ impl Manager {
     /// [`Manager::bootstrap`].
     pub async fn start(config: Config, channels: Channels, gossip: Gossip) -> Result<Self, ManagerError> {
         let (machine, published) = machine::Machine::new();
-        let raft = Raft::start(
-            raft::Config {
-                dir: config.raft_dir,
-                id: config.raft_id,
-                cluster_id: config.cluster_id,
-                timing: raft::Timing::default(),
-                snapshot_every: SNAPSHOT_EVERY,
-                keys: raft::Keyring::clear(),
-                had_log: false,
-            },
-            machine,
-            forward::PeerChannels(channels.clone()),
-        )
-        .await?;
+        let raft = Raft::start(config.raft(), machine, forward::PeerChannels(channels.clone())).await?;
         let counters = Arc::new(Counters::default());
         let (handle, leader_task) = leader::new(raft.clone(), published.clone(), counters.clone());
         let manager = Self {
@@ -155,10 +161,20 @@ impl Manager {
         }
     }
 
-    /// Whether this manager is a voter, as far as it knows.
+    /// Whether this manager is a voter, as far as it knows: for good, not in the middle of a change.
     pub fn is_voter(&self) -> bool {
         let status = self.inner.raft.status();
-        status.voters.iter().any(|peer| peer.id == status.id)
+        status.is_voter(status.id) && !status.unsettled.contains(&status.id)
+    }
+
+    /// Whether this manager was in touch with a leader that has a majority, itself included, in the last seconds.
+    pub fn in_touch(&self) -> bool {
+        self.inner.contact.holds()
+    }
+
+    /// The life of the cluster that this manager's store is of, once it has one.
+    pub fn incarnation(&self) -> Option<u64> {
+        self.inner.published.borrow().store.cluster().map(|cluster| cluster.status.incarnation)
     }
 
     /// What Raft says of itself.
@@ -213,6 +229,8 @@ impl Manager {
         let reachable = status
             .voters
             .iter()
+            // One that is being added does not hold anything up yet, nor does it help.
+            .filter(|peer| !status.unsettled.contains(&peer.id))
             .filter(|peer| peer.id == status.id || members.get(&peer.node_id).is_some_and(|m| m.alive))
             .map(|peer| NodeId::new(peer.node_id.clone()))
             .collect();

@@ -256,6 +256,13 @@ impl pb::managers_server::Managers for Service {
         Ok(Response::new(pb::JoinRaftReply {}))
     }
 
+    async fn life(&self, request: Request<pb::LifeRequest>) -> Result<Response<pb::LifeReply>, Status> {
+        self.manager.authorize_node(&caller(&request)?)?;
+        let incarnation = self.cluster()?.status.incarnation;
+        let revision = self.manager.inner.published.borrow().store.revision();
+        Ok(Response::new(pb::LifeReply { incarnation, revision }))
+    }
+
     async fn leave_raft(&self, request: Request<pb::LeaveRaftRequest>) -> Result<Response<pb::LeaveRaftReply>, Status> {
         self.manager.authorize_manager(&caller(&request)?)?;
         self.manager.remove_voter(request.into_inner().raft_id).await.map_err(|e| to_status(&e))?;

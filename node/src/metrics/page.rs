@@ -218,6 +218,7 @@ mod tests {
             applied: 9,
             committed: 11,
             voters: Vec::new(),
+            unsettled: Vec::new(),
             learners: Vec::new(),
             heard: Default::default(),
             stopped: false,

@@ -16,7 +16,7 @@ use deploy::store::{Store, Txn};
 use node::docker_api::{Listener, serve};
 use node::engine::{
     AgentState, AppliedStore, Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest,
-    ManagerView, Member, Membership,
+    ManagerView, Member, Membership, RecoverRequest, Recovered,
 };
 use runtime::image::{ImageStore, ImportChanges, Limits as ImageLimits, Reference};
 use tokio::sync::mpsc;
@@ -311,6 +311,18 @@ impl Engine for Fake {
             managers: vec![(node_id.clone(), "10.9.0.1:2377".to_owned())],
         });
         Ok(node_id)
+    }
+
+    async fn recover(&self, request: RecoverRequest) -> Result<Recovered, EngineError> {
+        match self.membership() {
+            Membership::Active(member) if request.force => Ok(Recovered {
+                node_id: member.node_id.to_string(),
+                addr: request.advertise_addr,
+                ..Recovered::default()
+            }),
+            Membership::Active(_) => Err(EngineError::WrongMembership("The swarm has a leader".to_owned())),
+            _ => Err(EngineError::NotManager(NOT_A_MANAGER.to_owned())),
+        }
     }
 
     async fn join(&self, request: JoinRequest) -> Result<(), EngineError> {

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raft::{
-    Committed, Config, Dial, Keyring, Peer, ProposeError, Raft, RaftId, RestoreError, Role, StartError, StateMachine,
-    Status, Timing,
+    Committed, Config, Dial, Found, Keyring, Peer, ProposeError, Raft, RaftId, RestoreError, Role, StartError,
+    StateMachine, Status, Timing,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -241,6 +241,40 @@ impl Drop for Cluster {
             // A runtime must not be waited for here, inside of another.
             running.runtime.shutdown_background();
         }
+    }
+}
+
+/// What [`Cluster::recover`] has the new member begin with.
+pub(crate) struct Recovered {
+    pub(crate) found: Found,
+    pub(crate) state: Vec<Vec<u8>>,
+}
+
+impl Cluster {
+    /// Makes a dead member the beginning of a cluster of one, with another id; it is not started.
+    pub(crate) async fn recover(&mut self, old: RaftId, new: RaftId) -> Recovered {
+        let slot = self.slots.remove(&old).unwrap();
+        assert!(slot.running.is_none(), "member {old} runs");
+        let published = Applied::default();
+        let mut machine = Journal { state: Vec::new(), published: published.clone() };
+        let config = Config {
+            dir: slot.dir.clone(),
+            id: old,
+            cluster_id: self.cluster_id.clone(),
+            timing: Timing::lan(),
+            snapshot_every: self.snapshot_every,
+            keys: slot.keys.clone(),
+            had_log: true,
+        };
+        let found = raft::survey(&config, &mut machine).await.unwrap();
+        let dir = self.root.path().join(format!("m{new}"));
+        let addr = slot.listener.local_addr().unwrap().to_string();
+        let me = Peer { id: new, node_id: format!("node-{old}"), addr };
+        let config = Config { dir: dir.clone(), id: new, ..config };
+        raft::begin_anew(&config, &me, &found, machine.view()()).await.unwrap();
+        self.slots.insert(new, Slot { dir, ..slot });
+        let state = published.lock().unwrap().clone();
+        Recovered { found, state }
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod recovery;
 mod storage;
 
 use std::time::Duration;

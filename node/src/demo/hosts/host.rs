@@ -44,6 +44,7 @@ pub struct Host {
     /// Made anew by [`Host::power_on`].
     namespace: Mutex<NetNs>,
     daemon: Mutex<Option<Child>>,
+    address: Mutex<Ipv4Net>,
     api: Api,
 }
 
@@ -58,10 +59,12 @@ impl Host {
         for dir in [plan.dir.clone(), plan.dir.join("data"), plan.dir.join("run")] {
             fs::create_dir_all(&dir).map_err(HostError::io(format!("cannot make {}", dir.display())))?;
         }
-        let namespace = connect(&plan, switch).map_err(HostError::io(format!("cannot connect {}", plan.name)))?;
+        let namespace =
+            connect(&plan, plan.address, switch).map_err(HostError::io(format!("cannot connect {}", plan.name)))?;
         let switch = switch.try_clone().map_err(HostError::io("cannot keep the switch"))?;
         let api = Api::new(&plan.name, &plan.dir.join("run/shoal.sock"));
-        Ok(Host { plan, switch, namespace: Mutex::new(namespace), daemon: Mutex::new(None), api })
+        let address = Mutex::new(plan.address);
+        Ok(Host { plan, switch, namespace: Mutex::new(namespace), daemon: Mutex::new(None), address, api })
     }
 
     /// Its hostname.
@@ -79,7 +82,7 @@ impl Host {
     /// Its address on the wire between hosts.
     #[must_use]
     pub fn address(&self) -> Ipv4Addr {
-        self.plan.address.addr()
+        lock(&self.address).addr()
     }
 
     /// Where it listens for other nodes.
@@ -266,6 +269,36 @@ impl Host {
         self.signal(Signal::SIGCONT)
     }
 
+    /// Gives the host another address on the wire, as a lease that was not renewed does; the daemon is not told.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn move_to(&self, last: u8) -> Result<(), HostError> {
+        let cannot = || format!("cannot give {} another address", self.name());
+        let moved = super::wire::address(last);
+        let mut address = lock(&self.address);
+        let change = || -> std::io::Result<()> {
+            let mut links = Links::open(&lock(&self.namespace))?;
+            // Behind the first address of a subnet, a second one goes when the first does.
+            links.delete_address(UPLINK, *address)?;
+            links.add_address(UPLINK, moved)
+        };
+        change().map_err(HostError::io(cannot()))?;
+        *address = moved;
+        Ok(())
+    }
+
+    /// Runs the executable on this host with these arguments, to its end. Blocks.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub fn run(&self, args: &[&str]) -> Result<std::process::Output, HostError> {
+        let mut command = Command::new(&self.plan.exe);
+        command.arg("__enter").arg(self.netns_path()).arg(self.name()).arg("--").arg(&self.plan.exe).args(args);
+        command.stdin(Stdio::null());
+        command.output().map_err(HostError::io(format!("cannot run a command on {}", self.name())))
+    }
+
     /// Pulls the host's cable.
     ///
     /// # Errors
@@ -359,7 +392,7 @@ impl Host {
             // A namespace lives as long as anything holds it; its end of the cable goes now.
             Links::open(&self.switch)?.delete(&port_name(self.plan.index))?;
             NetNs::delete(&self.netns_path())?;
-            connect(&self.plan, &self.switch)
+            connect(&self.plan, *lock(&self.address), &self.switch)
         };
         *lock(&self.namespace) = fresh().map_err(HostError::io(cannot()))?;
         self.start_daemon()
@@ -426,7 +459,7 @@ pub(super) fn socket_address(host: &Host, port: u16) -> SocketAddr {
 }
 
 /// Makes the host's namespace and its cable to the switch.
-fn connect(plan: &Plan, switch: &NetNs) -> std::io::Result<NetNs> {
+fn connect(plan: &Plan, address: Ipv4Net, switch: &NetNs) -> std::io::Result<NetNs> {
     let namespace = NetNs::create(&netns_path(&plan.dir))?;
     let port = port_name(plan.index);
     let mut links = Links::open(switch)?;
@@ -435,7 +468,7 @@ fn connect(plan: &Plan, switch: &NetNs) -> std::io::Result<NetNs> {
     links.set_up(&port)?;
     let mut inside = Links::open(&namespace)?;
     inside.set_up("lo")?;
-    inside.add_address(UPLINK, plan.address)?;
+    inside.add_address(UPLINK, address)?;
     inside.set_up(UPLINK)?;
     Ok(namespace)
 }

@@ -71,6 +71,14 @@ wire! {
         "Availability" availability: String,
     }
 
+    /// `POST /shoal/v1/recover`.
+    Recover {
+        "ListenAddr" listen_addr: String,
+        "AdvertiseAddr" advertise_addr: String,
+        "DataPathAddr" data_path_addr: String,
+        "Force" force: bool,
+    }
+
     /// The cluster.
     Swarm {
         "ID" id: String,
