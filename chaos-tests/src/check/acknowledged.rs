@@ -51,7 +51,8 @@ mod tests {
     fn applied(property: &mut Acknowledged, index: u64, entry: u64, accepted: bool) -> Result<(), String> {
         let store = Store::default();
         let (before, after) = (&store, &store);
-        let applied = Applied { manager: 0, index, entry, accepted, first: true, before, after, keys: &[] };
+        let applied =
+            Applied { manager: 0, index, entry, accepted, first: true, merged: false, before, after, keys: &[] };
         property.observe(&Fact::Applied(applied))
     }
 

@@ -16,7 +16,7 @@ mod same_store;
 mod starts_once;
 mod state_grows;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod unique;
 
 use deploy::dispatcher::Stamp;
@@ -91,6 +91,8 @@ pub struct Applied<'a> {
     pub accepted: bool,
     /// No other manager applied this index before.
     pub first: bool,
+    /// It may be several entries at once; what stood between them is not known.
+    pub merged: bool,
     /// The manager's store before.
     pub before: &'a Store,
     /// And after.
@@ -100,7 +102,7 @@ pub struct Applied<'a> {
 }
 
 /// One sentence of DESIGN section 5.
-pub trait Property {
+pub trait Property: Send {
     /// What it demands, in a few words.
     fn name(&self) -> &'static str;
 

@@ -25,6 +25,10 @@ impl Property for Placement {
             let Some(node) = applied.after.node(&task.node_id) else {
                 return Err(format!("task {id} was placed on {}, which is no host", task.node_id));
             };
+            // The host may have changed between the placement and what is seen of it.
+            if applied.merged && applied.before.node(&node.id) != Some(node) {
+                continue;
+            }
             let (state, availability) = (node.status.state(), node.spec.availability());
             if state != NodeState::Ready || availability != NodeAvailability::Active {
                 return Err(format!("task {id} was placed on {}, which is {state:?} and {availability:?}", node.id));

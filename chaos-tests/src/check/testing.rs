@@ -8,14 +8,14 @@ use deploy::store::{Key, Store, Txn};
 use super::{Applied, Fact, Property};
 
 /// A store after `change` of another one; no rule is looked at.
-pub(super) fn changed(before: &Store, change: impl FnOnce(&mut Txn)) -> Store {
+pub(crate) fn changed(before: &Store, change: impl FnOnce(&mut Txn)) -> Store {
     let mut txn = Txn::new(before, Timestamp::from_millis(1));
     change(&mut txn);
     txn.into_store()
 }
 
 /// Shows the property how one store became another, and returns what it says.
-pub(super) fn show(property: &mut dyn Property, before: &Store, after: &Store) -> Result<(), String> {
+pub(crate) fn show(property: &mut dyn Property, before: &Store, after: &Store) -> Result<(), String> {
     let of = |s: &Store| -> Vec<Key> {
         let nodes = s.nodes().map(|n| Key::Node(n.id.clone()));
         let services = s.services().map(|n| Key::Service(n.id.clone()));
@@ -32,6 +32,7 @@ pub(super) fn show(property: &mut dyn Property, before: &Store, after: &Store) -
         entry: after.revision(),
         accepted: true,
         first: true,
+        merged: false,
         before,
         after,
         keys: &keys,
@@ -40,7 +41,7 @@ pub(super) fn show(property: &mut dyn Property, before: &Store, after: &Store) -
 }
 
 /// A ready host.
-pub(super) fn node(name: &str) -> Node {
+pub(crate) fn node(name: &str) -> Node {
     let mut node = Node { id: NodeId::new(name), ..Node::default() };
     node.status.set_state(NodeState::Ready);
     node.spec.set_availability(NodeAvailability::Active);
@@ -49,14 +50,14 @@ pub(super) fn node(name: &str) -> Node {
 }
 
 /// A service without anything special.
-pub(super) fn service(name: &str) -> Service {
+pub(crate) fn service(name: &str) -> Service {
     let mut service = Service { id: ServiceId::new(name), spec_version: 1, ..Service::default() };
     service.spec.name = name.to_owned();
     service
 }
 
 /// A running task of slot 1.
-pub(super) fn task(id: &str, service: &str, host: &str) -> Task {
+pub(crate) fn task(id: &str, service: &str, host: &str) -> Task {
     let mut task = Task {
         id: TaskId::new(id),
         service_id: ServiceId::new(service),

@@ -242,6 +242,7 @@ impl World {
             entry: logged.fingerprint,
             accepted,
             first,
+            merged: false,
             before: &before,
             after: &after,
             keys: &keys,

@@ -25,6 +25,7 @@ use std::time::Duration;
 use deploy::model::NodeId;
 
 use crate::check::at_rest::{HostState, at_rest};
+pub(crate) use rng::Rng;
 use world::World;
 
 /// So long after the faults have stopped the cluster must be at rest, in virtual time.

@@ -13,6 +13,7 @@ mod parted;
 mod recovery;
 mod requests;
 mod scale;
+mod soak;
 mod storm;
 
 use std::future::Future;

@@ -1,0 +1,25 @@
+//! The soak in a short form: `benches/soak.rs` does the same for as long as one likes.
+
+use std::time::Duration;
+
+use chaos_tests::soak::Soak;
+
+use crate::binaries;
+
+/// Known to have kills, pauses, a partition and a change of membership in its first minute.
+const SEED: u64 = 1;
+const LENGTH: Duration = Duration::from_secs(60);
+
+/// `SHOAL_SOAK_SEED` and `SHOAL_SOAK_SECONDS` choose another run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_minute_of_faults_breaks_nothing() {
+    if let Some(reason) = chaos_tests::hosts::unusable() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let seed = number("SHOAL_SOAK_SEED").unwrap_or(SEED);
+    let length = number("SHOAL_SOAK_SECONDS").map_or(LENGTH, Duration::from_secs);
+    let outcome = Soak::new(binaries(), seed, length).run().await.unwrap();
+    assert!(outcome.violations.is_empty(), "{outcome}");
+}
