@@ -186,6 +186,18 @@ impl DataDir {
         Ok(identity)
     }
 
+    /// Has the next generation be above this one: who had this node's identity before may have come so far.
+    pub fn raise_generation(&self, above: u64) -> Result<(), DataDirError> {
+        let path = self.path.join("identity/engine");
+        let Some(bytes) = stored::read(&path, Kind::Engine)? else { return Ok(()) };
+        let mut identity: EngineIdentity = decode(&path, &bytes)?;
+        if identity.generation < above {
+            identity.generation = above;
+            stored::write(&path, Kind::Engine, &identity.encode_to_vec())?;
+        }
+        Ok(())
+    }
+
     /// The membership, if there is one.
     pub fn membership(&self) -> Result<Option<MembershipRecord>, DataDirError> {
         let path = self.path.join("identity/membership");

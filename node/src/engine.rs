@@ -125,6 +125,19 @@ pub struct RecoverRequest {
     pub force: bool,
 }
 
+/// `system restore`. The addresses are for a node that is in no cluster, as in [`InitRequest`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RestoreRequest {
+    /// The file.
+    pub backup: bytes::Bytes,
+    /// As in [`InitRequest`].
+    pub listen_addr: String,
+    /// As in [`InitRequest`].
+    pub advertise_addr: String,
+    /// As in [`InitRequest`].
+    pub data_path_addr: String,
+}
+
 /// What a recovery or a restore has come to.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -232,6 +245,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn leave(&self, force: bool) -> impl Future<Output = Result<(), EngineError>> + Send;
     /// Makes this node, which was a manager, the only one. Tasks go on.
     fn recover(&self, request: RecoverRequest) -> impl Future<Output = Result<Recovered, EngineError>> + Send;
+    /// Has the cluster begin anew from a backup, or makes a cluster out of one. Tasks that it still wants go on.
+    fn restore(&self, request: RestoreRequest) -> impl Future<Output = Result<Recovered, EngineError>> + Send;
     /// The cluster's objects as a value; fails where there is no manager here.
     fn store(&self, consistency: Consistency) -> impl Future<Output = Result<Store, EngineError>> + Send;
     /// As [`Engine::store`], with the entry that the objects are the result of.

@@ -5,6 +5,7 @@
 //! each other; `demo` makes hosts in network namespaces and tells a story on them.
 
 pub mod agent;
+pub mod backup;
 pub mod ca;
 pub mod cli;
 pub mod daemon;
@@ -14,6 +15,7 @@ pub mod docker_api;
 pub mod engine;
 pub mod manager;
 pub mod metrics;
+pub mod release;
 pub mod rpc;
 pub mod stored;
 

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of these tests are part of them")]
 
+mod backup;
 mod cut_off;
 mod joins;
 mod kills;

@@ -10,6 +10,7 @@ mod index;
 mod invariants;
 mod key;
 mod reincarnation;
+mod restoration;
 mod snapshot;
 #[cfg(test)]
 mod tests;

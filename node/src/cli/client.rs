@@ -283,7 +283,7 @@ impl Streamed {
         self.response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default()
     }
 
-    async fn collect(self, limit: Duration) -> Result<Bytes, String> {
+    pub(super) async fn collect(self, limit: Duration) -> Result<Bytes, String> {
         let Self { response, _connection } = self;
         let body = Limited::new(response.into_body(), MAX_ANSWER).collect();
         match tokio::time::timeout(limit, body).await {

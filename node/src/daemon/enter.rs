@@ -16,11 +16,12 @@ use rustls_pki_types::pem::PemObject;
 use super::active::{Active, Birth, remove_overlay, renounce};
 use super::address;
 use super::describe;
-use super::local::{FEATURE_LEVEL, LocalEngine};
+use super::local::LocalEngine;
 use super::ports::Ports;
 use crate::ca::{Issuer, JoinToken, KeyAndCsr, Role, new_root, root_digest};
 use crate::datadir::{ManagerRecord, MembershipRecord};
 use crate::engine::{EngineError, InitRequest, JoinRequest};
+use crate::release::Release;
 use crate::rpc::{channel_without_certificate, pb, unverified_channel};
 
 /// First raft id of a cluster.
@@ -88,7 +89,7 @@ impl LocalEngine {
                     gossip_keys,
                     next_raft_id: FIRST_RAFT_ID + 1,
                     incarnation: rand::random(),
-                    feature_level: FEATURE_LEVEL,
+                    feature_level: Release::current().feature_level,
                     ..ClusterStatus::default()
                 },
             },
@@ -179,7 +180,7 @@ impl LocalEngine {
 
     /// Removes what an init or a join that failed has left on this host. What cannot be removed now is at the next
     /// start; the failure that led here is what the user hears of.
-    async fn roll_back(&self, record: &MembershipRecord) {
+    pub(super) async fn roll_back(&self, record: &MembershipRecord) {
         if let Err(error) = remove_overlay(self, Some(record)).await {
             tracing::warn!(%error, "cleaning up");
         }

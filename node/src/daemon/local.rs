@@ -22,7 +22,7 @@ use crate::datadir::{DataDir, EngineIdentity};
 use crate::docker_api;
 use crate::engine::{
     AgentState, AppliedStore, Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest,
-    ManagerView, Membership, RecoverRequest, Recovered,
+    ManagerView, Membership, RecoverRequest, Recovered, RestoreRequest,
 };
 use crate::manager::{self, Manager};
 use crate::metrics::Readings;
@@ -32,15 +32,13 @@ use crate::metrics::Readings;
 const JOIN: Duration = Duration::from_secs(60);
 /// Pause before another try to take up a membership.
 const RESUME_RETRY: Duration = Duration::from_secs(2);
-/// Feature level that this release writes.
-pub(super) const FEATURE_LEVEL: u32 = 1;
 
 // Docker's texts, which its users and tools know; Shoal's own command line says "shoal node" where they say "docker swarm".
 const ALREADY: &str = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join \
                        another one.";
 const NOT_IN_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to \
                             connect this node to swarm and try again.";
-const WORKER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
+pub(super) const WORKER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
                       Please run this command on a manager node or promote the current node to a manager.";
 const PENDING: &str = "This node is taking its place in the cluster; try again in a moment.";
 const JOIN_GOES_ON: &str = "Timeout was reached before node joined. The attempt to join the swarm will continue in the \
@@ -108,7 +106,7 @@ impl LocalEngine {
     }
 
     /// A new boot generation, as if the daemon had been started again.
-    fn renew_identity(&self) -> Result<(), EngineError> {
+    pub(super) fn renew_identity(&self) -> Result<(), EngineError> {
         let id = self.identity().engine_id;
         let renewed = self.data().start_engine(|| id).map_err(|e| EngineError::Internal(crate::chain(&e)))?;
         *self.inner.identity.lock().unwrap_or_else(PoisonError::into_inner) = renewed;
@@ -278,6 +276,28 @@ impl LocalEngine {
         self.take_down(&active).await
     }
 
+    async fn begin_from(self, request: RestoreRequest) -> Result<Recovered, EngineError> {
+        // Before anything is stopped for it.
+        let backup = crate::backup::decode(&request.backup).map_err(|e| EngineError::Invalid(e.to_string()))?;
+        let _changing = self.inner.changing.lock().await;
+        match self.state() {
+            State::Active(active) => self.restore_into(active, backup).await,
+            State::Inactive => self.restore_here(backup, request).await,
+            State::Pending => Err(EngineError::NotManager(PENDING.into())),
+            State::Error(reason) => Err(EngineError::WrongMembership(reason)),
+        }
+    }
+
+    /// The node is neither in nor out for a while.
+    pub(super) fn set_pending(&self) {
+        self.set_state(State::Pending);
+    }
+
+    /// The node is in no cluster after all.
+    pub(super) fn set_inactive(&self) {
+        self.set_state(State::Inactive);
+    }
+
     async fn begin_again(self, request: RecoverRequest) -> Result<Recovered, EngineError> {
         let _changing = self.inner.changing.lock().await;
         self.stop_for_recovery(&request).await?;
@@ -306,7 +326,7 @@ impl LocalEngine {
     }
 
     /// Takes up the membership as at a start of the daemon; what stands in the way is tried again in the background.
-    async fn take_up_again(&self) {
+    pub(super) async fn take_up_again(&self) {
         let again = match self.renew_identity() {
             Ok(()) => self.try_resume().await,
             Err(error) => Err(error),
@@ -403,6 +423,10 @@ impl Engine for LocalEngine {
 
     async fn recover(&self, request: RecoverRequest) -> Result<Recovered, EngineError> {
         to_the_end(self.clone().begin_again(request)).await
+    }
+
+    async fn restore(&self, request: RestoreRequest) -> Result<Recovered, EngineError> {
+        to_the_end(self.clone().begin_from(request)).await
     }
 
     async fn store(&self, consistency: Consistency) -> Result<Store, EngineError> {

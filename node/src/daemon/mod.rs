@@ -8,6 +8,7 @@ mod local;
 mod ports;
 mod raft_entry;
 mod recover;
+mod restore;
 mod role;
 mod sole;
 mod superseded;
@@ -173,7 +174,7 @@ fn describe(engine: &LocalEngine, advertise: &str, data_path: &str) -> NodeDescr
         data_path_addr: data_path.to_owned(),
         control_addr: advertise.to_owned(),
         engine_id: engine.identity().engine_id.clone(),
-        feature_level: local::FEATURE_LEVEL,
+        feature_level: crate::release::Release::current().feature_level,
     }
 }
 

@@ -136,6 +136,8 @@ fn object_routes<E: Engine>() -> Router<App<E>> {
         .route("/shoal/v1/store", get(state::store::<E>))
         .route("/shoal/v1/agent", get(state::agent::<E>))
         .route("/shoal/v1/recover", post(shoal::recover::<E>))
+        .route("/shoal/v1/backup", get(shoal::backup::<E>))
+        .route("/shoal/v1/restore", post(shoal::restore::<E>))
 }
 
 fn image_routes<E: Engine>() -> Router<App<E>> {

@@ -1,9 +1,12 @@
 //! What goes beyond Docker: `/shoal/v1/...`.
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
 use deploy::model::{DesiredState, TaskState};
 use deploy::scheduler::explain;
+use hyper::header::CONTENT_TYPE;
 use serde::Serialize;
 
 use super::App;
@@ -12,7 +15,7 @@ use super::error::ApiError;
 use super::extract::{JsonBody, Params};
 use super::services;
 use super::wire;
-use crate::engine::{Engine, RecoverRequest, Recovered};
+use crate::engine::{Consistency, Engine, Membership, RecoverRequest, Recovered, RestoreRequest};
 
 /// This node, which was a manager, becomes the only one.
 pub(super) async fn recover<E: Engine>(
@@ -26,6 +29,39 @@ pub(super) async fn recover<E: Engine>(
         force: w.force.unwrap_or_default(),
     };
     Ok(Json(app.engine.recover(request).await?))
+}
+
+/// Everything that the cluster knows, as a file; read through the leader, so that nothing acknowledged is missing.
+pub(super) async fn backup<E: Engine>(State(app): State<App<E>>) -> Result<Response, ApiError> {
+    let applied = app.engine.applied(Consistency::Linearizable).await?;
+    let node_id = match app.engine.membership() {
+        Membership::Active(member) => member.node_id.to_string(),
+        _ => String::new(),
+    };
+    let made = tokio::task::spawn_blocking(move || crate::backup::encode(&node_id, &applied)).await;
+    let bytes = made
+        .map_err(|e| ApiError::internal(format!("the backup could not be made: {e}")))?
+        .map_err(|e| ApiError::internal(e.to_string()))?;
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
+}
+
+/// Has the cluster begin anew from a backup, or makes one out of it.
+pub(super) async fn restore<E: Engine>(
+    State(app): State<App<E>>,
+    params: Params,
+    body: Body,
+) -> Result<Json<Recovered>, ApiError> {
+    let backup = axum::body::to_bytes(body, crate::backup::MAX_BYTES)
+        .await
+        .map_err(|e| ApiError::invalid(format!("the backup did not arrive: {}", crate::chain(&e))))?;
+    let text = |key| params.get(key).unwrap_or_default().to_owned();
+    let request = RestoreRequest {
+        backup,
+        listen_addr: text("listenAddr"),
+        advertise_addr: text("advertiseAddr"),
+        data_path_addr: text("dataPathAddr"),
+    };
+    Ok(Json(app.engine.restore(request).await?))
 }
 
 /// Why the tasks of a service are where they are, and what each host says to one more.

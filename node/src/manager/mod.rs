@@ -17,6 +17,7 @@ pub mod verdict;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use deploy::control::{Reply, Request};
@@ -112,6 +113,8 @@ struct Inner {
     heard: liveness::Heard,
     contact: liveness::Contact,
     gossip: Gossip,
+    /// Nobody becomes a voter any more: this manager is about to begin anew.
+    closed: AtomicBool,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -136,6 +139,7 @@ impl Manager {
                 heard: liveness::Heard::default(),
                 contact: liveness::Contact::default(),
                 gossip,
+                closed: AtomicBool::new(false),
                 stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
             }),

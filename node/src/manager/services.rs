@@ -234,6 +234,9 @@ impl pb::managers_server::Managers for Service {
             request.metadata_mut().insert(PASSED_ON, tonic::metadata::MetadataValue::from_static("1"));
             return pb::managers_client::ManagersClient::new(channel).join_raft(request).await;
         }
+        if self.manager.inner.closed.load(std::sync::atomic::Ordering::Acquire) {
+            return Err(Status::unavailable("a backup is being restored"));
+        }
         // The store says which raft id a node was given; another one is not let in. Only a leader that has applied
         // everything may say so: on that word a node throws its log away.
         let index = self.manager.inner.raft.linearizable().await.map_err(|e| Status::unavailable(e.to_string()))?;

@@ -16,7 +16,7 @@ use deploy::store::{Store, Txn};
 use node::docker_api::{Listener, serve};
 use node::engine::{
     AgentState, AppliedStore, Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest,
-    ManagerView, Member, Membership, RecoverRequest, Recovered,
+    ManagerView, Member, Membership, RecoverRequest, Recovered, RestoreRequest,
 };
 use runtime::image::{ImageStore, ImportChanges, Limits as ImageLimits, Reference};
 use tokio::sync::mpsc;
@@ -323,6 +323,11 @@ impl Engine for Fake {
             Membership::Active(_) => Err(EngineError::WrongMembership("The swarm has a leader".to_owned())),
             _ => Err(EngineError::NotManager(NOT_A_MANAGER.to_owned())),
         }
+    }
+
+    async fn restore(&self, request: RestoreRequest) -> Result<Recovered, EngineError> {
+        let read = node::backup::decode(&request.backup).map_err(|e| EngineError::Invalid(e.to_string()))?;
+        Ok(Recovered { node_id: read.header.node_id, index: read.header.index, ..Recovered::default() })
     }
 
     async fn join(&self, request: JoinRequest) -> Result<(), EngineError> {

@@ -1,0 +1,120 @@
+//! A cluster begins anew from a backup.
+//!
+//! In a running cluster the asked manager first becomes the only voter, through Raft, so that no two halves of the old
+//! life can go on; then it begins a new life with the backup's wishes, as after a recovery. That takes one snapshot,
+//! whatever the size of the store, where entries of 1.5 MiB would take many and could be cut in the middle. The other
+//! managers see the new life, and become managers of it by themselves.
+//!
+//! A host that is in no cluster takes the place of the manager that wrote the backup, under its identity: so the
+//! workers that are left find it, by gossip, and keep their tasks.
+
+use std::sync::Arc;
+
+use deploy::model::NodeId;
+use deploy::store::Others;
+use raft::Found;
+
+use super::active::{Active, internal};
+use super::address;
+use super::local::{LocalEngine, WORKER};
+use super::recover::begin_anew;
+use crate::backup::Backup;
+use crate::ca::{Issuer, KeyAndCsr, Role};
+use crate::datadir::MembershipRecord;
+use crate::engine::{Consistency, EngineError, Recovered, RestoreRequest};
+use crate::manager::Survivor;
+
+/// How far the boot generation jumps when a host takes another one's place.
+const GENERATIONS: u64 = 1 << 20;
+
+impl LocalEngine {
+    /// Into the cluster that this node manages.
+    pub(super) async fn restore_into(&self, active: Arc<Active>, backup: Backup) -> Result<Recovered, EngineError> {
+        let manager = active.manager().ok_or_else(|| EngineError::NotManager(WORKER.into()))?;
+        let record = active.record();
+        let foreign = || {
+            EngineError::Invalid(format!(
+                "the backup is of cluster {}, but this node is in cluster {}",
+                backup.header.cluster_id, record.cluster_id
+            ))
+        };
+        if backup.header.cluster_id != record.cluster_id {
+            return Err(foreign());
+        }
+        // Without a majority nobody's vote can be taken: recover first.
+        manager.store(Consistency::Linearizable).await?;
+        manager.stand_alone().await?;
+        let present = manager.store(Consistency::Linearizable).await?;
+        let store = backup.store.restored_into(&present).ok_or_else(foreign)?;
+        let survivor = Survivor { store, found: manager.end_of_log() };
+        drop(manager);
+        self.set_pending();
+        active.shutdown().await;
+        drop(active);
+        let restored = begin_anew(self.data(), record, &survivor, present.revision(), Others::Return).await;
+        self.take_up_again().await;
+        restored
+    }
+
+    /// Onto this host, which is in no cluster.
+    pub(super) async fn restore_here(&self, backup: Backup, request: RestoreRequest) -> Result<Recovered, EngineError> {
+        let invalid = |e: address::AddressError| EngineError::Invalid(e.to_string());
+        let failed = |e: crate::ca::CaError| internal("the backup's certificate authority")(&e);
+        let Backup { header, store } = backup;
+        let node_id = NodeId::new(header.node_id.clone());
+        let unknown = || EngineError::Invalid("the backup does not know the manager that wrote it".into());
+        let (Some(cluster), Some(node)) = (store.cluster().cloned(), store.node(&node_id).cloned()) else {
+            return Err(unknown());
+        };
+        let host = address::host_addresses();
+        let listen = address::listen(&request.listen_addr, &host).map_err(invalid)?;
+        let advertise = address::advertise(&request.advertise_addr, listen, &host).map_err(invalid)?;
+        let data_path = address::data_path(&request.data_path_addr, advertise, &host).map_err(invalid)?;
+        // Taken for a moment, so that a port that another program has is said before anything is written.
+        drop(super::ports::Ports::bind(&listen.to_string())?);
+
+        let root = &cluster.status.root_ca;
+        let own = KeyAndCsr::generate().map_err(failed)?;
+        let life = cluster.spec.node_cert_life();
+        let certificate = Issuer::new(&root.cert_pem, &root.key_pem)
+            .and_then(|issuer| issuer.issue(&own.csr_pem, node_id.as_str(), cluster.id.as_str(), Role::Manager, life))
+            .map_err(failed)?;
+        let record = MembershipRecord {
+            node_id: header.node_id,
+            cluster_id: header.cluster_id,
+            manager: true,
+            listen_addr: listen.to_string(),
+            advertise_addr: advertise.to_string(),
+            data_path_addr: data_path.to_string(),
+            data_path_port: cluster.spec.data_path_port,
+            root_pem: root.cert_pem.clone(),
+            cert_pem: certificate,
+            key_pem: own.key_pem,
+            gossip_keys: cluster.status.gossip_keys.clone(),
+            ..MembershipRecord::default()
+        };
+        self.data()
+            .raise_generation(node.status.generation + GENERATIONS)
+            .map_err(|e| internal("the boot generation could not be raised")(&e))?;
+        let store = store.taken_over(&node_id).ok_or_else(unknown)?;
+        let found = Found {
+            term: header.term,
+            last_index: header.index,
+            last_term: header.term,
+            committed: header.index,
+            members: Vec::new(),
+        };
+        self.set_pending();
+        match begin_anew(self.data(), record.clone(), &Survivor { store, found }, 0, Others::Return).await {
+            Ok(restored) => {
+                self.take_up_again().await;
+                Ok(restored)
+            }
+            Err(error) => {
+                self.roll_back(&record).await;
+                self.set_inactive();
+                Err(error)
+            }
+        }
+    }
+}
