@@ -75,6 +75,13 @@ async fn carry_out(site: &Site, fault: Fault) -> Result<()> {
             hold().await;
             Ok(site.cluster.host(host).resume()?)
         }
+        Kind::Freeze(victim) => {
+            let host = leads(victim).await;
+            begins(&[host]);
+            site.cluster.host(host).freeze()?;
+            hold().await;
+            Ok(site.cluster.host(host).thaw()?)
+        }
         Kind::PauseMajority(a, b) => {
             begins(&[a, b]);
             for host in [a, b] {

@@ -37,6 +37,8 @@ pub enum Kind {
     PowerOff(Victim),
     /// SIGSTOP of a daemon; SIGCONT at the end.
     Pause(Victim),
+    /// SIGSTOP of a daemon and of all tasks of the host, as on a machine that hangs; SIGCONT at the end.
+    Freeze(Victim),
     /// The cable out.
     LinkDown(Victim),
     /// A manager and the others of all hosts do not hear each other, by nftables.
@@ -68,6 +70,7 @@ impl Kind {
             Kind::Kill(_) => "kill",
             Kind::PowerOff(_) => "power off",
             Kind::Pause(_) => "pause",
+            Kind::Freeze(_) => "freeze",
             Kind::LinkDown(_) => "link down",
             Kind::CutOff(_, Direction::Both) => "cut off",
             Kind::CutOff(_, _) => "cut off, one way",
@@ -185,6 +188,7 @@ fn touched(kind: Kind, shape: Shape) -> Touched {
         Kind::Kill(v)
         | Kind::PowerOff(v)
         | Kind::Pause(v)
+        | Kind::Freeze(v)
         | Kind::LinkDown(v)
         | Kind::CutOff(v, _)
         | Kind::ManagersApart(v)
@@ -218,7 +222,8 @@ fn draw(rng: &mut Rng, shape: Shape) -> (Kind, Duration) {
             let millis = if rng.percent(50) { rng.range(100, 2_000) } else { rng.range(2_000, 15_000) };
             (Kind::Pause(victim), Duration::from_millis(millis))
         }
-        42..52 => (Kind::LinkDown(victim), seconds(rng, 1, 15)),
+        42..46 => (Kind::Freeze(victim), seconds(rng, 1, 12)),
+        46..52 => (Kind::LinkDown(victim), seconds(rng, 1, 15)),
         52..58 => (Kind::CutOff(one_manager, Direction::Both), seconds(rng, 1, 12)),
         58..62 => (Kind::CutOff(victim, Direction::In), seconds(rng, 1, 12)),
         62..66 => (Kind::CutOff(victim, Direction::Out), seconds(rng, 1, 12)),
@@ -254,7 +259,7 @@ mod tests {
     fn half_an_hour_has_every_kind_of_fault() {
         let names: std::collections::BTreeSet<&str> =
             (1..4).flat_map(|seed| schedule(seed, LENGTH, SHAPE)).map(|fault| fault.kind.name()).collect();
-        assert_eq!(names.len(), 15, "{names:?}");
+        assert_eq!(names.len(), 16, "{names:?}");
     }
 
     #[test]

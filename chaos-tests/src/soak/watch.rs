@@ -73,9 +73,9 @@ pub(super) async fn everything(site: Arc<Site>, mut rng: Rng) {
     }
 }
 
-/// Linearizable reads of one register, through any manager.
+/// Linearizable reads of one register, through any manager, until it is removed at the end.
 pub(super) async fn register(site: Arc<Site>, service: &'static str, mut rng: Rng) {
-    while !site.stopped() {
+    while site.writing() {
         let api = site.any_manager(&mut rng);
         let _ = read_register(&site, &api, service).await;
         tokio::time::sleep(Duration::from_millis(rng.range(20, 250))).await;
@@ -165,7 +165,7 @@ pub(super) fn running(site: &Site) -> BTreeSet<Running> {
 /// Requests to the published port from outside, at any host.
 pub(super) async fn requests(site: Arc<Site>, mut rng: Rng) {
     let Ok(client) = site.cluster.client() else { return };
-    while !site.stopped() {
+    while site.writing() {
         let host = rng.range(0, site.hosts() as u64) as usize;
         let answer = client.get(site.cluster.host(host).at(super::WEB_PORT), "/json", REQUEST).await;
         match answer {

@@ -6,9 +6,9 @@ use chaos_tests::soak::Soak;
 
 use crate::binaries;
 
-/// Known to have kills, pauses, a partition and a change of membership in its first minute.
-const SEED: u64 = 1;
-const LENGTH: Duration = Duration::from_secs(60);
+/// Eight kinds of faults in a minute: kills, all daemons at once, a pause, partitions, loss, a host that leaves.
+const SEED: u64 = 32;
+const LENGTH: Duration = Duration::from_secs(66);
 
 /// `SHOAL_SOAK_SEED` and `SHOAL_SOAK_SECONDS` choose another run.
 #[tokio::test(flavor = "multi_thread")]
