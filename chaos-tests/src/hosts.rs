@@ -50,8 +50,16 @@ impl Cluster {
     /// # Errors
     /// When the hosts cannot be made or a daemon does not start.
     pub async fn hosts_only(binaries: &Binaries, count: usize) -> Result<Cluster> {
+        Cluster::hosts_of(binaries, &HostsConfig::new(binaries.shoal.clone(), count)).await
+    }
+
+    /// The same, made as the caller says.
+    ///
+    /// # Errors
+    /// When the hosts cannot be made or a daemon does not start.
+    pub async fn hosts_of(binaries: &Binaries, config: &HostsConfig) -> Result<Cluster> {
         let turn = TURN.lock().await;
-        let hosts = Hosts::create(&HostsConfig::new(binaries.shoal.clone(), count))?;
+        let hosts = Hosts::create(config)?;
         let cluster = Cluster { hosts, whoami: binaries.whoami.clone(), ids: Vec::new(), _turn: turn };
         cluster.hosts.start_daemons().await?;
         Ok(cluster)

@@ -20,7 +20,7 @@ use crate::error::{BootstrapError, MembershipError, ProposeError, ReadError, Sta
 use crate::log::{Log, Owner, SEGMENT_SIZE};
 use crate::machine::{Driver, StateMachine};
 use crate::members::{self, Change, Members};
-use crate::net::{AddressBook, Dial, Dialer, Service, Transport};
+use crate::net::{AddressBook, Contact, Dial, Dialer, Service, Transport};
 use crate::snapshot::{SnapshotError, SnapshotStore};
 use crate::status::{self, Clocks, Role, Status};
 use crate::types::{self, Payload, Types};
@@ -101,6 +101,7 @@ struct Inner {
     dir: std::path::PathBuf,
     snapshots: Arc<SnapshotStore>,
     meter: Arc<Meter>,
+    contact: Arc<Contact>,
     cluster_id: Arc<str>,
     id: RaftId,
     election_max: Duration,
@@ -155,6 +156,7 @@ impl Raft {
             dir,
             snapshots,
             meter,
+            contact: Arc::default(),
             cluster_id,
             id,
             election_max: timing.election_max,
@@ -287,6 +289,12 @@ impl Raft {
         self.inner.status.clone()
     }
 
+    /// The leader whose entries or heartbeat this member took last, and when. A leader that has fallen silent stays
+    /// here until there is another.
+    pub fn last_leader(&self) -> Option<(RaftId, std::time::Instant)> {
+        self.inner.contact.last()
+    }
+
     /// What this member has counted since it started. Lags behind are in the [`Status`].
     pub fn counters(&self) -> Counters {
         self.inner.meter.read()
@@ -304,6 +312,7 @@ impl Raft {
             log: self.inner.log.clone(),
             snapshots: self.inner.snapshots.clone(),
             meter: self.inner.meter.clone(),
+            contact: self.inner.contact.clone(),
             cluster_id: self.inner.cluster_id.clone(),
             me: self.inner.id,
             receiving: tokio::sync::Mutex::new(()),

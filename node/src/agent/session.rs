@@ -1,8 +1,11 @@
 //! The line to a manager: opened to whichever answers, kept alive, opened anew to another when it falls silent.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use deploy::model::NodeDescription;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -14,11 +17,16 @@ use crate::rpc::{Channels, MAX_MESSAGE, pb};
 
 /// How often the manager hears from this agent.
 const HEARTBEAT: Duration = Duration::from_millis(250);
-/// A manager that says nothing for so long (it sends something every 500 ms) is left for another.
+/// A manager that says nothing for so long (it sends something every 250 ms) is doubted: another one is asked for a
+/// session meanwhile. Doubt costs the cluster nothing, so a busy manager may well be doubted.
+const DOUBT: Duration = Duration::from_millis(600);
+/// A manager that says nothing for so long is left, whether there is another or not.
 const SILENCE: Duration = Duration::from_millis(2000);
 /// A session must open within this time.
 const OPEN: Duration = Duration::from_secs(5);
-/// Pause after every known manager was tried in vain.
+/// A manager that has not answered for so long is no reason not to ask the next one as well.
+const STAGGER: Duration = Duration::from_millis(200);
+/// Pause after every known manager was tried in vain, and the least between the beginnings of two sessions.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Messages to the manager that wait for the network.
 const BACKLOG: usize = 16;
@@ -37,9 +45,31 @@ pub(super) enum SessionEvent {
     Removed,
 }
 
+/// A session that is open.
+struct Session {
+    manager: ManagerRecord,
+    opened: Instant,
+    sender: mpsc::Sender<pb::AgentMessage>,
+    messages: tonic::Streaming<pb::ManagerMessage>,
+}
+
+/// Why no session was opened.
+enum Unopened {
+    /// Nobody answered.
+    Failed,
+    /// The cluster has removed this node.
+    Removed,
+}
+
+/// A session that is asked for.
+type Opening<'a> = Pin<Box<dyn Future<Output = Result<Session, Unopened>> + Send + 'a>>;
+
 /// How a session ended.
 enum End {
+    /// It broke, or its manager is not believed.
     Broken,
+    /// Its manager fell silent, and another one took over.
+    Moved(Box<Session>),
     Removed,
 }
 
@@ -71,26 +101,48 @@ impl Line {
 
     async fn seek(&self) {
         let mut turn = rand::random::<u32>() as usize;
+        // The manager that was left last; it is asked last.
+        let mut left = String::new();
         loop {
-            let managers = self.in_order(turn);
             turn = turn.wrapping_add(1);
-            for manager in managers {
-                match self.session(&manager).await {
-                    // A session that worked and broke is opened elsewhere at once.
-                    Some(End::Broken) => break,
-                    Some(End::Removed) => {
-                        let _ = self.events.send(SessionEvent::Removed).await;
-                        return;
+            let mut session = match self.open_any(self.in_order(turn, &left)).await {
+                Ok(session) => session,
+                Err(Unopened::Failed) => {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                Err(Unopened::Removed) => return self.removed().await,
+            };
+            loop {
+                let (manager, opened) = (session.manager.clone(), session.opened);
+                tracing::info!(manager.id = manager.node_id, manager.addr, "session opened");
+                if self.events.send(SessionEvent::Opened(session.sender.clone())).await.is_err() {
+                    return;
+                }
+                let end = self.converse(&mut session).await;
+                tracing::info!(manager.id = manager.node_id, "session closed");
+                let _ = self.events.send(SessionEvent::Closed).await;
+                match end {
+                    End::Moved(next) => session = *next,
+                    End::Broken => {
+                        left = manager.node_id;
+                        // At once, unless it never worked.
+                        tokio::time::sleep_until(opened + PAUSE).await;
+                        break;
                     }
-                    None => {}
+                    End::Removed => return self.removed().await,
                 }
             }
-            tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// The known managers: this node itself first, the others from a different one each time.
-    fn in_order(&self, turn: usize) -> Vec<ManagerRecord> {
+    async fn removed(&self) {
+        let _ = self.events.send(SessionEvent::Removed).await;
+    }
+
+    /// The known managers: this node itself first, the others from a different one each time, the one that was left
+    /// last of all.
+    fn in_order(&self, turn: usize, left: &str) -> Vec<ManagerRecord> {
         let mut managers = self.managers.borrow().clone();
         for manager in &mut managers {
             if manager.node_id == self.node_id {
@@ -105,52 +157,69 @@ impl Line {
             let first = turn % managers.len();
             managers.rotate_left(first);
         }
-        managers.sort_by_key(|manager| manager.node_id != self.node_id);
+        managers.sort_by_key(|manager| (manager.node_id == left, manager.node_id != self.node_id));
         managers
     }
 
-    /// One session with one manager; `None` if it did not open.
-    async fn session(&self, manager: &ManagerRecord) -> Option<End> {
+    /// Opens a session with the first manager that does; a dead one is no reason to wait for long.
+    async fn open_any(&self, managers: Vec<ManagerRecord>) -> Result<Session, Unopened> {
+        let mut untried = managers.into_iter();
+        let mut tries = FuturesUnordered::new();
+        loop {
+            match untried.next() {
+                Some(manager) => tries.push(self.open(manager)),
+                None if tries.is_empty() => return Err(Unopened::Failed),
+                None => {}
+            }
+            let more = untried.len() > 0;
+            tokio::select! {
+                biased;
+                Some(tried) = tries.next() => match tried {
+                    Err(Unopened::Failed) => {}
+                    opened_or_removed => return opened_or_removed,
+                },
+                () = tokio::time::sleep(STAGGER), if more => {}
+            }
+        }
+    }
+
+    /// Opens a session with one manager.
+    async fn open(&self, manager: ManagerRecord) -> Result<Session, Unopened> {
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let hello = pb::Hello { generation: self.generation, description: self.description.encode_to_vec() };
-        sender.try_send(message(pb::agent_message::Kind::Hello(hello))).ok()?;
+        sender.try_send(message(pb::agent_message::Kind::Hello(hello))).map_err(|_| Unopened::Failed)?;
         let channel = self.channels.to(&manager.addr, &manager.node_id);
         let mut client = pb::sessions_client::SessionsClient::new(channel).max_decoding_message_size(4 * MAX_MESSAGE);
-        let mut messages = match tokio::time::timeout(OPEN, client.open(ReceiverStream::new(receiver))).await {
-            Ok(Ok(stream)) => stream.into_inner(),
+        match tokio::time::timeout(OPEN, client.open(ReceiverStream::new(receiver))).await {
+            Ok(Ok(stream)) => Ok(Session { manager, opened: Instant::now(), sender, messages: stream.into_inner() }),
             Ok(Err(status)) if status.code() == Code::PermissionDenied => {
                 tracing::error!(manager = manager.addr, reason = status.message(), "the cluster turned this node away");
-                return Some(End::Removed);
+                Err(Unopened::Removed)
             }
             Ok(Err(status)) => {
                 tracing::debug!(manager = manager.addr, error = status.message(), "no session");
-                return None;
+                Err(Unopened::Failed)
             }
-            Err(_) => return None,
-        };
-        tracing::info!(manager.id = manager.node_id, manager.addr, "session opened");
-        self.events.send(SessionEvent::Opened(sender.clone())).await.ok()?;
-        let end = self.converse(&sender, &mut messages).await;
-        tracing::info!(manager.id = manager.node_id, "session closed");
-        let _ = self.events.send(SessionEvent::Closed).await;
-        Some(end)
+            Err(_) => Err(Unopened::Failed),
+        }
     }
 
-    async fn converse(
-        &self,
-        sender: &mpsc::Sender<pb::AgentMessage>,
-        messages: &mut tonic::Streaming<pb::ManagerMessage>,
-    ) -> End {
+    /// Speaks with a manager until it is over. One that falls silent is kept until another has taken over, and for good
+    /// when it speaks again before.
+    async fn converse(&self, session: &mut Session) -> End {
         let mut beat = tokio::time::interval(HEARTBEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut heard = Instant::now();
+        let mut other: Option<Opening<'_>> = None;
+        let mut asked = heard;
         loop {
             tokio::select! {
                 biased;
                 () = self.events.closed() => return End::Broken,
                 () = self.drop_session.notified() => return End::Broken,
-                received = messages.message() => {
+                received = session.messages.message() => {
                     heard = Instant::now();
+                    (other, asked) = (None, heard);
                     let event = match received {
                         Ok(Some(pb::ManagerMessage { kind: Some(kind) })) => match kind {
                             pb::manager_message::Kind::Assignments(a) => SessionEvent::Assignments(a),
@@ -166,16 +235,39 @@ impl Line {
                         return End::Broken;
                     }
                 }
+                opened = opened(&mut other) => {
+                    other = None;
+                    match opened {
+                        Ok(next) => return End::Moved(Box::new(next)),
+                        Err(Unopened::Removed) => return End::Removed,
+                        Err(Unopened::Failed) => asked = Instant::now(),
+                    }
+                }
+                () = tokio::time::sleep_until(asked + DOUBT), if other.is_none() => {
+                    let managers = self.in_order(rand::random::<u32>() as usize, &session.manager.node_id);
+                    let others = managers.into_iter().filter(|m| m.node_id != session.manager.node_id).collect();
+                    other = Some(Box::pin(self.open_any(others)));
+                    asked = Instant::now();
+                }
                 _ = beat.tick() => {
                     if heard.elapsed() > SILENCE {
                         return End::Broken;
                     }
                     let applied_revision = *self.applied.borrow();
                     // A full queue is no reason to wait: what is in it is a sign of life as well.
-                    let _ = sender.try_send(message(pb::agent_message::Kind::Heartbeat(pb::Heartbeat { applied_revision })));
+                    let beat = pb::agent_message::Kind::Heartbeat(pb::Heartbeat { applied_revision });
+                    let _ = session.sender.try_send(message(beat));
                 }
             }
         }
+    }
+}
+
+/// The outcome of asking others; never, if nobody is asked.
+async fn opened(other: &mut Option<Opening<'_>>) -> Result<Session, Unopened> {
+    match other {
+        Some(opening) => opening.await,
+        None => std::future::pending().await,
     }
 }
 

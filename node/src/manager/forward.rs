@@ -19,6 +19,11 @@ const FIND_LEADER: Duration = Duration::from_secs(10);
 const COMMIT: Duration = Duration::from_secs(30);
 /// Pause before the next look.
 const RETRY: Duration = Duration::from_millis(25);
+/// A leader whose heartbeats (every 150 ms) have not come for so long is not sent requests: what is sent to a leader
+/// that is gone has an outcome that nobody knows, and what waits is carried out by the next one.
+const QUIET: Duration = Duration::from_millis(400);
+/// A leader that was replaced has so long to answer what it was asked before.
+const LAST_WORD: Duration = Duration::from_millis(50);
 
 /// Raft's connections to its peers.
 pub(super) struct PeerChannels(pub(super) Channels);
@@ -40,8 +45,8 @@ impl Manager {
                     let done = tokio::time::timeout(COMMIT, self.inner.leader.execute(request.clone())).await;
                     done.unwrap_or_else(|_| Err(NotDone::Unknown("no quorum confirmed it within 30 s".into())))
                 }
-                Some(peer) => self.execute_at(&peer, &request).await,
-                None => Err(NotDone::NotLeader),
+                Some(peer) if !self.is_quiet(&peer) => self.execute_at(&peer, &request).await,
+                Some(_) | None => Err(NotDone::NotLeader),
             };
             match outcome {
                 Ok(done) => return Ok(done),
@@ -61,7 +66,14 @@ impl Manager {
 
     async fn execute_at(&self, leader: &Peer, request: &Request) -> Result<(Reply, u64), NotDone> {
         let message = pb::ExecuteRequest { request: request.encode_to_vec() };
-        let answer = self.client(leader).execute(message).await;
+        let mut client = self.client(leader);
+        let answer = tokio::select! {
+            biased;
+            answer = client.execute(message) => answer,
+            () = self.replaced(leader) => {
+                return Err(NotDone::Unknown("the leader was replaced before it answered".into()));
+            }
+        };
         let reply = match answer {
             Ok(reply) => reply.into_inner(),
             // Refused before anything was done.
@@ -85,6 +97,23 @@ impl Manager {
         }
     }
 
+    /// Whether this follower has not heard from its leader lately. A leader that it has never heard is not quiet: it was
+    /// elected this moment.
+    fn is_quiet(&self, leader: &Peer) -> bool {
+        let last = self.inner.raft.last_leader();
+        last.is_some_and(|(id, at)| id == leader.id && at.elapsed() > QUIET)
+    }
+
+    /// Waits until another member leads, and a moment longer.
+    async fn replaced(&self, leader: &Peer) {
+        let mut status = self.inner.raft.watch();
+        let other = status.wait_for(|now| now.leader.as_ref().is_some_and(|other| other.id != leader.id)).await.is_ok();
+        match other {
+            true => tokio::time::sleep(LAST_WORD).await,
+            false => std::future::pending().await,
+        }
+    }
+
     fn client(&self, peer: &Peer) -> pb::managers_client::ManagersClient<Channel> {
         pb::managers_client::ManagersClient::new(self.inner.channels.to(&peer.addr, &peer.node_id))
             .max_decoding_message_size(MAX_MESSAGE)
@@ -99,12 +128,18 @@ impl Manager {
                         return Ok(index);
                     }
                 }
-                Some(peer) => {
-                    if let Ok(reply) = self.client(&peer).read_index(pb::ReadIndexRequest {}).await {
+                Some(peer) if !self.is_quiet(&peer) => {
+                    let mut client = self.client(&peer);
+                    let asked = tokio::select! {
+                        biased;
+                        asked = client.read_index(pb::ReadIndexRequest {}) => asked.ok(),
+                        () = self.replaced(&peer) => None,
+                    };
+                    if let Some(reply) = asked {
                         return Ok(reply.into_inner().index);
                     }
                 }
-                None => {}
+                Some(_) | None => {}
             }
             tokio::time::sleep(RETRY).await;
         }

@@ -20,10 +20,16 @@ const REPORT: Duration = Duration::from_millis(250);
 /// Remark on a host that gossip calls dead while its session is heard.
 const BLOCKED: &str = "gossip blocked";
 
+/// Managers whose last report is younger than this have left out nothing that matters: an agent that one of them hears
+/// is silent for less than [`SILENT`] then.
+const COMPLETE: Duration = Duration::from_millis(600);
+
 /// When each agent was last heard from, by this manager or by one that reports to it.
 #[derive(Default)]
 pub(super) struct Heard {
     last: Mutex<BTreeMap<NodeId, Instant>>,
+    /// When each of the other managers reported last.
+    reports: Mutex<BTreeMap<NodeId, Instant>>,
 }
 
 impl Heard {
@@ -33,6 +39,17 @@ impl Heard {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = last.entry(node).or_insert(at);
         *entry = (*entry).max(at);
+    }
+
+    /// Notes that a manager has reported.
+    pub(super) fn note_report(&self, manager: NodeId) {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).insert(manager, Instant::now());
+    }
+
+    /// Whether all of these managers have reported lately.
+    fn is_complete<'a>(&self, mut managers: impl Iterator<Item = &'a str>) -> bool {
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        managers.all(|manager| reports.get(&NodeId::new(manager)).is_some_and(|at| at.elapsed() < COMPLETE))
     }
 
     fn get(&self, node: &NodeId) -> Option<Instant> {
@@ -108,6 +125,7 @@ pub(super) async fn run(manager: Manager) {
         let members = manager.inner.gossip.members();
         // Gossip does not know this node itself, but its agent can fall silent like any other.
         for node in store.nodes().filter(|n| n.status.state() == NodeState::Ready) {
+            let since = silent_leader(&manager, &status, node).map_or(since, |at| at.min(since));
             let heard = manager.inner.heard.get(&node.id).map_or(since, |at| at.max(since));
             let evidence = Evidence {
                 gossip_dead: members.get(node.id.as_str()).is_some_and(|member| !member.alive),
@@ -121,9 +139,27 @@ pub(super) async fn run(manager: Manager) {
     }
 }
 
+/// When this manager took the last word of its predecessor, if the node is the predecessor's. One daemon is a host's
+/// manager and its agent, so a manager's silence on Raft is its agent's as well, unless one of the other managers hears
+/// that; they must have said so.
+fn silent_leader(manager: &Manager, status: &raft::Status, node: &Node) -> Option<Instant> {
+    let (leader, at) = manager.inner.raft.last_leader()?;
+    if status.member(leader)?.node_id != node.id.as_str() {
+        return None;
+    }
+    let others = status.voters.iter().filter(|voter| voter.id != status.id && voter.id != leader);
+    manager.inner.heard.is_complete(others.map(|voter| voter.node_id.as_str())).then(|| at.into())
+}
+
 /// Says of a host whose gossip does not get through, though its session does, that this is so; and no more once it does.
 async fn note_blocked(manager: &Manager, node: &Node, evidence: Evidence) {
-    let message = if evidence.gossip_dead { BLOCKED } else { "" };
+    // A leader that has only begun has not heard from anybody yet.
+    let heard = || manager.inner.heard.get(&node.id).is_some_and(|at| at.elapsed() < SILENT);
+    let message = match evidence.gossip_dead {
+        true if heard() => BLOCKED,
+        true => return,
+        false => "",
+    };
     if node.status.message == message || (message.is_empty() && node.status.message != BLOCKED) {
         return;
     }
@@ -156,13 +192,26 @@ async fn mark_down(manager: &Manager, node: &Node, reason: &str, heard: Instant)
 
 /// A follower's reports to the leader, for as long as the manager lives.
 pub(super) async fn report(manager: Manager) {
+    let mut changes = manager.inner.raft.watch();
     loop {
-        tokio::time::sleep(REPORT).await;
         let status = manager.status();
-        let Some(leader) = status.leader.filter(|leader| leader.id != status.id) else { continue };
-        // A report that is lost is made up for by the next one. An empty one tells at least this manager something.
-        if manager.send_heard(&leader, manager.inner.heard.within(AGENT_SILENT)).await {
-            manager.inner.contact.note();
+        let leader = status.leader.clone().map(|leader| leader.id);
+        let told = async {
+            if let Some(leader) = status.leader.filter(|leader| leader.id != status.id) {
+                // A report that is lost is made up for by the next one. An empty one tells at least this manager
+                // something.
+                if manager.send_heard(&leader, manager.inner.heard.within(AGENT_SILENT)).await {
+                    manager.inner.contact.note();
+                }
+            }
+            tokio::time::sleep(REPORT).await;
+        };
+        // A new leader is told at once, whatever the old one does.
+        let new_leader = changes.wait_for(|now| now.leader.as_ref().is_some_and(|new| Some(new.id) != leader));
+        tokio::select! {
+            biased;
+            () = told => {}
+            Ok(_) = new_leader => {}
         }
     }
 }

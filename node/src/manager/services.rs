@@ -211,7 +211,8 @@ impl pb::managers_server::Managers for Service {
     }
 
     async fn heard(&self, request: Request<pb::HeardRequest>) -> Result<Response<pb::HeardReply>, Status> {
-        self.manager.authorize_manager(&caller(&request)?)?;
+        let reporter = self.manager.authorize_manager(&caller(&request)?)?;
+        self.manager.inner.heard.note_report(reporter);
         for agent in request.into_inner().agents {
             self.manager.inner.heard.note(NodeId::new(agent.node_id), Duration::from_millis(agent.age_ms));
         }

@@ -28,7 +28,7 @@ const HELLO: Duration = Duration::from_secs(5);
 /// Messages to an agent that is slow to read; past that its session waits, not the manager.
 const BACKLOG: usize = 16;
 /// An agent hears from its manager at least this often.
-const HEARTBEAT: Duration = Duration::from_millis(500);
+const HEARTBEAT: Duration = Duration::from_millis(250);
 /// Changes are gathered for this long before a difference is computed.
 const GATHER: Duration = Duration::from_millis(5);
 
@@ -67,10 +67,12 @@ impl pb::sessions_server::Sessions for Service {
         let registration = NodeSession { node_id: node_id.clone(), generation: hello.generation, description, addr };
         // The hello is a sign of life; without it, the leader would judge by a silence from before the session.
         self.manager.inner.heard.note(node_id.clone(), Duration::ZERO);
-        self.manager
-            .control(ControlRequest::from(Op::NodeSession(Box::new(registration.clone()))))
-            .await
-            .map_err(|e| to_status(&e))?;
+        if !self.knows(&registration) {
+            self.manager
+                .control(ControlRequest::from(Op::NodeSession(Box::new(registration.clone()))))
+                .await
+                .map_err(|e| to_status(&e))?;
+        }
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let session = Session { manager: self.manager.clone(), registration, sender };
         self.manager.spawn(async move {
@@ -84,6 +86,20 @@ impl pb::sessions_server::Sessions for Service {
         let node_id = self.manager.authorize_node(&caller(&request)?)?;
         self.manager.forget(&node_id).await.map_err(|e| to_status(&e))?;
         Ok(Response::new(pb::LeaveReply {}))
+    }
+}
+
+impl Service {
+    /// Whether the store says of the node what its agent says. An agent that only changes its manager is then served at
+    /// once, also while there is no leader; should the leader know better by now, the next heartbeat tells it.
+    fn knows(&self, said: &NodeSession) -> bool {
+        let published = self.manager.inner.published.borrow();
+        published.store.node(&said.node_id).is_some_and(|node| {
+            node.status.state() == NodeState::Ready
+                && node.status.generation == said.generation
+                && node.status.addr == said.addr
+                && node.description == said.description
+        })
     }
 }
 

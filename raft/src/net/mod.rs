@@ -1,10 +1,12 @@
 //! How members reach each other: gRPC over channels that the caller makes and a service that it mounts.
 
 mod client;
+mod contact;
 mod server;
 
 pub use self::client::Dial;
 pub(crate) use self::client::{AddressBook, Dialer};
+pub(crate) use self::contact::Contact;
 pub use self::server::Service;
 pub(crate) use self::server::Transport;
 

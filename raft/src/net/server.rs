@@ -13,6 +13,7 @@ use openraft::storage::Snapshot;
 use tokio::sync::Mutex;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::contact::Contact;
 use super::{MAX_MESSAGE, MAX_SNAPSHOT, REFUSAL};
 use crate::RaftId;
 use crate::counters::Meter;
@@ -35,6 +36,7 @@ pub struct Transport {
     pub(crate) log: Log,
     pub(crate) snapshots: Arc<SnapshotStore>,
     pub(crate) meter: Arc<Meter>,
+    pub(crate) contact: Arc<Contact>,
     pub(crate) cluster_id: Arc<str>,
     pub(crate) me: RaftId,
     /// Only one snapshot is received at a time.
@@ -144,6 +146,7 @@ impl RaftTransport for Transport {
             self.meter.entries_received.add(entries.len() as u64);
             self.meter.bytes_received.add(entries.iter().map(types::payload_len).sum());
         }
+        let leader_id = leader.leader_id.voted_for;
         let request = AppendEntriesRequest { vote: leader, prev_log_id: previous, entries, leader_commit };
         let outcome = match self.core.append_entries(request).await.map_err(fatal)? {
             AppendEntriesResponse::Success => Outcome::Success(pb::Blank {}),
@@ -152,6 +155,9 @@ impl RaftTransport for Transport {
             // The receiving side stores all or nothing.
             AppendEntriesResponse::PartialSuccess(_) => return Err(Status::internal("partial success")),
         };
+        if !matches!(outcome, Outcome::HigherVote(_)) {
+            self.contact.note(leader_id);
+        }
         Ok(Response::new(pb::AppendResponse { outcome: Some(outcome) }))
     }
 
@@ -317,7 +323,9 @@ mod tests {
         };
         assert_eq!(check(pb::AppendRequest { entries: vec![hole], ..heartbeat() }).await.0, Code::InvalidArgument);
         assert_eq!(raft.status().term, 0);
+        assert_eq!(raft.last_leader(), None);
         transport.append(Request::new(heartbeat())).await.unwrap();
+        assert_eq!(raft.last_leader().map(|(leader, _)| leader), Some(2));
 
         let meta = |term, index| SnapshotMeta {
             last_log_id: Some(types::log_id(term, index)),
