@@ -1,6 +1,7 @@
 //! Clusters of real daemons on this machine, made of the same hosts as the demo's, and ways to break them.
 
 mod faults;
+pub mod headless;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

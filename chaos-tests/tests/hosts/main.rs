@@ -6,6 +6,7 @@
 
 mod backup;
 mod cut_off;
+mod headless;
 mod joins;
 mod kills;
 mod members;

@@ -12,7 +12,7 @@ use raft::Role;
 use tokio::time::Instant;
 
 use super::Manager;
-use super::verdict::{AGENT_SILENT, Evidence, LOOK, verdict};
+use super::verdict::{AGENT_SILENT, Evidence, LOOK, SILENT, verdict};
 use crate::rpc::pb;
 
 /// How often a follower tells the leader what it heard.

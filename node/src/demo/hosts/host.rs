@@ -442,6 +442,18 @@ impl Host {
         leftovers::processes_in(&engine, Some("task"))
     }
 
+    /// Kills a process in a container of this host (SIGKILL); no other process of the machine.
+    ///
+    /// # Errors
+    /// When it is none of them.
+    pub fn kill_in_container(&self, pid: i32) -> Result<(), HostError> {
+        if !self.container_processes().contains(&pid) {
+            return Err(HostError::Unusable(format!("{pid} is no process in a container of {}", self.name())));
+        }
+        kill(Pid::from_raw(pid), Signal::SIGKILL)
+            .map_err(|errno| HostError::io(format!("cannot kill {pid} on {}", self.name()))(errno.into()))
+    }
+
     /// Ends the daemon for good; used when all is cleaned up.
     pub(super) fn abandon(&self) -> Result<(), HostError> {
         self.thaw()?;
