@@ -24,6 +24,8 @@ pub enum Event {
     Withdrawn,
     /// A manager can be reached, or cannot any more.
     Connected(bool),
+    /// The manager was lost before it acknowledged the task's last report. Comes after `Connected`.
+    Unheard,
     /// Image, mounts and network are ready.
     Prepared,
     /// They could not be made ready.
@@ -140,6 +142,8 @@ pub struct Lifecycle {
     phase: Phase,
     connected: bool,
     withdrawn: bool,
+    /// It ended by itself with a manager in reach: how, and the state that it was in before.
+    told_end: Option<(TaskState, &'static str, TaskState)>,
 }
 
 impl Lifecycle {
@@ -199,7 +203,7 @@ impl Lifecycle {
     }
 
     fn with(task: Task, status: TaskStatus, connected: bool) -> Self {
-        Self { task, status, phase: Phase::Accepted, connected, withdrawn: false }
+        Self { task, status, phase: Phase::Accepted, connected, withdrawn: false, told_end: None }
     }
 
     /// The task as the cluster last described it.
@@ -235,6 +239,16 @@ impl Lifecycle {
                     *tell_at = connected.then(|| now.plus(FIRST_WORD));
                 } else if connected && self.status.state() >= TaskState::Accepted {
                     actions.push(Action::Report(self.status.clone()));
+                }
+            }
+            // Perhaps nobody knows that it has ended; then it is as if it ended now. Where the leader knows, it takes the
+            // task away and has another one already, and that is obeyed as soon as it is heard.
+            (Event::Unheard, Phase::Ended) => {
+                if let Some((state, message, before)) = self.told_end.take()
+                    && !self.connected
+                    && !self.must_stop()
+                {
+                    self.rest(now, state, message, before, &mut actions);
                 }
             }
             (Event::Prepared, Phase::Preparing) => {
@@ -347,19 +361,34 @@ impl Lifecycle {
 
     /// With a manager in reach, what follows is the leader's to decide. Without one, the host acts on the policy alone.
     fn ended_by_itself(&mut self, now: Timestamp, state: TaskState, message: &'static str, actions: &mut Vec<Action>) {
-        if !self.connected {
-            let mut ended = self.task.clone();
-            ended.status = self.status.clone();
-            ended.status.set_state(state);
-            ended.status.at = now;
-            if let Verdict::Restart(delay) = restart::verdict(&ended) {
-                self.phase = Phase::Resting { until: now.plus(delay), tell_at: None, state, message };
-                // It stays what it was for the cluster: the same task, about to run again.
-                self.note(now, self.status.state(), "restarting without a manager", actions);
-                return;
-            }
+        let before = self.status.state();
+        if self.connected {
+            self.told_end = Some((state, message, before));
+        } else if self.rest(now, state, message, before, actions) {
+            return;
         }
         self.end(now, state, message, actions);
+    }
+
+    /// Has the task wait for its next attempt, if its policy gives it one. It stays what it was for the cluster: the same
+    /// task, about to run again.
+    fn rest(
+        &mut self,
+        now: Timestamp,
+        state: TaskState,
+        message: &'static str,
+        before: TaskState,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let mut ended = self.task.clone();
+        ended.status = self.status.clone();
+        ended.status.set_state(state);
+        ended.status.at = now;
+        let Verdict::Restart(delay) = restart::verdict(&ended) else { return false };
+        self.phase = Phase::Resting { until: now.plus(delay), tell_at: None, state, message };
+        self.status.set_state(before);
+        self.note(now, before, "restarting without a manager", actions);
+        true
     }
 
     fn end(&mut self, now: Timestamp, state: TaskState, message: &str, actions: &mut Vec<Action>) {
@@ -542,6 +571,36 @@ mod tests {
         assert_eq!(life.status().container.as_ref().map(|c| c.local_restarts), Some(1));
         check(&mut life, Event::Connected(false), "");
         check(&mut life, exited(1), "Failed");
+    }
+
+    #[test]
+    fn an_end_that_no_manager_heard_of_is_followed_by_an_attempt() {
+        let ended = || {
+            let (mut life, _) = new_task(DesiredState::Running);
+            life.handle(NOW, Event::Prepared);
+            life.handle(NOW, started());
+            check(&mut life, exited(3), "Failed");
+            check(&mut life, Event::Unheard, "");
+            life
+        };
+        let mut life = ended();
+        check(&mut life, Event::Connected(false), "");
+        check(&mut life, Event::Unheard, "");
+        assert_eq!(life.status().state(), TaskState::Failed, "the word was taken back although a manager was there");
+
+        let (mut life, _) = new_task(DesiredState::Running);
+        life.handle(NOW, Event::Prepared);
+        life.handle(NOW, started());
+        check(&mut life, exited(3), "Failed");
+        check(&mut life, Event::Connected(false), "");
+        check(&mut life, Event::Unheard, "Running wake@6000");
+        // What the leader decided when it had heard of it after all.
+        let mut replaced = life.clone();
+        check(&mut replaced, Event::Connected(true), "wake@2000");
+        check(&mut replaced, want(DesiredState::Shutdown), "Shutdown");
+        assert_eq!(short(&life.handle(Timestamp::from_millis(6000), Event::Timer)), "start#1");
+        check(&mut life, started(), "Running");
+        check(&mut life, Event::Unheard, "");
     }
 
     #[test]

@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use chaos_tests::bench::{Report, Samples};
-use chaos_tests::hosts::Binaries;
+use chaos_tests::hosts::headless::{self, Seen};
+use chaos_tests::hosts::{Binaries, Cluster};
 
 use measure::{LeaderLoss, Loss};
 use options::{Options, Scenario};
@@ -27,6 +28,9 @@ const MANAGERS: usize = 3;
 /// All hosts of the cluster.
 const HOSTS: usize = 5;
 
+/// Workers of a cluster that loses its managers; one of them dies as well.
+const WORKERS_HEADLESS: usize = 3;
+
 /// What was measured of one system.
 #[derive(Default)]
 struct Results {
@@ -37,6 +41,7 @@ struct Results {
     link: LeaderSamples,
     reattach: Samples,
     reattach_leader: Samples,
+    headless: Option<Seen>,
 }
 
 /// What was measured when leaders were lost in one way.
@@ -122,6 +127,18 @@ async fn measure_shoal(options: &Options, binaries: &Binaries) -> Result<Results
             results.forming.push(measured("shoal", "forming", run, measure::form(&shoal, MANAGERS).await?));
             shoal.clean_up()?;
         }
+    }
+    if options.wants(Scenario::Headless) {
+        say(&format!("shoal: {} s without managers", options.headless.as_secs()));
+        let cluster = Cluster::start(binaries, MANAGERS, WORKERS_HEADLESS).await?;
+        match headless::survive(&cluster, MANAGERS, options.headless).await {
+            Ok(seen) => results.headless = Some(seen),
+            Err(error) => {
+                say(&cluster.logs());
+                return Err(error);
+            }
+        }
+        cluster.clean_up()?;
     }
     if !Scenario::NEED_A_CLUSTER.iter().any(|scenario| options.wants(*scenario)) {
         return Ok(results);
@@ -222,6 +239,17 @@ fn report(options: &Options, ours: &Results, peer: Option<&Results>, why_not: &s
     note("host loss → Down", |r| &r.host_down);
     note("leader loss (SIGKILL) → Down", |r| &r.kill.down);
     note("leader loss (link down) → Down", |r| &r.link.down);
+    if let Some(seen) = &ours.headless {
+        let what = format!("{} s without managers → requests by name, none failed", seen.headless.as_secs());
+        report.note(&what, seen.requests, "-");
+        for (what, took) in [
+            ("without managers: a task's end → its next attempt", seen.restarted),
+            ("without managers: a host's death → dropped by all VIPs", seen.dropped),
+            ("managers back → what the dead host had runs elsewhere", seen.whole_again),
+        ] {
+            report.note(what, format!("{:.2} s", took.as_secs_f64()), "-");
+        }
+    }
     say(&format!("{} runs, {} of the peer; load {}", options.runs, options.peer_runs, load()));
     report
 }

@@ -1,5 +1,7 @@
 //! What the command line asks for.
 
+use std::time::Duration;
+
 /// Times that a cluster is formed, at the most.
 pub(crate) const FORMING_RUNS: u32 = 10;
 
@@ -16,6 +18,8 @@ cargo bench -p chaos-tests --bench failover -- [OPTIONS]
                    leader-kill  SIGKILL of everything on the leader's host, 10 tasks on it
                    leader-link  the same after its cable was pulled
                    reattach     power-off of a manager that a worker's agent is attached to (Shoal alone)
+                   headless     one run without any manager (Shoal alone; not among all)
+  --headless S   seconds without managers (default 600)
   --timeline     prints what the hosts logged from the loss on
   --help         this text
 
@@ -29,15 +33,17 @@ pub(crate) enum Scenario {
     LeaderKill,
     LeaderLink,
     Reattach,
+    Headless,
 }
 
 impl Scenario {
-    const ALL: [(&str, Scenario); 5] = [
+    const ALL: [(&str, Scenario); 6] = [
         ("forming", Scenario::Forming),
         ("host", Scenario::Host),
         ("leader-kill", Scenario::LeaderKill),
         ("leader-link", Scenario::LeaderLink),
         ("reattach", Scenario::Reattach),
+        ("headless", Scenario::Headless),
     ];
     /// Those that begin with a cluster.
     pub(crate) const NEED_A_CLUSTER: [Scenario; 4] =
@@ -50,6 +56,8 @@ pub(crate) struct Options {
     pub(crate) runs: u32,
     pub(crate) peer_runs: u32,
     pub(crate) timeline: bool,
+    /// How long there is no manager.
+    pub(crate) headless: Duration,
     only: Vec<Scenario>,
 }
 
@@ -59,12 +67,14 @@ impl Options {
     /// # Errors
     /// Says what cannot be understood.
     pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
-        let mut options = Options { runs: 20, peer_runs: 3, timeline: false, only: Vec::new() };
+        let mut options =
+            Options { runs: 20, peer_runs: 3, timeline: false, headless: Duration::from_secs(600), only: Vec::new() };
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
             match arg.as_str() {
                 "--runs" => options.runs = number(&value()?)?,
                 "--peer-runs" => options.peer_runs = number(&value()?)?,
+                "--headless" => options.headless = Duration::from_secs(number(&value()?)?.into()),
                 "--timeline" => options.timeline = true,
                 "--only" => options.only = scenarios(&value()?)?,
                 "--help" | "-h" => return Ok(None),
@@ -78,7 +88,7 @@ impl Options {
 
     /// Whether a scenario is to be measured.
     pub(crate) fn wants(&self, scenario: Scenario) -> bool {
-        self.only.is_empty() || self.only.contains(&scenario)
+        self.only.is_empty() && scenario != Scenario::Headless || self.only.contains(&scenario)
     }
 }
 

@@ -107,9 +107,13 @@ impl Agent {
         if let Some((_, unacknowledged)) = self.in_flight.take() {
             self.unreported.extend(unacknowledged.into_keys());
         }
+        let unheard = if connected { BTreeSet::new() } else { self.unreported.clone() };
         let mut steps = Vec::new();
         for id in self.tasks.keys().cloned().collect::<Vec<_>>() {
             self.handle(&id, Event::Connected(connected), now, &mut steps);
+        }
+        for id in unheard {
+            self.handle(&id, Event::Unheard, now, &mut steps);
         }
         steps
     }

@@ -47,7 +47,7 @@ async fn an_agent_leaves_a_silent_manager_and_never_believes_it_again() {
         let now = manager(&cluster.host(3).log_tail(400));
         ensure!(now != Some(attached), "the worker did not leave the manager that stands still");
 
-        cluster.end(&frozen)?;
+        cluster.end(&frozen).await?;
         cluster.wait_ready_at((attached + 1) % 3, 4).await?;
         let settled = other.wait_running("web", 3, &[], SOON).await?;
         ensure!(settled == after, "tasks changed when the manager woke up: {after:?} {settled:?}");

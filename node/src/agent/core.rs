@@ -259,10 +259,14 @@ impl Core {
         if let Some((_, unacknowledged)) = self.in_flight.take() {
             self.unreported.extend(unacknowledged.into_keys());
         }
+        let unheard = if connected { BTreeSet::new() } else { self.unreported.clone() };
         let mut steps = Vec::new();
         let ids: Vec<TaskId> = self.tasks.keys().cloned().collect();
         for id in ids {
             self.handle(&id, Event::Connected(connected), now, &mut steps);
+        }
+        for id in unheard {
+            self.handle(&id, Event::Unheard, now, &mut steps);
         }
         steps
     }
