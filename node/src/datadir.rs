@@ -3,6 +3,7 @@
 //! `format` says which release wrote it · `lock` is held while a daemon runs · `identity/` is this module's ·
 //! `raft/`, `agent/`, `images/`, `containers/` belong to the rooms of those names.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -12,12 +13,15 @@ use nix::fcntl::{Flock, FlockArg};
 use prost::Message;
 
 use crate::stored::{self, Kind, StoredError};
+use crate::vault::Vault;
 
 /// Format of the directory as a whole; releases read this one and the one before.
 const FORMAT: u32 = 1;
 
 /// A log that a recovery has made, with its raft id behind it.
 const ANEW: &str = "raft.anew-";
+/// A log that could not be used, with its raft id behind it.
+const DAMAGED: &str = "raft.damaged-";
 /// The log that a recovery has replaced.
 const ASIDE: &str = "raft.before-recovery";
 
@@ -119,6 +123,9 @@ pub struct MembershipRecord {
     /// Managers last heard of.
     #[prost(message, repeated, tag = "13")]
     pub managers: Vec<ManagerRecord>,
+    /// The raft id whose log was opened here once: when it is not there later, it is lost, not yet to be made.
+    #[prost(uint64, tag = "40")]
+    pub raft_opened: u64,
 }
 
 impl std::fmt::Debug for MembershipRecord {
@@ -142,6 +149,7 @@ pub struct ManagerRecord {
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
+    vault: Vault,
     _lock: Flock<File>,
 }
 
@@ -166,7 +174,47 @@ impl DataDir {
             }
             Err(e) => return Err(io_error("read", &format)(e)),
         }
-        Ok(Self { path: path.to_path_buf(), _lock: lock })
+        let vault = Vault::open(&path.join("identity/keys"))?;
+        Ok(Self { path: path.to_path_buf(), vault, _lock: lock })
+    }
+
+    /// The keys of this node's files.
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
+    /// Whether there is a membership that needs the unlock key.
+    pub fn is_locked(&self) -> bool {
+        self.vault.is_locked() && self.membership_path().exists()
+    }
+
+    fn membership_path(&self) -> PathBuf {
+        self.path.join("identity/membership")
+    }
+
+    /// The keys that files of this node name.
+    pub fn keys_in_use(&self) -> Result<BTreeSet<u32>, DataDirError> {
+        let mut keys = BTreeSet::new();
+        // Logs that were set aside too: they may be all that is left of something.
+        for entry in fs::read_dir(&self.path).map_err(io_error("read", &self.path))? {
+            let path = entry.map_err(io_error("read", &self.path))?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("raft")) {
+                match raft::keys_in_use(&path) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    found => keys.extend(found.map_err(io_error("read", &path))?),
+                }
+            }
+        }
+        keys.extend(stored::key_of(&self.membership_path(), Kind::Membership)?);
+        // A damaged cache is no reason to keep any key: it is thrown away.
+        keys.extend(stored::key_of(&self.assignments(), Kind::Assignments).ok().flatten());
+        Ok(keys)
+    }
+
+    /// Whether the membership is sealed with the newest key.
+    pub fn membership_is_sealed(&self) -> Result<bool, DataDirError> {
+        let key = stored::key_of(&self.membership_path(), Kind::Membership)?;
+        Ok(key.is_none_or(|key| key == *self.vault.current().borrow()))
     }
 
     /// The directory.
@@ -201,13 +249,13 @@ impl DataDir {
     /// The membership, if there is one.
     pub fn membership(&self) -> Result<Option<MembershipRecord>, DataDirError> {
         let path = self.path.join("identity/membership");
-        stored::read(&path, Kind::Membership)?.map(|bytes| decode(&path, &bytes)).transpose()
+        stored::read_sealed(&path, Kind::Membership, &self.vault)?.map(|bytes| decode(&path, &bytes)).transpose()
     }
 
     /// Keeps the membership.
     pub fn save_membership(&self, record: &MembershipRecord) -> Result<(), DataDirError> {
         let path = self.path.join("identity/membership");
-        Ok(stored::write(&path, Kind::Membership, &record.encode_to_vec())?)
+        Ok(stored::write_sealed(&path, Kind::Membership, &record.encode_to_vec(), &self.vault)?)
     }
 
     /// Where Raft keeps its log.
@@ -253,6 +301,28 @@ impl DataDir {
         sync(&self.path)
     }
 
+    /// Keeps Raft's damaged files beside, as `raft.damaged-<raft id>`, in the place of any that were kept earlier.
+    pub fn set_damaged_raft_aside(&self, raft_id: u64) -> Result<PathBuf, DataDirError> {
+        let kept = self.path.join(format!("{DAMAGED}{raft_id}"));
+        self.remove_damaged()?;
+        match fs::rename(self.raft(), &kept) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("rename", &kept)(e)),
+            _ => {}
+        }
+        sync(&self.path)?;
+        Ok(kept)
+    }
+
+    fn remove_damaged(&self) -> Result<(), DataDirError> {
+        for entry in fs::read_dir(&self.path).map_err(io_error("read", &self.path))? {
+            let entry = entry.map_err(io_error("read", &self.path))?;
+            if entry.file_name().to_string_lossy().starts_with(DAMAGED) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The agent's cache of its assignments.
     pub fn assignments(&self) -> PathBuf {
         self.path.join("agent/assignments")
@@ -274,7 +344,10 @@ impl DataDir {
         // Raft ids begin at 1: whatever was made anew is for none.
         self.finish_recovery(0)?;
         remove(&self.path.join(ASIDE))?;
-        remove(&self.assignments())
+        self.remove_damaged()?;
+        remove(&self.assignments())?;
+        // Nothing is left that needs them; and the next cluster's files must not wait for this one's unlock key.
+        Ok(self.vault.reset()?)
     }
 }
 

@@ -16,6 +16,8 @@ pub enum Membership {
     Inactive,
     /// A join is under way.
     Pending,
+    /// A manager whose files need the unlock key.
+    Locked,
     /// A member.
     Active(Member),
     /// The node cannot take part; the text says why and what to do.
@@ -217,6 +219,11 @@ pub enum EngineError {
     /// There is no leader; a retry may help.
     #[error("The swarm does not have a leader. It's possible that too few managers are online.")]
     NoLeader,
+    /// This manager's files need the unlock key (Docker's text; status 503).
+    #[error(
+        "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it."
+    )]
+    Locked,
     /// The write was sent but its outcome is unknown: it may or may not have been carried out.
     #[error("the outcome of the write is unknown: {0}")]
     OutcomeUnknown(String),
@@ -241,6 +248,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn init(&self, request: InitRequest) -> impl Future<Output = Result<NodeId, EngineError>> + Send;
     /// Joins a cluster; returns when joined.
     fn join(&self, request: JoinRequest) -> impl Future<Output = Result<(), EngineError>> + Send;
+    /// Opens the files of a locked manager; returns when it takes part again, or goes on trying to.
+    fn unlock(&self, key: String) -> impl Future<Output = Result<(), EngineError>> + Send;
     /// Leaves the cluster and stops its tasks here.
     fn leave(&self, force: bool) -> impl Future<Output = Result<(), EngineError>> + Send;
     /// Makes this node, which was a manager, the only one. Tasks go on.

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod release;
 pub mod rpc;
 pub mod stored;
+pub mod vault;
 
 /// An error and all its causes, in one line.
 pub fn chain(error: &(dyn std::error::Error + '_)) -> String {

@@ -16,6 +16,7 @@ mod recovery;
 mod requests;
 mod scale;
 mod soak;
+mod storage;
 mod storm;
 
 use std::future::Future;

@@ -3,11 +3,11 @@
 use super::validate::{self, MAX_TEXT};
 use super::{
     ControlError, InitCluster, Reply, SetGossipKeys, UpdateCluster, invalid, named, not_found, out_of_sequence,
-    precondition, unimplemented,
+    precondition,
 };
 use crate::cx::Cx;
 use crate::model::{
-    Cluster, ClusterSpec, GossipKey, Network, NetworkId, NetworkSpec, NodeRole, Subnet, format_id, is_id,
+    Cluster, ClusterSpec, GossipKey, Network, NetworkId, NetworkSpec, NodeRole, Subnet, UnlockKey, format_id, is_id,
 };
 use crate::store::Txn;
 
@@ -55,6 +55,8 @@ pub(super) fn init(cx: &mut Cx<'_>, txn: &mut Txn, op: &InitCluster) -> Result<R
     // What the cluster gives is not the node's to bring.
     node.attachments.clear();
     cluster.status.removed_nodes.clear();
+    cluster.status.unlock_key = None;
+    follow_autolock(cx, &mut cluster, false);
     txn.put_cluster(cluster);
     txn.put_node(node);
     txn.put_network(Network {
@@ -93,6 +95,7 @@ pub(super) fn update(cx: &mut Cx<'_>, txn: &mut Txn, op: &UpdateCluster) -> Resu
     if op.rotate_manager_token {
         cluster.status.manager_token = format_id((cx.ids)());
     }
+    follow_autolock(cx, &mut cluster, op.rotate_unlock_key);
     let id = cluster.id.clone();
     txn.put_cluster(cluster);
     Ok(named(id))
@@ -105,6 +108,21 @@ pub(super) fn set_gossip_keys(txn: &mut Txn, op: &SetGossipKeys) -> Result<Reply
     let id = cluster.id.clone();
     txn.put_cluster(cluster);
     Ok(named(id))
+}
+
+/// A key when autolock is turned on, another one when it is rotated, none when autolock is turned off.
+fn follow_autolock(cx: &mut Cx<'_>, cluster: &mut Cluster, rotate: bool) {
+    let before = cluster.status.unlock_key.clone().unwrap_or_default();
+    let has_key = !before.bytes.is_empty();
+    let rotates = rotate && cluster.spec.autolock;
+    if cluster.spec.autolock == has_key && !rotates {
+        return;
+    }
+    let bytes = match cluster.spec.autolock {
+        true => [(cx.ids)().to_be_bytes(), (cx.ids)().to_be_bytes()].concat(),
+        false => Vec::new(),
+    };
+    cluster.status.unlock_key = Some(UnlockKey { version: before.version + 1, bytes });
 }
 
 /// The cluster, to be changed.
@@ -136,9 +154,6 @@ fn check_spec(spec: &ClusterSpec) -> Result<(), ControlError> {
     validate::labels("Labels", &spec.labels)?;
     if spec.node_cert_expiry_ns.is_some_and(|expiry| expiry < MIN_CERT_EXPIRY_NS) {
         return Err(invalid("minimum certificate expiry time is: 1h0m0s"));
-    }
-    if spec.autolock {
-        return Err(unimplemented("EncryptionConfig.AutoLockManagers is not supported yet"));
     }
     if spec.default_addr_pool.len() > 64 {
         return Err(invalid("DefaultAddrPool: at most 64 pools"));

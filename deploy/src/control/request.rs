@@ -267,6 +267,9 @@ pub struct UpdateCluster {
     /// The manager token gets a fresh secret.
     #[prost(bool, tag = "4")]
     pub rotate_manager_token: bool,
+    /// While autolock is on, managers need another key from now on.
+    #[prost(bool, tag = "15")]
+    pub rotate_unlock_key: bool,
 }
 
 /// See `Op::RegisterNode`. Asking again for the same node changes nothing.

@@ -62,7 +62,7 @@ fn tokens_are_rotated_and_settings_kept() {
     let before = world.store.cluster().expect("the cluster").clone();
     let spec = ClusterSpec { task_history_limit: Some(2), ..ClusterSpec::default() };
     let op =
-        UpdateCluster { version: before.meta.version, spec, rotate_worker_token: true, rotate_manager_token: false };
+        UpdateCluster { version: before.meta.version, spec, rotate_worker_token: true, ..UpdateCluster::default() };
     world.run(Op::UpdateCluster(Box::new(op.clone()))).expect("updated");
     let after = world.store.cluster().expect("the cluster").clone();
     assert_ne!(after.status.worker_token, before.status.worker_token);
@@ -70,6 +70,35 @@ fn tokens_are_rotated_and_settings_kept() {
     assert_eq!(after.status.manager_token, before.status.manager_token);
     assert_eq!((after.spec.history_limit(), after.spec.subnet_size), (2, 24));
     refused(world.run(Op::UpdateCluster(Box::new(op))), ErrorKind::OutOfSequence, "update out of sequence");
+}
+
+#[test]
+fn the_unlock_key_comes_with_autolock_changes_when_rotated_and_goes_with_it() {
+    let mut world = World::new();
+    let mut keys = vec![(0, Vec::new())];
+    for (autolock, rotate_unlock_key, changes) in [
+        (false, true, false),
+        (true, false, true),
+        (true, false, false),
+        (true, true, true),
+        (false, true, true),
+        (true, true, true),
+    ] {
+        let cluster = world.store.cluster().expect("the cluster").clone();
+        let op = UpdateCluster {
+            version: cluster.meta.version,
+            spec: ClusterSpec { autolock, ..cluster.spec.clone() },
+            rotate_unlock_key,
+            ..UpdateCluster::default()
+        };
+        world.run(Op::UpdateCluster(Box::new(op))).expect("updated");
+        let key = world.store.cluster().expect("the cluster").status.unlock_key.clone().unwrap_or_default();
+        assert!(!format!("{key:?}").contains("bytes"), "the key is printed");
+        assert_eq!(key.bytes.len(), if autolock { 32 } else { 0 });
+        let last = keys.last().expect("there is one");
+        assert_eq!((key.version > last.0, key.bytes != last.1), (changes, changes));
+        keys.push((key.version, key.bytes));
+    }
 }
 
 #[test]
@@ -509,6 +538,7 @@ fn sensible(world: &World, node: &NodeId, service: &ServiceId, task: &TaskId) ->
             spec: cluster.spec.clone(),
             rotate_worker_token: true,
             rotate_manager_token: true,
+            rotate_unlock_key: true,
         })),
         Op::RegisterNode(Box::new(RegisterNode { node_id: NodeId::from(99), ..RegisterNode::default() })),
         Op::NodeSession(Box::new(NodeSession {

@@ -101,6 +101,9 @@ pub struct ClusterStatus {
     /// Longest life in nanoseconds that an earlier setting gave to certificates: some may still be valid for that long.
     #[prost(uint64, tag = "11")]
     pub longest_cert_life_ns: u64,
+    /// The key that managers need to start, while autolock is on. Absent in clusters that never had it on.
+    #[prost(message, optional, tag = "40")]
+    pub unlock_key: Option<UnlockKey>,
 }
 
 /// The cluster's own certificate authority.
@@ -136,6 +139,24 @@ pub struct GossipKey {
 impl std::fmt::Debug for GossipKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "GossipKey {{ id: {} }}", self.id)
+    }
+}
+
+/// What managers' keys are wrapped with while autolock is on.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub struct UnlockKey {
+    /// Grows at each change: managers that were away see by it that they have another one.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// 32 bytes; empty while autolock is off.
+    #[prost(bytes = "vec", tag = "2")]
+    pub bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for UnlockKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "UnlockKey {{ version: {} }}", self.version)
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::core::Memory;
 use crate::stored::{self, Kind, StoredError};
+use crate::vault::Vault;
 
 /// Pause before a memory that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -18,11 +19,11 @@ pub(super) type Numbered = (u64, Memory);
 
 /// Reads what was remembered. A memory that is damaged is no memory: the managers have all of it, and whose the
 /// containers are is told by their labels.
-pub(super) fn read(path: &Path) -> Result<Memory, StoredError> {
-    let bytes = match stored::read(path, Kind::Assignments) {
+pub(super) fn read(path: &Path, vault: &Vault) -> Result<Memory, StoredError> {
+    let bytes = match stored::read_sealed(path, Kind::Assignments, vault) {
         Ok(Some(bytes)) => bytes,
         Ok(None) => return Ok(Memory::default()),
-        Err(error @ StoredError::Damaged { .. }) => {
+        Err(error @ (StoredError::Damaged { .. } | StoredError::Encrypted { .. })) => {
             tracing::warn!(error = crate::chain(&error), "the remembered assignments are lost");
             return Ok(Memory::default());
         }
@@ -36,14 +37,22 @@ pub(super) fn read(path: &Path) -> Result<Memory, StoredError> {
 
 /// Keeps the newest memory on disk, and says in `written` the number of the one that is there. Ends, with the last one
 /// written, when no more can come.
-pub(super) async fn keep(path: PathBuf, mut memory: watch::Receiver<Numbered>, written: watch::Sender<u64>) {
+pub(super) async fn keep(
+    path: PathBuf,
+    vault: Vault,
+    mut memory: watch::Receiver<Numbered>,
+    written: watch::Sender<u64>,
+) {
+    let mut key = vault.current();
     loop {
+        key.mark_unchanged();
         let (number, bytes) = {
             let current = memory.borrow_and_update();
             (current.0, current.1.encode_to_vec())
         };
-        let to = path.clone();
-        let result = tokio::task::spawn_blocking(move || stored::write(&to, Kind::Assignments, &bytes)).await;
+        let (to, vault) = (path.clone(), vault.clone());
+        let result =
+            tokio::task::spawn_blocking(move || stored::write_sealed(&to, Kind::Assignments, &bytes, &vault)).await;
         let failed = !matches!(result, Ok(Ok(())));
         match result {
             Ok(Ok(())) => {
@@ -57,6 +66,8 @@ pub(super) async fn keep(path: PathBuf, mut memory: watch::Receiver<Numbered>, w
         tokio::select! {
             biased;
             changed = memory.changed() => if changed.is_err() { return },
+            // The vault lives as long as this does. It is written again, with the new key.
+            Ok(()) = key.changed() => {}
             () = tokio::time::sleep(RETRY), if failed => {}
         }
     }
@@ -75,34 +86,45 @@ mod tests {
     #[test]
     fn a_damaged_memory_is_no_memory() {
         let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::open(&dir.path().join("keys")).unwrap();
         let path = dir.path().join("assignments");
-        assert_eq!(read(&path).unwrap(), Memory::default());
+        assert_eq!(read(&path, &vault).unwrap(), Memory::default());
         std::fs::write(&path, b"SHOL, but cut").unwrap();
-        assert_eq!(read(&path).unwrap(), Memory::default());
+        assert_eq!(read(&path, &vault).unwrap(), Memory::default());
         stored::write(&path, Kind::Assignments, b"no message").unwrap();
-        assert_eq!(read(&path).unwrap(), Memory::default());
+        assert_eq!(read(&path, &vault).unwrap(), Memory::default());
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
-        assert!(matches!(read(&path), Err(StoredError::Io { .. })), "a disk that fails is told");
+        assert!(matches!(read(&path, &vault), Err(StoredError::Io { .. })), "a disk that fails is told");
     }
 
     #[tokio::test]
     async fn a_number_is_told_only_once_its_memory_is_on_disk() {
         let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::open(&dir.path().join("keys")).unwrap();
         let path = dir.path().join("agent").join("assignments");
         let (memory, memory_out) = watch::channel(numbered(1));
         let (written, mut known) = watch::channel(0);
-        let keeper = tokio::spawn(keep(path.clone(), memory_out, written));
+        let keeper = tokio::spawn(keep(path.clone(), vault.clone(), memory_out, written));
         // There is no directory: nothing can be written, and nothing may be told.
         memory.send_replace(numbered(2));
         tokio::time::timeout(Duration::from_millis(50), known.changed()).await.unwrap_err();
         std::fs::create_dir(dir.path().join("agent")).unwrap();
         let told = tokio::time::timeout(Duration::from_secs(10), known.wait_for(|number| *number >= 2)).await;
         assert_eq!(*told.unwrap().unwrap(), 2);
-        assert_eq!(read(&path).unwrap(), numbered(2).1);
+        assert_eq!(read(&path, &vault).unwrap(), numbered(2).1);
+        // Under a new key it is written anew.
+        let unlock = crate::vault::UnlockKey::from_bytes(&[1; 32]);
+        vault.follow(&crate::vault::Wanted { lock: unlock, version: 1 }).unwrap();
+        let key = *vault.current().borrow();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while stored::key_of(&path, Kind::Assignments).unwrap() != Some(key) {
+            assert!(std::time::Instant::now() < deadline, "the cache keeps the old key");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         memory.send_replace(numbered(3));
         drop(memory);
         keeper.await.unwrap();
-        assert_eq!(read(&path).unwrap(), numbered(3).1);
+        assert_eq!(read(&path, &vault).unwrap(), numbered(3).1);
     }
 }

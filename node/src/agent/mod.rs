@@ -72,6 +72,8 @@ pub struct AgentConfig {
     pub members: watch::Receiver<Arc<gossip::Members>>,
     /// Where the assignments are remembered.
     pub cache: PathBuf,
+    /// The keys that it is sealed with.
+    pub vault: crate::vault::Vault,
 }
 
 /// What the agent knows of the cluster.
@@ -138,7 +140,7 @@ pub struct Agent {
 impl Agent {
     /// Takes up what this host ran before, then looks for a manager.
     pub async fn start(config: AgentConfig) -> Result<Self, AgentError> {
-        let remembered = memory::read(&config.cache)?;
+        let remembered = memory::read(&config.cache, &config.vault)?;
         let (events, events_in) = mpsc::channel(QUEUE);
         let (session, session_in) = mpsc::channel(QUEUE);
         let (commands, commands_in) = mpsc::channel(1);
@@ -233,7 +235,7 @@ impl Agent {
         });
         tasks.spawn(line.run());
         tasks.spawn(apply_networks(config.overlay, desired_out, attempts, stop.clone()));
-        tasks.spawn(memory::keep(config.cache, memory_out, written));
+        tasks.spawn(memory::keep(config.cache, config.vault, memory_out, written));
         Ok(Self { view: view_out, remembered, commands, runtime: config.runtime, counters, stop, tasks, actions })
     }
 

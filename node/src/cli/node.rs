@@ -1,5 +1,6 @@
 //! `shoal node`: the cluster and its hosts.
 
+mod lock;
 mod recover;
 mod show;
 #[cfg(test)]
@@ -56,6 +57,22 @@ enum NodeCommand {
         #[arg(short, long)]
         quiet: bool,
         /// Make a new token; the old one opens nothing any more
+        #[arg(long)]
+        rotate: bool,
+    },
+    /// Have managers ask for the unlock key when they start (on), or not (off)
+    Autolock {
+        /// on or off
+        state: Autolock,
+    },
+    /// Open the files of this manager with the unlock key, which is read from standard input
+    Unlock,
+    /// Print, or replace, the key that managers need when they start
+    UnlockKey {
+        /// Print the key only
+        #[arg(short, long)]
+        quiet: bool,
+        /// Make a new key; keep the old one until every manager is up: one that is down now still needs it once
         #[arg(long)]
         rotate: bool,
     },
@@ -121,6 +138,12 @@ enum Role {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Autolock {
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Availability {
     Active,
     Pause,
@@ -171,6 +194,9 @@ struct InitArgs {
     /// Length of those subnets' prefixes [default: 24]
     #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(1..=29))]
     default_addr_pool_mask_length: Option<u32>,
+    /// Managers need a key when they start, which is printed now
+    #[arg(long)]
+    autolock: bool,
 }
 
 #[derive(Args, Debug)]
@@ -228,6 +254,9 @@ async fn drive(client: Client, args: NodeArgs) -> Result<(), CliError> {
             output::line("Node left the cluster.")
         }
         NodeCommand::Token { role, quiet, rotate } => token(client, role, quiet, rotate).await,
+        NodeCommand::Autolock { state } => lock::set(client, state == Autolock::On).await,
+        NodeCommand::Unlock => lock::unlock(client).await,
+        NodeCommand::UnlockKey { quiet, rotate } => lock::key(client, quiet, rotate).await,
         NodeCommand::Ls { filter, format } => show::list(client, &filter, &format).await,
         NodeCommand::Inspect { nodes, pretty: false } => {
             super::inspect(client, "nodes", &resolve(client, nodes).await?, &[]).await
@@ -286,15 +315,20 @@ fn init_request(args: InitArgs) -> SwarmInit {
             .then(|| args.default_addr_pool.iter().map(ToString::to_string).collect()),
         subnet_size: args.default_addr_pool_mask_length,
         availability: Some(args.addresses.availability.name()),
+        auto_lock_managers: args.autolock.then_some(true),
         force_new_cluster: args.force_new_cluster.then_some(true),
         ..SwarmInit::default()
     }
 }
 
 async fn init(client: &Client, args: InitArgs) -> Result<(), CliError> {
+    let autolock = args.autolock;
     let id: String = client.create("/swarm/init", &init_request(args)).await?;
     output::line(format_args!("Cluster initialized: this node ({id}) is now a manager.\n"))?;
     print_token(client, Role::Worker).await?;
+    if autolock {
+        lock::key(client, false, false).await?;
+    }
     output::line("To add a manager to this cluster, run 'shoal node token manager' and follow the instructions.")
 }
 

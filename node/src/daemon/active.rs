@@ -23,7 +23,7 @@ use crate::agent::{Agent, AgentConfig, AgentError, LogReaders};
 use crate::ca::TlsContext;
 use crate::datadir::{ManagerRecord, MembershipRecord};
 use crate::engine::{EngineError, Member};
-use crate::manager::{self, Manager};
+use crate::manager::{self, Manager, ManagerError};
 use crate::rpc::{Channels, serve};
 
 /// A new cluster's first manager leads within this time.
@@ -44,6 +44,8 @@ pub(super) struct Birth {
 pub(super) struct Active {
     pub(super) engine: LocalEngine,
     record: Mutex<MembershipRecord>,
+    /// What is wrong with Raft's files, until this node begins anew as a manager.
+    damage: Mutex<Option<String>>,
     pub(super) tls: TlsContext,
     pub(super) channels: Channels,
     listener: std::net::TcpListener,
@@ -92,6 +94,7 @@ impl Active {
             managers: record.managers.clone(),
             members: gossip.watch(),
             cache: engine.data().assignments(),
+            vault: engine.data().vault().clone(),
         })
         .await
         .map_err(|e| internal("the agent could not start")(&e))?;
@@ -99,6 +102,7 @@ impl Active {
         let active = Arc::new(Self {
             engine,
             record: Mutex::new(record),
+            damage: Mutex::default(),
             tls,
             channels,
             listener: ports.tcp,
@@ -127,7 +131,20 @@ impl Active {
         if record.manager && record.raft_id != 0 {
             match self.superseded(&record).await {
                 Some(by) => self.step_aside(&by)?,
-                None => drop(self.start_manager(record.raft_id).await?),
+                None => {
+                    let had_log = birth.is_none() && record.raft_opened == record.raft_id;
+                    match self.start_manager(record.raft_id, had_log).await {
+                        // The others have all that it had: the supervisor begins anew through them.
+                        Err(_) if self.damage().is_some() && record.managers.len() > 1 => {}
+                        Err(error) => return Err(error),
+                        Ok(_) if birth.is_none() => {
+                            // Before anybody counts on it.
+                            self.update_record(|record| record.raft_opened = record.raft_id)?;
+                        }
+                        // The record is written when the cluster is made.
+                        Ok(_) => {}
+                    }
+                }
             }
         }
         self.restart_server()?;
@@ -137,6 +154,8 @@ impl Active {
         self.gossip.join(gossip_seeds(&record, &self.agent.view().borrow().hosts));
         let supervisor = Arc::clone(self).supervise();
         self.tasks.spawn(supervisor);
+        let keeper = Arc::clone(self).keep_keys();
+        self.tasks.spawn(keeper);
         Ok(())
     }
 
@@ -221,24 +240,70 @@ impl Active {
         Ok(())
     }
 
-    pub(super) async fn start_manager(&self, raft_id: u64) -> Result<Manager, EngineError> {
+    /// What is wrong with Raft's files here, if they cannot be used.
+    pub(super) fn damage(&self) -> Option<String> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A worker needs no log.
+    pub(super) fn forget_damage(&self) {
+        *self.damage.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Keeps the files of a manager that begins anew, for people to look into.
+    pub(super) fn set_damaged_aside(&self, raft_id: u64) -> Result<(), EngineError> {
+        let kept = self.engine.data().set_damaged_raft_aside(raft_id);
+        let kept = kept.map_err(|e| internal("the damaged log could not be set aside")(&e))?;
+        tracing::warn!(kept = %kept.display(), "the damaged log is kept");
+        self.forget_damage();
+        Ok(())
+    }
+
+    /// Writes the record again, under the newest key.
+    pub(super) fn save_record(&self) -> Result<(), EngineError> {
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        self.engine.data().save_membership(&record).map_err(|e| internal("the membership could not be saved")(&e))
+    }
+
+    /// `had_log`: this raft id has had a log here before.
+    pub(super) async fn start_manager(&self, raft_id: u64, had_log: bool) -> Result<Manager, EngineError> {
         if self.stop.is_cancelled() {
             return Err(EngineError::Internal("the node stops".into()));
         }
         let record = self.record();
-        let manager = Manager::start(
-            manager::Config {
-                node_id: NodeId::new(record.node_id),
-                cluster_id: record.cluster_id,
-                raft_id,
-                addr: record.advertise_addr,
-                raft_dir: self.engine.data().raft(),
-            },
-            self.channels.clone(),
-            self.gossip.clone(),
-        )
-        .await
-        .map_err(|e| internal("the manager could not start")(&e))?;
+        let config = || manager::Config {
+            node_id: NodeId::new(record.node_id.clone()),
+            cluster_id: record.cluster_id.clone(),
+            raft_id,
+            addr: record.advertise_addr.clone(),
+            raft_dir: self.engine.data().raft(),
+            keys: self.engine.data().vault().ring(),
+            had_log,
+        };
+        let start = || Manager::start(config(), self.channels.clone(), self.gossip.clone());
+        let mut started = start().await;
+        if let Err(ManagerError::Start(error)) = &started
+            && let Some(earlier) = error.belongs_to().filter(|earlier| *earlier < raft_id && !had_log)
+        {
+            // Beginning anew was cut before the damaged files were set aside.
+            self.set_damaged_aside(earlier)?;
+            started = start().await;
+        }
+        let manager = started.map_err(|error| {
+            let text = crate::chain(&error);
+            if let ManagerError::Start(error) = &error
+                && error.is_damage()
+            {
+                let dir = self.engine.data().raft();
+                tracing::error!(dir = %dir.display(), error = text, "this manager's log is damaged: it must not take part with it");
+                *self.damage.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!(
+                    "This manager's log in {} cannot be used, and it does not take part: {text}. It begins anew when a \
+                     majority of the other managers answers; without other managers, restore a backup.",
+                    dir.display()
+                ));
+            }
+            EngineError::Internal(self.damage().unwrap_or(format!("the manager could not start: {text}")))
+        })?;
         self.manager.store(Some(Arc::new(manager.clone())));
         Ok(manager)
     }

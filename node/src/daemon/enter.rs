@@ -67,6 +67,7 @@ impl LocalEngine {
             key_pem: own.key_pem,
             gossip_keys: gossip_keys.clone(),
             managers: vec![ManagerRecord { node_id: node_id.to_string(), addr: advertise.to_string() }],
+            raft_opened: FIRST_RAFT_ID,
         };
         let mut spec = request.spec;
         if spec.name.is_empty() {
@@ -162,6 +163,7 @@ impl LocalEngine {
             key_pem: own.key_pem,
             gossip_keys: reply.gossip_keys.into_iter().map(|k| GossipKey { id: k.id, bytes: k.key }).collect(),
             managers,
+            raft_opened: 0,
         };
         // From here on the cluster knows this node: a join that is cut is finished at the next start, one that fails
         // takes it back.

@@ -26,10 +26,13 @@ use crate::engine::{
 };
 use crate::manager::{self, Manager};
 use crate::metrics::Readings;
+use crate::vault::UnlockKey;
 
 /// After this time the user is told that the join goes on without being waited for. Docker says so after 20 s; a
 /// manager that has to fetch a long log may take longer.
 const JOIN: Duration = Duration::from_secs(60);
+/// After this time whoever unlocks is answered, and the node goes on taking its place.
+const UNLOCK: Duration = Duration::from_secs(20);
 /// Pause before another try to take up a membership.
 const RESUME_RETRY: Duration = Duration::from_secs(2);
 
@@ -72,6 +75,7 @@ struct Inner {
 enum State {
     Inactive,
     Pending,
+    Locked,
     Active(Arc<Active>),
     Error(String),
 }
@@ -151,12 +155,15 @@ impl LocalEngine {
             State::Active(active) => Ok(active),
             State::Inactive => Err(EngineError::NotManager(NOT_IN_SWARM.into())),
             State::Pending => Err(EngineError::NotManager(PENDING.into())),
+            State::Locked => Err(EngineError::Locked),
             State::Error(reason) => Err(EngineError::NotManager(reason)),
         }
     }
 
     fn manager(&self) -> Result<Arc<Manager>, EngineError> {
-        self.active()?.manager().ok_or_else(|| EngineError::NotManager(WORKER.into()))
+        let active = self.active()?;
+        let without = || EngineError::NotManager(active.damage().unwrap_or_else(|| WORKER.into()));
+        active.manager().ok_or_else(without)
     }
 
     /// Takes up the membership that the data directory holds, or cleans up after one that was not finished. What stands
@@ -183,6 +190,13 @@ impl LocalEngine {
     }
 
     async fn try_resume(&self) -> Result<State, EngineError> {
+        if self.data().is_locked() {
+            tracing::error!(
+                "this manager is locked: it takes part only after \"shoal node unlock\" (or \"docker swarm unlock\") with the \
+                 cluster's unlock key; tasks that run here go on"
+            );
+            return Ok(State::Locked);
+        }
         let Some(record) = self.data().membership().map_err(|e| EngineError::Internal(crate::chain(&e)))? else {
             // A join or a leave that was cut left no membership: nothing of it may stay.
             self.data().forget_membership().map_err(|e| EngineError::Internal(crate::chain(&e)))?;
@@ -208,8 +222,10 @@ impl LocalEngine {
 
     async fn make(self, request: InitRequest) -> Result<NodeId, EngineError> {
         let _changing = self.inner.changing.lock().await;
-        if !matches!(self.state(), State::Inactive) {
-            return Err(EngineError::WrongMembership(ALREADY.into()));
+        match self.state() {
+            State::Inactive => {}
+            State::Locked => return Err(EngineError::Locked),
+            _ => return Err(EngineError::WrongMembership(ALREADY.into())),
         }
         self.set_state(State::Pending);
         match self.make_cluster(request).await {
@@ -226,8 +242,10 @@ impl LocalEngine {
 
     async fn enter(self, request: JoinRequest) -> Result<(), EngineError> {
         let changing = self.inner.changing.lock().await;
-        if !matches!(self.state(), State::Inactive) {
-            return Err(EngineError::WrongMembership(ALREADY.into()));
+        match self.state() {
+            State::Inactive => {}
+            State::Locked => return Err(EngineError::Locked),
+            _ => return Err(EngineError::WrongMembership(ALREADY.into())),
         }
         self.set_state(State::Pending);
         let active = match self.enter_cluster(request).await {
@@ -253,12 +271,29 @@ impl LocalEngine {
         }
     }
 
+    async fn open(self, key: String) -> Result<(), EngineError> {
+        let invalid = || EngineError::Invalid("swarm could not be unlocked: invalid key provided".into());
+        {
+            let _changing = self.inner.changing.lock().await;
+            if !matches!(self.state(), State::Locked) {
+                return Err(EngineError::WrongMembership("swarm is not locked".into()));
+            }
+            let key = UnlockKey::parse(&key).ok_or_else(invalid)?;
+            self.data().vault().unlock(&key).map_err(|_| invalid())?;
+            self.set_state(State::Pending);
+        }
+        tracing::info!("this manager is unlocked");
+        self.resume().await;
+        Ok(())
+    }
+
     async fn depart(self, force: bool) -> Result<(), EngineError> {
         let _changing = self.inner.changing.lock().await;
         let active = match self.state() {
             State::Active(active) => active,
-            State::Error(_) if force => return self.drop_membership().await,
+            State::Error(_) | State::Locked if force => return self.drop_membership().await,
             State::Error(reason) => return Err(EngineError::WrongMembership(reason)),
+            State::Locked => return Err(EngineError::Locked),
             State::Inactive | State::Pending => {
                 return Err(EngineError::WrongMembership("This node is not part of a swarm".into()));
             }
@@ -284,6 +319,7 @@ impl LocalEngine {
             State::Active(active) => self.restore_into(active, backup).await,
             State::Inactive => self.restore_here(backup, request).await,
             State::Pending => Err(EngineError::NotManager(PENDING.into())),
+            State::Locked => Err(EngineError::Locked),
             State::Error(reason) => Err(EngineError::WrongMembership(reason)),
         }
     }
@@ -320,6 +356,7 @@ impl LocalEngine {
                 Ok(())
             }
             State::Error(_) => Ok(()),
+            State::Locked => Err(EngineError::Locked),
             State::Inactive => Err(EngineError::NotManager(NOT_IN_SWARM.into())),
             State::Pending => Err(EngineError::NotManager(PENDING.into())),
         }
@@ -387,8 +424,12 @@ impl Engine for LocalEngine {
         match self.state() {
             State::Inactive => Membership::Inactive,
             State::Pending => Membership::Pending,
+            State::Locked => Membership::Locked,
             State::Active(active) if active.was_removed() => Membership::Error(REMOVED.into()),
-            State::Active(active) => Membership::Active(active.member()),
+            State::Active(active) => match active.damage() {
+                Some(damage) => Membership::Error(damage),
+                None => Membership::Active(active.member()),
+            },
             State::Error(reason) => Membership::Error(reason),
         }
     }
@@ -415,6 +456,12 @@ impl Engine for LocalEngine {
 
     async fn join(&self, request: JoinRequest) -> Result<(), EngineError> {
         to_the_end(self.clone().enter(request)).await
+    }
+
+    async fn unlock(&self, key: String) -> Result<(), EngineError> {
+        // What stands in the way of taking part, once it is open, is told by the membership.
+        let opening = to_the_end(self.clone().open(key));
+        tokio::time::timeout(UNLOCK, opening).await.unwrap_or(Ok(()))
     }
 
     async fn leave(&self, force: bool) -> Result<(), EngineError> {

@@ -4,6 +4,7 @@ mod active;
 mod address;
 mod config;
 mod enter;
+mod keeper;
 mod local;
 mod ports;
 mod raft_entry;

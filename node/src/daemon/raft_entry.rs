@@ -181,6 +181,7 @@ where
     Err(CallError::Unavailable(Box::new(last)))
 }
 
+/// One that is known as a manager and runs none at the moment (this node may be among them) knows no such call.
 fn not_now(code: Code) -> bool {
-    matches!(code, Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown)
+    matches!(code, Code::Unimplemented | Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown)
 }

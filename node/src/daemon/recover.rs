@@ -18,6 +18,9 @@ use crate::manager::{self, Survivor};
 /// Makes the node of this data directory the only manager of its cluster. The node must not run.
 pub async fn recover(data: &DataDir, request: &RecoverRequest) -> Result<Recovered, EngineError> {
     let failed = |e: crate::datadir::DataDirError| internal("the data directory")(&e);
+    if data.is_locked() {
+        return Err(EngineError::Locked);
+    }
     let Some(mut record) = data.membership().map_err(failed)? else {
         return Err(EngineError::NotManager(
             "This node is not part of a swarm: there is nothing to recover from.".into(),
@@ -77,6 +80,7 @@ pub(super) async fn begin_anew(
 
     record.manager = true;
     record.raft_id = raft_id;
+    record.raft_opened = raft_id;
     record.managers = vec![ManagerRecord { node_id: record.node_id.clone(), addr: record.advertise_addr.clone() }];
     let failed = |e: crate::datadir::DataDirError| internal("the membership could not be saved")(&e);
     data.save_membership(&record).map_err(failed)?;
@@ -99,6 +103,8 @@ fn config(data: &DataDir, record: &MembershipRecord, raft_id: u64, anew: bool) -
         raft_id,
         addr: record.advertise_addr.clone(),
         raft_dir: if anew { data.raft_of(raft_id) } else { data.raft() },
+        keys: data.vault().ring(),
+        had_log: !anew && record.raft_opened == raft_id,
     }
 }
 

@@ -120,9 +120,15 @@ impl Active {
     async fn become_manager(&self) -> Result<(), EngineError> {
         self.hold_certificate_of(Role::Manager).await?;
         let mut record = self.record();
-        if record.raft_id == 0 {
-            // What an earlier time as a manager left behind belongs to another raft id.
-            self.engine.data().remove_raft().map_err(|e| internal("the old log could not be removed")(&e))?;
+        let damage = self.damage();
+        // Under its raft id it may have voted, and acknowledged what is damaged now: that id must never take part again.
+        // Only a quorum of the others gives out another one, and such a quorum has all that was acknowledged.
+        let (earlier, damaged) = (record.raft_id, damage.is_some());
+        if earlier == 0 || damaged {
+            if !damaged {
+                // What an earlier time as a manager left behind belongs to another raft id.
+                self.engine.data().remove_raft().map_err(|e| internal("the old log could not be removed")(&e))?;
+            }
             let node_id = NodeId::new(record.node_id.clone());
             let op = Op::AllocateRaftId(AllocateRaftId { node_id, addr: record.advertise_addr.clone() });
             let reply = self.ask(raft_entry::execute(&self.channels, &record.managers, Request::from(op))).await?;
@@ -131,8 +137,14 @@ impl Active {
                 r.raft_id = reply.number;
             })?;
             record = self.record();
+            if damaged {
+                tracing::warn!(before = earlier, now = record.raft_id, "this node begins anew as a manager");
+                self.set_damaged_aside(earlier)?;
+            }
         }
-        self.start_manager(record.raft_id).await?;
+        self.start_manager(record.raft_id, record.raft_opened == record.raft_id).await?;
+        // Before anybody counts on it.
+        self.update_record(|r| r.raft_opened = r.raft_id)?;
         self.restart_server()?;
         self.become_voter().await?.map_err(EngineError::from)
     }
@@ -202,6 +214,7 @@ impl Active {
     /// What a worker must not have: the record, the log and the certificate of a manager. A change of role that was cut
     /// is finished here.
     async fn settle_as_worker(&self) -> Result<(), EngineError> {
+        self.forget_damage();
         self.record_worker()?;
         if self.engine.data().raft().exists() {
             self.engine.data().remove_raft().map_err(|e| internal("the log could not be removed")(&e))?;

@@ -11,6 +11,7 @@ use super::error::ApiError;
 use super::extract::{JsonBody, Params};
 use super::wire;
 use crate::engine::{Engine, InitRequest, JoinRequest, Membership, RecoverRequest};
+use crate::vault::UnlockKey;
 
 /// What Docker's CLI sends when the user says nothing.
 const DEFAULT_LISTEN: &str = "0.0.0.0:2377";
@@ -41,7 +42,6 @@ pub(super) async fn init<E: Engine>(
     }
     let mut spec = cluster_spec_from_wire(w.spec.unwrap_or_default(), &ClusterSpec::default())?;
     spec.autolock |= w.auto_lock_managers.unwrap_or_default();
-    refuse_autolock(&spec)?;
     let request = InitRequest {
         listen_addr: w.listen_addr.unwrap_or_default(),
         advertise_addr: w.advertise_addr.unwrap_or_default(),
@@ -82,13 +82,6 @@ fn availability(given: Option<String>) -> Result<String, ApiError> {
     }
 }
 
-fn refuse_autolock(spec: &ClusterSpec) -> Result<(), ApiError> {
-    if spec.autolock {
-        return Err(ApiError::not_supported("EncryptionConfig.AutoLockManagers is not supported yet"));
-    }
-    Ok(())
-}
-
 pub(super) async fn leave<E: Engine>(State(app): State<App<E>>, params: Params) -> Result<(), ApiError> {
     Ok(app.engine.leave(params.flag("force")).await?)
 }
@@ -99,38 +92,41 @@ pub(super) async fn update<E: Engine>(
     JsonBody(w): JsonBody<wire::SwarmSpec>,
 ) -> Result<(), ApiError> {
     let version = params.version("swarm")?;
-    if params.flag("rotateManagerUnlockKey") {
-        return Err(ApiError::not_supported("rotateManagerUnlockKey is not supported yet: there is no unlock key"));
-    }
     let store = app.store(&params).await?;
     let cluster = store.cluster().ok_or_else(|| ApiError::internal("this manager has no cluster object yet"))?;
     let spec = cluster_spec_from_wire(w, &cluster.spec)?;
-    refuse_autolock(&spec)?;
     app.control(Op::UpdateCluster(Box::new(UpdateCluster {
         version,
         spec,
         rotate_worker_token: params.flag("rotateWorkerToken"),
         rotate_manager_token: params.flag("rotateManagerToken"),
+        rotate_unlock_key: params.flag("rotateManagerUnlockKey"),
     })))
     .await?;
     Ok(())
 }
 
-/// The key is empty, as in Docker, while autolock is off; and it cannot be turned on.
+/// The key is empty, as in Docker, while autolock is off.
 pub(super) async fn unlock_key<E: Engine>(
     State(app): State<App<E>>,
     params: Params,
 ) -> Result<Json<wire::UnlockKey>, ApiError> {
-    app.store(&params).await?;
-    Ok(Json(wire::UnlockKey { unlock_key: Some(String::new()) }))
+    let store = app.store(&params).await?;
+    let key = store.cluster().and_then(|cluster| cluster.status.unlock_key.as_ref());
+    let key = key.and_then(|key| UnlockKey::from_bytes(&key.bytes));
+    Ok(Json(wire::UnlockKey { unlock_key: Some(key.map(|key| key.print()).unwrap_or_default()) }))
 }
 
-pub(super) async fn unlock<E: Engine>(State(app): State<App<E>>) -> Result<(), ApiError> {
+pub(super) async fn unlock<E: Engine>(
+    State(app): State<App<E>>,
+    JsonBody(w): JsonBody<wire::UnlockKey>,
+) -> Result<(), ApiError> {
     match app.engine.membership() {
         crate::engine::Membership::Inactive => Err(ApiError {
             status: hyper::StatusCode::SERVICE_UNAVAILABLE,
             message: "This node is not part of a swarm".to_owned(),
         }),
+        crate::engine::Membership::Locked => Ok(app.engine.unlock(w.unlock_key.unwrap_or_default()).await?),
         _ => Err(ApiError::conflict("swarm is not locked")),
     }
 }

@@ -25,6 +25,7 @@ fn local_state(membership: &Membership) -> &'static str {
     match membership {
         Membership::Inactive => "inactive",
         Membership::Pending => "pending",
+        Membership::Locked => "locked",
         Membership::Active(_) => "active",
         Membership::Error(_) => "error",
     }
@@ -163,7 +164,7 @@ fn swarm_info(view: &crate::engine::ManagerView, membership: &Membership, store:
         "RemoteManagers": null,
     });
     match membership {
-        Membership::Inactive | Membership::Pending => {}
+        Membership::Inactive | Membership::Pending | Membership::Locked => {}
         Membership::Error(text) => info["Error"] = text.as_str().into(),
         Membership::Active(member) => {
             info["NodeID"] = member.node_id.as_str().into();

@@ -57,6 +57,10 @@ pub struct Config {
     pub addr: String,
     /// Where the log is.
     pub raft_dir: PathBuf,
+    /// The keys of what is there.
+    pub keys: raft::Keyring,
+    /// Whether this raft id has had a log before.
+    pub had_log: bool,
 }
 
 impl Config {
@@ -67,8 +71,8 @@ impl Config {
             cluster_id: self.cluster_id.clone(),
             timing: raft::Timing::default(),
             snapshot_every: SNAPSHOT_EVERY,
-            keys: raft::Keyring::clear(),
-            had_log: false,
+            keys: self.keys.clone(),
+            had_log: self.had_log,
         }
     }
 }
@@ -284,6 +288,11 @@ impl Manager {
                 }
             }
         });
+    }
+
+    /// Has the log and a new snapshot sealed with the newest key.
+    pub async fn rekey(&self) -> std::io::Result<()> {
+        self.inner.raft.rekey().await
     }
 
     /// Stops taking part. Nothing on disk changes.

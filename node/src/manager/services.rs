@@ -301,7 +301,9 @@ pub(super) fn to_status(error: &EngineError) -> Status {
     match error {
         EngineError::Refused(_) | EngineError::WrongMembership(_) => Status::failed_precondition(error.to_string()),
         EngineError::Invalid(_) => Status::invalid_argument(error.to_string()),
-        EngineError::NoLeader | EngineError::NotManager(_) => Status::unavailable(error.to_string()),
+        EngineError::NoLeader | EngineError::NotManager(_) | EngineError::Locked => {
+            Status::unavailable(error.to_string())
+        }
         EngineError::OutcomeUnknown(_) => Status::unknown(error.to_string()),
         EngineError::Internal(_) => Status::internal(error.to_string()),
     }

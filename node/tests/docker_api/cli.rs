@@ -5,6 +5,8 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
+use node::engine::Engine;
+
 use crate::fake::Served;
 
 /// The docker client in `PATH`.
@@ -86,8 +88,20 @@ async fn version_info_and_cluster() {
     assert!(before.starts_with("SWMTKN-1-") && after.starts_with("SWMTKN-1-") && before != after);
     assert_eq!(cli.ok("swarm join-token -q manager").await, manager);
     has(&cli.ok("swarm update --task-history-limit 3").await, &["Swarm updated."]);
-    cli.fails("swarm update --autolock=true", "AutoLockManagers is not supported yet").await;
     has(&cli.ok("swarm ca").await, &["BEGIN CERTIFICATE"]);
+    cli.fails("swarm unlock-key", "no unlock key is set").await;
+    has(&cli.ok("swarm update --autolock=true").await, &["Swarm updated.", "docker swarm unlock", "SWMKEY-1-"]);
+    let key = cli.ok("swarm unlock-key -q").await;
+    let next = cli.ok("swarm unlock-key --rotate -q").await;
+    assert!(key.starts_with("SWMKEY-1-") && next.starts_with("SWMKEY-1-") && key != next);
+    assert!(!cli.ok("info").await.contains("SWMKEY"));
+    served.engine.lock();
+    has(&cli.ok("info").await, &["Swarm: locked"]);
+    cli.fails("node ls", "Swarm is encrypted and needs to be unlocked before it can be used.").await;
+    cli.fails("service ls", "Please use \"docker swarm unlock\" to unlock it.").await;
+    served.engine.unlock(key.trim().to_owned()).await.unwrap_err();
+    served.engine.unlock(next.trim().to_owned()).await.unwrap();
+    has(&cli.ok("swarm update --autolock=false").await, &["Swarm updated."]);
     cli.fails("swarm unlock-key", "no unlock key is set").await;
     cli.ok("node update --label-add zone=a node-a").await;
     has(&cli.ok("node inspect node-a").await, &["\"zone\": \"a\""]);

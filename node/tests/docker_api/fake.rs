@@ -36,6 +36,8 @@ struct State {
     followers: Vec<mpsc::Sender<Result<LogRecord, EngineError>>>,
     in_use: Vec<String>,
     leaderless: bool,
+    /// What the membership is again when it is unlocked.
+    locked: Option<Membership>,
 }
 
 /// The engine; a clone is a handle to the same one.
@@ -99,8 +101,15 @@ impl Fake {
             followers: Vec::new(),
             in_use: Vec::new(),
             leaderless: false,
+            locked: None,
         };
         Self { state: Arc::new(Mutex::new(state)), images, dir: Arc::new(dir) }
+    }
+
+    /// As after a restart with autolock on.
+    pub(crate) fn lock(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.locked = Some(std::mem::replace(&mut state.membership, Membership::Locked));
     }
 
     /// Puts an image with one file into the store.
@@ -335,6 +344,16 @@ impl Engine for Fake {
         Err(EngineError::Internal(format!("{}: connection refused", request.remote_addrs.join(", "))))
     }
 
+    async fn unlock(&self, key: String) -> Result<(), EngineError> {
+        let mut state = self.state.lock().unwrap();
+        let kept = state.store.cluster().and_then(|cluster| cluster.status.unlock_key.clone()).unwrap();
+        if node::vault::UnlockKey::parse(&key) != node::vault::UnlockKey::from_bytes(&kept.bytes) {
+            return Err(EngineError::Invalid("swarm could not be unlocked: invalid key provided".to_owned()));
+        }
+        state.membership = state.locked.take().unwrap();
+        Ok(())
+    }
+
     async fn leave(&self, force: bool) -> Result<(), EngineError> {
         let mut state = self.state.lock().unwrap();
         match &state.membership {
@@ -357,6 +376,7 @@ impl Engine for Fake {
                 Err(EngineError::NoLeader)
             }
             Membership::Active(_) => Ok(state.store.clone()),
+            Membership::Locked => Err(EngineError::Locked),
             _ => Err(EngineError::NotManager(NOT_A_MANAGER.to_owned())),
         }
     }

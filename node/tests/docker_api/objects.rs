@@ -353,7 +353,6 @@ async fn the_cluster_itself() {
         "Spec": {"Labels": null, "Orchestration": {}, "Raft": {"ElectionTick": 0, "HeartbeatTick": 0}, "Dispatcher": {},
                  "CAConfig": {}, "TaskDefaults": {}, "EncryptionConfig": {"AutoLockManagers": false}}});
     for (at, value) in [
-        ("/AutoLockManagers", json!(true)),
         ("/ForceNewCluster", json!(true)),
         ("/Spec/Raft", json!({"SnapshotInterval": 7})),
         ("/Spec/CAConfig", json!({"ExternalCAs": [{}, {"URL": "x"}]})),
