@@ -422,6 +422,27 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_was_not_acknowledged_is_followed_by_an_attempt() {
+        let after_the_loss = |acknowledged: bool| {
+            let (mut core, a) = (core(), TaskId::new("a"));
+            core.connected(true, NOW);
+            core.update(full(1, &["a"]), NOW).unwrap();
+            core.event(&a, Event::Prepared, NOW);
+            core.event(&a, Event::Started { container: "c".into(), pid: 1 }, NOW);
+            core.event(&a, Event::Exited { exit_code: Some(1), oom_killed: false }, NOW);
+            let (sequence, reports) = core.next_reports().unwrap();
+            assert_eq!(reports[0].status.state(), TaskState::Failed);
+            if acknowledged {
+                core.reports_committed(sequence);
+            }
+            core.connected(false, NOW);
+            core.fire_timers(Timestamp::from_millis(100_000))
+        };
+        assert_eq!(after_the_loss(true), [], "the leader knows, and decides");
+        assert_eq!(after_the_loss(false), [(TaskId::new("a"), Action::Start { attempt: 1 })]);
+    }
+
+    #[test]
     fn what_was_prepared_in_vain_is_taken_back() {
         let mut core = core();
         core.update(full(1, &["a"]), NOW).unwrap();

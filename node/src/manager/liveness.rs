@@ -215,3 +215,19 @@ pub(super) async fn report(manager: Manager) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_hear_is_known_only_when_all_have_said_it() {
+        let heard = Heard::default();
+        assert!(heard.is_complete([].into_iter()), "there is nobody to ask");
+        assert!(!heard.is_complete(["b", "c"].into_iter()));
+        heard.note_report(NodeId::new("b"));
+        assert!(!heard.is_complete(["b", "c"].into_iter()));
+        heard.note_report(NodeId::new("c"));
+        assert!(heard.is_complete(["b", "c"].into_iter()));
+    }
+}
