@@ -214,12 +214,24 @@ impl Drop for Tmpfs {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_changes_with_its_path_and_recovers_without_a_restart() {
     with(Cluster::hosts_only(&binaries(), 1), async |cluster| {
+        cluster.init().await?;
+        cluster.host(0).stop_daemon().await?;
+        // The manager's log goes on on a disk with room for the segment in use and the one to come, but for no third.
         let dir = cluster.host(0).data_dir().join("raft");
-        std::fs::create_dir_all(&dir)?;
-        // Room for the segment in use and the one to come, but for no third.
+        let before = cluster.host(0).data_dir().join("before");
+        std::fs::rename(&dir, &before)?;
+        std::fs::create_dir(&dir)?;
         Tmpfs::mount(&dir, "size=22m")?;
         let _disk = Tmpfs(dir.clone());
-        cluster.init().await?;
+        for file in std::fs::read_dir(&before)? {
+            let file = file?;
+            if !file.file_name().to_string_lossy().ends_with(".new") {
+                std::fs::copy(file.path(), dir.join(file.file_name()))?;
+            }
+        }
+        cluster.host(0).start_daemon()?;
+        cluster.host(0).wait_ready().await?;
+        cluster.leader(0).await?;
         let api = cluster.api(0);
         let data = "A".repeat(600_000);
         let mut made = 0;
