@@ -217,8 +217,11 @@ impl Site {
         })
     }
 
-    /// A write was acknowledged: writes are possible.
+    /// A write was acknowledged: writes are possible. Counts as long as writers go on.
     pub(super) fn acknowledged(&self) {
+        if !self.writing() {
+            return;
+        }
         let now = Instant::now();
         let mut tally = lock(&self.tally);
         let Some(last) = tally.last_acknowledged.replace(now) else { return };
