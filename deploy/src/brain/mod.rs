@@ -14,8 +14,17 @@ use crate::{enforcer, gossip_keys, orchestrator, reaper, scheduler};
 
 /// Looks at everything. For a leader's first pass, and for each time that a pass asked to be woken at.
 pub fn pass(cx: &mut Cx<'_>, txn: &mut Txn) {
-    let services = txn.services().map(|s| s.id.clone()).chain(txn.tasks().map(|t| t.service_id.clone())).collect();
-    let hosts = txn.nodes().map(|n| n.id.clone()).chain(txn.tasks().map(|t| t.node_id.clone())).collect();
+    let mut services: BTreeSet<ServiceId> = txn.services().map(|s| s.id.clone()).collect();
+    let mut hosts: BTreeSet<NodeId> = txn.nodes().map(|n| n.id.clone()).collect();
+    // Those that are gone, but of which tasks are left. Almost none, so that looking costs less than collecting.
+    for task in txn.tasks() {
+        if !services.contains(&task.service_id) {
+            services.insert(task.service_id.clone());
+        }
+        if !hosts.contains(&task.node_id) {
+            hosts.insert(task.node_id.clone());
+        }
+    }
     run(cx, txn, &Scope { services, hosts });
 }
 
