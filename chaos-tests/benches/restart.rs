@@ -3,8 +3,8 @@
 //!
 //! The data directory is made with the crates' own code, without a daemon: nodes, services, tasks, secrets and configs
 //! go through Raft into the log of a stopped manager, which takes its snapshot on the way; single changes follow, so
-//! that a snapshot is decoded *and* a log is replayed. All tasks have ended and all those nodes are Down, so that nobody
-//! has anything to do but to hold them.
+//! that a snapshot is decoded *and* a log is replayed. All tasks have ended for good and all those nodes are Down, so that
+//! nobody has anything to do but to hold them.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -14,8 +14,8 @@ use anyhow::{Context, Result, bail, ensure};
 use chaos_tests::bench::{Report, Samples};
 use chaos_tests::hosts::{Api, Binaries, Cluster, Freshness, Host};
 use deploy::model::{
-    Config, ConfigId, DesiredState, Meta, Node, NodeId, NodeState, Replicated, Secret, SecretId, Service, ServiceId,
-    ServiceMode, Task, TaskId, TaskState, Timestamp,
+    Config, ConfigId, DesiredState, Meta, Node, NodeId, NodeState, Replicated, RestartCondition, RestartPolicy, Secret,
+    SecretId, Service, ServiceId, ServiceMode, Task, TaskId, TaskSpec, TaskState, Timestamp,
 };
 use deploy::store::{Entry, Store, Txn};
 use node::datadir::DataDir;
@@ -195,7 +195,7 @@ async fn fill(data_dir: &Path, options: &Options) -> Result<Filled> {
         cluster_id: record.cluster_id.clone(),
         timing: raft::Timing::default(),
         snapshot_every,
-        keys: raft::Keyring::clear(),
+        keys: data.vault().ring(),
         had_log: true,
     };
     // A snapshot on the way, and none behind it: the changes stay in the log.
@@ -275,6 +275,9 @@ impl Objects {
         let id = |kind: char, number: usize| format!("{kind}{number:024}");
         let meta = Meta::default();
         let now = Timestamp::from_millis(1_800_000_000_000);
+        let (first, every) = (nodes + services + 2 * payloads, services.max(1));
+        // How many of the tasks are a service's.
+        let slots = |number: usize| (self.all.saturating_sub(first + number)).div_ceil(every) as u64;
         if at < nodes {
             let mut node = Node { id: NodeId::new(id('n', at)), meta, ..Default::default() };
             node.description.hostname = format!("host-{at}");
@@ -285,8 +288,8 @@ impl Objects {
             let number = at - nodes;
             let mut service = Service { id: ServiceId::new(id('s', number)), meta, ..Default::default() };
             service.spec.name = format!("service-{number}");
-            service.spec.mode = Some(ServiceMode::Replicated(Replicated { replicas: Some(0) }));
-            service.spec.task.container.image = "registry.example/team/application:1.2.3".into();
+            service.spec.mode = Some(ServiceMode::Replicated(Replicated { replicas: Some(slots(number)) }));
+            service.spec.task = done_once();
             txn.put_service(service);
         } else if at < nodes + services + payloads {
             let mut secret = Secret { id: SecretId::new(id('e', at)), meta, ..Default::default() };
@@ -299,22 +302,32 @@ impl Objects {
             config.spec.data = vec![b'c'; 512];
             txn.put_config(config);
         } else {
-            let number = at % services.max(1);
+            let number = (at - first) % every;
             let mut task = Task { id: TaskId::new(id('t', at)), meta, ..Default::default() };
             task.service_id = ServiceId::new(id('s', number));
             task.service_name = format!("service-{number}");
-            task.slot = (at / services.max(1)) as u64 + 1;
+            task.slot = ((at - first) / every) as u64 + 1;
             task.ordinal = 1;
             task.node_id = NodeId::new(id('n', at % nodes.max(1)));
-            task.spec.container.image = "registry.example/team/application:1.2.3".into();
-            task.spec.container.env = (0..4).map(|n| format!("SETTING_{n}=a value of some length")).collect();
+            task.spec = done_once();
             task.set_desired(DesiredState::Shutdown);
-            task.status.set_state(TaskState::Shutdown);
+            task.status.set_state(TaskState::Complete);
             task.status.at = now;
-            task.status.message = "shutdown".into();
+            task.status.message = "finished".into();
             txn.put_task(task);
         }
     }
+}
+
+/// What tasks run that are not started again when they have ended.
+fn done_once() -> TaskSpec {
+    let mut spec = TaskSpec::default();
+    spec.container.image = "registry.example/team/application:1.2.3".into();
+    spec.container.env = (0..4).map(|n| format!("SETTING_{n}=a value of some length")).collect();
+    let mut policy = RestartPolicy::default();
+    policy.set_condition(RestartCondition::None);
+    spec.restart = Some(policy);
+    spec
 }
 
 /// The store as Raft's state machine, as the manager has it.
