@@ -1,7 +1,10 @@
 //! The handle that callers hold: start, propose, read, change members, stop.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +23,7 @@ use crate::error::{BootstrapError, MembershipError, ProposeError, ReadError, Sta
 use crate::log::{Log, Owner, SEGMENT_SIZE};
 use crate::machine::{Driver, StateMachine};
 use crate::members::{self, Change, Members};
-use crate::net::{AddressBook, Contact, Dial, Dialer, Service, Transport};
+use crate::net::{AddressBook, Contact, Desk, Dial, Dialer, Gate, Proposals, Service, Transport};
 use crate::snapshot::{SnapshotError, SnapshotStore};
 use crate::status::{self, Clocks, Role, Status};
 use crate::types::{self, Payload, Types};
@@ -67,13 +70,18 @@ pub struct Pending {
 impl Pending {
     /// Waits until the proposal is applied on this member, for as long as it takes: a leader that has lost its
     /// quorum keeps what it accepted until it hears of a new one. Dropping this does not take the proposal back.
-    pub async fn wait(self) -> Result<Proposed, ProposeError> {
-        let answer = self.answer.await;
+    pub async fn wait(mut self) -> Result<Proposed, ProposeError> {
+        poll_fn(|context| self.poll_wait(context)).await
+    }
+
+    /// The same, for whoever waits for many at once. Not to be polled again after it was ready.
+    pub(crate) fn poll_wait(&mut self, context: &mut Context<'_>) -> Poll<Result<Proposed, ProposeError>> {
+        let answer = ready!(Pin::new(&mut self.answer).poll(context));
         match &answer {
             Ok(Ok(_)) => self.meter.commit.record(self.submitted.elapsed()),
             _ => self.meter.not_committed.one(),
         }
-        match answer {
+        Poll::Ready(match answer {
             Ok(Ok(written)) => Ok(Proposed {
                 index: written.log_id.index,
                 term: types::term_of(&written.log_id),
@@ -84,7 +92,7 @@ impl Pending {
             }
             // Discarded on a change of leader, or raft has stopped with the proposal in its hands.
             Ok(Err(_)) | Err(_) => Err(ProposeError::OutcomeUnknown),
-        }
+        })
     }
 }
 
@@ -105,6 +113,7 @@ struct Inner {
     cluster_id: Arc<str>,
     id: RaftId,
     election_max: Duration,
+    book: Arc<AddressBook>,
     status: watch::Receiver<Status>,
     publish: Arc<watch::Sender<Status>>,
     members: Members,
@@ -140,7 +149,7 @@ impl Raft {
         let watcher = Watcher {
             core: core.clone(),
             log: log.clone(),
-            book,
+            book: book.clone(),
             clocks: Clocks::now(),
             publish: publish.clone(),
             meter: meter.clone(),
@@ -160,6 +169,7 @@ impl Raft {
             cluster_id,
             id,
             election_max: timing.election_max,
+            book,
             status,
             publish,
             members,
@@ -191,6 +201,10 @@ impl Raft {
     /// Queues a proposal. Proposals that one task submits one after the other stand in the log in that
     /// order, as far as they are accepted.
     pub async fn submit(&self, payload: Vec<u8>) -> Result<Pending, ProposeError> {
+        self.submit_bytes(payload.into()).await
+    }
+
+    pub(crate) async fn submit_bytes(&self, payload: Bytes) -> Result<Pending, ProposeError> {
         if payload.len() > MAX_PAYLOAD {
             return Err(ProposeError::TooLarge { size: payload.len(), limit: MAX_PAYLOAD });
         }
@@ -199,8 +213,7 @@ impl Raft {
         }
         let submitted = Instant::now();
         let (responder, answer) = ProgressResponder::complete_only();
-        let payload = Payload(Bytes::from(payload));
-        self.inner.core.client_write_ff(payload, Some(responder)).await.map_err(|_| ProposeError::Stopped)?;
+        self.inner.core.client_write_ff(Payload(payload), Some(responder)).await.map_err(|_| ProposeError::Stopped)?;
         Ok(Pending { answer, submitted, meter: self.inner.meter.clone() })
     }
 
@@ -306,15 +319,31 @@ impl Raft {
         self.transport().into_service()
     }
 
-    pub(crate) fn transport(&self) -> Transport {
-        Transport {
-            core: self.inner.core.clone(),
+    /// The gRPC service that takes proposals at any member and carries them to the leader. Mount it on all members,
+    /// behind a check of who may change the state; or on none, where changes come in another way.
+    pub fn proposals(&self) -> Proposals {
+        Desk::new(self.clone(), self.gate(), self.inner.book.clone()).into_service()
+    }
+
+    pub(crate) fn borrow_status(&self) -> watch::Ref<'_, Status> {
+        self.inner.status.borrow()
+    }
+
+    fn gate(&self) -> Gate {
+        Gate {
             log: self.inner.log.clone(),
-            snapshots: self.inner.snapshots.clone(),
             meter: self.inner.meter.clone(),
             contact: self.inner.contact.clone(),
             cluster_id: self.inner.cluster_id.clone(),
             me: self.inner.id,
+        }
+    }
+
+    pub(crate) fn transport(&self) -> Transport {
+        Transport {
+            core: self.inner.core.clone(),
+            snapshots: self.inner.snapshots.clone(),
+            gate: self.gate(),
             receiving: tokio::sync::Mutex::new(()),
         }
     }

@@ -30,7 +30,7 @@ pub use self::handle::{Committed, Pending, Proposed, Raft};
 pub use self::keys::{Keyring, keys_in_use};
 pub use self::log::LogError;
 pub use self::machine::StateMachine;
-pub use self::net::{Dial, Service};
+pub use self::net::{Dial, Proposals, Service};
 pub use self::recover::{Found, JUMP, RecoverError, begin_anew, survey};
 pub use self::snapshot::SnapshotError;
 pub use self::status::{Role, Status};

@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use openraft::entry::RaftEntry;
+use openraft::raft::{AppendEntriesResponse, StreamAppendError, StreamAppendResult};
 
 use crate::types::{
-    self, Entry, EntryPayload, LogId, Member, Membership, Payload, SnapshotMeta, StoredMembership, Vote,
+    self, Entry, EntryPayload, LogId, Member, Membership, Payload, SnapshotMeta, StoredMembership, Types, Vote,
 };
 use crate::{MAX_PAYLOAD, RaftId};
 
@@ -155,6 +156,32 @@ fn entry_in(entry: pb::Entry) -> Result<Entry, Malformed> {
         In::Membership(membership) => EntryPayload::Membership(membership_in(membership)?),
     };
     Ok(Entry::new(id, payload))
+}
+
+/// Decodes the answer to an append after `previous`.
+pub(crate) fn append_response_in(
+    response: pb::AppendResponse,
+    previous: Option<LogId>,
+) -> Result<AppendEntriesResponse<Types>, Malformed> {
+    use pb::append_response::Outcome;
+    match response.outcome.ok_or(Malformed::Missing("outcome"))? {
+        Outcome::Success(_) => Ok(AppendEntriesResponse::Success),
+        Outcome::Conflict(_) if previous.is_some() => Ok(AppendEntriesResponse::Conflict),
+        // Nothing can conflict with the beginning; openraft would panic.
+        Outcome::Conflict(_) => Err(Malformed::Missing("previous")),
+        Outcome::HigherVote(vote) => Ok(AppendEntriesResponse::HigherVote(vote_in(Some(vote))?)),
+    }
+}
+
+/// Encodes the answer to an append: the receiving side stores all or nothing.
+pub(crate) fn append_response_out(result: &StreamAppendResult<Types>) -> pb::AppendResponse {
+    use pb::append_response::Outcome;
+    let outcome = match result {
+        Ok(_) => Outcome::Success(pb::Blank {}),
+        Err(StreamAppendError::Conflict(_)) => Outcome::Conflict(pb::Blank {}),
+        Err(StreamAppendError::HigherVote(vote)) => Outcome::HigherVote(vote_out(vote)),
+    };
+    pb::AppendResponse { outcome: Some(outcome) }
 }
 
 /// Decodes entries that follow `previous`, which must be consecutive and of non-decreasing terms not

@@ -2,21 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::Stream;
 use openraft::OptionalSend;
+use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
-use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2, stream_append_sequential};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderError, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderError,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::storage::Snapshot;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
-use super::{CHUNK, MAX_MESSAGE};
+use super::{CHUNK, MAX_MESSAGE, pipeline};
 use crate::counters::Meter;
 use crate::snapshot::Image;
 use crate::status::peer;
@@ -63,7 +66,7 @@ impl AddressBook {
         }
     }
 
-    fn get(&self, id: RaftId) -> Option<Channel> {
+    pub(super) fn get(&self, id: RaftId) -> Option<Channel> {
         let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         channels.get(&id).map(|(_, channel)| channel.clone())
     }
@@ -94,29 +97,33 @@ impl RaftNetworkFactory<Types> for Dialer {
             target,
             store_patience: self.store_patience,
             meter: self.meter.clone(),
+            streams: Arc::new(AtomicBool::new(true)),
         }
     }
 }
 
 /// Calls one peer.
+#[derive(Clone)]
 pub(crate) struct Link {
     book: Arc<AddressBook>,
     cluster_id: Arc<str>,
     me: RaftId,
-    target: RaftId,
-    store_patience: Duration,
+    pub(super) target: RaftId,
+    pub(super) store_patience: Duration,
     meter: Arc<Meter>,
+    /// Whether the peer is taken to know append streams.
+    streams: Arc<AtomicBool>,
 }
 
 type Client = RaftTransportClient<Channel>;
-type Failure = RPCError<Types>;
+pub(super) type Failure = RPCError<Types>;
 
 impl Link {
     fn envelope(&self) -> Option<pb::Envelope> {
         Some(pb::Envelope { cluster_id: self.cluster_id.to_string(), to: self.target, from: self.me })
     }
 
-    fn client(&self) -> Result<Client, Failure> {
+    pub(super) fn client(&self) -> Result<Client, Failure> {
         let channel = self
             .book
             .get(self.target)
@@ -131,22 +138,43 @@ impl Link {
         limit: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Failure> {
-        let timed_out = || {
-            let (id, target) = (self.me, self.target);
-            RPCError::Timeout(Timeout { action, id, target, timeout: limit })
-        };
-        let answer = tokio::time::timeout(limit, call).await;
-        if !matches!(answer, Ok(Ok(_))) {
-            self.meter.calls_failed.one();
-        }
-        match answer {
+        match tokio::time::timeout(limit, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(match status.code() {
-                Code::DeadlineExceeded | Code::Cancelled => timed_out(),
-                Code::Unavailable | Code::Unknown => RPCError::Unreachable(Unreachable::new(&status)),
-                _ => RPCError::Network(NetworkError::new(&status)),
-            }),
-            Err(_) => Err(timed_out()),
+            Ok(Err(status)) => Err(self.failed(action, limit, &status)),
+            Err(_) => Err(self.timed_out(action, limit)),
+        }
+    }
+
+    /// What openraft makes of a refused or failed call.
+    pub(super) fn failed(&self, action: RPCTypes, limit: Duration, status: &Status) -> Failure {
+        let failure = match status.code() {
+            Code::DeadlineExceeded | Code::Cancelled => return self.timed_out(action, limit),
+            Code::Unavailable | Code::Unknown => RPCError::Unreachable(Unreachable::new(status)),
+            _ => RPCError::Network(NetworkError::new(status)),
+        };
+        self.meter.calls_failed.one();
+        failure
+    }
+
+    pub(super) fn timed_out(&self, action: RPCTypes, timeout: Duration) -> Failure {
+        self.meter.calls_failed.one();
+        RPCError::Timeout(Timeout { action, id: self.me, target: self.target, timeout })
+    }
+
+    /// The peer is of a release that has no append streams.
+    pub(super) fn no_streams(&self) {
+        self.streams.store(false, Ordering::Relaxed);
+    }
+
+    /// Encodes an append, and counts it.
+    pub(super) fn append_request(&self, request: &AppendEntriesRequest<Types>) -> pb::AppendRequest {
+        self.count(request);
+        pb::AppendRequest {
+            envelope: self.envelope(),
+            leader: Some(wire::vote_out(&request.vote)),
+            previous: request.prev_log_id.as_ref().map(wire::log_id_out),
+            committed: request.leader_commit.as_ref().map(wire::log_id_out),
+            entries: request.entries.iter().map(wire::entry_out).collect(),
         }
     }
 
@@ -177,7 +205,7 @@ fn timed<T>(limit: Duration, message: T) -> Request<T> {
     request
 }
 
-fn malformed(error: Malformed) -> Failure {
+pub(super) fn malformed(error: Malformed) -> Failure {
     RPCError::Network(NetworkError::new(&error))
 }
 
@@ -195,33 +223,29 @@ impl RaftNetworkV2<Types> for Link {
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, Failure> {
-        use pb::append_response::Outcome;
         let limit = match request.entries.is_empty() {
             true => option.soft_ttl(),
             false => option.soft_ttl().max(self.store_patience),
         };
-        let previous = request.prev_log_id;
-        self.count(&request);
-        let message = timed(
-            limit,
-            pb::AppendRequest {
-                envelope: self.envelope(),
-                leader: Some(wire::vote_out(&request.vote)),
-                previous: previous.as_ref().map(wire::log_id_out),
-                committed: request.leader_commit.as_ref().map(wire::log_id_out),
-                entries: request.entries.iter().map(wire::entry_out).collect(),
-            },
-        );
+        let message = timed(limit, self.append_request(&request));
         let mut client = self.client()?;
         let response = self.within(RPCTypes::AppendEntries, limit, client.append(message)).await?;
-        match response.outcome.ok_or_else(|| malformed(Malformed::Missing("outcome")))? {
-            Outcome::Success(_) => Ok(AppendEntriesResponse::Success),
-            Outcome::Conflict(_) if previous.is_some() => Ok(AppendEntriesResponse::Conflict),
-            // Nothing can conflict with the beginning; openraft would panic.
-            Outcome::Conflict(_) => Err(malformed(Malformed::Missing("previous"))),
-            Outcome::HigherVote(vote) => {
-                Ok(AppendEntriesResponse::HigherVote(wire::vote_in(Some(vote)).map_err(malformed)?))
-            }
+        wire::append_response_in(response, request.prev_log_id).map_err(malformed)
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<Types>, Failure>>, Failure>>
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        if self.streams.load(Ordering::Relaxed) {
+            let answers = pipeline::replicate(self.clone(), input, option);
+            Box::pin(async move { Ok(answers.await? as BoxStream<'s, _>) })
+        } else {
+            stream_append_sequential(self, input, option)
         }
     }
 

@@ -1,20 +1,25 @@
 //! The receiving side: checks who is meant, decodes, and hands to openraft what cannot make it panic.
 
-use std::sync::Arc;
+use std::future::ready;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, stream};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{Fatal, RaftError};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest,
+    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderError, TransferLeaderRequest,
+    VoteRequest,
 };
 use openraft::storage::Snapshot;
 use tokio::sync::Mutex;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::contact::Contact;
-use super::{MAX_MESSAGE, MAX_SNAPSHOT, REFUSAL};
+use super::window::Window;
+use super::{MAX_MESSAGE, MAX_SNAPSHOT, refusal};
 use crate::RaftId;
 use crate::counters::Meter;
 use crate::handle::Core;
@@ -33,14 +38,71 @@ const CHUNK_PATIENCE: Duration = Duration::from_secs(30);
 /// Answers the other members.
 pub struct Transport {
     pub(crate) core: Core,
-    pub(crate) log: Log,
     pub(crate) snapshots: Arc<SnapshotStore>,
+    pub(crate) gate: Gate,
+    /// Only one snapshot is received at a time.
+    pub(crate) receiving: Mutex<()>,
+}
+
+/// Looks at requests before openraft does.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    pub(crate) log: Log,
     pub(crate) meter: Arc<Meter>,
     pub(crate) contact: Arc<Contact>,
     pub(crate) cluster_id: Arc<str>,
     pub(crate) me: RaftId,
-    /// Only one snapshot is received at a time.
-    pub(crate) receiving: Mutex<()>,
+}
+
+impl Gate {
+    pub(super) fn check(&self, envelope: Option<pb::Envelope>) -> Result<(), Status> {
+        let envelope = envelope.ok_or(Malformed::Missing("envelope"))?;
+        self.check_cluster(&envelope.cluster_id)?;
+        if envelope.to != self.me {
+            return Err(refusal("wrong-member", format!("the message is for raft id {}", envelope.to)));
+        }
+        Ok(())
+    }
+
+    /// What stands at the front of a message to another member.
+    pub(super) fn envelope(&self, to: RaftId) -> pb::Envelope {
+        pb::Envelope { cluster_id: self.cluster_id.to_string(), to, from: self.me }
+    }
+
+    pub(super) fn check_cluster(&self, cluster_id: &str) -> Result<(), Status> {
+        if *cluster_id != *self.cluster_id {
+            return Err(refusal("wrong-cluster", "the message is for another cluster".into()));
+        }
+        Ok(())
+    }
+
+    fn append(&self, request: pb::AppendRequest) -> Result<AppendEntriesRequest<Types>, Status> {
+        self.check(request.envelope)?;
+        if !request.entries.is_empty() && self.log.disk_short() {
+            return Err(refusal("disk-full", "the disk is full".into()));
+        }
+        let vote = elected(request.leader)?;
+        let prev_log_id = wire::some_log_id_in(request.previous)?;
+        let entries = wire::entries_in(request.entries, prev_log_id, vote.leader_id.term)?;
+        let leader_commit = wire::some_log_id_in(request.committed)?;
+        if !entries.is_empty() {
+            self.meter.appends_received.one();
+            self.meter.entries_received.add(entries.len() as u64);
+            self.meter.bytes_received.add(entries.iter().map(types::payload_len).sum());
+        }
+        Ok(AppendEntriesRequest { vote, prev_log_id, entries, leader_commit })
+    }
+}
+
+impl Gate {
+    /// Notes that a leader's word was taken.
+    fn answered(&self, answer: &StreamAppendResult<Types>, leader: Option<RaftId>) {
+        if let Some(leader) = leader
+            && !matches!(answer, Err(StreamAppendError::HigherVote(_)))
+        {
+            self.contact.note(leader);
+        }
+    }
 }
 
 impl Transport {
@@ -48,19 +110,8 @@ impl Transport {
         RaftTransportServer::new(self).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
     }
 
-    fn check(&self, envelope: Option<pb::Envelope>) -> Result<(), Status> {
-        let envelope = envelope.ok_or(Malformed::Missing("envelope"))?;
-        if *envelope.cluster_id != *self.cluster_id {
-            return Err(refusal("wrong-cluster", "the message is for another cluster".into()));
-        }
-        if envelope.to != self.me {
-            return Err(refusal("wrong-member", format!("the message is for raft id {}", envelope.to)));
-        }
-        Ok(())
-    }
-
     fn vote_request(&self, request: pb::VoteRequest) -> Result<VoteRequest<Types>, Status> {
-        self.check(request.envelope)?;
+        self.gate.check(request.envelope)?;
         let mut out = VoteRequest::new(wire::vote_in(request.vote)?, wire::some_log_id_in(request.last_log)?);
         out.leadership_transfer = request.leadership_transfer;
         Ok(out)
@@ -85,7 +136,7 @@ impl Transport {
         let Some(Part::Start(start)) = next_part(&mut chunks).await? else {
             return Err(Malformed::Missing("start").into());
         };
-        self.check(start.envelope)?;
+        self.gate.check(start.envelope)?;
         let leader = elected(start.leader)?;
         let meta = wire::snapshot_meta_in(start.meta.ok_or(Malformed::Missing("meta"))?)?;
         self.check_snapshot(&leader, &meta)?;
@@ -109,7 +160,7 @@ impl Transport {
         self.check_snapshot(&leader, &meta)?;
         let snapshot = Snapshot { meta, snapshot: image };
         let response = self.core.install_full_snapshot(leader, snapshot).await.map_err(stopped)?;
-        self.meter.snapshots_received.one();
+        self.gate.meter.snapshots_received.one();
         Ok(pb::SnapshotResponse { vote: Some(wire::vote_out(&response.vote)) })
     }
 
@@ -130,42 +181,56 @@ impl Transport {
 
 #[tonic::async_trait]
 impl RaftTransport for Transport {
+    type AppendStreamStream = BoxStream<'static, Result<pb::AppendResponse, Status>>;
+
     async fn append(&self, request: Request<pb::AppendRequest>) -> Result<Response<pb::AppendResponse>, Status> {
-        use pb::append_response::Outcome;
-        let request = request.into_inner();
-        self.check(request.envelope)?;
-        if !request.entries.is_empty() && self.log.disk_short() {
-            return Err(refusal("disk-full", "the disk is full".into()));
-        }
-        let leader = elected(request.leader)?;
-        let previous = wire::some_log_id_in(request.previous)?;
-        let entries = wire::entries_in(request.entries, previous, leader.leader_id.term)?;
-        let leader_commit = wire::some_log_id_in(request.committed)?;
-        if !entries.is_empty() {
-            self.meter.appends_received.one();
-            self.meter.entries_received.add(entries.len() as u64);
-            self.meter.bytes_received.add(entries.iter().map(types::payload_len).sum());
-        }
-        let leader_id = leader.leader_id.voted_for;
-        let request = AppendEntriesRequest { vote: leader, prev_log_id: previous, entries, leader_commit };
-        let outcome = match self.core.append_entries(request).await.map_err(fatal)? {
-            AppendEntriesResponse::Success => Outcome::Success(pb::Blank {}),
-            AppendEntriesResponse::Conflict => Outcome::Conflict(pb::Blank {}),
-            AppendEntriesResponse::HigherVote(vote) => Outcome::HigherVote(wire::vote_out(&vote)),
-            // The receiving side stores all or nothing.
-            AppendEntriesResponse::PartialSuccess(_) => return Err(Status::internal("partial success")),
-        };
-        if !matches!(outcome, Outcome::HigherVote(_)) {
-            self.contact.note(leader_id);
-        }
-        Ok(Response::new(pb::AppendResponse { outcome: Some(outcome) }))
+        let request = self.gate.append(request.into_inner())?;
+        let (previous, leader) = (request.prev_log_id, request.vote.leader_id.voted_for);
+        let answer = self.core.append_entries(request).await.map_err(fatal)?.into_stream_result(previous, previous);
+        self.gate.answered(&answer, Some(leader));
+        Ok(Response::new(wire::append_response_out(&answer)))
+    }
+
+    async fn append_stream(
+        &self,
+        request: Request<Streaming<pb::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStreamStream>, Status> {
+        let (gate, window, refused) = (self.gate.clone(), Window::new(), Arc::new(OnceLock::new()));
+        let state = (request.into_inner(), gate, window.clone(), refused.clone());
+        let requests = stream::unfold(state, |(mut requests, gate, window, refused)| async move {
+            window.room().await;
+            let request = match requests.message().await {
+                Ok(request) => gate.append(request?),
+                Err(status) => Err(status),
+            };
+            match request {
+                Ok(request) => {
+                    let bytes = request.entries.iter().map(wire::entry_size).sum();
+                    window.enter(request.vote.leader_id.voted_for, bytes);
+                    Some((request, (requests, gate, window, refused)))
+                }
+                // Those before it are answered first.
+                Err(status) => {
+                    let _ = refused.set(status);
+                    None
+                }
+            }
+        });
+        let gate = self.gate.clone();
+        let answers = self.core.stream_append(requests).map(move |answer| {
+            let (leader, answer) = (window.leave(), answer.map_err(stopped)?);
+            gate.answered(&answer, leader);
+            Ok(wire::append_response_out(&answer))
+        });
+        let end = stream::once(async move { refused.get().cloned() }).filter_map(|refused| ready(refused.map(Err)));
+        Ok(Response::new(answers.chain(end).boxed()))
     }
 
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
         let request = self.vote_request(request.into_inner())?;
         let response = self.core.vote(request).await.map_err(fatal)?;
         if !response.vote_granted {
-            self.meter.votes_refused.one();
+            self.gate.meter.votes_refused.one();
         }
         Ok(vote_response(response))
     }
@@ -174,7 +239,7 @@ impl RaftTransport for Transport {
         let request = self.vote_request(request.into_inner())?;
         let response = self.core.pre_vote(request).await.map_err(fatal)?;
         if !response.vote_granted {
-            self.meter.pre_votes_refused.one();
+            self.gate.meter.pre_votes_refused.one();
         }
         Ok(vote_response(response))
     }
@@ -192,7 +257,7 @@ impl RaftTransport for Transport {
     ) -> Result<Response<pb::TransferResponse>, Status> {
         use pb::transfer_response::Outcome;
         let request = request.into_inner();
-        self.check(request.envelope)?;
+        self.gate.check(request.envelope)?;
         let from = elected(request.from_leader)?;
         let last_log = wire::some_log_id_in(request.last_log)?;
         let request = TransferLeaderRequest::new(from, request.successor, last_log);
@@ -230,12 +295,6 @@ fn vote_response(response: openraft::raft::VoteResponse<Types>) -> Response<pb::
     })
 }
 
-fn refusal(reason: &'static str, message: String) -> Status {
-    let mut status = Status::failed_precondition(message);
-    status.metadata_mut().insert(REFUSAL, tonic::metadata::MetadataValue::from_static(reason));
-    status
-}
-
 fn fatal(error: RaftError<Types>) -> Status {
     Status::unavailable(format!("raft has stopped: {error}"))
 }
@@ -250,7 +309,7 @@ mod tests {
     use tonic::transport::{Channel, Endpoint};
 
     use super::*;
-    use crate::net::Dial;
+    use crate::net::{Dial, REFUSAL};
     use crate::{Committed, Config, Peer, Raft, RestoreError, StateMachine, Timing};
 
     struct Nothing;

@@ -2,9 +2,11 @@
 //! once, talking over loopback TCP.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use raft::{
@@ -13,6 +15,8 @@ use raft::{
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, Service, http};
 use tonic::transport::{Channel, Endpoint};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -91,6 +95,8 @@ pub(crate) struct Cluster {
     slots: BTreeMap<RaftId, Slot>,
     pub(crate) snapshot_every: u64,
     pub(crate) cluster_id: String,
+    /// Members started from now on know no append streams, like those of an early release.
+    pub(crate) without_streams: bool,
 }
 
 impl Cluster {
@@ -100,19 +106,26 @@ impl Cluster {
             slots: BTreeMap::new(),
             snapshot_every: 10_000,
             cluster_id: "cluster-1".into(),
+            without_streams: false,
         }
     }
 
     /// A cluster of `count` voters, led by someone.
     pub(crate) async fn with_voters(count: u64) -> Self {
         let mut cluster = Self::new();
+        cluster.form(count).await;
+        cluster
+    }
+
+    /// Starts members 1 to `count` and makes them voters.
+    pub(crate) async fn form(&mut self, count: u64) {
+        let cluster = self;
         cluster.start(1).await;
         cluster.raft(1).bootstrap(cluster.peer(1)).await.unwrap();
         for id in 2..=count {
             cluster.start(id).await;
             cluster.join(id).await;
         }
-        cluster
     }
 
     /// Adds and promotes a started member.
@@ -178,7 +191,8 @@ impl Cluster {
             running: None,
         });
         assert!(slot.running.is_none(), "member {id} runs already");
-        slot.running = Some(launch(id, slot, &self.cluster_id, self.snapshot_every, had_log).await?);
+        slot.running =
+            Some(launch(id, slot, &self.cluster_id, self.snapshot_every, self.without_streams, had_log).await?);
         Ok(())
     }
 
@@ -190,6 +204,21 @@ impl Cluster {
             drop((raft, applied));
         });
         gone.await.unwrap();
+    }
+
+    /// Makes a member stand still, like a host that swaps: it reads nothing and answers nothing until the guard is
+    /// dropped. What it was sent waits in its sockets.
+    pub(crate) async fn pause(&self, id: RaftId) -> Paused {
+        let running = self.slots[&id].running.as_ref().expect("the member runs");
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        let (stands, standing) = tokio::sync::oneshot::channel();
+        // The runtime has one thread, and this holds it.
+        running.runtime.spawn(async move {
+            stands.send(()).unwrap();
+            let _ = wait.recv();
+        });
+        standing.await.unwrap();
+        Paused { _release: release }
     }
 
     /// Moves a dead member to another port.
@@ -233,6 +262,11 @@ impl Cluster {
         })
         .await;
     }
+}
+
+/// A member that stands still.
+pub(crate) struct Paused {
+    _release: std::sync::mpsc::Sender<()>,
 }
 
 impl Drop for Cluster {
@@ -283,6 +317,7 @@ async fn launch(
     slot: &Slot,
     cluster_id: &str,
     snapshot_every: u64,
+    without_streams: bool,
     had_log: bool,
 ) -> Result<Running, StartError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -305,15 +340,49 @@ async fn launch(
         }
     };
     let listener = slot.listener.try_clone().unwrap();
-    let service = raft.service();
+    let service = Transport { inner: raft.service(), without_streams };
+    let proposals = raft.proposals();
     runtime.spawn(async move {
         listener.set_nonblocking(true).unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         // Without it each answer waits for the delayed acknowledgement of the one before, 40 ms.
         let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-        tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
+        tonic::transport::Server::builder()
+            .add_service(service)
+            .add_service(proposals)
+            .serve_with_incoming(incoming)
+            .await
+            .unwrap();
     });
     Ok(Running { raft, applied, runtime })
+}
+
+/// The service between members, of this release or of one before append streams.
+#[derive(Clone)]
+struct Transport {
+    inner: raft::Service,
+    without_streams: bool,
+}
+
+impl tonic::server::NamedService for Transport {
+    const NAME: &'static str = <raft::Service as tonic::server::NamedService>::NAME;
+}
+
+impl Service<http::Request<Body>> for Transport {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if self.without_streams && request.uri().path().ends_with("/AppendStream") {
+            return Box::pin(async { Ok(tonic::Status::unimplemented("").into_http()) });
+        }
+        self.inner.call(request)
+    }
 }
 
 /// Looks every few milliseconds until there is something.

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod pipeline;
+mod proposals;
 mod recovery;
 mod storage;
 
