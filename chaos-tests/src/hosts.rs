@@ -45,6 +45,15 @@ pub struct Cluster {
     _turn: MutexGuard<'static, ()>,
 }
 
+/// The environment that makes `chaos-shoal` the release with this feature level.
+#[must_use]
+pub fn release(level: u32) -> Vec<(String, String)> {
+    vec![(LEVEL.to_owned(), level.to_string())]
+}
+
+/// See [`release`].
+pub const LEVEL: &str = "CHAOS_SHOAL_FEATURE_LEVEL";
+
 impl Cluster {
     /// Hosts with daemons that are in no cluster yet.
     ///
@@ -52,6 +61,15 @@ impl Cluster {
     /// When the hosts cannot be made or a daemon does not start.
     pub async fn hosts_only(binaries: &Binaries, count: usize) -> Result<Cluster> {
         Cluster::hosts_of(binaries, &HostsConfig::new(binaries.shoal.clone(), count)).await
+    }
+
+    /// The same, with daemons of the release that has this feature level.
+    ///
+    /// # Errors
+    /// As [`Cluster::hosts_only`].
+    pub async fn hosts_of_release(binaries: &Binaries, count: usize, level: u32) -> Result<Cluster> {
+        let env = release(level);
+        Cluster::hosts_of(binaries, &HostsConfig { env, ..HostsConfig::new(binaries.shoal.clone(), count) }).await
     }
 
     /// The same, made as the caller says.

@@ -10,6 +10,10 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|verb| verb == "__enter") {
         return node::demo::enter::main(args.skip(2));
     }
+    // The tests of rolling upgrades run this as releases before and after the present one.
+    if let Some(level) = std::env::var(chaos_tests::hosts::LEVEL).ok().and_then(|text| text.parse().ok()) {
+        node::release::Release::act_as(node::release::Release { feature_level: level });
+    }
     // Fails only when there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     node::cli::run(args)

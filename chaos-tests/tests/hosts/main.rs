@@ -18,6 +18,7 @@ mod scale;
 mod soak;
 mod storage;
 mod storm;
+mod upgrade;
 
 use std::future::Future;
 

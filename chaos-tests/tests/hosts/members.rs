@@ -115,3 +115,77 @@ async fn drained_and_removed_hosts_have_nothing() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_would_lose_the_quorum_is_refused() {
+    with(Cluster::start(&binaries(), 3, 0), async |cluster| {
+        let api = cluster.api(0);
+        cluster.host(2).kill_daemon()?;
+        api.wait_for("the lost manager to be down", SOON, || async {
+            match api.get(&format!("/nodes/{}", cluster.id(2))).await {
+                Ok(node) if node["Status"]["State"] == "down" => Ok(()),
+                Ok(node) => Err(node["Status"].to_string()),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await?;
+        // Of the two that would be left one does not answer. Said alike by the leader and by a follower.
+        for index in [0, 1] {
+            let mut node = cluster.api(index).get(&format!("/nodes/{}", cluster.id(1))).await?;
+            node["Spec"]["Role"] = json!("worker");
+            let path = format!("/nodes/{}/update?version={}", cluster.id(1), node["Version"]["Index"]);
+            refused(cluster.api(index).post(&path, &node["Spec"]).await, 400, "would result in a loss of quorum")?;
+        }
+        refused(api.delete(&format!("/nodes/{}?force=true", cluster.id(1))).await, 400, "must be demoted")?;
+        refused(cluster.api(1).post("/swarm/leave", &Value::Null).await, 503, "leaves 2 managers out of 3")?;
+        // The one that is away may go: the two others are a majority of two.
+        change(&api, cluster.id(2), "Role", "worker").await?;
+        wait_managers(&api, 2).await?;
+        // Back, it learns that it is none any more.
+        cluster.host(2).start_daemon()?;
+        cluster.host(2).wait_ready().await?;
+        cluster.wait_ready(3).await?;
+        cluster.api(1).create_overlay("after").await?;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_that_change_are_learned_again() {
+    with(Cluster::start(&binaries(), 3, 1), async |cluster| {
+        let api = cluster.api(0);
+        api.create_service(&ServiceDraft::new("web", IMAGE, 4).publish(8080, 80).build()).await?;
+        let before = api.wait_running("web", 4, &[], SOON).await?;
+        for (index, last) in [(2, 78), (3, 79)] {
+            cluster.host(index).stop_daemon().await?;
+            cluster.host(index).move_to(last)?;
+            cluster.host(index).start_daemon()?;
+            cluster.host(index).wait_ready().await?;
+            api.wait_for("the new address", SOON, || async {
+                let node = api.get(&format!("/nodes/{}", cluster.id(index))).await.map_err(|e| e.to_string())?;
+                let (ip, addr) = (format!("10.99.0.{last}"), format!("10.99.0.{last}:2377"));
+                let manager = &node["ManagerStatus"];
+                let seen = node["Status"]["Addr"] == ip && node["Status"]["State"] == "ready";
+                if seen && (manager.is_null() || manager["Addr"] == addr) { Ok(()) } else { Err(node.to_string()) }
+            })
+            .await?;
+        }
+        for index in 0..3 {
+            wait_managers(&cluster.api(index), 3).await?;
+        }
+        let after = api.wait_running("web", 4, &[], SOON).await?;
+        ensure!(before.iter().map(|t| (&t.id, t.pid)).eq(after.iter().map(|t| (&t.id, t.pid))), "{before:?} {after:?}");
+        cluster.wait_port(8080).await?;
+        // The one that has moved counts: with it, another may go.
+        cluster.host(1).power_off()?;
+        let moved = cluster.api(2);
+        moved
+            .wait_for("a write after the loss", SOON, || async {
+                moved.create_overlay("after").await.map(drop).map_err(|e| e.to_string())
+            })
+            .await?;
+        Ok(())
+    })
+    .await;
+}

@@ -27,6 +27,9 @@ pub(super) fn register(txn: &mut Txn, op: &RegisterNode) -> Result<Reply, Contro
     }
     validate::node_description(&op.description)?;
     validate::text("Addr", &op.addr, 256)?;
+    if role == NodeRole::Manager {
+        refuse_old_release(&cluster, op.description.feature_level)?;
+    }
     if let Some(node) = txn.node(&op.node_id) {
         // The answer to the first request was lost. A certificate of another role is another join.
         if node.spec.role() != role {
@@ -66,8 +69,42 @@ pub(super) fn session(txn: &mut Txn, op: &NodeSession) -> Result<Reply, ControlE
     node.status.addr.clone_from(&op.addr);
     node.status.generation = op.generation;
     set_state(txn, &mut node, NodeState::Ready, "");
+    if let Some(manager) = &mut node.manager
+        && !op.description.control_addr.is_empty()
+    {
+        manager.addr.clone_from(&op.description.control_addr);
+    }
+    let manager = node.manager.is_some();
     txn.put_node(node);
+    if manager {
+        raise_feature_level(txn)?;
+    }
     Ok(named(&op.node_id))
+}
+
+/// The cluster's level is the lowest among its managers. It only grows: what was written at a level stays.
+fn raise_feature_level(txn: &mut Txn) -> Result<(), ControlError> {
+    let levels = txn.nodes().filter(|node| node.manager.is_some()).map(|node| node.description.feature_level.max(1));
+    let Some(lowest) = levels.min() else { return Ok(()) };
+    let mut cluster = cluster::current(txn)?;
+    if lowest > cluster.status.feature_level {
+        cluster.status.feature_level = lowest;
+        txn.put_cluster(cluster);
+    }
+    Ok(())
+}
+
+/// A manager must understand all that is written.
+fn refuse_old_release(cluster: &Cluster, level: u32) -> Result<(), ControlError> {
+    let needed = cluster.status.feature_level;
+    if level.max(1) < needed {
+        return Err(precondition(format!(
+            "the release on this host has feature level {}, but the managers of this cluster are at level {needed}: \
+             install a newer release before it becomes a manager",
+            level.max(1)
+        )));
+    }
+    Ok(())
 }
 
 pub(super) fn down(txn: &mut Txn, op: &NodeDown) -> Result<Reply, ControlError> {
@@ -115,6 +152,7 @@ pub(super) fn update(txn: &mut Txn, op: &UpdateNode) -> Result<Reply, ControlErr
     }
     if op.spec.role() == NodeRole::Manager && node.spec.role() == NodeRole::Worker {
         refuse_left(txn, &op.id)?;
+        refuse_old_release(&cluster::current(txn)?, node.description.feature_level)?;
     }
     node.spec.clone_from(&op.spec);
     txn.put_node(node);
@@ -160,6 +198,8 @@ pub(super) fn clear_manager(txn: &mut Txn, op: &ClearManager) -> Result<Reply, C
     let mut node = current(txn, &op.node_id)?;
     node.manager = None;
     txn.put_node(node);
+    // It may have been the one that held the others back.
+    raise_feature_level(txn)?;
     Ok(named(&op.node_id))
 }
 

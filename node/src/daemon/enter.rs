@@ -29,6 +29,10 @@ const FIRST_RAFT_ID: u64 = 1;
 /// Life of the first manager's certificate; later ones follow the cluster's setting.
 const FIRST_CERT_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 
+/// How often a host asks to be let in when the answer is lost, and the pause in between.
+const JOIN_TRIES: u32 = 3;
+const JOIN_PAUSE: Duration = Duration::from_millis(500);
+
 impl LocalEngine {
     /// Makes a cluster of this one node.
     pub(super) async fn make_cluster(&self, request: InitRequest) -> Result<(Arc<Active>, NodeId), EngineError> {
@@ -136,16 +140,13 @@ impl LocalEngine {
 
         let root_pem = fetch_root(&remote, &token).await?;
         let own = KeyAndCsr::generate().map_err(|e| EngineError::Internal(crate::chain(&e)))?;
-        let reply = pb::ca_client::CaClient::new(channel_without_certificate(&root_pem, &remote))
-            .join(pb::JoinRequest {
-                secret: token.secret.clone(),
-                csr_pem: own.csr_pem,
-                description: description.encode_to_vec(),
-                availability: request.availability.clone(),
-            })
-            .await
-            .map_err(|status| refused(&remote, &status))?
-            .into_inner();
+        let asked = pb::JoinRequest {
+            secret: token.secret.clone(),
+            csr_pem: own.csr_pem,
+            description: description.encode_to_vec(),
+            availability: request.availability.clone(),
+        };
+        let reply = register(&root_pem, &remote, asked).await?;
         let mut managers: Vec<ManagerRecord> =
             reply.managers.into_iter().map(|m| ManagerRecord { node_id: m.node_id, addr: m.addr }).collect();
         managers.sort();
@@ -215,7 +216,7 @@ fn with_default_port(addr: &str) -> String {
 }
 
 /// This host's address on the way to `remote`. Nothing is sent.
-async fn address_towards(remote: &str, port: u16) -> Result<std::net::SocketAddr, EngineError> {
+pub(super) async fn address_towards(remote: &str, port: u16) -> Result<std::net::SocketAddr, EngineError> {
     let unreachable = |e: std::io::Error| EngineError::Invalid(format!("cannot reach {remote}: {e}"));
     let socket = tokio::net::UdpSocket::bind("0.0.0.0:0").await.map_err(unreachable)?;
     socket.connect(remote).await.map_err(unreachable)?;
@@ -239,6 +240,31 @@ async fn fetch_root(remote: &str, token: &JoinToken) -> Result<String, EngineErr
         )));
     }
     Ok(reply.root_pem)
+}
+
+/// Asks to be let in. When the answer is lost the node may be registered: asking again with the same request makes it the
+/// same node, so that none is left behind that nobody is.
+async fn register(root_pem: &str, remote: &str, request: pb::JoinRequest) -> Result<pb::JoinReply, EngineError> {
+    use tonic::Code;
+    let mut tries = JOIN_TRIES;
+    loop {
+        let channel = channel_without_certificate(root_pem, remote);
+        match pb::ca_client::CaClient::new(channel).join(request.clone()).await {
+            Ok(reply) => return Ok(reply.into_inner()),
+            Err(status) => {
+                tries -= 1;
+                let lost = matches!(
+                    status.code(),
+                    Code::Unavailable | Code::Unknown | Code::DeadlineExceeded | Code::Cancelled
+                );
+                if !lost || tries == 0 {
+                    return Err(refused(remote, &status));
+                }
+                tracing::warn!(remote, error = status.message(), "no answer to the request to join; asking again");
+                tokio::time::sleep(JOIN_PAUSE).await;
+            }
+        }
+    }
 }
 
 fn refused(remote: &str, status: &tonic::Status) -> EngineError {

@@ -208,14 +208,18 @@ impl LocalEngine {
         };
         self.set_state(State::Pending);
         self.data().finish_recovery(record.raft_id).map_err(|e| EngineError::Internal(crate::chain(&e)))?;
+        let record = super::moved::follow(record).await;
         let description = describe(self, &record.advertise_addr, &record.data_path_addr);
         let ports = Ports::bind(&record.listen_addr)?;
         Active::start(self.clone(), record, ports, description, None).await.map(State::Active)
     }
 
-    /// Stops everything but the tasks.
+    /// Stops everything but the tasks. A leader hands over first.
     pub async fn shutdown(&self) {
         if let State::Active(active) = self.state() {
+            if let Some(manager) = active.manager() {
+                manager.step_down().await;
+            }
             active.shutdown().await;
         }
     }
@@ -300,7 +304,7 @@ impl LocalEngine {
         };
         if !active.was_removed() {
             if active.manager().is_some() && !force {
-                return Err(EngineError::WrongMembership(MANAGER_LEAVES.into()));
+                return Err(EngineError::WrongMembership(manager_leaves(&active)));
             }
             // A worker may go whenever it wants, and who forces it knows why: the cluster finds out by itself that the
             // node is Down.
@@ -403,6 +407,22 @@ impl LocalEngine {
         self.set_state(State::Inactive);
         Ok(())
     }
+}
+
+/// Docker's words for a manager that may not just go.
+fn manager_leaves(active: &Active) -> String {
+    let Some(status) = active.manager().map(|manager| manager.status()) else { return MANAGER_LEAVES.into() };
+    let voters = status.voters.len();
+    let rest = match voters {
+        0 | 1 => "Removing the last manager erases all current state of the swarm.".to_owned(),
+        _ => format!(
+            "Removing this node leaves {} managers out of {voters}. Without a Raft quorum your swarm will be \
+             inaccessible. The only way to restore a swarm that has lost consensus is to reinitialize it with \
+             `--force-new-cluster`.",
+            voters - 1
+        ),
+    };
+    format!("{MANAGER_LEAVES} {rest} Use `--force` to suppress this message.")
 }
 
 /// Does it to the end, also when who asked for it (a client that hangs up) no longer waits: a join that is dropped half

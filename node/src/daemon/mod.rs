@@ -6,6 +6,7 @@ mod config;
 mod enter;
 mod keeper;
 mod local;
+mod moved;
 mod ports;
 mod raft_entry;
 mod recover;

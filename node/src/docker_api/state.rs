@@ -25,6 +25,8 @@ pub(super) struct StoreAnswer {
     index: u64,
     /// Term of that entry.
     term: u64,
+    /// The lowest level among the managers; what is above it is not written.
+    feature_level: u32,
     /// How many entries changed it; `Version.Index` of objects is this count.
     revision: u64,
     /// SHA-256 of everything in it, secrets as well; hexadecimal.
@@ -41,6 +43,7 @@ pub(super) async fn store<E: Engine>(State(app): State<App<E>>, params: Params) 
     Ok(Json(StoreAnswer {
         index: applied.index,
         term: applied.term,
+        feature_level: applied.store.cluster().map_or(0, |cluster| cluster.status.feature_level),
         revision: applied.store.revision(),
         digest: hex(&Sha256::digest(applied.store.encode_snapshot())),
         objects,

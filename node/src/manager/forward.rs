@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use deploy::control::{ControlError, Reply, Request};
+use deploy::control::{ControlError, ErrorKind, Op, Reply, Request};
+use deploy::model::NodeRole;
 use prost::Message;
-use raft::{Dial, Peer};
+use raft::{Dial, MembershipError, Peer, Role};
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -17,6 +18,10 @@ use crate::rpc::{Channels, MAX_MESSAGE, pb};
 const FIND_LEADER: Duration = Duration::from_secs(10);
 /// So long a request waits to be committed before its outcome is called unknown.
 const COMMIT: Duration = Duration::from_secs(30);
+/// A manager that was heard this lately counts as there: six heartbeats.
+const ANSWERS: Duration = Duration::from_millis(900);
+/// Docker's words.
+const LOSS_OF_QUORUM: &str = "can't remove member from the raft: this would result in a loss of quorum";
 /// Pause before the next look.
 const RETRY: Duration = Duration::from_millis(25);
 /// A leader whose heartbeats (every 150 ms) have not come for so long is not sent requests: what is sent to a leader
@@ -42,7 +47,7 @@ impl Manager {
         loop {
             let outcome = match self.leader() {
                 Some(peer) if peer.node_id == self.inner.node_id.as_str() => {
-                    let done = tokio::time::timeout(COMMIT, self.inner.leader.execute(request.clone())).await;
+                    let done = tokio::time::timeout(COMMIT, self.execute_here(request.clone())).await;
                     done.unwrap_or_else(|_| Err(NotDone::Unknown("no quorum confirmed it within 30 s".into())))
                 }
                 Some(peer) if !self.is_quiet(&peer) => self.execute_at(&peer, &request).await,
@@ -58,6 +63,32 @@ impl Manager {
                 Err(NotDone::NotLeader) => tokio::time::sleep(RETRY).await,
             }
         }
+    }
+
+    /// Carries out a request if this manager leads.
+    pub(super) async fn execute_here(&self, request: Request) -> super::leader::Outcome {
+        if let Some(refused) = self.would_lose_quorum(&request) {
+            return Err(NotDone::Refused(refused));
+        }
+        self.inner.leader.execute(request).await
+    }
+
+    /// Why a demotion must not be: of the managers that would be left, too few answer. The store cannot know that.
+    fn would_lose_quorum(&self, request: &Request) -> Option<ControlError> {
+        let Some(Op::UpdateNode(update)) = &request.op else { return None };
+        if update.spec.role() != NodeRole::Worker {
+            return None;
+        }
+        let raft_id = self.inner.published.borrow().store.node(&update.id)?.manager.as_ref()?.raft_id;
+        let status = self.status();
+        if status.role != Role::Leader || !status.is_voter(raft_id) {
+            return None;
+        }
+        let left = || status.voters.iter().filter(|peer| peer.id != raft_id);
+        let answers =
+            |peer: &&Peer| peer.id == status.id || status.heard.get(&peer.id).is_some_and(|at| at.elapsed() < ANSWERS);
+        let (left, answering) = (left().count(), left().filter(answers).count());
+        (left > 0 && answering * 2 <= left).then(|| precondition(LOSS_OF_QUORUM))
     }
 
     fn leader(&self) -> Option<Peer> {
@@ -160,8 +191,8 @@ impl Manager {
         }
         let peer = Peer { id: request.raft_id, node_id: request.node_id, addr: request.addr };
         let id = peer.id;
-        self.inner.raft.add_learner(peer).await.map_err(|e| EngineError::Internal(e.to_string()))?;
-        self.inner.raft.promote(id).await.map_err(|e| EngineError::Internal(e.to_string()))
+        self.inner.raft.add_learner(peer).await.map_err(not_changed)?;
+        self.inner.raft.promote(id).await.map_err(not_changed)
     }
 
     /// Removes a voter, through the leader; a leader that removes itself hands over first and asks its successor.
@@ -178,7 +209,12 @@ impl Manager {
             self.hand_over().await?;
             return Err(EngineError::NoLeader);
         }
-        self.inner.raft.remove(raft_id).await.map_err(|e| EngineError::Internal(e.to_string()))
+        self.inner.raft.remove(raft_id).await.map_err(not_changed)
+    }
+
+    /// Tells the others where a manager is now.
+    pub(super) async fn move_voter(&self, peer: Peer) -> Result<(), EngineError> {
+        self.inner.raft.set_peer(peer).await.map_err(not_changed)
     }
 
     /// Gives leadership to another voter that was heard from.
@@ -197,9 +233,41 @@ impl Manager {
 fn passed_on<T>(answer: Result<tonic::Response<T>, tonic::Status>) -> Result<(), EngineError> {
     match answer {
         Ok(_) => Ok(()),
-        Err(status) if status.code() == Code::Unavailable => Err(EngineError::NoLeader),
-        Err(status) => Err(EngineError::Internal(status.message().to_owned())),
+        Err(status) => Err(reason_of(&status)),
     }
+}
+
+/// What another manager's refusal means; the other way of `services::to_status`.
+fn reason_of(status: &tonic::Status) -> EngineError {
+    let text = status.message().to_owned();
+    match status.code() {
+        Code::FailedPrecondition => EngineError::Refused(precondition(text)),
+        Code::PermissionDenied => EngineError::Refused(precondition(text)),
+        Code::InvalidArgument => EngineError::Invalid(text),
+        Code::Unavailable => EngineError::NoLeader,
+        _ if never_sent(status) => EngineError::NoLeader,
+        // The other side may go on with what the caller no longer waits for.
+        Code::Unknown | Code::DeadlineExceeded | Code::Cancelled => EngineError::OutcomeUnknown(text),
+        _ => EngineError::Internal(text),
+    }
+}
+
+/// Why the manager set was not changed, or not known to be.
+fn not_changed(error: MembershipError) -> EngineError {
+    match error {
+        MembershipError::NotLeader { .. } | MembershipError::Stopped | MembershipError::NotCaughtUp { .. } => {
+            EngineError::NoLeader
+        }
+        MembershipError::QuorumAtRisk { .. } => EngineError::Refused(precondition(LOSS_OF_QUORUM)),
+        MembershipError::UnknownMember(_) | MembershipError::IdTaken { .. } | MembershipError::LastVoter(_) => {
+            EngineError::Refused(precondition(error.to_string()))
+        }
+        MembershipError::OutcomeUnknown(reason) => EngineError::OutcomeUnknown(reason),
+    }
+}
+
+fn precondition(text: impl Into<String>) -> ControlError {
+    ControlError::new(ErrorKind::FailedPrecondition, text)
 }
 
 /// Whether a call surely never reached the other side: the connection could not be made.
@@ -212,4 +280,24 @@ fn never_sent(status: &tonic::Status) -> bool {
         cause = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::services::to_status;
+    use super::*;
+
+    /// What a leader says reaches who asked through a follower as the same kind of thing.
+    #[test]
+    fn refusals_and_unknown_outcomes_survive_being_passed_on() {
+        let through = |error: EngineError| reason_of(&to_status(&error));
+        let refused = through(not_changed(MembershipError::QuorumAtRisk { voters: 2, reachable: 1, needed: 2 }));
+        assert!(matches!(&refused, EngineError::Refused(e) if e.message == LOSS_OF_QUORUM), "{refused:?}");
+        let unknown = through(not_changed(MembershipError::OutcomeUnknown("late".into())));
+        assert!(matches!(&unknown, EngineError::OutcomeUnknown(_)), "{unknown:?}");
+        let later = through(not_changed(MembershipError::NotCaughtUp { id: 1, behind: 9 }));
+        assert!(matches!(later, EngineError::NoLeader), "{later:?}");
+        assert!(matches!(through(EngineError::Invalid("x".into())), EngineError::Invalid(_)));
+        assert!(matches!(through(EngineError::Internal("x".into())), EngineError::Internal(_)));
+    }
 }

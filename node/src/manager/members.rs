@@ -23,6 +23,8 @@ enum Step {
     HandOver,
     /// Remove from Raft.
     Remove(RaftId),
+    /// Tell the other managers where this one is now.
+    Move(raft::Peer),
     /// Note in the store that the node no longer takes part.
     Clear(NodeId),
 }
@@ -37,6 +39,15 @@ fn next_step(store: &Store, status: &Status) -> Option<Step> {
             Some(peer) => Step::Remove(peer.id),
             None => Step::Clear(node.id.clone()),
         });
+    }
+    // A member that has moved: its node said so when its session began.
+    let moved = members().find_map(|peer| {
+        let node = store.node(&NodeId::new(peer.node_id.clone()))?;
+        let manager = node.manager.as_ref().filter(|m| m.raft_id == peer.id && !m.addr.is_empty())?;
+        (manager.addr != peer.addr).then(|| raft::Peer { addr: manager.addr.clone(), ..peer.clone() })
+    });
+    if let Some(peer) = moved {
+        return Some(Step::Move(peer));
     }
     // A member that no node of the store has: its node was removed, or got another raft id.
     members()
@@ -81,6 +92,7 @@ pub(super) async fn run(manager: Manager) {
         let result = match &step {
             Step::HandOver => manager.hand_over().await,
             Step::Remove(id) => manager.remove_voter(*id).await,
+            Step::Move(peer) => manager.move_voter(peer.clone()).await,
             Step::Clear(node) => {
                 manager.control(Request::from(Op::ClearManager(ClearManager { node_id: node.clone() }))).await.map(drop)
             }

@@ -38,10 +38,13 @@ pub(crate) use services::availability;
 
 use crate::engine::{Consistency, EngineError, ManagerView};
 use crate::metrics::ManagerReadings;
+use crate::release::Release;
 use crate::rpc::Channels;
 
 /// A read waits so long for this manager to catch up.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// A manager that is told to stop takes so long at the most to hand leadership over.
+const STEP_DOWN: std::time::Duration = std::time::Duration::from_secs(2);
 /// Log entries between snapshots.
 const SNAPSHOT_EVERY: u64 = 10_000;
 
@@ -95,6 +98,17 @@ pub enum ManagerError {
     /// A log could not be read or made.
     #[error(transparent)]
     Recover(#[from] raft::RecoverError),
+    /// This release does not understand all that the cluster has written. Nothing was changed.
+    #[error(
+        "the cluster is at feature level {needs}, but this release knows only {has}: start a newer release on this \
+         host; its tasks go on"
+    )]
+    Release {
+        /// The cluster's level.
+        needs: u32,
+        /// This release's.
+        has: u32,
+    },
     /// Raft refused.
     #[error("{0}")]
     Raft(String),
@@ -129,6 +143,12 @@ impl Manager {
     pub async fn start(config: Config, channels: Channels, gossip: Gossip) -> Result<Self, ManagerError> {
         let (machine, published) = machine::Machine::new();
         let raft = Raft::start(config.raft(), machine, forward::PeerChannels(channels.clone())).await?;
+        let needs = published.borrow().store.cluster().map_or(0, |cluster| cluster.status.feature_level);
+        let has = Release::current().feature_level;
+        if needs > has {
+            raft.shutdown().await;
+            return Err(ManagerError::Release { needs, has });
+        }
         let counters = Arc::new(Counters::default());
         let (handle, leader_task) = leader::new(raft.clone(), published.clone(), counters.clone());
         let manager = Self {
@@ -293,6 +313,20 @@ impl Manager {
     /// Has the log and a new snapshot sealed with the newest key.
     pub async fn rekey(&self) -> std::io::Result<()> {
         self.inner.raft.rekey().await
+    }
+
+    /// If this manager leads, has another one lead, so that nobody has to find out by waiting. Takes a moment at the
+    /// most, whether it works or not.
+    pub async fn step_down(&self) {
+        let status = self.status();
+        if status.role != raft::Role::Leader || status.voters.len() < 2 {
+            return;
+        }
+        match tokio::time::timeout(STEP_DOWN, self.hand_over()).await {
+            Ok(Ok(())) => tracing::info!("another manager leads now"),
+            Ok(Err(error)) => tracing::warn!(%error, "leadership was not handed over"),
+            Err(_) => tracing::warn!("leadership was not handed over in time"),
+        }
     }
 
     /// Stops taking part. Nothing on disk changes.

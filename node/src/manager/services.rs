@@ -121,7 +121,7 @@ impl pb::ca_server::Ca for Service {
         let availability = availability(&request.availability)?;
         let description = NodeDescription::decode(request.description.as_slice())
             .map_err(|_| Status::invalid_argument("the node's description cannot be read"))?;
-        let node_id = NodeId::from(rand::random::<u128>());
+        let node_id = node_id_of(&cluster, &request.csr_pem);
         // Signed before it is registered: a request that cannot be signed leaves no node behind.
         let cert_pem = self.issue(&cluster, &request.csr_pem, &node_id, role)?;
         let addr = description.control_addr.rsplit_once(':').map(|(ip, _)| ip.to_owned()).unwrap_or_default();
@@ -191,7 +191,7 @@ impl pb::managers_server::Managers for Service {
             }
             _ => {}
         }
-        let (outcome, index) = match self.manager.inner.leader.execute(decoded).await {
+        let (outcome, index) = match self.manager.execute_here(decoded).await {
             Ok((reply, index)) => (Outcome::Reply(reply.encode_to_vec()), index),
             Err(NotDone::Refused(error)) => (Outcome::Refused(error.encode_to_vec()), 0),
             Err(NotDone::Unknown(reason)) => (Outcome::Unknown(reason), 0),
@@ -272,6 +272,19 @@ impl pb::managers_server::Managers for Service {
         self.manager.remove_voter(request.into_inner().raft_id).await.map_err(|e| to_status(&e))?;
         Ok(Response::new(pb::LeaveRaftReply {}))
     }
+}
+
+/// The id follows from the request: a host that asks again, because the answer to its first request was lost, is the
+/// same node, and not a second one that nobody is.
+fn node_id_of(cluster: &Cluster, csr_pem: &str) -> NodeId {
+    let digest = Sha256::new_with_prefix(b"shoal node id\0")
+        .chain_update(cluster.id.as_str())
+        .chain_update(b"\0")
+        .chain_update(csr_pem)
+        .finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    NodeId::from(u128::from_be_bytes(bytes))
 }
 
 pub(super) fn gossip_keys(cluster: &Cluster) -> Vec<pb::GossipKey> {

@@ -352,11 +352,9 @@ async fn the_cluster_itself() {
         "ForceNewCluster": false, "AutoLockManagers": false, "Availability": "", "DefaultAddrPool": [], "SubnetSize": 24,
         "Spec": {"Labels": null, "Orchestration": {}, "Raft": {"ElectionTick": 0, "HeartbeatTick": 0}, "Dispatcher": {},
                  "CAConfig": {}, "TaskDefaults": {}, "EncryptionConfig": {"AutoLockManagers": false}}});
-    for (at, value) in [
-        ("/ForceNewCluster", json!(true)),
-        ("/Spec/Raft", json!({"SnapshotInterval": 7})),
-        ("/Spec/CAConfig", json!({"ExternalCAs": [{}, {"URL": "x"}]})),
-    ] {
+    for (at, value) in
+        [("/Spec/Raft", json!({"SnapshotInterval": 7})), ("/Spec/CAConfig", json!({"ExternalCAs": [{}, {"URL": "x"}]}))]
+    {
         let mut bad = init.clone();
         set(&mut bad, at, value);
         assert_eq!(post(s, "/swarm/init", bad).await.status, 501, "{at}");
@@ -364,7 +362,11 @@ async fn the_cluster_itself() {
     let node = post(s, "/v1.50/swarm/init", init.clone()).await;
     assert_eq!(node.status, 200, "{}", node.text());
     assert_eq!(node.json().as_str().unwrap().len(), 25);
-    assert_eq!(post(s, "/swarm/init", init).await.status, 503);
+    assert_eq!(post(s, "/swarm/init", init.clone()).await.status, 503);
+    // Forced, the node that is in a cluster begins it anew, and stays who it is.
+    let mut forced = init;
+    set(&mut forced, "/ForceNewCluster", json!(true));
+    assert_eq!(post(s, "/swarm/init", forced).await.json(), node.json());
 
     let swarm = get(s, "/swarm").await.json();
     assert!(swarm["JoinTokens"]["Worker"].as_str().unwrap().starts_with("SWMTKN-1-"));

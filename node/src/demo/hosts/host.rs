@@ -34,6 +34,7 @@ pub(super) struct Plan {
     pub(super) dir: PathBuf,
     pub(super) exe: PathBuf,
     pub(super) log_level: String,
+    pub(super) env: Vec<(String, String)>,
 }
 
 /// A machine that runs a daemon. All methods take `&self`, so that a host can be used from several tasks.
@@ -45,6 +46,7 @@ pub struct Host {
     namespace: Mutex<NetNs>,
     daemon: Mutex<Option<Child>>,
     address: Mutex<Ipv4Net>,
+    env: Mutex<Vec<(String, String)>>,
     api: Api,
 }
 
@@ -63,8 +65,8 @@ impl Host {
             connect(&plan, plan.address, switch).map_err(HostError::io(format!("cannot connect {}", plan.name)))?;
         let switch = switch.try_clone().map_err(HostError::io("cannot keep the switch"))?;
         let api = Api::new(&plan.name, &plan.dir.join("run/shoal.sock"));
-        let address = Mutex::new(plan.address);
-        Ok(Host { plan, switch, namespace: Mutex::new(namespace), daemon: Mutex::new(None), address, api })
+        let (address, env) = (Mutex::new(plan.address), Mutex::new(plan.env.clone()));
+        Ok(Host { plan, switch, namespace: Mutex::new(namespace), daemon: Mutex::new(None), address, env, api })
     }
 
     /// Its hostname.
@@ -179,6 +181,7 @@ impl Host {
         command.arg("--data-dir").arg(self.data_dir()).arg("--run-dir").arg(self.run_dir());
         command.arg("-H").arg(format!("unix://{}", self.api.socket().display()));
         command.arg("--log-level").arg(&self.plan.log_level);
+        command.envs(lock(&self.env).iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::null()).stdout(out).stderr(log);
         // Ctrl-C on the terminal is for who made the hosts.
         command.process_group(0);
@@ -297,6 +300,11 @@ impl Host {
         command.arg("__enter").arg(self.netns_path()).arg(self.name()).arg("--").arg(&self.plan.exe).args(args);
         command.stdin(Stdio::null());
         command.output().map_err(HostError::io(format!("cannot run a command on {}", self.name())))
+    }
+
+    /// Sets the environment of the daemons that are started from now on.
+    pub fn set_env(&self, env: Vec<(String, String)>) {
+        *lock(&self.env) = env;
     }
 
     /// Pulls the host's cable.

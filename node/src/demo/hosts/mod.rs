@@ -52,13 +52,21 @@ pub struct HostsConfig {
     pub parent: PathBuf,
     /// What daemons log, as `--log-level` takes it.
     pub log_level: String,
+    /// Variables of the daemons' environment.
+    pub env: Vec<(String, String)>,
 }
 
 impl HostsConfig {
     /// So many hosts below `/var/tmp` that run `exe`.
     #[must_use]
     pub fn new(exe: PathBuf, count: usize) -> HostsConfig {
-        HostsConfig { exe, count, parent: PathBuf::from("/var/tmp"), log_level: "info,openraft=warn".into() }
+        HostsConfig {
+            exe,
+            count,
+            parent: PathBuf::from("/var/tmp"),
+            log_level: "info,openraft=warn".into(),
+            env: Vec::new(),
+        }
     }
 }
 
@@ -189,6 +197,7 @@ fn plan(config: &HostsConfig, base: &Path, index: usize) -> host::Plan {
         name,
         exe: config.exe.clone(),
         log_level: config.log_level.clone(),
+        env: config.env.clone(),
     }
 }
 
