@@ -63,9 +63,12 @@ async fn workers_become_managers_and_managers_workers() {
                 if info["Swarm"]["ControlAvailable"] == false { Ok(()) } else { Err("a manager".into()) }
             })
             .await?;
-        // Tasks do not care.
+        // Tasks do not care. (Those of the host whose daemon was killed for about a second may have been replaced: that is
+        // how long a silent host is waited for.)
         let after = cluster.api(other).wait_running("web", 3, &[], SOON).await?;
-        ensure!(before.iter().map(|t| (&t.id, t.pid)).eq(after.iter().map(|t| (&t.id, t.pid))), "{before:?} {after:?}");
+        let kept = before.iter().filter(|t| t.node != cluster.id(0));
+        let gone: Vec<_> = kept.filter(|t| !after.iter().any(|now| (&now.id, now.pid) == (&t.id, t.pid))).collect();
+        ensure!(gone.is_empty(), "{gone:?} are not among {after:?}");
         Ok(())
     })
     .await;
