@@ -16,5 +16,6 @@ mod orchestrator;
 mod reaper;
 pub mod restart;
 mod rollout;
+pub mod root_rotation;
 pub mod scheduler;
 pub mod store;

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod backup;
 pub mod ca;
 pub mod cli;
+pub mod clock;
 pub mod daemon;
 pub mod datadir;
 pub mod demo;

@@ -10,7 +10,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::vault::{NotOpened, Vault};
@@ -23,7 +23,7 @@ const HEADER: usize = 4 + 2 + 2 + 4 + 8 + 4;
 /// No file of this kind is larger; what claims to be is damaged.
 const MAX_LEN: u64 = 256 << 20;
 
-/// What a file holds; a number is never used again for something else.
+/// What a file holds; a number is never used again for something else (4 was used once).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Kind {
@@ -33,8 +33,6 @@ pub enum Kind {
     Membership = 2,
     /// `agent/assignments`
     Assignments = 3,
-    /// `agent/managers`
-    Managers = 4,
     /// `identity/keys`
     Keys = 5,
 }
@@ -128,6 +126,8 @@ pub fn write_atomically(path: &Path, mode: u32, parts: &[&[u8]]) -> Result<(), S
         .mode(mode)
         .open(&beside)
         .map_err(io_error("create", &beside))?;
+    // One that a cut write left behind keeps the mode that it was made with.
+    file.set_permissions(fs::Permissions::from_mode(mode)).map_err(io_error("chmod", &beside))?;
     for part in parts {
         file.write_all(part).map_err(io_error("write", &beside))?;
     }
@@ -226,7 +226,7 @@ mod tests {
         assert!(read(&path, Kind::Engine).unwrap().is_none());
         write(&path, Kind::Engine, b"payload").unwrap();
         assert_eq!(read(&path, Kind::Engine).unwrap().unwrap(), b"payload");
-        assert!(matches!(read(&path, Kind::Managers), Err(StoredError::Damaged { offset: 6, .. })));
+        assert!(matches!(read(&path, Kind::Membership), Err(StoredError::Damaged { offset: 6, .. })));
         let whole = fs::read(&path).unwrap();
         for bit in 0..whole.len() * 8 {
             let mut bent = whole.clone();

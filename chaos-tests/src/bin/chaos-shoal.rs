@@ -1,6 +1,11 @@
 //! `shoal` as the tests of this crate run it: cargo builds a test's own crate's binaries, not those of others.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// Names the file of a daemon's clock; see `Host::set_clock`.
+const CLOCK: &str = "CHAOS_CLOCK_FILE";
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
@@ -16,5 +21,22 @@ fn main() -> ExitCode {
     }
     // Fails only when there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    if let Some(path) = std::env::var_os(CLOCK) {
+        follow_clock(path.into());
+    }
     node::cli::run(args)
+}
+
+/// Lets this process's clock follow the file, which holds how many milliseconds it is ahead of the kernel's; without
+/// the file they are the same.
+fn follow_clock(path: PathBuf) {
+    let read = move || std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    node::clock::shift(read());
+    // Ends with the process.
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_millis(20));
+            node::clock::shift(read());
+        }
+    });
 }

@@ -149,11 +149,7 @@ impl Agent {
         if batch.is_empty() {
             return None;
         }
-        let report = |(id, status): (&TaskId, &TaskStatus)| TaskReport {
-            task_id: id.clone(),
-            status: status.clone(),
-            ports: Vec::new(),
-        };
+        let report = |(id, status): (&TaskId, &TaskStatus)| TaskReport { task_id: id.clone(), status: status.clone() };
         let reports = batch.iter().map(report).collect();
         self.next_batch += 1;
         self.in_flight = Some((self.next_batch, batch));

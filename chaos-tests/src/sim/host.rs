@@ -77,6 +77,7 @@ impl Host {
             generation,
             description: self.description.clone(),
             addr: self.description.data_path_addr.clone(),
+            ..NodeSession::default()
         }))
     }
 
@@ -101,8 +102,13 @@ impl World {
         let description = host.description.clone();
         let addr = description.data_path_addr.clone();
         self.hosts.insert(id.clone(), host);
-        let register =
-            RegisterNode { node_id: id.clone(), role: NodeRole::Worker as i32, description, availability: 0, addr };
+        let register = RegisterNode {
+            node_id: id.clone(),
+            role: NodeRole::Worker as i32,
+            description,
+            addr,
+            ..RegisterNode::default()
+        };
         let number = self.user.expect(super::user::Wish::Join(id.clone()));
         self.request(Op::RegisterNode(Box::new(register)), Waiter::User(number));
         id

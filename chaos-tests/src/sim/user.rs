@@ -123,8 +123,8 @@ impl World {
             node_id: id.clone(),
             role: NodeRole::Worker as i32,
             description,
-            availability: 0,
             addr,
+            ..deploy::control::RegisterNode::default()
         }));
         self.ask(op, Wish::Join(id));
     }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of these tests are part of them")]
 
 mod backup;
+mod certificates;
 mod cut_off;
 mod headless;
 mod joins;

@@ -20,7 +20,7 @@ fn subnet(text: &str) -> Option<IpamConfig> {
 
 fn ended(world: &mut World, node: &NodeId, task: &TaskId) {
     let status = TaskStatus { state: TaskState::Complete as i32, ..TaskStatus::default() };
-    let reports = vec![TaskReport { task_id: task.clone(), status, ports: Vec::new() }];
+    let reports = vec![TaskReport { task_id: task.clone(), status }];
     let op = Op::ReportStatuses(ReportStatuses { node_id: node.clone(), generation: 1, reports });
     assert_eq!(world.run(op).expect("a report").number, 1);
 }

@@ -2,12 +2,12 @@
 
 use super::validate::{self, MAX_TEXT};
 use super::{
-    ControlError, InitCluster, Reply, SetGossipKeys, UpdateCluster, invalid, named, not_found, out_of_sequence,
-    precondition,
+    ControlError, InitCluster, Reply, UpdateCluster, invalid, named, not_found, out_of_sequence, precondition,
 };
 use crate::cx::Cx;
 use crate::model::{
-    Cluster, ClusterSpec, GossipKey, Network, NetworkId, NetworkSpec, NodeRole, Subnet, UnlockKey, format_id, is_id,
+    Cluster, ClusterSpec, GossipKey, Network, NetworkId, NetworkSpec, NodeRole, RootRotation, Subnet, UnlockKey,
+    format_id, is_id,
 };
 use crate::store::Txn;
 
@@ -21,6 +21,8 @@ const DEFAULT_DATA_PATH_PORT: u32 = 4789;
 const MIN_CERT_EXPIRY_NS: u64 = 60 * 60 * 1_000_000_000;
 /// Raft ids only grow, by one at each promotion; from here they never reach the end of their range.
 const MAX_RAFT_ID: u64 = 1 << 62;
+/// Longest PEM of a root or its key, in bytes; a certificate with a large RSA key has about 3 KiB.
+const MAX_PEM: usize = 64 << 10;
 /// Bytes of a key that seals gossip packets.
 const GOSSIP_KEY_BYTES: usize = 32;
 
@@ -57,6 +59,8 @@ pub(super) fn init(cx: &mut Cx<'_>, txn: &mut Txn, op: &InitCluster) -> Result<R
     cluster.status.removed_nodes.clear();
     cluster.status.unlock_key = None;
     follow_autolock(cx, &mut cluster, false);
+    cluster.status.root_rotation = None;
+    cluster.status.retired_roots.clear();
     txn.put_cluster(cluster);
     txn.put_node(node);
     txn.put_network(Network {
@@ -88,6 +92,9 @@ pub(super) fn update(cx: &mut Cx<'_>, txn: &mut Txn, op: &UpdateCluster) -> Resu
     check_spec(&spec)?;
     let life = u64::try_from(cluster.spec.node_cert_life().as_nanos()).unwrap_or(u64::MAX);
     cluster.status.longest_cert_life_ns = cluster.status.longest_cert_life_ns.max(life);
+    if let Some(rotation) = &op.rotation {
+        begin_rotation(txn, &mut cluster, rotation)?;
+    }
     cluster.spec = spec;
     if op.rotate_worker_token {
         cluster.status.worker_token = format_id((cx.ids)());
@@ -101,13 +108,21 @@ pub(super) fn update(cx: &mut Cx<'_>, txn: &mut Txn, op: &UpdateCluster) -> Resu
     Ok(named(id))
 }
 
-pub(super) fn set_gossip_keys(txn: &mut Txn, op: &SetGossipKeys) -> Result<Reply, ControlError> {
-    let mut cluster = current(txn)?;
-    check_gossip_keys(&op.keys)?;
-    cluster.status.gossip_keys.clone_from(&op.keys);
-    let id = cluster.id.clone();
-    txn.put_cluster(cluster);
-    Ok(named(id))
+fn begin_rotation(txn: &Txn, cluster: &mut Cluster, rotation: &RootRotation) -> Result<(), ControlError> {
+    if cluster.status.root_rotation.is_some() {
+        return Err(precondition(
+            "a rotation of the root is in progress: it ends when every node that is not down has a certificate of the \
+             new root, \"shoal node ca\" shows which have",
+        ));
+    }
+    let complete = [&rotation.next.cert_pem, &rotation.next.key_pem, &rotation.next_digest, &rotation.cross_signed_pem]
+        .iter()
+        .all(|part| !part.is_empty() && part.len() <= MAX_PEM);
+    if !complete || rotation.digest == rotation.next_digest {
+        return Err(invalid("the new root needs a certificate, a key, and the old root's signature"));
+    }
+    cluster.status.root_rotation = Some(RootRotation { began: txn.now(), ..rotation.clone() });
+    Ok(())
 }
 
 /// A key when autolock is turned on, another one when it is rotated, none when autolock is turned off.

@@ -83,8 +83,13 @@ impl World {
             ..RegisterNode::default()
         };
         self.run(Op::RegisterNode(Box::new(register)))?;
-        let session =
-            NodeSession { node_id: node_id.clone(), generation: 1, description, addr: "192.0.2.1".to_owned() };
+        let session = NodeSession {
+            node_id: node_id.clone(),
+            generation: 1,
+            description,
+            addr: "192.0.2.1".to_owned(),
+            ..NodeSession::default()
+        };
         self.run(Op::NodeSession(Box::new(session)))?;
         Ok(node_id)
     }

@@ -36,7 +36,6 @@ pub fn execute(cx: &mut Cx<'_>, txn: &mut Txn, request: &Request) -> Result<Repl
     match op {
         Op::InitCluster(op) => cluster::init(cx, txn, op),
         Op::UpdateCluster(op) => cluster::update(cx, txn, op),
-        Op::SetGossipKeys(op) => cluster::set_gossip_keys(txn, op),
         Op::CreateService(op) => service::create(cx, txn, op),
         Op::UpdateService(op) => service::update(txn, op),
         Op::RemoveService(op) => service::remove(txn, op),
@@ -53,9 +52,9 @@ pub fn execute(cx: &mut Cx<'_>, txn: &mut Txn, request: &Request) -> Result<Repl
         Op::RegisterNode(op) => node::register(txn, op),
         Op::NodeSession(op) => node::session(txn, op),
         Op::NodeDown(op) => node::down(txn, op),
-        Op::NodeDisconnected(op) => node::disconnected(txn, op),
         Op::NodeLeft(op) => node::left(txn, op),
         Op::NoteNode(op) => node::note(txn, op),
+        Op::NodeCertified(op) => node::certified(txn, op),
         Op::AllocateRaftId(op) => node::allocate_raft_id(txn, op),
         Op::ClearManager(op) => node::clear_manager(txn, op),
         Op::ReportStatuses(op) => status::report(txn, op),

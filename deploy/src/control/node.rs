@@ -3,18 +3,19 @@
 use std::time::Duration;
 
 use super::{
-    AllocateRaftId, ClearManager, ControlError, NodeDisconnected, NodeDown, NodeLeft, NodeSession, NoteNode,
-    RegisterNode, RemoveNode, Reply, UpdateNode, cluster, invalid, named, not_found, out_of_sequence, precondition,
-    validate,
+    AllocateRaftId, ClearManager, ControlError, NodeCertified, NodeDown, NodeLeft, NodeSession, NoteNode, RegisterNode,
+    RemoveNode, Reply, UpdateNode, cluster, invalid, named, not_found, out_of_sequence, precondition, validate,
 };
 use crate::model::{
-    Cluster, DesiredState, ManagerStatus, Node, NodeAvailability, NodeId, NodeRole, NodeSpec, NodeState, NodeStatus,
-    RemovedNode, TaskState, is_id,
+    Cluster, DesiredState, ManagerStatus, Node, NodeAvailability, NodeCertificate, NodeId, NodeRole, NodeSpec,
+    NodeState, NodeStatus, RemovedNode, TaskState, is_id,
 };
 use crate::store::Txn;
 
 /// Certificates are renewed late at times; a removed node stays on the list for this long beyond their life.
 const CERT_GRACE: Duration = Duration::from_secs(24 * 3600);
+/// SHA-256.
+const KEY_DIGEST_BYTES: usize = 32;
 
 pub(super) fn register(txn: &mut Txn, op: &RegisterNode) -> Result<Reply, ControlError> {
     let role = NodeRole::try_from(op.role).map_err(|_| invalid(format!("unknown node role {}", op.role)))?;
@@ -22,6 +23,13 @@ pub(super) fn register(txn: &mut Txn, op: &RegisterNode) -> Result<Reply, Contro
         return Err(invalid("a node id has 25 characters of 0-9 and a-z"));
     }
     let cluster = cluster::current(txn)?;
+    let token = match role {
+        NodeRole::Manager => &cluster.status.manager_token,
+        NodeRole::Worker => &cluster.status.worker_token,
+    };
+    if !op.secret.is_empty() && !same(&op.secret, token) {
+        return Err(precondition("a valid join token is necessary to join this cluster: this one was replaced"));
+    }
     if cluster.status.removed_nodes.iter().any(|removed| removed.id == op.node_id) {
         return Err(precondition(format!("node {} was removed from the cluster", op.node_id)));
     }
@@ -49,9 +57,15 @@ pub(super) fn register(txn: &mut Txn, op: &RegisterNode) -> Result<Reply, Contro
             since: txn.now(),
             ..NodeStatus::default()
         },
+        next_certificate: op.certificate.clone(),
         ..Node::default()
     });
     Ok(named(&op.node_id))
+}
+
+/// Compares secrets in a time that depends on their lengths only.
+fn same(a: &str, b: &str) -> bool {
+    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
 
 pub(super) fn session(txn: &mut Txn, op: &NodeSession) -> Result<Reply, ControlError> {
@@ -63,11 +77,24 @@ pub(super) fn session(txn: &mut Txn, op: &NodeSession) -> Result<Reply, ControlE
             op.node_id, op.generation, node.status.generation
         )));
     }
+    // One that is down, or whose daemon started anew, is followed by the next; one that lives is not.
+    let lives = node.status.state() == NodeState::Ready && op.generation == node.status.generation;
+    if lives && op.boot != node.status.boot && op.boot != 0 && node.status.boot != 0 {
+        return Err(precondition(format!(
+            "node {} has a session already, of another daemon with boot generation {} at {}: two hosts use one identity, \
+             most likely because a disk was cloned",
+            op.node_id, op.generation, node.status.addr
+        )));
+    }
     validate::node_description(&op.description)?;
     validate::text("Addr", &op.addr, 256)?;
     node.description.clone_from(&op.description);
     node.status.addr.clone_from(&op.addr);
     node.status.generation = op.generation;
+    node.status.boot = op.boot;
+    if let Some(certificate) = &op.certificate {
+        use_certificate(&mut node, certificate)?;
+    }
     set_state(txn, &mut node, NodeState::Ready, "");
     if let Some(manager) = &mut node.manager
         && !op.description.control_addr.is_empty()
@@ -112,10 +139,6 @@ pub(super) fn down(txn: &mut Txn, op: &NodeDown) -> Result<Reply, ControlError> 
     lose(txn, &op.node_id, op.generation, NodeState::Down, &op.reason)
 }
 
-pub(super) fn disconnected(txn: &mut Txn, op: &NodeDisconnected) -> Result<Reply, ControlError> {
-    lose(txn, &op.node_id, op.generation, NodeState::Disconnected, "the daemon was stopped")
-}
-
 pub(super) fn note(txn: &mut Txn, op: &NoteNode) -> Result<Reply, ControlError> {
     let mut node = current(txn, &op.node_id)?;
     validate::text("Message", &op.message, validate::MAX_TEXT)?;
@@ -126,6 +149,37 @@ pub(super) fn note(txn: &mut Txn, op: &NoteNode) -> Result<Reply, ControlError> 
     Ok(named(&op.node_id))
 }
 
+pub(super) fn certified(txn: &mut Txn, op: &NodeCertified) -> Result<Reply, ControlError> {
+    let mut node = current(txn, &op.node_id)?;
+    refuse_left(txn, &op.node_id)?;
+    match op.in_use {
+        true => use_certificate(&mut node, &op.certificate)?,
+        false => {
+            check_certificate(&op.certificate)?;
+            node.next_certificate = Some(op.certificate.clone());
+        }
+    }
+    txn.put_node(node);
+    Ok(named(&op.node_id))
+}
+
+/// The certificate that a node shows is the one that it uses; what was issued before it is of no use any more.
+fn use_certificate(node: &mut Node, certificate: &NodeCertificate) -> Result<(), ControlError> {
+    check_certificate(certificate)?;
+    if node.next_certificate.as_ref().is_some_and(|next| next.key == certificate.key) {
+        node.next_certificate = None;
+    }
+    node.certificate = Some(certificate.clone());
+    Ok(())
+}
+
+fn check_certificate(certificate: &NodeCertificate) -> Result<(), ControlError> {
+    if certificate.key.len() != KEY_DIGEST_BYTES {
+        return Err(invalid(format!("the digest of a key has {KEY_DIGEST_BYTES} bytes")));
+    }
+    validate::text("Root", &certificate.root, 128)
+}
+
 pub(super) fn left(txn: &mut Txn, op: &NodeLeft) -> Result<Reply, ControlError> {
     let mut node = current(txn, &op.node_id)?;
     if node.manager.is_some() {
@@ -134,6 +188,9 @@ pub(super) fn left(txn: &mut Txn, op: &NodeLeft) -> Result<Reply, ControlError> 
     let mut cluster = cluster::current(txn)?;
     revoke(txn, &mut cluster, &op.node_id);
     txn.put_cluster(cluster);
+    // No late renewal for who is gone, however long the list above remembers it.
+    node.certificate = None;
+    node.next_certificate = None;
     orphan_tasks(txn, &op.node_id, "the node left the cluster");
     set_state(txn, &mut node, NodeState::Down, "the node left the cluster");
     txn.put_node(node);

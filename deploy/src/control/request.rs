@@ -5,8 +5,8 @@
 use std::fmt;
 
 use crate::model::{
-    Cluster, ClusterSpec, ConfigId, GossipKey, NetworkId, NetworkSpec, Node, NodeDescription, NodeId, NodeSpec,
-    PayloadSpec, PortConfig, SecretId, ServiceId, ServiceSpec, TaskId, TaskStatus,
+    Cluster, ClusterSpec, ConfigId, NetworkId, NetworkSpec, Node, NodeCertificate, NodeDescription, NodeId, NodeSpec,
+    PayloadSpec, RootRotation, SecretId, ServiceId, ServiceSpec, TaskId, TaskStatus,
 };
 
 /// One request.
@@ -15,7 +15,7 @@ pub struct Request {
     /// What is asked for; absent if a newer release asks for something that this one does not know.
     #[prost(
         oneof = "Op",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 24, 25, 40"
     )]
     pub op: Option<Op>,
 }
@@ -26,7 +26,7 @@ impl From<Op> for Request {
     }
 }
 
-/// What a request asks for.
+/// What a request asks for. (Tags 19 and 23 were used once.)
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Op {
     /// The first node makes the cluster. Reply: the cluster's id.
@@ -83,9 +83,6 @@ pub enum Op {
     /// Gossip and sessions agree that the host is gone.
     #[prost(message, tag = "18")]
     NodeDown(NodeDown),
-    /// The agent said goodbye (the daemon stops).
-    #[prost(message, tag = "19")]
-    NodeDisconnected(NodeDisconnected),
     /// What an agent observed of its tasks.
     #[prost(message, tag = "20")]
     ReportStatuses(ReportStatuses),
@@ -95,15 +92,15 @@ pub enum Op {
     /// A host takes part in Raft no more.
     #[prost(message, tag = "22")]
     ClearManager(ClearManager),
-    /// Replaces the keys of the gossip.
-    #[prost(message, tag = "23")]
-    SetGossipKeys(SetGossipKeys),
     /// A host left by itself: it has stopped its tasks, and its certificate opens nothing any more.
     #[prost(message, tag = "24")]
     NodeLeft(NodeLeft),
     /// A remark on a host that stays what it is ("gossip blocked"); empty takes it back.
     #[prost(message, tag = "25")]
     NoteNode(NoteNode),
+    /// A manager issued a certificate, or a node shows that it uses one.
+    #[prost(message, tag = "40")]
+    NodeCertified(NodeCertified),
 }
 
 /// See `Op::InitCluster`.
@@ -270,10 +267,14 @@ pub struct UpdateCluster {
     /// While autolock is on, managers need another key from now on.
     #[prost(bool, tag = "15")]
     pub rotate_unlock_key: bool,
+    /// The root that is to take the place of the present one, made by the manager that was asked.
+    #[prost(message, optional, tag = "30")]
+    pub rotation: Option<RootRotation>,
 }
 
 /// See `Op::RegisterNode`. Asking again for the same node changes nothing.
 #[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
 pub struct RegisterNode {
     /// Made by the host at join.
     #[prost(message, required, tag = "1")]
@@ -290,6 +291,33 @@ pub struct RegisterNode {
     /// Address of the host as the manager sees it (no port).
     #[prost(string, tag = "5")]
     pub addr: String,
+    /// The certificate that the manager issued for it.
+    #[prost(message, optional, tag = "30")]
+    pub certificate: Option<NodeCertificate>,
+    /// Secret of the token that it came with: the leader compares it with the token of now, so that one that was
+    /// replaced opens nothing at a manager that lags. Empty from a manager of an older release, which compared itself.
+    #[prost(string, tag = "31")]
+    pub secret: String,
+}
+
+impl fmt::Debug for RegisterNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RegisterNode({} as {:?})", self.node_id, self.role())
+    }
+}
+
+/// See `Op::NodeCertified`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NodeCertified {
+    /// The host.
+    #[prost(message, required, tag = "1")]
+    pub node_id: NodeId,
+    /// What was issued, or is used.
+    #[prost(message, required, tag = "2")]
+    pub certificate: NodeCertificate,
+    /// The host proved that it uses it; otherwise it was only issued, and may be lost on its way.
+    #[prost(bool, tag = "3")]
+    pub in_use: bool,
 }
 
 /// See `Op::NodeSession`.
@@ -307,6 +335,12 @@ pub struct NodeSession {
     /// Address of the host as the manager sees it (no port).
     #[prost(string, tag = "4")]
     pub addr: String,
+    /// The certificate that it showed.
+    #[prost(message, optional, tag = "30")]
+    pub certificate: Option<NodeCertificate>,
+    /// Drawn by the daemon when it started, never 0: tells two hosts with the same disk apart. 0 from an older release.
+    #[prost(uint64, tag = "31")]
+    pub boot: u64,
 }
 
 /// See `Op::NodeDown`. Nothing happens if a newer session of the host has begun meanwhile.
@@ -321,17 +355,6 @@ pub struct NodeDown {
     /// Why, in a few words ("agent silent").
     #[prost(string, tag = "3")]
     pub reason: String,
-}
-
-/// See `Op::NodeDisconnected`. Nothing happens if a newer session of the host has begun meanwhile.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct NodeDisconnected {
-    /// The host.
-    #[prost(message, required, tag = "1")]
-    pub node_id: NodeId,
-    /// Boot generation that said goodbye.
-    #[prost(uint64, tag = "2")]
-    pub generation: u64,
 }
 
 /// See `Op::ReportStatuses`. Reports that are not news, or not of a task of that host, are passed over. Reply:
@@ -349,7 +372,7 @@ pub struct ReportStatuses {
     pub reports: Vec<TaskReport>,
 }
 
-/// What an agent observed of a task.
+/// What an agent observed of a task. (Tag 3 was used once.)
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TaskReport {
     /// The task.
@@ -358,9 +381,6 @@ pub struct TaskReport {
     /// What was observed. The time in it is replaced by the cluster's.
     #[prost(message, required, tag = "2")]
     pub status: TaskStatus,
-    /// Host-mode ports, with the numbers that the host chose where the user left that open.
-    #[prost(message, repeated, tag = "3")]
-    pub ports: Vec<PortConfig>,
 }
 
 /// See `Op::AllocateRaftId`.
@@ -380,14 +400,6 @@ pub struct ClearManager {
     /// The host.
     #[prost(message, required, tag = "1")]
     pub node_id: NodeId,
-}
-
-/// See `Op::SetGossipKeys`.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct SetGossipKeys {
-    /// One to three keys of 32 bytes, the primary first.
-    #[prost(message, repeated, tag = "1")]
-    pub keys: Vec<GossipKey>,
 }
 
 /// See `Op::NodeLeft`.

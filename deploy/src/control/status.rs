@@ -50,15 +50,6 @@ fn observed(txn: &Txn, node: &NodeId, report: &TaskReport) -> Option<Task> {
         err: cut(&report.status.err),
         container: report.status.container.as_ref().map(bounded).or_else(|| task.status.container.clone()),
     };
-    for port in &mut next.ports {
-        let open = !port.is_ingress() && port.published == 0;
-        let chosen = |chosen: &&crate::model::PortConfig| {
-            chosen.target == port.target && chosen.protocol == port.protocol && (1..=65535).contains(&chosen.published)
-        };
-        if open && let Some(chosen) = report.ports.iter().find(chosen) {
-            port.published = chosen.published;
-        }
-    }
     (next != **task).then_some(next)
 }
 

@@ -206,7 +206,7 @@ fn networks_are_resolved_and_kept_while_in_use() {
     world.run(Op::RemoveService(RemoveService { id })).expect("removed");
     refused(world.run(remove.clone()), ErrorKind::FailedPrecondition, &format!("in use by task {task}"));
     let status = TaskStatus { state: TaskState::Shutdown as i32, ..TaskStatus::default() };
-    let reports = vec![TaskReport { task_id: task, status, ports: Vec::new() }];
+    let reports = vec![TaskReport { task_id: task, status }];
     world.run(Op::ReportStatuses(ReportStatuses { node_id: node, generation: 1, reports })).expect("reported");
     world.run(remove).expect("removed");
 }
@@ -294,24 +294,23 @@ fn observed_state_only_grows_and_only_its_host_reports_it() {
     let task = world.place(&service, &node);
     let mut report = |node: &NodeId, state: TaskState, err: &str| {
         let status = TaskStatus { state: state as i32, err: err.to_owned(), ..TaskStatus::default() };
-        let ports = vec![PortConfig { target: 80, published: 40001, ..PortConfig::default() }];
-        let reports = vec![TaskReport { task_id: task.clone(), status, ports }];
+        let reports = vec![TaskReport { task_id: task.clone(), status }];
         let op = ReportStatuses { node_id: node.clone(), generation: 1, reports };
         let before = world.store.revision();
         assert_eq!(world.run(Op::ReportStatuses(op)).expect("heard").number, 1);
         let news = world.store.revision() - before;
         let task = world.store.task(&task).expect("the task");
-        (news, task.status.state(), task.ports[0].published)
+        (news, task.status.state())
     };
-    assert_eq!(report(&other, TaskState::Running, ""), (0, TaskState::Assigned, 0));
-    assert_eq!(report(&node, TaskState::Running, ""), (1, TaskState::Running, 40001));
-    assert_eq!(report(&node, TaskState::Running, ""), (0, TaskState::Running, 40001));
-    assert_eq!(report(&node, TaskState::Preparing, ""), (0, TaskState::Running, 40001));
-    assert_eq!(report(&node, TaskState::Orphaned, ""), (0, TaskState::Running, 40001));
-    assert_eq!(report(&node, TaskState::Complete, ""), (1, TaskState::Complete, 40001));
-    assert_eq!(report(&node, TaskState::Failed, ""), (0, TaskState::Complete, 40001));
+    assert_eq!(report(&other, TaskState::Running, ""), (0, TaskState::Assigned));
+    assert_eq!(report(&node, TaskState::Running, ""), (1, TaskState::Running));
+    assert_eq!(report(&node, TaskState::Running, ""), (0, TaskState::Running));
+    assert_eq!(report(&node, TaskState::Preparing, ""), (0, TaskState::Running));
+    assert_eq!(report(&node, TaskState::Orphaned, ""), (0, TaskState::Running));
+    assert_eq!(report(&node, TaskState::Complete, ""), (1, TaskState::Complete));
+    assert_eq!(report(&node, TaskState::Failed, ""), (0, TaskState::Complete));
     let long = "ä".repeat(5000);
-    assert_eq!(report(&node, TaskState::Complete, &long), (1, TaskState::Complete, 40001));
+    assert_eq!(report(&node, TaskState::Complete, &long), (1, TaskState::Complete));
     assert!(world.store.task(&task).expect("the task").status.err.len() <= 1024);
 }
 
@@ -341,7 +340,8 @@ fn nodes_are_promoted_demoted_and_removed_as_in_docker() {
     set_role(&mut world, &node, NodeRole::Worker).expect("demoted");
     let text = format!("node {node} is not down and can't be removed");
     refused(world.run(remove(false)), ErrorKind::FailedPrecondition, &text);
-    world.run(Op::NodeDisconnected(NodeDisconnected { node_id: node.clone(), generation: 1 })).expect("gone");
+    let down = NodeDown { node_id: node.clone(), generation: 1, reason: "agent silent".to_owned() };
+    world.run(Op::NodeDown(down)).expect("gone");
     world.run(remove(false)).expect("removed");
     assert_eq!(world.store.cluster().expect("the cluster").status.removed_nodes[0].id, node);
     let again = RegisterNode { node_id: node.clone(), ..RegisterNode::default() };
@@ -360,19 +360,6 @@ fn a_node_that_left_is_down_for_good() {
     let session = NodeSession { node_id: node.clone(), generation: 9, ..NodeSession::default() };
     refused(world.run(Op::NodeSession(Box::new(session))), ErrorKind::FailedPrecondition, "left the cluster");
     world.run(Op::RemoveNode(RemoveNode { id: node, force: false })).expect("removed");
-}
-
-#[test]
-fn gossip_keys_are_checked() {
-    let mut world = World::new();
-    let keys = |lengths: &[usize]| {
-        let key = |(id, len): (usize, &usize)| GossipKey { id: id as u32, bytes: vec![7; *len] };
-        Op::SetGossipKeys(SetGossipKeys { keys: lengths.iter().enumerate().map(key).collect() })
-    };
-    refused(world.run(keys(&[])), ErrorKind::Invalid, "between 1 and 3 gossip keys");
-    refused(world.run(keys(&[32, 31])), ErrorKind::Invalid, "has 31 bytes, not 32");
-    world.run(keys(&[32, 32])).expect("two keys");
-    assert_eq!(world.store.cluster().expect("the cluster").status.gossip_keys.len(), 2);
 }
 
 #[test]
@@ -517,7 +504,7 @@ fn sensible(world: &World, node: &NodeId, service: &ServiceId, task: &TaskId) ->
     let payload = PayloadSpec { name: "pay".into(), data: vec![1], ..PayloadSpec::default() };
     let cluster = world.store.cluster().expect("the cluster");
     let status = TaskStatus { state: TaskState::Running as i32, ..TaskStatus::default() };
-    let reports = vec![TaskReport { task_id: task.clone(), status, ports: Vec::new() }];
+    let reports = vec![TaskReport { task_id: task.clone(), status }];
     let description = NodeDescription { hostname: "h".into(), ..NodeDescription::default() };
     let node_id = node.clone();
     [
@@ -539,6 +526,7 @@ fn sensible(world: &World, node: &NodeId, service: &ServiceId, task: &TaskId) ->
             rotate_worker_token: true,
             rotate_manager_token: true,
             rotate_unlock_key: true,
+            ..UpdateCluster::default()
         })),
         Op::RegisterNode(Box::new(RegisterNode { node_id: NodeId::from(99), ..RegisterNode::default() })),
         Op::NodeSession(Box::new(NodeSession {
@@ -546,6 +534,7 @@ fn sensible(world: &World, node: &NodeId, service: &ServiceId, task: &TaskId) ->
             generation: 2,
             description,
             addr: "192.0.2.7".into(),
+            ..NodeSession::default()
         })),
         Op::NodeDown(NodeDown { node_id: node_id.clone(), generation: 2, reason: "gone".into() }),
         Op::ReportStatuses(ReportStatuses { node_id: node_id.clone(), generation: 2, reports }),

@@ -51,6 +51,9 @@ pub struct ClusterSpec {
     /// UDP port of VXLAN.
     #[prost(uint32, tag = "9")]
     pub data_path_port: u32,
+    /// Docker's counter: a higher one asks for a new root.
+    #[prost(uint64, tag = "30")]
+    pub force_rotate: u64,
 }
 
 impl ClusterSpec {
@@ -104,6 +107,55 @@ pub struct ClusterStatus {
     /// The key that managers need to start, while autolock is on. Absent in clusters that never had it on.
     #[prost(message, optional, tag = "40")]
     pub unlock_key: Option<UnlockKey>,
+    /// Digest of the root certificate, as join tokens have it; empty until a rotation of it began.
+    #[prost(string, tag = "30")]
+    pub root_digest: String,
+    /// A rotation of the root that is under way.
+    #[prost(message, optional, tag = "31")]
+    pub root_rotation: Option<RootRotation>,
+    /// Roots of before, the newest first: nodes that were away trust no later one.
+    #[prost(message, repeated, tag = "32")]
+    pub retired_roots: Vec<RetiredRoot>,
+}
+
+/// A new root on its way to take the place of the present one.
+///
+/// Certificates are issued by `next` from the beginning on, and are shown together with `cross_signed_pem`: who trusts
+/// only the old root can follow that to it. All nodes trust both until the end.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RootRotation {
+    /// The new root.
+    #[prost(message, required, tag = "1")]
+    pub next: RootCa,
+    /// Its digest, as join tokens have it.
+    #[prost(string, tag = "2")]
+    pub next_digest: String,
+    /// The new root's name and key, signed by the old root; PEM.
+    #[prost(string, tag = "3")]
+    pub cross_signed_pem: String,
+    /// When it began.
+    #[prost(message, required, tag = "4")]
+    pub began: Timestamp,
+    /// Digest of the root that it replaces.
+    #[prost(string, tag = "5")]
+    pub digest: String,
+}
+
+/// A root that certificates are issued by no more. Its key is gone.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RetiredRoot {
+    /// Certificate, PEM.
+    #[prost(string, tag = "1")]
+    pub cert_pem: String,
+    /// Its digest.
+    #[prost(string, tag = "2")]
+    pub digest: String,
+    /// Its successor's name and key, signed by it; PEM.
+    #[prost(string, tag = "3")]
+    pub successor_pem: String,
+    /// Until then a node that knows only this root may come back.
+    #[prost(message, required, tag = "4")]
+    pub until: Timestamp,
 }
 
 /// The cluster's own certificate authority.

@@ -26,6 +26,26 @@ pub struct Node {
     /// The node's own address on networks that every host is on (ingress).
     #[prost(message, repeated, tag = "7")]
     pub attachments: Vec<NetworkAttachment>,
+    /// The certificate that the host showed last.
+    #[prost(message, optional, tag = "30")]
+    pub certificate: Option<NodeCertificate>,
+    /// One that was issued after that and not seen in use: the answer may have been lost on its way.
+    #[prost(message, optional, tag = "31")]
+    pub next_certificate: Option<NodeCertificate>,
+}
+
+/// What is kept of a certificate of a host: enough to know its key again when the certificate has run out.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NodeCertificate {
+    /// SHA-256 of the public key (`SubjectPublicKeyInfo`).
+    #[prost(bytes = "vec", tag = "1")]
+    pub key: Vec<u8>,
+    /// Digest of the root that issued it, as join tokens have it; empty if that is no root that the cluster knows.
+    #[prost(string, tag = "2")]
+    pub root: String,
+    /// When it runs out.
+    #[prost(message, required, tag = "3")]
+    pub expires: Timestamp,
 }
 
 /// What a user wants of a host.
@@ -99,6 +119,9 @@ pub struct NodeStatus {
     /// When the state last changed.
     #[prost(message, required, tag = "5")]
     pub since: Timestamp,
+    /// Drawn by the daemon whose session set the state, when it started; 0 if its release draws none.
+    #[prost(uint64, tag = "30")]
+    pub boot: u64,
 }
 
 /// What a host says of itself when its session starts.

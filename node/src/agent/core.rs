@@ -302,10 +302,8 @@ impl Core {
         if batch.is_empty() {
             return None;
         }
-        let reports = batch
-            .iter()
-            .map(|(id, status)| TaskReport { task_id: id.clone(), status: status.clone(), ports: Vec::new() })
-            .collect();
+        let reports =
+            batch.iter().map(|(id, status)| TaskReport { task_id: id.clone(), status: status.clone() }).collect();
         let sequence = self.next_batch;
         self.next_batch += 1;
         self.in_flight = Some((sequence, batch));

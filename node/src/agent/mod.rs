@@ -97,6 +97,14 @@ pub struct AgentView {
     pub data_paths: BTreeMap<String, Ipv4Addr>,
     /// Hosts that were removed from the cluster lately.
     pub removed_nodes: Vec<String>,
+    /// The roots that nodes trust now, PEM; empty before the first session.
+    pub trust_pem: String,
+    /// Digest of the root that this node's certificate should be of; empty if that does not matter.
+    pub root_digest: String,
+    /// Managers do not take this node's certificate: why the last one did not.
+    pub uncertified: Option<String>,
+    /// A manager refuses this node, most likely because another host has its identity; the manager's words.
+    pub refused: Option<String>,
     /// The cluster has removed this node.
     pub removed: bool,
 }
@@ -157,6 +165,7 @@ impl Agent {
             told,
             incarnation: remembered.incarnation,
             hosts: core.hosts(),
+            removed_nodes: core.removed_nodes(),
             ..AgentView::default()
         });
         let (managers, managers_out) = watch::channel(known);
@@ -201,6 +210,7 @@ impl Agent {
         let line = Line {
             node_id: config.node_id.to_string(),
             generation: config.generation,
+            boot: rand::random_range(1..=u64::MAX),
             description: config.description,
             channels: config.channels,
             managers: managers_out,
@@ -377,7 +387,11 @@ impl Loop {
                 self.outbox = Some(outbox);
                 self.counters.sessions.add_one();
                 self.counters.connected.set(1);
-                self.view.send_modify(|view| view.connected = true);
+                self.view.send_modify(|view| {
+                    view.connected = true;
+                    view.uncertified = None;
+                    view.refused = None;
+                });
                 self.core.connected(true, now())
             }
             SessionEvent::Closed => {
@@ -385,6 +399,20 @@ impl Loop {
                 self.counters.connected.set(0);
                 self.view.send_modify(|view| view.connected = false);
                 self.core.connected(false, now())
+            }
+            SessionEvent::Uncertified(reason) => {
+                if self.view.borrow().uncertified.as_ref() != Some(&reason) {
+                    tracing::warn!(reason, "managers do not take this node's certificate");
+                    self.view.send_modify(|view| view.uncertified = Some(reason));
+                }
+                Vec::new()
+            }
+            SessionEvent::Refused(reason) => {
+                if self.view.borrow().refused.as_ref() != Some(&reason) {
+                    tracing::error!(reason, "a manager refuses this node");
+                    self.view.send_modify(|view| view.refused = Some(reason));
+                }
+                Vec::new()
             }
             SessionEvent::Removed => {
                 self.leaving = true;
@@ -442,6 +470,10 @@ impl Loop {
             gossip_keys,
             data_paths: self.core.data_paths(),
             removed_nodes: self.core.removed_nodes(),
+            trust_pem: message.trust_pem,
+            root_digest: message.root_digest,
+            uncertified: None,
+            refused: None,
             removed: false,
         };
         self.view.send_if_modified(|known| std::mem::replace(known, view.clone()) != view);
@@ -532,6 +564,5 @@ async fn until(at: Option<Timestamp>) {
 
 /// This host's clock; only the agent's own delays are measured with it.
 fn now() -> Timestamp {
-    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_nanos(u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX))
+    Timestamp::from_nanos(crate::clock::unix_nanos())
 }

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use crate::datadir::ManagerRecord;
-use crate::rpc::{Channels, MAX_MESSAGE, pb};
+use crate::rpc::{Channels, MAX_MESSAGE, Refused, pb};
 
 /// How often the manager hears from this agent.
 const HEARTBEAT: Duration = Duration::from_millis(250);
@@ -28,6 +28,8 @@ const OPEN: Duration = Duration::from_secs(5);
 const STAGGER: Duration = Duration::from_millis(200);
 /// Pause after every known manager was tried in vain, and the least between the beginnings of two sessions.
 const PAUSE: Duration = Duration::from_millis(200);
+/// A manager that has not taken note of this node's certificate is told of it again after this time.
+const SAY_AGAIN: Duration = Duration::from_secs(1);
 /// Messages to the manager that wait for the network.
 const BACKLOG: usize = 16;
 
@@ -41,6 +43,10 @@ pub(super) enum SessionEvent {
     Committed(u64),
     /// It is closed; another one is being opened.
     Closed,
+    /// Managers do not take this node's certificate; why.
+    Uncertified(String),
+    /// A manager refuses this node: another host has its identity, or a newer life of it was seen; the manager's words.
+    Refused(String),
     /// The cluster has removed this node: no session will open again.
     Removed,
 }
@@ -77,6 +83,8 @@ enum End {
 pub(super) struct Line {
     pub(super) node_id: String,
     pub(super) generation: u64,
+    /// Drawn when the daemon started, not 0.
+    pub(super) boot: u64,
     pub(super) description: NodeDescription,
     pub(super) channels: Channels,
     pub(super) managers: watch::Receiver<Vec<ManagerRecord>>,
@@ -186,7 +194,8 @@ impl Line {
     /// Opens a session with one manager.
     async fn open(&self, manager: ManagerRecord) -> Result<Session, Unopened> {
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        let hello = pb::Hello { generation: self.generation, description: self.description.encode_to_vec() };
+        let hello =
+            pb::Hello { generation: self.generation, description: self.description.encode_to_vec(), boot: self.boot };
         sender.try_send(message(pb::agent_message::Kind::Hello(hello))).map_err(|_| Unopened::Failed)?;
         let channel = self.channels.to(&manager.addr, &manager.node_id);
         let mut client = pb::sessions_client::SessionsClient::new(channel).max_decoding_message_size(4 * MAX_MESSAGE);
@@ -196,8 +205,23 @@ impl Line {
                 tracing::error!(manager = manager.addr, reason = status.message(), "the cluster turned this node away");
                 Err(Unopened::Removed)
             }
+            Ok(Err(status)) if status.code() == Code::Unauthenticated => {
+                self.events
+                    .send(SessionEvent::Uncertified(status.message().to_owned()))
+                    .await
+                    .map_err(|_| Unopened::Failed)?;
+                Err(Unopened::Failed)
+            }
+            Ok(Err(status)) if status.code() == Code::FailedPrecondition => {
+                self.events
+                    .send(SessionEvent::Refused(status.message().to_owned()))
+                    .await
+                    .map_err(|_| Unopened::Failed)?;
+                Err(Unopened::Failed)
+            }
             Ok(Err(status)) => {
-                tracing::debug!(manager = manager.addr, error = status.message(), "no session");
+                let refused = Refused { addr: manager.addr.clone(), status: Box::new(status) };
+                tracing::debug!(error = %refused, "no session");
                 Err(Unopened::Failed)
             }
             Err(_) => Err(Unopened::Failed),
@@ -212,6 +236,9 @@ impl Line {
         let mut heard = Instant::now();
         let mut other: Option<Opening<'_>> = None;
         let mut asked = heard;
+        // What the cluster thinks that this node's certificate is; nothing is said to one that does not ask.
+        let mut known_key = Vec::new();
+        let mut said: Option<Instant> = None;
         loop {
             tokio::select! {
                 biased;
@@ -222,7 +249,10 @@ impl Line {
                     (other, asked) = (None, heard);
                     let event = match received {
                         Ok(Some(pb::ManagerMessage { kind: Some(kind) })) => match kind {
-                            pb::manager_message::Kind::Assignments(a) => SessionEvent::Assignments(a),
+                            pb::manager_message::Kind::Assignments(a) => {
+                                known_key.clone_from(&a.certificate_key);
+                                SessionEvent::Assignments(a)
+                            }
                             pb::manager_message::Kind::StatusesCommitted(c) => SessionEvent::Committed(c.sequence),
                             pb::manager_message::Kind::Heartbeat(_) => continue,
                         },
@@ -252,6 +282,14 @@ impl Line {
                 _ = beat.tick() => {
                     if heard.elapsed() > SILENCE {
                         return End::Broken;
+                    }
+                    if !known_key.is_empty() && said.is_none_or(|at| at.elapsed() > SAY_AGAIN) {
+                        let own = self.channels.tls().own();
+                        if own.key[..] != known_key[..] {
+                            said = Some(Instant::now());
+                            let used = pb::CertificateInUse { cert_pem: own.pem() };
+                            let _ = session.sender.try_send(message(pb::agent_message::Kind::Certificate(used)));
+                        }
                     }
                     let applied_revision = *self.applied.borrow();
                     // A full queue is no reason to wait: what is in it is a sign of life as well.

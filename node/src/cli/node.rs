@@ -1,5 +1,6 @@
 //! `shoal node`: the cluster and its hosts.
 
+mod ca;
 mod lock;
 mod recover;
 mod show;
@@ -76,6 +77,8 @@ enum NodeCommand {
         #[arg(long)]
         rotate: bool,
     },
+    /// Print the root that nodes' certificates are of, or have a new one take its place
+    Ca(ca::CaArgs),
     /// List the hosts
     Ls {
         /// Only those that fit, e.g. role=manager, name=host-1, node.label=zone=a
@@ -257,6 +260,7 @@ async fn drive(client: Client, args: NodeArgs) -> Result<(), CliError> {
         NodeCommand::Autolock { state } => lock::set(client, state == Autolock::On).await,
         NodeCommand::Unlock => lock::unlock(client).await,
         NodeCommand::UnlockKey { quiet, rotate } => lock::key(client, quiet, rotate).await,
+        NodeCommand::Ca(args) => ca::run(client, args).await,
         NodeCommand::Ls { filter, format } => show::list(client, &filter, &format).await,
         NodeCommand::Inspect { nodes, pretty: false } => {
             super::inspect(client, "nodes", &resolve(client, nodes).await?, &[]).await

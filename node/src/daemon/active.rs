@@ -24,7 +24,7 @@ use crate::ca::TlsContext;
 use crate::datadir::{ManagerRecord, MembershipRecord};
 use crate::engine::{EngineError, Member};
 use crate::manager::{self, Manager, ManagerError};
-use crate::rpc::{Channels, serve};
+use crate::rpc::{Channels, Connections, serve};
 
 /// A new cluster's first manager leads within this time.
 const BOOTSTRAP: Duration = Duration::from_secs(15);
@@ -47,6 +47,8 @@ pub(super) struct Active {
     /// What is wrong with Raft's files, until this node begins anew as a manager.
     damage: Mutex<Option<String>>,
     pub(super) tls: TlsContext,
+    /// What the server of port 2377 holds.
+    pub(super) connections: Connections,
     pub(super) channels: Channels,
     listener: std::net::TcpListener,
     pub(super) gossip: Gossip,
@@ -58,6 +60,8 @@ pub(super) struct Active {
     stop: CancellationToken,
     /// Ends with `stop`, or before it when the node leaves.
     pub(super) following: CancellationToken,
+    /// Who the managers were at the last look.
+    pub(super) managers_before: Mutex<BTreeSet<String>>,
     /// Held while the node's role changes.
     pub(super) turn: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
@@ -104,6 +108,7 @@ impl Active {
             record: Mutex::new(record),
             damage: Mutex::default(),
             tls,
+            connections: Connections::default(),
             channels,
             listener: ports.tcp,
             gossip,
@@ -113,6 +118,7 @@ impl Active {
             server: Mutex::new(CancellationToken::new()),
             following: stop.child_token(),
             stop,
+            managers_before: Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
             tasks: TaskTracker::new(),
         });
@@ -323,9 +329,9 @@ impl Active {
         let stop = self.stop.child_token();
         let before = std::mem::replace(&mut *self.server.lock().unwrap_or_else(PoisonError::into_inner), stop.clone());
         before.cancel();
-        let tls = self.tls.clone();
+        let (tls, connections) = (self.tls.clone(), self.connections.clone());
         self.tasks.spawn(async move {
-            if let Err(error) = serve(listener, tls, routes, stop.cancelled_owned()).await {
+            if let Err(error) = serve(listener, tls, connections, routes, stop.cancelled_owned()).await {
                 tracing::error!(%error, "the server of port 2377 ended");
             }
         });
@@ -368,6 +374,12 @@ impl Active {
     /// Whether the cluster has removed this node.
     pub(super) fn was_removed(&self) -> bool {
         self.agent.view().borrow().removed
+    }
+
+    /// Whether managers refuse this node, most likely because another host has its identity: what it says of that
+    /// identity would hit the other.
+    pub(super) fn is_refused(&self) -> bool {
+        self.agent.view().borrow().refused.is_some()
     }
 
     /// Stops everything but the tasks, which go on under their shims. A second time there is nothing to do.

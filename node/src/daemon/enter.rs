@@ -53,7 +53,8 @@ impl LocalEngine {
         let own = KeyAndCsr::generate().map_err(internal)?;
         let certificate = Issuer::new(&cert_pem, &key_pem)
             .and_then(|issuer| {
-                issuer.issue(&own.csr_pem, node_id.as_str(), cluster_id.as_str(), Role::Manager, FIRST_CERT_LIFE)
+                let (node, cluster) = (node_id.as_str(), cluster_id.as_str());
+                issuer.issue(&own.csr_pem, node, cluster, Role::Manager, crate::clock::now(), FIRST_CERT_LIFE)
             })
             .map_err(internal)?;
         let gossip_keys = vec![GossipKey { id: 1, bytes: rand::random::<[u8; 32]>().to_vec() }];
@@ -159,7 +160,8 @@ impl LocalEngine {
             advertise_addr: advertise.to_string(),
             data_path_addr: data_path.to_string(),
             data_path_port: reply.data_path_port,
-            root_pem,
+            // Came from a manager that this very root vouches for.
+            root_pem: if reply.trust_pem.is_empty() { root_pem } else { reply.trust_pem },
             cert_pem: reply.cert_pem,
             key_pem: own.key_pem,
             gossip_keys: reply.gossip_keys.into_iter().map(|k| GossipKey { id: k.id, bytes: k.key }).collect(),
@@ -235,8 +237,9 @@ async fn fetch_root(remote: &str, token: &JoinToken) -> Result<String, EngineErr
         .map_err(|_| EngineError::Invalid(format!("{remote} did not answer with a certificate")))?;
     if root_digest(&der) != token.root_digest {
         return Err(EngineError::Invalid(format!(
-            "remote CA does not match fingerprint: {remote} belongs to another cluster than the join token, or \
-             somebody answers in its place"
+            "remote CA does not match fingerprint: {remote} belongs to another cluster than the join token, or its \
+             root was replaced since the token was printed (\"shoal node token\" prints the new one), or somebody answers \
+             in its place"
         )));
     }
     Ok(reply.root_pem)

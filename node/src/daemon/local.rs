@@ -302,7 +302,7 @@ impl LocalEngine {
                 return Err(EngineError::WrongMembership("This node is not part of a swarm".into()));
             }
         };
-        if !active.was_removed() {
+        if !active.was_removed() && !active.is_refused() {
             if active.manager().is_some() && !force {
                 return Err(EngineError::WrongMembership(manager_leaves(&active)));
             }

@@ -19,10 +19,10 @@ use super::address;
 use super::local::{LocalEngine, WORKER};
 use super::recover::begin_anew;
 use crate::backup::Backup;
-use crate::ca::{Issuer, KeyAndCsr, Role};
+use crate::ca::{KeyAndCsr, Role};
 use crate::datadir::MembershipRecord;
 use crate::engine::{Consistency, EngineError, Recovered, RestoreRequest};
-use crate::manager::Survivor;
+use crate::manager::{self, Survivor};
 
 /// How far the boot generation jumps when a host takes another one's place.
 const GENERATIONS: u64 = 1 << 20;
@@ -73,12 +73,9 @@ impl LocalEngine {
         // Taken for a moment, so that a port that another program has is said before anything is written.
         drop(super::ports::Ports::bind(&listen.to_string())?);
 
-        let root = &cluster.status.root_ca;
         let own = KeyAndCsr::generate().map_err(failed)?;
-        let life = cluster.spec.node_cert_life();
-        let certificate = Issuer::new(&root.cert_pem, &root.key_pem)
-            .and_then(|issuer| issuer.issue(&own.csr_pem, node_id.as_str(), cluster.id.as_str(), Role::Manager, life))
-            .map_err(failed)?;
+        // Also in the middle of a rotation of the root.
+        let issued = manager::issue(&cluster, &own.csr_pem, &node_id, Role::Manager).map_err(failed)?;
         let record = MembershipRecord {
             node_id: header.node_id,
             cluster_id: header.cluster_id,
@@ -87,8 +84,8 @@ impl LocalEngine {
             advertise_addr: advertise.to_string(),
             data_path_addr: data_path.to_string(),
             data_path_port: cluster.spec.data_path_port,
-            root_pem: root.cert_pem.clone(),
-            cert_pem: certificate,
+            root_pem: manager::trust(&cluster),
+            cert_pem: issued.chain_pem,
             key_pem: own.key_pem,
             gossip_keys: cluster.status.gossip_keys.clone(),
             ..MembershipRecord::default()

@@ -3,8 +3,9 @@
 //! One turn at a time: a turn that fails is taken again, and everything in it may have been done before. A node that
 //! leaves stops following first, or it would ask back in what it has just given up.
 
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use deploy::control::{AllocateRaftId, Op, Request};
 use deploy::model::NodeId;
@@ -12,7 +13,9 @@ use deploy::model::NodeId;
 use super::active::{Active, gossip_seeds, internal, keyring};
 use super::raft_entry::{self, CallError};
 use crate::agent::AgentView;
-use crate::ca::{KeyAndCsr, Role, TlsContext, Validity};
+use crate::ca::{KeyAndCsr, Role, TlsContext, TlsError, Validity};
+use crate::clock;
+use crate::datadir::MembershipRecord;
 use crate::engine::EngineError;
 use crate::manager::Manager;
 use crate::rpc::pb;
@@ -21,8 +24,12 @@ use crate::rpc::pb;
 const RETRY: Duration = Duration::from_secs(1);
 /// Pause after a renewal that failed; there is at least a fifth of the certificate's life left to try.
 const RENEWAL_RETRY: Duration = Duration::from_secs(30);
+/// The same for one that has run out.
+const LATE_RETRY: Duration = Duration::from_secs(2);
+/// A manager whose certificate has run out asks the others for so long before it helps itself.
+const SELF_HELP: Duration = Duration::from_secs(3);
 /// The wall clock may be set, and a host may sleep: whether the certificate is due is looked at this often.
-const CLOCK: Duration = Duration::from_secs(60);
+const CLOCK: Duration = Duration::from_secs(5);
 
 impl Active {
     /// Runs until the node stops or leaves.
@@ -53,22 +60,76 @@ impl Active {
             return CLOCK;
         }
         let mut pause = CLOCK;
-        if let Err(error) = self.follow(view).await {
-            tracing::warn!(%error, "the node's role could not be changed yet");
+        if let Err(error) = self.follow_trust(view) {
+            tracing::warn!(%error, "the trusted roots could not be changed yet");
             pause = RETRY;
         }
+        // Before the role: without a certificate that is taken, nothing else can be done.
         renewal.follow(self.tls.validity());
-        if renewal.is_due(unix_now()) {
+        if self.is_uncertified(view) {
+            renewal.hurry(clock::unix_seconds());
+        }
+        if renewal.is_due(clock::unix_seconds()) {
             match self.renew_certificate().await {
                 Ok(role) => tracing::info!(?role, "the certificate was renewed"),
                 Err(error) => {
                     tracing::warn!(%error, "the certificate could not be renewed yet");
-                    renewal.postpone(unix_now());
+                    renewal.postpone(clock::unix_seconds());
                 }
             }
             renewal.follow(self.tls.validity());
         }
-        pause.min(renewal.due_in(unix_now()))
+        if let Err(error) = self.follow(view).await {
+            tracing::warn!(%error, "the node's role could not be changed yet");
+            pause = RETRY;
+        }
+        pause.min(renewal.due_in(clock::unix_seconds()))
+    }
+
+    /// Whether this node needs another certificate, however long its own still holds: managers do not take it, or it is
+    /// of a root that is being replaced.
+    fn is_uncertified(&self, view: &AgentView) -> bool {
+        let other_root = !view.root_digest.is_empty() && self.tls.issuer().as_ref() != Some(&view.root_digest);
+        other_root || view.uncertified.is_some() || self.tls.validity().not_after <= clock::unix_seconds()
+    }
+
+    /// Takes over whom the cluster trusts, and hangs up on those that it does not trust any more.
+    fn follow_trust(&self, view: &AgentView) -> Result<(), EngineError> {
+        let removed: BTreeSet<String> = view.removed_nodes.iter().cloned().collect();
+        self.tls.revoke(removed.clone());
+        let managers: BTreeSet<String> = view.managers.iter().map(|manager| manager.node_id.clone()).collect();
+        let mut gone = removed;
+        {
+            let mut before = self.managers_before.lock().unwrap_or_else(PoisonError::into_inner);
+            // Who is no manager any more may go on as a worker, with connections that are judged anew.
+            gone.extend(before.difference(&managers).cloned());
+            *before = managers;
+        }
+        let closed = self.connections.close(&gone);
+        if closed > 0 {
+            tracing::info!(closed, "connections of nodes that were removed or demoted are closed");
+        }
+        let record = self.record();
+        if view.trust_pem.is_empty() || view.trust_pem == record.root_pem {
+            return Ok(());
+        }
+        self.use_credentials(|record| record.root_pem.clone_from(&view.trust_pem))?;
+        tracing::info!("the trusted roots have changed");
+        Ok(())
+    }
+
+    /// Changes roots, certificate or key: looked at first, then on disk, then in use. A record that cannot be used would
+    /// keep the node from starting.
+    fn use_credentials(&self, change: impl Fn(&mut MembershipRecord)) -> Result<(), EngineError> {
+        let mut changed = self.record();
+        change(&mut changed);
+        let unusable = |e: TlsError| internal("the new credentials")(&e);
+        TlsContext::new(&changed.root_pem, &changed.cert_pem, &changed.key_pem).map_err(unusable)?;
+        self.update_record(change)?;
+        self.tls.replace(&changed.root_pem, &changed.cert_pem, &changed.key_pem).map_err(unusable)?;
+        // What is open goes on as it is; what is opened from here on uses them.
+        self.channels.reset();
+        Ok(())
     }
 
     /// From here on the node's role is left as it is; a change that is under way is given up between two of its steps.
@@ -238,41 +299,58 @@ impl Active {
     async fn renew_certificate(&self) -> Result<Role, EngineError> {
         let own = KeyAndCsr::generate().map_err(|e| internal("no key could be made")(&e))?;
         let before = self.record();
-        let reply = self.ask(raft_entry::renew(&self.channels, &before.managers, own.csr_pem)).await?;
-        // Looked at before it is kept: a record that cannot be used would keep the node from starting.
-        let fresh = TlsContext::new(&before.root_pem, &reply.cert_pem, &own.key_pem)
+        let expired = self.tls.validity().not_after <= clock::unix_seconds();
+        let asked = self.ask(raft_entry::renew(&self.channels, &before.managers, own.csr_pem.clone()));
+        let reply = match self.manager() {
+            // Nobody may be able to answer: all may be in the same state.
+            Some(manager) if expired => match tokio::time::timeout(SELF_HELP, asked).await {
+                Ok(Ok(reply)) => reply,
+                Ok(Err(error)) => certify_itself(&manager, &own.csr_pem).ok_or(error)?,
+                Err(_) => certify_itself(&manager, &own.csr_pem).ok_or(EngineError::NoLeader)?,
+            },
+            _ => asked.await?,
+        };
+        let trust = if reply.trust_pem.is_empty() { before.root_pem.clone() } else { reply.trust_pem };
+        let fresh = TlsContext::new(&trust, &reply.cert_pem, &own.key_pem)
             .map_err(|e| internal("the new certificate")(&e))?
             .identity();
         if fresh.node_id != before.node_id || fresh.cluster_id != before.cluster_id {
             return Err(EngineError::Internal(format!("the new certificate is for node {:?}", fresh.node_id)));
         }
-        self.update_record(|record| {
+        self.use_credentials(|record| {
+            record.root_pem.clone_from(&trust);
             record.cert_pem.clone_from(&reply.cert_pem);
             record.key_pem.clone_from(&own.key_pem);
         })?;
-        self.tls
-            .replace(&before.root_pem, &reply.cert_pem, &own.key_pem)
-            .map_err(|e| internal("the new certificate")(&e))?;
-        self.channels.reset();
         Ok(fresh.role)
     }
 }
 
-fn unix_now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+/// What a manager can do by itself: it holds the root.
+fn certify_itself(manager: &Manager, csr_pem: &str) -> Option<pb::RenewReply> {
+    match manager.certify_itself(csr_pem)? {
+        Ok((issued, trust_pem)) => {
+            tracing::warn!("no other manager could renew this manager's certificate; it has issued its own");
+            Some(pb::RenewReply { cert_pem: issued.chain_pem, manager: true, trust_pem })
+        }
+        Err(error) => {
+            tracing::warn!(error = crate::chain(&error), "this manager could not issue its own certificate");
+            None
+        }
+    }
 }
 
-/// When the certificate is renewed: drawn once a certificate, so that a cluster's renewals are spread.
+/// When the certificate is renewed: drawn once a certificate, so that a cluster's renewals are spread. In Unix seconds.
 struct Renewal {
     validity: Validity,
-    /// Unix seconds.
     due: i64,
+    /// No sooner than this: the last try has failed.
+    not_before: i64,
 }
 
 impl Renewal {
     fn of(validity: Validity) -> Self {
-        Self { validity, due: validity.renewal(rand::random_range(0.5..0.8)) }
+        Self { validity, due: validity.renewal(rand::random_range(0.5..0.8)), not_before: i64::MIN }
     }
 
     /// Draws anew if there is another certificate.
@@ -282,16 +360,27 @@ impl Renewal {
         }
     }
 
+    /// The certificate is good for nothing: it is due, whatever was drawn.
+    fn hurry(&mut self, now: i64) {
+        self.due = self.due.min(now);
+    }
+
+    fn when(&self) -> i64 {
+        self.due.max(self.not_before)
+    }
+
     fn is_due(&self, now: i64) -> bool {
-        now >= self.due
+        now >= self.when()
     }
 
     fn postpone(&mut self, now: i64) {
-        self.due = now.saturating_add(i64::try_from(RENEWAL_RETRY.as_secs()).unwrap_or_default());
+        // While it holds there is at least a fifth of its life left to try. Without it the node can do nothing.
+        let pause = if now < self.validity.not_after { RENEWAL_RETRY } else { LATE_RETRY };
+        self.not_before = now.saturating_add(i64::try_from(pause.as_secs()).unwrap_or_default());
     }
 
     fn due_in(&self, now: i64) -> Duration {
-        Duration::from_secs(u64::try_from(self.due.saturating_sub(now)).unwrap_or_default())
+        Duration::from_secs(u64::try_from(self.when().saturating_sub(now)).unwrap_or_default())
     }
 }
 
@@ -310,7 +399,20 @@ mod tests {
         renewal.postpone(4400);
         renewal.follow(first);
         assert!(!renewal.is_due(4429) && renewal.is_due(4430));
+        // Run out, it is tried more often.
+        renewal.postpone(5000);
+        assert!(!renewal.is_due(5001) && renewal.is_due(5002));
         renewal.follow(Validity { not_before: 4400, not_after: 4400 + 3600 + 1000 });
         assert!(renewal.due >= 4400 + 3600 + 500);
+    }
+
+    #[test]
+    fn one_that_is_not_taken_is_replaced_at_once_but_not_faster_than_it_fails() {
+        let mut renewal = Renewal::of(Validity { not_before: 0, not_after: 3600 + 1000 });
+        renewal.hurry(3700);
+        assert!(renewal.is_due(3700));
+        renewal.postpone(3700);
+        renewal.hurry(3701);
+        assert!(!renewal.is_due(3729) && renewal.is_due(3730));
     }
 }

@@ -9,7 +9,7 @@ use deploy::model::Node;
 use deploy::store::Store;
 
 use super::App;
-use super::convert::{node_spec_from_wire, node_to_wire, role_name, tls_info};
+use super::convert::{node_spec_from_wire, node_tls_info, node_to_wire, role_name};
 use super::error::ApiError;
 use super::extract::{JsonBody, Params};
 use super::resolve::resolve;
@@ -41,7 +41,7 @@ pub(super) async fn list<E: Engine>(
     }
     let store = app.store(&params).await?;
     let view = app.engine.manager_view();
-    let tls = store.cluster().map(|c| tls_info(c));
+    let tls = |node: &Node| store.cluster().map(|cluster| node_tls_info(cluster, node));
     let wanted = |n: &&Arc<Node>| {
         filters.prefix("id", n.id.as_str())
             && filters.any("name", |name| n.description.hostname.starts_with(name) || n.spec.name.starts_with(name))
@@ -51,7 +51,7 @@ pub(super) async fn list<E: Engine>(
             // Every node that is in the store was accepted; those that were not are nowhere.
             && filters.exact("membership", "accepted")
     };
-    Ok(Json(store.nodes().filter(wanted).map(|n| node_to_wire(n, &view, tls.as_ref())).collect()))
+    Ok(Json(store.nodes().filter(wanted).map(|n| node_to_wire(n, &view, tls(n))).collect()))
 }
 
 pub(super) async fn inspect<E: Engine>(
@@ -61,8 +61,8 @@ pub(super) async fn inspect<E: Engine>(
 ) -> Result<Json<wire::Node>, ApiError> {
     let store = app.store(&params).await?;
     let node = find(&store, &id)?;
-    let tls = store.cluster().map(|c| tls_info(c));
-    Ok(Json(node_to_wire(node, &app.engine.manager_view(), tls.as_ref())))
+    let tls = store.cluster().map(|cluster| node_tls_info(cluster, node));
+    Ok(Json(node_to_wire(node, &app.engine.manager_view(), tls)))
 }
 
 pub(super) async fn update<E: Engine>(

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use deploy::control::{Op, UpdateCluster};
-use deploy::model::ClusterSpec;
+use deploy::model::{Cluster, ClusterSpec, RootCa, RootRotation};
 
 use super::App;
 use super::convert::{cluster_spec_from_wire, cluster_to_wire};
@@ -11,6 +11,7 @@ use super::error::ApiError;
 use super::extract::{JsonBody, Params};
 use super::wire;
 use crate::engine::{Engine, InitRequest, JoinRequest, Membership, RecoverRequest};
+use crate::manager;
 use crate::vault::UnlockKey;
 
 /// What Docker's CLI sends when the user says nothing.
@@ -39,6 +40,11 @@ pub(super) async fn init<E: Engine>(
             force: true,
         };
         return Ok(Json(app.engine.recover(request).await?.node_id));
+    }
+    if w.spec.as_ref().and_then(|spec| spec.ca_config.as_ref()).is_some_and(names_a_root) {
+        return Err(ApiError::not_supported(
+            "CAConfig.SigningCACert, SigningCAKey and ForceRotate are for an update: a new cluster makes its own root",
+        ));
     }
     let mut spec = cluster_spec_from_wire(w.spec.unwrap_or_default(), &ClusterSpec::default())?;
     spec.autolock |= w.auto_lock_managers.unwrap_or_default();
@@ -94,16 +100,44 @@ pub(super) async fn update<E: Engine>(
     let version = params.version("swarm")?;
     let store = app.store(&params).await?;
     let cluster = store.cluster().ok_or_else(|| ApiError::internal("this manager has no cluster object yet"))?;
+    let ca = w.ca_config.clone().unwrap_or_default();
     let spec = cluster_spec_from_wire(w, &cluster.spec)?;
+    let rotation = rotation(&ca, cluster, &spec)?;
     app.control(Op::UpdateCluster(Box::new(UpdateCluster {
         version,
         spec,
         rotate_worker_token: params.flag("rotateWorkerToken"),
         rotate_manager_token: params.flag("rotateManagerToken"),
         rotate_unlock_key: params.flag("rotateManagerUnlockKey"),
+        rotation,
     })))
     .await?;
     Ok(())
+}
+
+fn names_a_root(ca: &wire::CaConfig) -> bool {
+    let given = |pem: &Option<String>| pem.as_ref().is_some_and(|pem| !pem.is_empty());
+    given(&ca.signing_ca_cert) || given(&ca.signing_ca_key) || ca.force_rotate.is_some_and(|count| count > 0)
+}
+
+/// The root that is to take the place of the present one; `None` if that stays. Made here and not by the leader, which
+/// decides without randomness and clocks; the version in the update makes sure that both mean the same present one.
+fn rotation(ca: &wire::CaConfig, cluster: &Cluster, spec: &ClusterSpec) -> Result<Option<RootRotation>, ApiError> {
+    let given = |pem: &Option<String>| pem.clone().filter(|pem| !pem.trim().is_empty());
+    let root = match (given(&ca.signing_ca_cert), given(&ca.signing_ca_key)) {
+        (Some(cert_pem), Some(key_pem)) => Some(RootCa { cert_pem, key_pem }),
+        (Some(_), None) => {
+            return Err(ApiError::invalid("CAConfig.SigningCAKey: the key of the certificate is needed"));
+        }
+        (None, Some(_)) => {
+            return Err(ApiError::invalid("CAConfig.SigningCACert: the certificate of the key is needed"));
+        }
+        (None, None) if spec.force_rotate > cluster.spec.force_rotate => None,
+        (None, None) => return Ok(None),
+    };
+    let rotation = manager::rotation(cluster, root).map_err(|e| ApiError::invalid(crate::chain(&e)))?;
+    // The root that it has already: whoever sends it again asks for nothing.
+    Ok(Some(rotation).filter(|rotation| rotation.digest != rotation.next_digest))
 }
 
 /// The key is empty, as in Docker, while autolock is off.

@@ -74,7 +74,7 @@ fn is_users(request: &Request) -> bool {
             Op::NodeSession(_)
                 | Op::ReportStatuses(_)
                 | Op::NodeDown(_)
-                | Op::NodeDisconnected(_)
+                | Op::NodeCertified(_)
                 | Op::NoteNode(_)
                 | Op::NodeLeft(_)
                 | Op::ClearManager(_)
@@ -397,8 +397,7 @@ async fn sleep_until(at: Option<Instant>) {
 
 /// This host's clock.
 fn now() -> Timestamp {
-    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_nanos(u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX))
+    Timestamp::from_nanos(crate::clock::unix_nanos())
 }
 
 #[cfg(test)]

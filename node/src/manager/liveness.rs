@@ -63,7 +63,6 @@ impl Heard {
             .filter(|(_, at)| now - **at < age)
             .map(|(node, at)| pb::HeardAgent {
                 node_id: node.to_string(),
-                generation: 0,
                 age_ms: u64::try_from((now - *at).as_millis()).unwrap_or(u64::MAX),
             })
             .collect()

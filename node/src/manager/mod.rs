@@ -2,8 +2,9 @@
 //!
 //! `machine` applies the log · `leader` decides while this manager leads · `forward` finds the leader for the others ·
 //! `sessions` serves agents · `liveness` turns silence into Down · `members` keeps Raft's voters as the store wants
-//! them · `services` answers managers and nodes that join.
+//! them · `services` answers managers and nodes that join · `certificates` issues.
 
+mod certificates;
 mod counters;
 mod forward;
 mod leader;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
+pub(crate) use certificates::{Issued, issue, issuing_root, rotation, trust};
 pub(crate) use counters::Counters;
 pub(crate) use leader::Scope;
 pub use machine::Published;
@@ -274,6 +276,16 @@ impl Manager {
             queued: self.inner.leader.queued(),
             store: self.inner.published.borrow().store.clone(),
         }
+    }
+
+    /// A certificate for this manager itself, by the root in its own store. For one whose certificate is good for
+    /// nothing any more and that reaches no other manager: without this, a cluster that was off for too long as a whole
+    /// could not begin again. `None` while the store has no root.
+    pub(crate) fn certify_itself(&self, csr_pem: &str) -> Option<Result<(Issued, String), crate::ca::CaError>> {
+        let published = self.inner.published.borrow();
+        let cluster = published.store.cluster()?;
+        let issued = certificates::issue(cluster, csr_pem, &self.inner.node_id, crate::ca::Role::Manager);
+        Some(issued.map(|issued| (issued, certificates::trust(cluster))))
     }
 
     /// What this manager answers on port 2377.

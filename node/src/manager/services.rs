@@ -2,18 +2,20 @@
 
 use std::time::Duration;
 
-use deploy::control::{Op, RegisterNode, Request as ControlRequest};
-use deploy::model::{Cluster, NodeAvailability, NodeDescription, NodeId, NodeRole};
+use deploy::control::{NodeCertified, Op, RegisterNode, Request as ControlRequest};
+use deploy::model::{Cluster, NodeAvailability, NodeDescription, NodeId, NodeRole, Timestamp};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
+use super::certificates::Issued;
 use super::leader::NotDone;
-use super::{Manager, sessions};
-use crate::ca::{Issuer, PeerIdentity, Role};
+use super::{Manager, certificates, sessions};
+use crate::ca::{Caller, PeerIdentity, Role, Shown, may_renew_late};
+use crate::clock;
 use crate::engine::{Consistency, EngineError};
-use crate::rpc::{MAX_MESSAGE, caller, pb};
+use crate::rpc::{MAX_MESSAGE, caller, pb, shown};
 
 /// Largest message of one who has shown no certificate, in bytes.
 const MAX_UNAUTHENTICATED: usize = 256 << 10;
@@ -21,6 +23,8 @@ const MAX_UNAUTHENTICATED: usize = 256 << 10;
 const JOIN_RAFT: Duration = Duration::from_secs(15);
 /// So long a manager asks for the newest store before it issues a certificate from what it has.
 const FRESH_STORE: Duration = Duration::from_secs(2);
+/// So long a manager waits until a certificate that it issues is written down.
+const NOTE_ISSUED: Duration = Duration::from_secs(3);
 /// Marks a request that a follower has passed on, so that two that take each other for the leader do not play ball.
 const PASSED_ON: &str = "shoal-passed-on";
 
@@ -76,12 +80,29 @@ impl Service {
         published.store.cluster().cloned().ok_or_else(|| Status::unavailable("this manager is not ready yet"))
     }
 
-    fn issue(&self, cluster: &Cluster, csr_pem: &str, node: &NodeId, role: Role) -> Result<String, Status> {
-        let life = cluster.spec.node_cert_life();
-        let root = &cluster.status.root_ca;
-        Issuer::new(&root.cert_pem, &root.key_pem)
-            .and_then(|issuer| issuer.issue(csr_pem, node.as_str(), cluster.id.as_str(), role, life))
-            .map_err(|e| Status::invalid_argument(e.to_string()))
+    /// Who asks for another certificate: any node that is good now, or one that proves the key that it had last.
+    fn renewing(&self, caller: Caller) -> Result<Renewing, Status> {
+        let (shown, stale) = match caller {
+            Caller::Known(shown) => (shown, false),
+            Caller::Stale(shown, _) => (shown, true),
+            Caller::Nobody => return Err(Status::unauthenticated("the certificate of before is needed")),
+        };
+        let node_id = self.manager.authorize_node(&shown.identity)?;
+        Ok(Renewing { node_id, shown, stale })
+    }
+
+    /// Writes down what is about to be sent, so that its key is known again when it has run out.
+    async fn note_issued(&self, renewing: &Renewing, issued: &Issued) -> Result<(), Status> {
+        let certified =
+            NodeCertified { node_id: renewing.node_id.clone(), certificate: issued.record.clone(), in_use: false };
+        let noted = self.manager.control(ControlRequest::from(Op::NodeCertified(certified)));
+        match tokio::time::timeout(NOTE_ISSUED, noted).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error @ EngineError::Refused(_))) => Err(to_status(&error)),
+            // Without it, the node says in its session what it uses; one that comes late may not get that far.
+            _ if renewing.stale => Err(Status::unavailable("the cluster cannot write down the certificate now")),
+            _ => Ok(()),
+        }
     }
 
     fn managers(&self) -> Vec<pb::ManagerAddress> {
@@ -123,7 +144,7 @@ impl pb::ca_server::Ca for Service {
             .map_err(|_| Status::invalid_argument("the node's description cannot be read"))?;
         let node_id = node_id_of(&cluster, &request.csr_pem);
         // Signed before it is registered: a request that cannot be signed leaves no node behind.
-        let cert_pem = self.issue(&cluster, &request.csr_pem, &node_id, role)?;
+        let issued = issue(&cluster, &request.csr_pem, &node_id, role)?;
         let addr = description.control_addr.rsplit_once(':').map(|(ip, _)| ip.to_owned()).unwrap_or_default();
         let registration = RegisterNode {
             node_id: node_id.clone(),
@@ -131,6 +152,8 @@ impl pb::ca_server::Ca for Service {
             availability: availability as i32,
             description,
             addr,
+            certificate: Some(issued.record),
+            secret: request.secret,
         };
         self.manager
             .control(ControlRequest::from(Op::RegisterNode(Box::new(registration))))
@@ -140,8 +163,9 @@ impl pb::ca_server::Ca for Service {
         Ok(Response::new(pb::JoinReply {
             node_id: node_id.to_string(),
             cluster_id: cluster.id.to_string(),
-            cert_pem,
+            cert_pem: issued.chain_pem,
             manager: role == Role::Manager,
+            trust_pem: certificates::trust(&cluster),
             gossip_keys: gossip_keys(&cluster),
             managers: self.managers(),
             data_path_port: cluster.spec.data_path_port,
@@ -149,8 +173,7 @@ impl pb::ca_server::Ca for Service {
     }
 
     async fn renew(&self, request: Request<pb::RenewRequest>) -> Result<Response<pb::RenewReply>, Status> {
-        let peer = caller(&request)?;
-        self.manager.authorize_node(&peer)?;
+        let renewing = self.renewing(shown(&request)?)?;
         // A manager that lags would give the role of yesterday. Without a leader nothing changes, and what is known
         // here has to do: a cluster that is headless for long must not lose its certificates as well.
         let newest = tokio::time::timeout(FRESH_STORE, self.manager.store(Consistency::Linearizable)).await;
@@ -158,20 +181,49 @@ impl pb::ca_server::Ca for Service {
             Ok(Ok(store)) => (store, true),
             _ => (self.manager.inner.published.borrow().store.clone(), false),
         };
-        let node_id = self.manager.authorize_node(&peer)?;
+        let node_id = self.manager.authorize_node(&renewing.shown.identity)?;
         let node = match store.node(&node_id) {
             Some(node) => node,
             None if sure => return Err(Status::permission_denied("this node is not in the cluster")),
             None => return Err(Status::unavailable("this manager does not know this node yet")),
         };
+        if renewing.stale {
+            // Who was removed meanwhile is known for sure only with a leader.
+            if !sure {
+                return Err(Status::unavailable("this manager is not in touch with a leader"));
+            }
+            let certified = node.certificate.iter().chain(&node.next_certificate);
+            may_renew_late(certified, &renewing.shown.key, Timestamp::from_nanos(clock::unix_nanos()))
+                .map_err(|e| Status::failed_precondition(e.to_string()))?;
+        }
         let role = match node.spec.role() {
             NodeRole::Manager => Role::Manager,
             NodeRole::Worker => Role::Worker,
         };
-        let cluster = self.cluster()?;
-        let cert_pem = self.issue(&cluster, &request.into_inner().csr_pem, &node_id, role)?;
-        Ok(Response::new(pb::RenewReply { cert_pem, manager: role == Role::Manager }))
+        let cluster = store.cluster().ok_or_else(|| Status::unavailable("this manager is not ready yet"))?;
+        let issued = issue(cluster, &request.into_inner().csr_pem, &node_id, role)?;
+        if sure {
+            self.note_issued(&renewing, &issued).await?;
+        }
+        tracing::info!(node.id = %node_id, late = renewing.stale, "a certificate was issued");
+        Ok(Response::new(pb::RenewReply {
+            cert_pem: issued.chain_pem,
+            manager: role == Role::Manager,
+            trust_pem: certificates::trust(cluster),
+        }))
     }
+}
+
+/// A node that asks for another certificate.
+struct Renewing {
+    node_id: NodeId,
+    shown: Shown,
+    /// Its certificate is good for nothing else any more.
+    stale: bool,
+}
+
+fn issue(cluster: &Cluster, csr_pem: &str, node: &NodeId, role: Role) -> Result<Issued, Status> {
+    certificates::issue(cluster, csr_pem, node, role).map_err(|e| Status::invalid_argument(crate::chain(&e)))
 }
 
 #[tonic::async_trait]

@@ -6,9 +6,9 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use deploy::control::{NodeSession, Op, ReportStatuses, Request as ControlRequest, TaskReport};
+use deploy::control::{NodeCertified, NodeSession, Op, ReportStatuses, Request as ControlRequest, TaskReport};
 use deploy::dispatcher::{self, AssignmentSet, Stamp, Update};
-use deploy::model::{NodeDescription, NodeId, NodeRole, NodeState};
+use deploy::model::{NodeCertificate, NodeDescription, NodeId, NodeRole, NodeState};
 use deploy::store::{Key, Store};
 use futures_util::Stream;
 use prost::Message;
@@ -18,8 +18,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::services::{gossip_keys, to_status};
-use super::{Manager, Published};
-use crate::rpc::{MAX_MESSAGE, caller, pb};
+use super::{Manager, Published, certificates};
+use crate::ca::{Caller, Shown, read_certificate};
+use crate::engine::EngineError;
+use crate::rpc::{MAX_MESSAGE, caller, pb, shown};
 
 /// Agents that one manager serves at a time; further ones are sent to another.
 const MAX_SESSIONS: u64 = 10_000;
@@ -45,8 +47,18 @@ impl pb::sessions_server::Sessions for Service {
     type OpenStream = Pin<Box<dyn Stream<Item = Result<pb::ManagerMessage, Status>> + Send>>;
 
     async fn open(&self, request: Request<Streaming<pb::AgentMessage>>) -> Result<Response<Self::OpenStream>, Status> {
-        let peer = caller(&request)?;
-        let node_id = self.manager.authorize_node(&peer)?;
+        let (node_id, certificate) = match shown(&request)? {
+            Caller::Known(shown) => {
+                let node_id = self.manager.authorize_node(&shown.identity)?;
+                (node_id, self.manager.record_of(&shown))
+            }
+            Caller::Stale(shown, reason) => {
+                // Whether it was removed, it should know; that it is out of date, it can mend.
+                self.manager.authorize_node(&shown.identity)?;
+                return Err(Status::unauthenticated(reason));
+            }
+            Caller::Nobody => return Err(Status::unauthenticated("a certificate of this cluster is needed")),
+        };
         if !self.manager.inner.contact.holds() {
             return Err(out_of_touch());
         }
@@ -64,14 +76,21 @@ impl pb::sessions_server::Sessions for Service {
         let description = NodeDescription::decode(hello.description.as_slice())
             .map_err(|_| Status::invalid_argument("the node's description cannot be read"))?;
         let addr = description.control_addr.rsplit_once(':').map(|(ip, _)| ip.to_owned()).unwrap_or_default();
-        let registration = NodeSession { node_id: node_id.clone(), generation: hello.generation, description, addr };
+        let registration = NodeSession {
+            node_id: node_id.clone(),
+            generation: hello.generation,
+            description,
+            addr,
+            certificate,
+            boot: hello.boot,
+        };
         // The hello is a sign of life; without it, the leader would judge by a silence from before the session.
         self.manager.inner.heard.note(node_id.clone(), Duration::ZERO);
         if !self.knows(&registration) {
             self.manager
                 .control(ControlRequest::from(Op::NodeSession(Box::new(registration.clone()))))
                 .await
-                .map_err(|e| to_status(&e))?;
+                .map_err(|error| refused_session(&node_id, &error))?;
         }
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let session = Session { manager: self.manager.clone(), registration, sender };
@@ -97,9 +116,19 @@ impl Service {
         published.store.node(&said.node_id).is_some_and(|node| {
             node.status.state() == NodeState::Ready
                 && node.status.generation == said.generation
+                && node.status.boot == said.boot
                 && node.status.addr == said.addr
+                && said.certificate.as_ref().is_none_or(|shown| node.certificate.as_ref() == Some(shown))
                 && node.description == said.description
         })
+    }
+}
+
+impl Manager {
+    /// What the store is to keep of a certificate that a node showed; nothing before there is a cluster.
+    fn record_of(&self, shown: &Shown) -> Option<NodeCertificate> {
+        let cluster = self.inner.published.borrow().store.cluster().cloned()?;
+        Some(certificates::record_of(&cluster, shown))
     }
 }
 
@@ -153,6 +182,7 @@ impl Session {
                 }
                 Some(pb::agent_message::Kind::Statuses(_)) => return "the agent did not wait for an acknowledgement",
                 Some(pb::agent_message::Kind::Heartbeat(_)) => self.return_to_ready().await,
+                Some(pb::agent_message::Kind::Certificate(used)) => self.note_certificate(&used.cert_pem),
                 Some(pb::agent_message::Kind::Hello(_)) | None => return "the agent said what it should not",
             }
         }
@@ -191,6 +221,23 @@ impl Session {
         self.sender.send(Ok(pb::ManagerMessage { kind: Some(kind) })).await.is_ok()
     }
 
+    /// The node says which certificate it uses now. It can say so only of its own.
+    fn note_certificate(&self, cert_pem: &str) {
+        let Ok(shown) = read_certificate(cert_pem) else { return };
+        let Some(certificate) = self.manager.record_of(&shown) else { return };
+        if shown.identity.node_id != self.node_id().as_str() || certificate.root.is_empty() {
+            return;
+        }
+        let certified = NodeCertified { node_id: self.node_id().clone(), certificate, in_use: true };
+        let manager = self.manager.clone();
+        // Not waited for: the session goes on. The node says it again if this is lost.
+        self.manager.spawn(async move {
+            if let Err(error) = manager.control(ControlRequest::from(Op::NodeCertified(certified))).await {
+                tracing::debug!(%error, "a certificate could not be written down");
+            }
+        });
+    }
+
     /// A host that was declared Down and still talks is Ready again.
     async fn return_to_ready(&self) {
         let down = {
@@ -199,7 +246,8 @@ impl Session {
         };
         if down {
             self.manager.inner.heard.note(self.node_id().clone(), Duration::ZERO);
-            let op = Op::NodeSession(Box::new(self.registration.clone()));
+            // The certificate that it uses may be a newer one by now.
+            let op = Op::NodeSession(Box::new(NodeSession { certificate: None, ..self.registration.clone() }));
             if let Err(error) = self.manager.control(ControlRequest::from(op)).await {
                 tracing::debug!(node.id = %self.node_id(), %error, "the host could not be made Ready again");
             }
@@ -217,6 +265,12 @@ impl Session {
                 let _ =
                     self.sender.send(Err(Status::permission_denied("this node was removed from the cluster"))).await;
                 return "the node was removed";
+            }
+            if superseded(&current, &self.registration) {
+                let reason = "another daemon has taken over this node's identity";
+                tracing::error!(node.id = %self.node_id(), generation = self.registration.generation, reason);
+                let _ = self.sender.send(Err(Status::failed_precondition(reason))).await;
+                return reason;
             }
             // Demoted, or cut off: this manager does not hear what is decided, the next one may.
             if !self.manager.inner.contact.holds() {
@@ -248,6 +302,7 @@ impl Session {
             // Most of what happens in a cluster concerns few of its hosts, and a set is worth some work to compute.
             let changed = told.store.changed(&current.store);
             let ours = changed.contains(&Key::Cluster)
+                || changed.contains(&Key::Node(self.node_id().clone()))
                 || dispatcher::affects(&told.store, &current.store, &changed, self.node_id());
             told.store = current.store.clone();
             if !ours {
@@ -264,14 +319,23 @@ impl Session {
             keys: gossip_keys(cluster),
             manager: node.spec.role() == NodeRole::Manager,
             store: current.store.clone(),
+            trust: certificates::trust(cluster),
+            root: certificates::wanted_root(cluster).to_owned(),
+            certificate: node.certificate.as_ref().map(|certificate| certificate.key.clone()).unwrap_or_default(),
         };
         let update = match &*sent {
-            Some(old) if old.set == told.set && old.keys == told.keys && old.manager == told.manager => return None,
+            Some(old) if old.same_as(&told) => return None,
             Some(old) => Update { stamp: told.stamp, base: Some(old.stamp), delta: old.set.diff(&told.set) },
             None => told.set.to_update(told.stamp),
         };
-        let message =
-            pb::Assignments { update: update.to_bytes(), gossip_keys: told.keys.clone(), manager: told.manager };
+        let message = pb::Assignments {
+            update: update.to_bytes(),
+            gossip_keys: told.keys.clone(),
+            manager: told.manager,
+            trust_pem: told.trust.clone(),
+            root_digest: told.root.clone(),
+            certificate_key: told.certificate.clone(),
+        };
         self.manager.inner.counters.updates.add_one();
         self.manager.inner.counters.update_bytes.add(message.update.len() as u64);
         *sent = Some(told);
@@ -291,6 +355,41 @@ struct Told {
     manager: bool,
     /// The store that says so; nothing of it that this agent must know is newer than what it was told.
     store: Store,
+    /// Trusted roots, PEM.
+    trust: String,
+    /// Digest of the root that its certificate should be of.
+    root: String,
+    /// Key of the certificate that it is known to use.
+    certificate: Vec<u8>,
+}
+
+impl Told {
+    /// Whether they say the same, as of whatever time.
+    fn same_as(&self, other: &Told) -> bool {
+        self.set == other.set
+            && self.keys == other.keys
+            && self.manager == other.manager
+            && self.trust == other.trust
+            && self.root == other.root
+            && self.certificate == other.certificate
+    }
+}
+
+/// Loudly: two hosts with one identity, or one that came back from a backup, need a person.
+fn refused_session(node: &NodeId, error: &EngineError) -> Status {
+    if let EngineError::Refused(reason) = error {
+        tracing::error!(node.id = %node, %reason, "a session was refused");
+    }
+    to_status(error)
+}
+
+/// Whether a later daemon of this node has a session by now, or another one that has the same boot generation.
+fn superseded(current: &Published, session: &NodeSession) -> bool {
+    current.store.node(&session.node_id).is_some_and(|node| {
+        let status = &node.status;
+        status.generation > session.generation
+            || status.generation == session.generation && status.boot != session.boot && status.boot != 0
+    })
 }
 
 /// Whether the cluster has removed the node. One that this manager has not heard of yet is none of those: it joined

@@ -47,6 +47,11 @@ impl Channels {
         Self { tls, open: Arc::default() }
     }
 
+    /// The credentials that they use.
+    pub fn tls(&self) -> &TlsContext {
+        &self.tls
+    }
+
     /// The channel to the node `name` (a node id, or a role's `OU`) at `addr` (`ip:port`).
     pub fn to(&self, addr: &str, name: &str) -> Channel {
         let key = (addr.to_owned(), name.to_owned());

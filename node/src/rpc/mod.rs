@@ -1,7 +1,10 @@
 //! Port 2377: the messages between nodes, the TLS server that carries them, and channels to other nodes.
 
 mod channel;
+mod connections;
 mod server;
+#[cfg(test)]
+mod tests;
 
 /// What `proto/node.proto` says.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -10,7 +13,8 @@ pub mod pb {
 }
 
 pub use channel::{Channels, Refused, channel_without_certificate, unverified_channel};
-pub use server::{Peer, caller, serve};
+pub use connections::Connections;
+pub use server::{Peer, caller, serve, shown};
 
 /// Largest message that is read, in bytes. A full assignment set or a batch of the log stays far below.
 pub const MAX_MESSAGE: usize = 16 << 20;

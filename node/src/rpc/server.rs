@@ -9,11 +9,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 use tonic::service::Routes;
 use tonic::transport::server::Connected;
 
-use crate::ca::{PeerIdentity, TlsContext};
+use super::connections::{Admitted, Connections};
+use crate::ca::{Caller, PeerIdentity, TlsContext};
 
 /// Handshakes under way at once; more wait in the kernel's queue.
 const HANDSHAKES: usize = 64;
@@ -21,15 +23,31 @@ const HANDSHAKES: usize = 64;
 /// Pause after a connection could not be accepted.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 
-/// Who calls; an extension of each request. `None` inside: no certificate was shown.
-#[derive(Clone, Debug)]
-pub struct Peer(Option<PeerIdentity>);
+/// Who calls; an extension of each request.
+#[derive(Clone)]
+pub struct Peer {
+    caller: Caller,
+    tls: TlsContext,
+}
 
-/// The caller of a request, if it showed a certificate of this cluster.
+/// The caller of a request, if it showed a certificate of this cluster that is good now and not revoked.
 pub fn caller<T>(request: &tonic::Request<T>) -> Result<PeerIdentity, Status> {
-    match request.extensions().get::<Peer>() {
-        Some(Peer(Some(identity))) => Ok(identity.clone()),
-        _ => Err(Status::unauthenticated("a certificate of this cluster is needed")),
+    match shown(request)? {
+        Caller::Known(shown) => Ok(shown.identity),
+        Caller::Stale(_, reason) => Err(Status::unauthenticated(reason)),
+        Caller::Nobody => Err(Status::unauthenticated("a certificate of this cluster is needed")),
+    }
+}
+
+/// What the caller of a request showed, whatever it is worth: for those that look at it themselves. The certificate of
+/// a node that was removed is worth nothing.
+pub fn shown<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
+    let Some(peer) = request.extensions().get::<Peer>() else { return Ok(Caller::Nobody) };
+    match &peer.caller {
+        Caller::Known(shown) | Caller::Stale(shown, _) if peer.tls.is_revoked(&shown.identity.node_id) => {
+            Err(Status::permission_denied("this node was removed from the cluster"))
+        }
+        caller => Ok(caller.clone()),
     }
 }
 
@@ -37,15 +55,16 @@ pub fn caller<T>(request: &tonic::Request<T>) -> Result<PeerIdentity, Status> {
 pub async fn serve(
     listener: TcpListener,
     tls: TlsContext,
+    connections: Connections,
     routes: Routes,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), tonic::transport::Error> {
     let incoming = TcpListenerStream::new(listener)
         .map(move |stream| {
-            let tls = tls.clone();
+            let (tls, connections) = (tls.clone(), connections.clone());
             async move {
                 match stream {
-                    Ok(stream) => handshake(tls, stream).await,
+                    Ok(stream) => handshake(tls, &connections, stream).await,
                     Err(error) => {
                         tracing::warn!(%error, "accepting a connection failed");
                         // Most often there is no descriptor left; trying again at once would only spin.
@@ -65,29 +84,49 @@ pub async fn serve(
         .await
 }
 
-async fn handshake(tls: TlsContext, stream: TcpStream) -> Option<Connection> {
+async fn handshake(tls: TlsContext, connections: &Connections, stream: TcpStream) -> Option<Connection> {
     let addr = stream.peer_addr().ok();
     let _ = stream.set_nodelay(true);
-    match tls.accept(stream).await {
-        Ok((stream, peer)) => {
-            let own = tls.identity().cluster_id;
-            if peer.as_ref().is_some_and(|p| p.cluster_id != own) {
-                tracing::warn!(?addr, "a node of another cluster was turned away");
-                return None;
-            }
-            Some(Connection { stream, peer: Peer(peer) })
-        }
+    let (stream, caller) = match tls.accept(stream).await {
+        Ok(accepted) => accepted,
         Err(error) => {
             tracing::debug!(?addr, %error, "a TLS handshake failed");
-            None
+            return None;
         }
-    }
+    };
+    let node_id = match &caller {
+        Caller::Known(shown) if shown.identity.cluster_id != tls.identity().cluster_id => {
+            tracing::warn!(?addr, "a node of another cluster was turned away");
+            return None;
+        }
+        Caller::Known(shown) => shown.identity.node_id.clone(),
+        Caller::Stale(_, reason) => {
+            tracing::info!(?addr, reason, "a caller's certificate is good for nothing but a renewal");
+            String::new()
+        }
+        Caller::Nobody => String::new(),
+    };
+    let admitted = connections.admit(node_id);
+    let ended = Box::pin(admitted.end.clone().cancelled_owned());
+    Some(Connection { stream, peer: Peer { caller, tls }, _admitted: admitted, ended })
 }
 
 /// A connection after its handshake.
 struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
+    _admitted: Admitted,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Connection {
+    /// An error once this node has hung up.
+    fn check(&mut self, cx: &mut Context<'_>) -> std::io::Result<()> {
+        match self.ended.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(std::io::ErrorKind::ConnectionAborted.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
 }
 
 impl Connected for Connection {
@@ -100,12 +139,14 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, data)
     }
 

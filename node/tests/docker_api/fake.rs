@@ -156,8 +156,13 @@ impl Fake {
             ..RegisterNode::default()
         };
         self.control(Op::RegisterNode(Box::new(register)).into()).await.unwrap();
-        let session =
-            NodeSession { node_id: id, generation: 1, description: description(hostname), addr: "10.9.0.2".to_owned() };
+        let session = NodeSession {
+            node_id: id,
+            generation: 1,
+            description: description(hostname),
+            addr: "10.9.0.2".to_owned(),
+            ..NodeSession::default()
+        };
         self.control(Op::NodeSession(Box::new(session)).into()).await.unwrap();
     }
 }
@@ -235,7 +240,7 @@ impl State {
         status.set_state(state);
         status.container =
             Some(ContainerStatus { id: "ab".repeat(32), pid: 4711, exit_code: None, ..ContainerStatus::default() });
-        Some(TaskReport { task_id: task.id.clone(), status, ports: Vec::new() })
+        Some(TaskReport { task_id: task.id.clone(), status })
     }
 }
 
@@ -310,6 +315,7 @@ impl Engine for Fake {
             generation: 1,
             description: description("node-a"),
             addr: "10.9.0.1".to_owned(),
+            ..NodeSession::default()
         };
         state.run(Some(&Op::NodeSession(Box::new(session)).into()))?;
         state.membership = Membership::Active(Member {

@@ -73,8 +73,8 @@ impl Sim {
             node_id: id.clone(),
             role: role as i32,
             description: description.clone(),
-            availability: 0,
             addr,
+            ..RegisterNode::default()
         })))
         .expect("register");
         let host = Host {
@@ -155,6 +155,7 @@ impl Sim {
             generation: host.generation,
             description: host.description.clone(),
             addr: host.description.data_path_addr.clone(),
+            ..NodeSession::default()
         };
         let saved = std::mem::take(&mut host.saved);
         for (id, (task, status)) in saved {
@@ -284,7 +285,7 @@ impl Sim {
             let next = self.hosts.iter_mut().find(|(_, h)| h.connected && !h.reports.is_empty());
             let Some((_, host)) = next else { return };
             let reports = std::mem::take(&mut host.reports).into_iter();
-            let reports = reports.map(|(task_id, status)| TaskReport { task_id, status, ports: Vec::new() }).collect();
+            let reports = reports.map(|(task_id, status)| TaskReport { task_id, status }).collect();
             let op = ReportStatuses { node_id: host.id.clone(), generation: host.generation, reports };
             if let Err(error) = self.request(Op::ReportStatuses(op)) {
                 self.log.push(format!("report: {error}"));

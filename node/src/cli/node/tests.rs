@@ -40,6 +40,10 @@ fn bad_arguments_are_refused() {
         "token boss",
         "update --label-add =x n",
         "promote",
+        "ca --cert-expiry 2h",
+        "ca --detach",
+        "ca --rotate --ca-cert root.pem",
+        "ca --rotate --ca-key key.pem",
     ] {
         assert!(parse(&bad.split_whitespace().collect::<Vec<_>>()).is_err(), "{bad}");
     }

@@ -182,11 +182,28 @@ impl Host {
         command.arg("-H").arg(format!("unix://{}", self.api.socket().display()));
         command.arg("--log-level").arg(&self.plan.log_level);
         command.envs(lock(&self.env).iter().map(|(key, value)| (key, value)));
+        // Only the daemon that tests run looks at it.
+        command.env("CHAOS_CLOCK_FILE", self.clock_path());
         command.stdin(Stdio::null()).stdout(out).stderr(log);
         // Ctrl-C on the terminal is for who made the hosts.
         command.process_group(0);
         *daemon = Some(command.spawn().map_err(HostError::io(cannot()))?);
         Ok(())
+    }
+
+    fn clock_path(&self) -> PathBuf {
+        self.plan.dir.join("clock")
+    }
+
+    /// Lets the host's clock be so many milliseconds ahead of this machine's (behind, where negative), now and for later
+    /// daemons. Only the daemon that tests run follows it.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_clock(&self, ahead_ms: i64) -> Result<(), HostError> {
+        let (path, beside) = (self.clock_path(), self.plan.dir.join("clock.tmp"));
+        let written = fs::write(&beside, ahead_ms.to_string()).and_then(|()| fs::rename(&beside, &path));
+        written.map_err(HostError::io(format!("cannot set the clock of {}", self.name())))
     }
 
     /// Waits until the daemon answers.

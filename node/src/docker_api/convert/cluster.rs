@@ -2,13 +2,14 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use deploy::model::{Cluster, ClusterSpec};
+use deploy::model::{Cluster, ClusterSpec, Node};
 use x509_parser::pem::parse_x509_pem;
 
 use super::{nanos_i64, refuse_set, time_to_wire, unsigned_opt, version};
 use crate::ca::JoinToken;
 use crate::docker_api::error::ApiError;
 use crate::docker_api::wire;
+use crate::manager::issuing_root;
 
 /// Docker's default of 90 days.
 const DEFAULT_CERT_EXPIRY_NS: u64 = 90 * 24 * 3600 * 1_000_000_000;
@@ -57,15 +58,10 @@ pub fn cluster_spec_from_wire(w: wire::SwarmSpec, base: &ClusterSpec) -> Result<
     check_raft(&w.raft.unwrap_or_default())?;
     let ca = w.ca_config.unwrap_or_default();
     refuse_set("CAConfig.ExternalCAs", &ca.external_cas)?;
-    for (field, set) in [
-        ("CAConfig.SigningCACert", ca.signing_ca_cert.is_some_and(|s| !s.is_empty())),
-        ("CAConfig.SigningCAKey", ca.signing_ca_key.is_some_and(|s| !s.is_empty())),
-        ("CAConfig.ForceRotate", ca.force_rotate.is_some_and(|n| n > 0)),
-        (
-            "TaskDefaults.LogDriver",
-            w.task_defaults.and_then(|t| t.log_driver).is_some_and(|d| d != wire::Driver::default()),
-        ),
-    ] {
+    for (field, set) in [(
+        "TaskDefaults.LogDriver",
+        w.task_defaults.and_then(|t| t.log_driver).is_some_and(|d| d != wire::Driver::default()),
+    )] {
         if set {
             return Err(ApiError::not_supported(format!("{field} is not supported yet")));
         }
@@ -94,6 +90,8 @@ pub fn cluster_spec_from_wire(w: wire::SwarmSpec, base: &ClusterSpec) -> Result<
         default_addr_pool: base.default_addr_pool.clone(),
         subnet_size: base.subnet_size,
         data_path_port: base.data_path_port,
+        // It only grows: one that is left out, or of before, asks for nothing.
+        force_rotate: ca.force_rotate.unwrap_or_default().max(base.force_rotate),
     })
 }
 
@@ -111,6 +109,8 @@ pub fn cluster_spec_to_wire(m: &ClusterSpec) -> wire::SwarmSpec {
         }),
         ca_config: Some(wire::CaConfig {
             node_cert_expiry: Some(nanos_i64(m.node_cert_expiry_ns.unwrap_or(DEFAULT_CERT_EXPIRY_NS))),
+            // As in Docker, absent while nobody has asked.
+            force_rotate: Some(m.force_rotate).filter(|count| *count > 0),
             ..Default::default()
         }),
         task_defaults: Some(wire::TaskDefaults::default()),
@@ -118,16 +118,33 @@ pub fn cluster_spec_to_wire(m: &ClusterSpec) -> wire::SwarmSpec {
     }
 }
 
-/// What nodes of the cluster trust. A root that cannot be read (never written by Shoal) leaves the two parts of the
-/// certificate out.
+/// What nodes of the cluster trust, and who issues certificates: during a rotation the old root, and the new one.
 pub fn tls_info(cluster: &Cluster) -> wire::TlsInfo {
-    let pem = &cluster.status.root_ca.cert_pem;
-    let parts = parse_x509_pem(pem.as_bytes()).ok().and_then(|(_, block)| {
+    tls_info_of(&cluster.status.root_ca.cert_pem, &issuing_root(cluster).0.cert_pem)
+}
+
+/// What a node trusts and which root its certificate is of, as far as the cluster knows.
+pub fn node_tls_info(cluster: &Cluster, node: &Node) -> wire::TlsInfo {
+    let status = &cluster.status;
+    let root =
+        node.certificate.as_ref().or(node.next_certificate.as_ref()).map(|c| c.root.as_str()).unwrap_or_default();
+    let rotation = status.root_rotation.as_ref().filter(|rotation| rotation.next_digest == root);
+    let retired = status.retired_roots.iter().find(|retired| retired.digest == root);
+    match (rotation, retired) {
+        (Some(rotation), _) => tls_info_of(&status.root_ca.cert_pem, &rotation.next.cert_pem),
+        (None, Some(retired)) => tls_info_of(&retired.cert_pem, &retired.cert_pem),
+        (None, None) => tls_info_of(&status.root_ca.cert_pem, &status.root_ca.cert_pem),
+    }
+}
+
+/// A root that cannot be read (never written by Shoal) leaves the two parts of the certificate out.
+fn tls_info_of(trust_pem: &str, issuer_pem: &str) -> wire::TlsInfo {
+    let parts = parse_x509_pem(issuer_pem.as_bytes()).ok().and_then(|(_, block)| {
         let cert = block.parse_x509().ok()?;
         Some((BASE64.encode(cert.subject().as_raw()), BASE64.encode(cert.public_key().raw)))
     });
     let (subject, key) = parts.unzip();
-    wire::TlsInfo { trust_root: Some(pem.clone()), cert_issuer_subject: subject, cert_issuer_public_key: key }
+    wire::TlsInfo { trust_root: Some(trust_pem.to_owned()), cert_issuer_subject: subject, cert_issuer_public_key: key }
 }
 
 /// The tokens that let hosts in; none where the root cannot be read.
@@ -150,7 +167,7 @@ pub fn cluster_to_wire(m: &Cluster, with_tokens: bool) -> wire::Swarm {
         updated_at: Some(time_to_wire(m.meta.updated_at)),
         spec: Some(cluster_spec_to_wire(&m.spec)),
         tls_info: Some(tls_info(m)),
-        root_rotation_in_progress: Some(false),
+        root_rotation_in_progress: Some(m.status.root_rotation.is_some()),
         default_addr_pool: Some(if pools.is_empty() { vec!["10.0.0.0/8".to_owned()] } else { pools.clone() }),
         subnet_size: Some(if m.spec.subnet_size == 0 { 24 } else { m.spec.subnet_size }),
         data_path_port: Some(if m.spec.data_path_port == 0 { 4789 } else { m.spec.data_path_port }),

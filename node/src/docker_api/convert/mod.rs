@@ -10,7 +10,7 @@ mod node;
 mod service;
 mod task;
 
-pub use cluster::{cluster_spec_from_wire, cluster_spec_to_wire, cluster_to_wire, tls_info};
+pub use cluster::{cluster_spec_from_wire, cluster_spec_to_wire, cluster_to_wire, node_tls_info, tls_info};
 pub use container::{container_from_wire, container_to_wire};
 pub use network::{attached_network, network_spec_from_wire, network_to_wire};
 pub use node::{node_spec_from_wire, node_to_wire};

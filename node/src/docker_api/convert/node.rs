@@ -43,7 +43,7 @@ pub(crate) fn role_name(role: NodeRole) -> &'static str {
 const PLUGINS: [(&str, &str); 3] = [("Log", "json-file"), ("Log", "local"), ("Network", "overlay")];
 
 /// A node as Docker's clients read it; `view` says how Raft stands, `tls` what it trusts.
-pub fn node_to_wire(m: &Node, view: &ManagerView, tls: Option<&wire::TlsInfo>) -> wire::Node {
+pub fn node_to_wire(m: &Node, view: &ManagerView, tls: Option<wire::TlsInfo>) -> wire::Node {
     let leader = view.leader.as_ref() == Some(&m.id);
     let reachability = if leader || view.reachable.contains(&m.id) {
         "reachable"
@@ -92,7 +92,7 @@ pub fn node_to_wire(m: &Node, view: &ManagerView, tls: Option<&wire::TlsInfo>) -
                         .collect(),
                 ),
             }),
-            tls_info: tls.cloned(),
+            tls_info: tls,
         }),
         status: Some(wire::NodeStatus {
             state: Some(

@@ -1,0 +1,59 @@
+//! This host's wall clock: what certificates, the cluster's own clock and the measure of clock differences go by.
+//!
+//! Timeouts go by monotonic time and are no business of this file. Tests shift the clock instead of waiting for weeks;
+//! `shoal` itself never does.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls_pki_types::UnixTime;
+
+/// Milliseconds that are added to what the kernel says.
+static SHIFT_MS: AtomicI64 = AtomicI64::new(0);
+
+/// Lets the clock be so many milliseconds ahead of (or, negative, behind) the kernel's, for the whole process. Only the
+/// daemon that tests run calls this.
+pub fn shift(ms: i64) {
+    SHIFT_MS.store(ms, Ordering::Relaxed);
+}
+
+/// The time of now.
+pub fn now() -> SystemTime {
+    let shift = SHIFT_MS.load(Ordering::Relaxed);
+    let by = Duration::from_millis(shift.unsigned_abs());
+    let now = SystemTime::now();
+    let shifted = if shift < 0 { now.checked_sub(by) } else { now.checked_add(by) };
+    shifted.unwrap_or(now)
+}
+
+/// Since 1970. Before that, it is 1970.
+pub fn since_epoch() -> Duration {
+    now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Seconds since 1970.
+pub fn unix_seconds() -> i64 {
+    i64::try_from(since_epoch().as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Nanoseconds since 1970.
+pub fn unix_nanos() -> u64 {
+    u64::try_from(since_epoch().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// For messages: `2026-01-31T12:00:00Z`.
+pub fn printed(unix_seconds: i64) -> String {
+    let at = time::OffsetDateTime::from_unix_timestamp(unix_seconds);
+    let text = at.ok().and_then(|at| at.format(&time::format_description::well_known::Rfc3339).ok());
+    text.unwrap_or_else(|| unix_seconds.to_string())
+}
+
+/// The same clock, for TLS.
+#[derive(Debug)]
+pub struct TlsClock;
+
+impl rustls::time_provider::TimeProvider for TlsClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(since_epoch()))
+    }
+}
