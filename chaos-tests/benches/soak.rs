@@ -12,7 +12,7 @@ use chaos_tests::hosts::{Binaries, unusable};
 use chaos_tests::soak::{Soak, schedule};
 
 const HELP: &str = "\
-Breaks a cluster of 3 managers and 2 workers at random. Needs root, and nft and nsenter.
+Breaks a cluster of 3 managers and 2 workers at random. Needs root and nft.
 
   --minutes N    how long faults go on (30); the end takes some minutes more
   --seed N       which faults come when (random)

@@ -2,6 +2,8 @@
 
 mod faults;
 pub mod headless;
+mod rules;
+mod starved;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,6 +17,9 @@ pub use node::demo::hosts::{
 pub use node::demo::image;
 
 pub use faults::Fault;
+pub(crate) use rules::nft;
+pub use rules::{Transport, rules_unusable};
+pub use starved::{Alarms, Burners};
 
 /// The image that clusters have on each host.
 pub const IMAGE: &str = "shoal/whoami";

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Names the file of a daemon's clock; see `Host::set_clock`.
+/// Names the file of a daemon's clock; see `Host::set_clock` and, for the file beside it, `Host::hold_agent`.
 const CLOCK: &str = "CHAOS_CLOCK_FILE";
 
 fn main() -> ExitCode {
@@ -28,8 +28,9 @@ fn main() -> ExitCode {
 }
 
 /// Lets this process's clock follow the file, which holds how many milliseconds it is ahead of the kernel's; without
-/// the file they are the same.
+/// the file they are the same. While there is a file beside it that ends in `.held`, agents stand still.
 fn follow_clock(path: PathBuf) {
+    let held = path.with_extension("held");
     let read = move || std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
     node::clock::shift(read());
     // Ends with the process.
@@ -37,6 +38,7 @@ fn follow_clock(path: PathBuf) {
         loop {
             std::thread::sleep(Duration::from_millis(20));
             node::clock::shift(read());
+            node::agent::hold(held.exists());
         }
     });
 }

@@ -1,11 +1,9 @@
 //! Carries a fault out, waits, and mends it again.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use node::datadir::MembershipRecord;
 use serde_json::{Value, json};
 
@@ -251,17 +249,7 @@ fn heal(site: &Site, number: usize) -> Result<()> {
 }
 
 fn nft(site: &Site, host: usize, script: &str) -> Result<()> {
-    let data = site.cluster.host(host).data_dir();
-    let netns = data.parent().context("a data directory without a parent")?.join("netns");
-    tokio::task::block_in_place(|| {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", netns.display())).args(["nft", "-f", "-"]);
-        let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot run nft")?;
-        child.stdin.take().context("no standard input")?.write_all(script.as_bytes())?;
-        let output = child.wait_with_output()?;
-        ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    })
+    tokio::task::block_in_place(|| crate::hosts::nft(site.cluster.host(host), script))
 }
 
 /// Tries at one manager after the other, until one does it or time is up.

@@ -16,6 +16,7 @@ mod parted;
 mod recovery;
 mod requests;
 mod scale;
+mod silence;
 mod soak;
 mod storage;
 mod storm;

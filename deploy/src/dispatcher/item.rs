@@ -1,6 +1,8 @@
 //! What an agent is told, in items that can be compared, replaced and taken away one by one.
 
-use crate::model::{NetworkId, NodeId, NodeRole, NodeState, PortProtocol, ServiceId, Task, TaskId, Timestamp};
+use crate::model::{
+    GOSSIP_BLOCKED, NetworkId, NodeId, NodeRole, NodeState, PortProtocol, ServiceId, Task, TaskId, Timestamp,
+};
 
 /// Names an item among all items of a host. The text fields' meaning depends on the kind.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Message)]
@@ -233,9 +235,17 @@ pub struct Peer {
     /// Whether it is there.
     #[prost(enumeration = "NodeState", tag = "7")]
     pub state: i32,
-    /// Why, for people ("gossip blocked").
+    /// Why, for people ([`GOSSIP_BLOCKED`]).
     #[prost(string, tag = "8")]
     pub message: String,
+}
+
+impl Peer {
+    /// Whether the managers hear from the host though gossip calls it dead.
+    #[must_use]
+    pub fn is_gossip_blocked(&self) -> bool {
+        self.state() == NodeState::Ready && self.message == GOSSIP_BLOCKED
+    }
 }
 
 /// A host that was removed.

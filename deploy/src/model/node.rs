@@ -101,13 +101,16 @@ pub enum NodeState {
     Disconnected = 3,
 }
 
+/// The message of a host that gossip calls dead while its session is heard.
+pub const GOSSIP_BLOCKED: &str = "gossip blocked";
+
 /// What the cluster observed of a host.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct NodeStatus {
     /// Whether the host is there.
     #[prost(enumeration = "NodeState", tag = "1")]
     pub state: i32,
-    /// Why, in a sentence ("agent silent", "gossip blocked").
+    /// Why, in a sentence ("agent silent", [`GOSSIP_BLOCKED`]).
     #[prost(string, tag = "2")]
     pub message: String,
     /// Address of the host as the cluster sees it (no port).

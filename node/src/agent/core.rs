@@ -185,6 +185,11 @@ impl Core {
         self.set.peers().filter_map(|peer| Some((peer.id.to_string(), peer.data_path_addr.parse().ok()?))).collect()
     }
 
+    /// Hosts that managers hear from though gossip calls them dead.
+    pub(super) fn gossip_blocked(&self) -> BTreeSet<String> {
+        self.set.peers().filter(|peer| peer.is_gossip_blocked()).map(|peer| peer.id.to_string()).collect()
+    }
+
     /// Takes over what a manager sent.
     pub(super) fn update(&mut self, update: Update, now: Timestamp) -> Result<Taken, UpdateRefused> {
         if update.stamp.is_older_than(&self.stamp) {

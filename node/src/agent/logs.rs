@@ -19,7 +19,7 @@ use super::AgentView;
 use super::container::TASK_LABEL;
 use crate::ca::{PeerIdentity, Role};
 use crate::engine::{EngineError, LogRecord, LogRequest};
-use crate::rpc::{Channels, caller, pb};
+use crate::rpc::{Channels, Lane, caller, pb};
 
 /// Records on their way to a client that is slow to read.
 const BACKLOG: usize = 256;
@@ -105,7 +105,7 @@ pub(crate) async fn gather(
     for task_id in tasks {
         // A task that was never placed has said nothing.
         let Some(node) = store.task(&task_id).and_then(|task| store.node(&task.node_id)).cloned() else { continue };
-        let channel = channels.to(&node.description.control_addr, node.id.as_str());
+        let channel = channels.lane(Lane::Bulk).to(&node.description.control_addr, node.id.as_str());
         let (sender, request) = (sender.clone(), request.clone());
         let stop = readers.stop.clone();
         // Ends with the stream, or as soon as nobody reads any more.

@@ -1,7 +1,8 @@
 //! The agent: runs this host's tasks as the managers say, and goes on without them.
 //!
 //! One loop owns the pure `core`; `session` talks to a manager, `executor` to the runtime and the overlay network.
-//! Everything that happens comes to the loop as a message, everything that is to be done leaves it as one.
+//! Everything that happens comes to the loop as a message, everything that is to be done leaves it as one. The loop's own
+//! heartbeats are this agent's sign of life: from a loop that stands still, the managers hear nothing.
 
 mod container;
 mod core;
@@ -12,10 +13,11 @@ mod memory;
 mod network;
 mod session;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deploy::dispatcher::{Stamp, Update};
@@ -47,8 +49,18 @@ pub(crate) use logs::{Readers as LogReaders, gather as gather_logs};
 const QUEUE: usize = 256;
 /// Leaving waits so long for tasks to stop, on top of their own grace.
 const REMOVE_ALL: Duration = Duration::from_secs(60);
+/// How often the manager hears from this agent.
+const HEARTBEAT: Duration = Duration::from_millis(250);
 /// Pause before networks that could not be set up are tried again.
 const NETWORK_RETRY: Duration = Duration::from_secs(1);
+
+/// Whether the loops of this process stand still.
+static HELD: AtomicBool = AtomicBool::new(false);
+
+/// Lets the agents of this process stand still, or go on. Only the daemon that tests run calls this.
+pub fn hold(held: bool) {
+    HELD.store(held, Ordering::Relaxed);
+}
 
 /// What the agent is made of.
 pub struct AgentConfig {
@@ -95,6 +107,8 @@ pub struct AgentView {
     pub gossip_keys: Vec<GossipKey>,
     /// Where VXLAN packets to each host go, by node id.
     pub data_paths: BTreeMap<String, Ipv4Addr>,
+    /// Hosts that managers hear from though gossip calls them dead.
+    pub gossip_blocked: BTreeSet<String>,
     /// Hosts that were removed from the cluster lately.
     pub removed_nodes: Vec<String>,
     /// The roots that nodes trust now, PEM; empty before the first session.
@@ -215,7 +229,6 @@ impl Agent {
             channels: config.channels,
             managers: managers_out,
             members: config.members,
-            applied: config.overlay.applied_revision(),
             drop_session: drop_session.clone(),
             events: session,
         };
@@ -226,6 +239,7 @@ impl Agent {
             core,
             executor,
             outbox: None,
+            applied: config.overlay.applied_revision(),
             leaving: false,
             removing: None,
             view,
@@ -326,6 +340,8 @@ struct Loop {
     core: Core,
     executor: Executor,
     outbox: Option<mpsc::Sender<pb::AgentMessage>>,
+    /// The revision that the host's networks are of.
+    applied: watch::Receiver<u64>,
     /// The node leaves, or was removed: whatever it is given now, it does not take.
     leaving: bool,
     removing: Option<oneshot::Sender<()>>,
@@ -346,10 +362,19 @@ impl Loop {
         mut commands: mpsc::Receiver<Command>,
     ) {
         self.carry_out(steps);
+        let mut beat = tokio::time::interval(HEARTBEAT);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            while HELD.load(Ordering::Relaxed) {
+                tokio::time::sleep(HEARTBEAT).await;
+            }
             let timer = self.core.next_timer();
             let steps = tokio::select! {
                 biased;
+                _ = beat.tick() => {
+                    self.say_alive();
+                    continue;
+                }
                 Some(event) = session.recv() => self.session_event(event),
                 Some((task, event)) = events.recv() => self.core.event(&task, event, now()),
                 Some(command) = commands.recv() => match command {
@@ -367,6 +392,15 @@ impl Loop {
                 () = until(timer) => self.core.fire_timers(now()),
             };
             self.carry_out(steps);
+        }
+    }
+
+    fn say_alive(&self) {
+        let applied_revision = *self.applied.borrow();
+        let beat = pb::agent_message::Kind::Heartbeat(pb::Heartbeat { applied_revision });
+        if let Some(outbox) = &self.outbox {
+            // A full queue is no reason to wait: what is in it is a sign of life as well.
+            let _ = outbox.try_send(session::message(beat));
         }
     }
 
@@ -469,6 +503,7 @@ impl Loop {
             hosts: self.core.hosts(),
             gossip_keys,
             data_paths: self.core.data_paths(),
+            gossip_blocked: self.core.gossip_blocked(),
             removed_nodes: self.core.removed_nodes(),
             trust_pem: message.trust_pem,
             root_digest: message.root_digest,

@@ -15,8 +15,8 @@ use tonic::Code;
 use crate::datadir::ManagerRecord;
 use crate::rpc::{Channels, MAX_MESSAGE, Refused, pb};
 
-/// How often the manager hears from this agent.
-const HEARTBEAT: Duration = Duration::from_millis(250);
+/// How often the line looks whether its manager still speaks.
+const LOOK: Duration = Duration::from_millis(250);
 /// A manager that says nothing for so long (it sends something every 250 ms) is doubted: another one is asked for a
 /// session meanwhile. Doubt costs the cluster nothing, so a busy manager may well be doubted.
 const DOUBT: Duration = Duration::from_millis(600);
@@ -90,7 +90,6 @@ pub(super) struct Line {
     pub(super) managers: watch::Receiver<Vec<ManagerRecord>>,
     /// Where gossip has seen the other hosts last: a manager may have moved since the list was made.
     pub(super) members: watch::Receiver<std::sync::Arc<gossip::Members>>,
-    pub(super) applied: watch::Receiver<u64>,
     /// Told by the loop when this manager's word cannot be used.
     pub(super) drop_session: std::sync::Arc<tokio::sync::Notify>,
     pub(super) events: mpsc::Sender<SessionEvent>,
@@ -231,8 +230,8 @@ impl Line {
     /// Speaks with a manager until it is over. One that falls silent is kept until another has taken over, and for good
     /// when it speaks again before.
     async fn converse(&self, session: &mut Session) -> End {
-        let mut beat = tokio::time::interval(HEARTBEAT);
-        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         let mut other: Option<Opening<'_>> = None;
         let mut asked = heard;
@@ -279,7 +278,7 @@ impl Line {
                     other = Some(Box::pin(self.open_any(others)));
                     asked = Instant::now();
                 }
-                _ = beat.tick() => {
+                _ = look.tick() => {
                     if heard.elapsed() > SILENCE {
                         return End::Broken;
                     }
@@ -291,10 +290,6 @@ impl Line {
                             let _ = session.sender.try_send(message(pb::agent_message::Kind::Certificate(used)));
                         }
                     }
-                    let applied_revision = *self.applied.borrow();
-                    // A full queue is no reason to wait: what is in it is a sign of life as well.
-                    let beat = pb::agent_message::Kind::Heartbeat(pb::Heartbeat { applied_revision });
-                    let _ = session.sender.try_send(message(beat));
                 }
             }
         }

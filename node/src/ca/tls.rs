@@ -177,7 +177,7 @@ async fn connect(
     let server_name = ServerName::try_from(name.to_owned()).map_err(|e| failed(io::Error::other(e)))?;
     let handshake = async {
         let stream = TcpStream::connect(addr).await?;
-        stream.set_nodelay(true)?;
+        crate::rpc::tune(&stream);
         TlsConnector::from(config).connect(server_name, stream).await
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {

@@ -24,7 +24,7 @@ use crate::ca::TlsContext;
 use crate::datadir::{ManagerRecord, MembershipRecord};
 use crate::engine::{EngineError, Member};
 use crate::manager::{self, Manager, ManagerError};
-use crate::rpc::{Channels, Connections, serve};
+use crate::rpc::{Channels, Connections, Lane, serve};
 
 /// A new cluster's first manager leads within this time.
 const BOOTSTRAP: Duration = Duration::from_secs(15);
@@ -91,7 +91,7 @@ impl Active {
             node_id: NodeId::new(record.node_id.clone()),
             generation: engine.identity().generation,
             description,
-            channels: channels.clone(),
+            channels: channels.lane(Lane::Session),
             runtime: engine.runtime().clone(),
             images: engine.images_store().clone(),
             overlay: overlay.clone(),
@@ -339,36 +339,61 @@ impl Active {
     }
 
     /// What gossip does at once, before any manager has decided: the endpoints of a host that is called dead, and that
-    /// this node could not reach itself, leave its load balancing; any sign of life brings them back.
+    /// this node could not reach itself, leave its load balancing; any sign of life brings them back, and so does the
+    /// managers' word that they hear from it.
     async fn reflex(self: Arc<Self>, mut events: mpsc::Receiver<Event>) {
-        let mut unreached = BTreeSet::new();
-        while let Some(event) = events.recv().await {
-            tracing::info!(?event, "gossip");
-            let (host, dead) = match event {
-                Event::ProbeFailed(host) => {
-                    unreached.insert(host.node_id);
-                    continue;
+        let mut view = self.agent.view();
+        let (mut unreached, mut dropped) = (BTreeSet::new(), BTreeSet::new());
+        loop {
+            tokio::select! {
+                event = events.recv() => {
+                    let Some(event) = event else { break };
+                    tracing::info!(?event, "gossip");
+                    match event {
+                        Event::ProbeFailed(host) => _ = unreached.insert(host.node_id),
+                        Event::Down(host) if unreached.contains(&host.node_id) => {
+                            let heard = {
+                                let view = view.borrow();
+                                // Without a manager it is an old word.
+                                view.connected && view.gossip_blocked.contains(&host.node_id)
+                            };
+                            if !heard && self.balance(&host.node_id, true).await {
+                                dropped.insert(host.node_id);
+                            }
+                        }
+                        Event::Up(host) | Event::Alive(host) | Event::Renewed(host) => {
+                            unreached.remove(&host.node_id);
+                            dropped.remove(&host.node_id);
+                            self.balance(&host.node_id, false).await;
+                        }
+                        _ => {}
+                    }
                 }
-                Event::Down(host) if unreached.contains(&host.node_id) => (host.node_id, true),
-                Event::Up(host) | Event::Alive(host) | Event::Renewed(host) => {
-                    unreached.remove(&host.node_id);
-                    (host.node_id, false)
+                Ok(()) = view.changed() => {
+                    let blocked = view.borrow_and_update().gossip_blocked.clone();
+                    for host in dropped.extract_if(.., |host| blocked.contains(host)) {
+                        self.balance(&host, false).await;
+                    }
                 }
-                _ => continue,
-            };
-            let Some(data_path) = self.agent.view().borrow().data_paths.get(&host).copied() else { continue };
-            let done = match dead {
-                true => self.overlay.drop_host(data_path).await,
-                false => self.overlay.restore_host(data_path).await,
-            };
-            if let Err(error) = done {
-                tracing::warn!(host, dead, error = crate::chain(&error), "load balancing could not follow the gossip");
             }
         }
         if !self.stop.is_cancelled() {
             tracing::error!("gossip has ended; the daemon ends");
             std::process::exit(70);
         }
+    }
+
+    /// Takes a host out of this node's load balancing, or back into it; says whether it is known.
+    async fn balance(&self, host: &str, dead: bool) -> bool {
+        let Some(data_path) = self.agent.view().borrow().data_paths.get(host).copied() else { return false };
+        let done = match dead {
+            true => self.overlay.drop_host(data_path).await,
+            false => self.overlay.restore_host(data_path).await,
+        };
+        if let Err(error) = done {
+            tracing::warn!(host, dead, error = crate::chain(&error), "load balancing could not follow the gossip");
+        }
+        true
     }
 
     /// Whether the cluster has removed this node.

@@ -1,7 +1,8 @@
 //! `shoal __whoami [PORT]`: a tiny HTTP server that says who answers. It is what the demo's services run.
 //!
 //! `/` answers as text, `/json` as JSON, and `/fetch?url=http://NAME/PATH` asks another service by its name, through
-//! the resolver of the task, and tells what it saw. SIGTERM lets the requests that are under way finish; then the
+//! the resolver of the task, and tells what it saw. With `WHOAMI_BURN=N` in its environment, N threads take all the
+//! processor time that they get, for tests of what a host does then. SIGTERM lets the requests that are under way finish; then the
 //! process exits with 0.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -61,6 +62,10 @@ pub fn main() -> ExitCode {
         }
     };
     println_flushed(&format!("{} listens at port {port}", hostname()));
+    let burners = std::env::var("WHOAMI_BURN").ok().and_then(|count| count.parse::<u8>().ok()).unwrap_or(0);
+    for _ in 0..burners {
+        std::thread::spawn(burn);
+    }
     let shared = Arc::new(Shared::default());
     let accepting = Arc::clone(&shared);
     std::thread::spawn(move || accept(&listener, &accepting));
@@ -72,6 +77,13 @@ pub fn main() -> ExitCode {
     }
     println_flushed(&format!("{} stops on {}", hostname(), signal.map_or("a signal", Signal::as_str)));
     ExitCode::SUCCESS
+}
+
+fn burn() {
+    let mut turns = 0_u64;
+    loop {
+        turns = std::hint::black_box(turns.wrapping_add(1));
+    }
 }
 
 fn println_flushed(line: &str) {

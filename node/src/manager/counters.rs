@@ -34,6 +34,8 @@ pub(crate) struct Counters {
     pub(crate) statuses: Counter,
     /// Hosts that this manager, as the leader, declared Down.
     pub(crate) downs: Counter,
+    /// How long each host was silent before it was heard again, as this manager saw it while it led.
+    pub(crate) silence: Histogram,
     /// From the last sign of life of each of them until Down was committed.
     pub(crate) detection: Histogram,
 }

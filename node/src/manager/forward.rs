@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use super::Manager;
 use super::leader::NotDone;
 use crate::engine::EngineError;
-use crate::rpc::{Channels, MAX_MESSAGE, pb};
+use crate::rpc::{Channels, Lane, MAX_MESSAGE, pb};
 
 /// So long a request looks for a leader before it gives up.
 const FIND_LEADER: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ pub(super) struct PeerChannels(pub(super) Channels);
 
 impl Dial for PeerChannels {
     fn channel(&self, peer: &Peer) -> Channel {
-        self.0.to(&peer.addr, &peer.node_id)
+        self.0.lane(Lane::Raft).to(&peer.addr, &peer.node_id)
     }
 }
 

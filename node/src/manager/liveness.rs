@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use deploy::control::{NodeDown, NoteNode, Op, Request};
-use deploy::model::{Node, NodeId, NodeState};
+use deploy::model::{GOSSIP_BLOCKED, Node, NodeId, NodeState};
 use raft::Role;
 use tokio::time::Instant;
 
@@ -17,9 +17,6 @@ use crate::rpc::pb;
 
 /// How often a follower tells the leader what it heard.
 const REPORT: Duration = Duration::from_millis(250);
-/// Remark on a host that gossip calls dead while its session is heard.
-const BLOCKED: &str = "gossip blocked";
-
 /// Managers whose last report is younger than this have left out nothing that matters: an agent that one of them hears
 /// is silent for less than [`SILENT`] then.
 const COMPLETE: Duration = Duration::from_millis(600);
@@ -105,11 +102,13 @@ pub(super) async fn run(manager: Manager) {
     // Silence counts from the start of leading: before that, other managers did the listening. Nor does it count while
     // there is no majority: those who listen cannot report then, and agents wait for a manager that can.
     let mut leads_since: Option<(u64, Instant)> = None;
+    let mut seen: BTreeMap<NodeId, Instant> = BTreeMap::new();
     loop {
         tokio::time::sleep(LOOK).await;
         let status = manager.status();
         if !leads_a_majority(&status) {
             leads_since = None;
+            seen.clear();
             continue;
         }
         manager.inner.contact.note();
@@ -130,6 +129,10 @@ pub(super) async fn run(manager: Manager) {
                 gossip_dead: members.get(node.id.as_str()).is_some_and(|member| !member.alive),
                 silent: heard.elapsed(),
             };
+            let before = seen.insert(node.id.clone(), heard).filter(|before| *before < heard);
+            if let Some(before) = before {
+                manager.inner.counters.silence.observe(before.elapsed());
+            }
             match verdict(evidence) {
                 Some(reason) => mark_down(&manager, node, reason, heard).await,
                 None => note_blocked(&manager, node, evidence).await,
@@ -155,11 +158,11 @@ async fn note_blocked(manager: &Manager, node: &Node, evidence: Evidence) {
     // A leader that has only begun has not heard from anybody yet.
     let heard = || manager.inner.heard.get(&node.id).is_some_and(|at| at.elapsed() < SILENT);
     let message = match evidence.gossip_dead {
-        true if heard() => BLOCKED,
+        true if heard() => GOSSIP_BLOCKED,
         true => return,
         false => "",
     };
-    if node.status.message == message || (message.is_empty() && node.status.message != BLOCKED) {
+    if node.status.message == message || (message.is_empty() && node.status.message != GOSSIP_BLOCKED) {
         return;
     }
     tracing::warn!(node.id = %node.id, blocked = evidence.gossip_dead, "gossip with the host");

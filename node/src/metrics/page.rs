@@ -167,6 +167,8 @@ fn leader(page: &mut Page, readings: &ManagerReadings) {
         .value(counters.downs.get());
     page.family("shoal_leader_detection_seconds", Histogram, "From a host's last sign of life until it was Down.")
         .distribution(&[], &counters.detection.read());
+    page.family("shoal_leader_silence_seconds", Histogram, "How long hosts were silent before they were heard again.")
+        .distribution(&[], &counters.silence.read());
 }
 
 fn sessions(page: &mut Page, readings: &ManagerReadings) {

@@ -1,4 +1,4 @@
-//! Channels to other nodes: one a peer, connected when first used and again after a failure.
+//! Channels to other nodes: one a peer and lane, connected when first used and again after a failure.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,17 +34,41 @@ fn reason(status: &tonic::Status) -> String {
     text
 }
 
+/// What a connection is for. What one lane carries never waits for another's: a lost packet stops all that is on its
+/// connection until it was sent again, and a log or a large answer fills the connection's window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// Requests that somebody waits for.
+    Calls,
+    /// Raft: heartbeats, votes, entries.
+    Raft,
+    /// The agent's session.
+    Session,
+    /// Logs.
+    Bulk,
+}
+
+/// Lane, address, name.
+type Key = (Lane, String, String);
+
 /// Channels to the nodes of the cluster, authenticated by this node's certificate.
 #[derive(Clone)]
 pub struct Channels {
     tls: TlsContext,
-    open: Arc<Mutex<BTreeMap<(String, String), Channel>>>,
+    lane: Lane,
+    open: Arc<Mutex<BTreeMap<Key, Channel>>>,
 }
 
 impl Channels {
     /// Channels that use these credentials.
     pub fn new(tls: TlsContext) -> Self {
-        Self { tls, open: Arc::default() }
+        Self { tls, lane: Lane::Calls, open: Arc::default() }
+    }
+
+    /// The same channels, on connections of their own.
+    #[must_use]
+    pub fn lane(&self, lane: Lane) -> Self {
+        Self { lane, ..self.clone() }
     }
 
     /// The credentials that they use.
@@ -54,7 +78,7 @@ impl Channels {
 
     /// The channel to the node `name` (a node id, or a role's `OU`) at `addr` (`ip:port`).
     pub fn to(&self, addr: &str, name: &str) -> Channel {
-        let key = (addr.to_owned(), name.to_owned());
+        let key = (self.lane, addr.to_owned(), name.to_owned());
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.entry(key)
             .or_insert_with(|| {
@@ -104,6 +128,5 @@ where
         .timeout(CALL_TIMEOUT)
         .http2_keep_alive_interval(Duration::from_secs(5))
         .keep_alive_timeout(Duration::from_secs(5))
-        .tcp_nodelay(true)
         .connect_with_connector_lazy(tower::service_fn(move |_: Uri| connect()))
 }

@@ -3,6 +3,7 @@
 mod channel;
 mod connections;
 mod server;
+mod tcp;
 #[cfg(test)]
 mod tests;
 
@@ -12,9 +13,10 @@ pub mod pb {
     tonic::include_proto!("shoal.node.v1");
 }
 
-pub use channel::{Channels, Refused, channel_without_certificate, unverified_channel};
+pub use channel::{Channels, Lane, Refused, channel_without_certificate, unverified_channel};
 pub use connections::Connections;
 pub use server::{Peer, caller, serve, shown};
+pub(crate) use tcp::tune;
 
 /// Largest message that is read, in bytes. A full assignment set or a batch of the log stays far below.
 pub const MAX_MESSAGE: usize = 16 << 20;

@@ -86,7 +86,7 @@ pub async fn serve(
 
 async fn handshake(tls: TlsContext, connections: &Connections, stream: TcpStream) -> Option<Connection> {
     let addr = stream.peer_addr().ok();
-    let _ = stream.set_nodelay(true);
+    super::tune(&stream);
     let (stream, caller) = match tls.accept(stream).await {
         Ok(accepted) => accepted,
         Err(error) => {

@@ -21,6 +21,8 @@ use super::{Api, HostError, leftovers};
 const READY: Duration = Duration::from_secs(20);
 /// A daemon that was told to stop has ended within this time (it gives itself ten seconds).
 const STOP: Duration = Duration::from_secs(15);
+/// Where a daemon serves its metrics: on the host's own loopback, for clients that stand there.
+const METRICS: &str = "127.0.0.1:9323";
 const LOOK: Duration = Duration::from_millis(5);
 /// MTU of the wire between hosts, in bytes.
 const MTU: u32 = 1500;
@@ -147,6 +149,17 @@ impl Host {
         lock(&self.namespace).try_clone().map(Client::new).map_err(HostError::io("cannot keep a namespace"))
     }
 
+    /// The page of metrics that the daemon serves. Blocks.
+    ///
+    /// # Errors
+    /// When it does not answer within ten seconds.
+    pub fn metrics(&self) -> Result<String, HostError> {
+        let cannot = || format!("cannot read the metrics of {}", self.name());
+        let address = METRICS.parse().map_err(std::io::Error::other).map_err(HostError::io(cannot()))?;
+        let page = self.client()?.get_blocking(address, "/metrics", Duration::from_secs(10));
+        page.map(|answer| answer.body).map_err(HostError::io(cannot()))
+    }
+
     /// The engine's id; nothing before the daemon's first start.
     #[must_use]
     pub fn engine_id(&self) -> Option<String> {
@@ -184,6 +197,7 @@ impl Host {
         command.envs(lock(&self.env).iter().map(|(key, value)| (key, value)));
         // Only the daemon that tests run looks at it.
         command.env("CHAOS_CLOCK_FILE", self.clock_path());
+        command.arg("--metrics-addr").arg(METRICS);
         command.stdin(Stdio::null()).stdout(out).stderr(log);
         // Ctrl-C on the terminal is for who made the hosts.
         command.process_group(0);
@@ -204,6 +218,17 @@ impl Host {
         let (path, beside) = (self.clock_path(), self.plan.dir.join("clock.tmp"));
         let written = fs::write(&beside, ahead_ms.to_string()).and_then(|()| fs::rename(&beside, &path));
         written.map_err(HostError::io(format!("cannot set the clock of {}", self.name())))
+    }
+
+    /// Lets the agent of the host's daemon stand still, or go on, now and for later daemons, while the rest of the daemon
+    /// works. Only the daemon that tests run does so.
+    ///
+    /// # Errors
+    /// When the file that says so cannot be made or removed.
+    pub fn hold_agent(&self, held: bool) -> Result<(), HostError> {
+        let path = self.clock_path().with_extension("held");
+        let done = if held { fs::write(&path, "") } else { fs::remove_file(&path) };
+        done.map_err(HostError::io(format!("cannot hold the agent of {}", self.name())))
     }
 
     /// Waits until the daemon answers.
