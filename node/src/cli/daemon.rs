@@ -77,6 +77,7 @@ pub(super) fn run(args: DaemonArgs) -> Result<(), CliError> {
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {
+    crate::daemon::raise_priority();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     // The daemon's errors tell of their causes; anyhow would repeat those that already do.
     runtime.block_on(crate::daemon::run(config)).map_err(|e| anyhow::anyhow!(crate::chain(&e)))

@@ -8,6 +8,7 @@ mod keeper;
 mod local;
 mod moved;
 mod ports;
+mod priority;
 mod raft_entry;
 mod recover;
 mod restore;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, ConfigError, ConfigFile, parse_labels};
 pub use local::LocalEngine;
+pub(crate) use priority::raise as raise_priority;
 pub use recover::recover;
 
 use crate::datadir::{DataDir, DataDirError};

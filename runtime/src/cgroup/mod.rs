@@ -142,6 +142,7 @@ impl Cgroups {
             if hierarchy.version == Version::V2 {
                 delegate(&engine, &hierarchy.controllers);
             }
+            yield_to_others(&engine);
             make(hierarchy, &tasks)?;
             if hierarchy.version == Version::V2 {
                 delegate(&tasks, &hierarchy.controllers);
@@ -295,6 +296,19 @@ impl Cgroups {
 fn delegate(dir: &Path, offered: &[String]) {
     for controller in DELEGATED.iter().filter(|name| offered.iter().any(|offered| offered == *name)) {
         let _ = fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+}
+
+/// All tasks together get half of what a service of this host gets when both want the processor, so that the daemon, and
+/// whatever else keeps the host alive, is never late because of them. Among themselves, tasks share by their reservations.
+/// What an administrator has set stays.
+fn yield_to_others(dir: &Path) {
+    for (file, usual, ours) in [("cpu.shares", "1024", "512"), ("cpu.weight", "100", "50")] {
+        let path = dir.join(file);
+        if fs::read_to_string(&path).is_ok_and(|value| value.trim() == usual) {
+            // Without it tasks only weigh more.
+            let _ = fs::write(&path, ours);
+        }
     }
 }
 

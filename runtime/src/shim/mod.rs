@@ -73,6 +73,8 @@ fn detach() -> Option<UnixStream> {
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir(c"/");
     let _ = rustix::thread::set_name(c"shoal-shim");
+    // The daemon's priority is for the daemon: neither the container nor its shim runs before others.
+    let _ = rustix::process::setpriority_process(None, 0);
     // The host's OOM killer should take the container first; without the privilege it stays as it is.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-998");
     Some(daemon)
