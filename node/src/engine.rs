@@ -240,6 +240,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn engine_id(&self) -> String;
     /// The daemon's data directory, for `info`.
     fn data_dir(&self) -> std::path::PathBuf;
+    /// How patient this node is with the others.
+    fn timing(&self) -> crate::timing::Timing;
     /// Labels given to the daemon.
     fn labels(&self) -> Vec<String>;
     /// Raft as this manager sees it.

@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod release;
 pub mod rpc;
 pub mod stored;
+pub mod timing;
 pub mod vault;
 
 /// An error and all its causes, in one line.

@@ -69,7 +69,7 @@ impl Timing {
         }
     }
 
-    /// For managers up to 150 ms apart: a dead leader is replaced within 4.5 to 6 s.
+    /// For managers up to 150 ms apart (round trips of 300 ms): a dead leader is replaced within 4.5 to 6 s.
     pub fn wan() -> Self {
         Self {
             heartbeat: Duration::from_millis(500),

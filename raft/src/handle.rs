@@ -325,6 +325,10 @@ impl Raft {
         Desk::new(self.clone(), self.gate(), self.inner.book.clone()).into_service()
     }
 
+    pub(crate) fn election_max(&self) -> Duration {
+        self.inner.election_max
+    }
+
     pub(crate) fn borrow_status(&self) -> watch::Ref<'_, Status> {
         self.inner.status.borrow()
     }

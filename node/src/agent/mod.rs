@@ -40,6 +40,7 @@ use crate::engine::AgentState;
 use crate::metrics::AgentReadings;
 use crate::rpc::pb;
 use crate::stored;
+use crate::timing::Timing;
 
 pub use container::IMAGE_LABEL;
 pub(crate) use counters::Counters;
@@ -86,6 +87,8 @@ pub struct AgentConfig {
     pub cache: PathBuf,
     /// The keys that it is sealed with.
     pub vault: crate::vault::Vault,
+    /// How patient it is with managers.
+    pub timing: Timing,
 }
 
 /// What the agent knows of the cluster.
@@ -231,6 +234,7 @@ impl Agent {
             members: config.members,
             drop_session: drop_session.clone(),
             events: session,
+            timing: config.timing,
         };
         let actions = executor.tasks();
         let agent_loop = Loop {

@@ -14,14 +14,10 @@ use tonic::Code;
 
 use crate::datadir::ManagerRecord;
 use crate::rpc::{Channels, MAX_MESSAGE, Refused, pb};
+use crate::timing::Timing;
 
 /// How often the line looks whether its manager still speaks.
 const LOOK: Duration = Duration::from_millis(250);
-/// A manager that says nothing for so long (it sends something every 250 ms) is doubted: another one is asked for a
-/// session meanwhile. Doubt costs the cluster nothing, so a busy manager may well be doubted.
-const DOUBT: Duration = Duration::from_millis(600);
-/// A manager that says nothing for so long is left, whether there is another or not.
-const SILENCE: Duration = Duration::from_millis(2000);
 /// A session must open within this time.
 const OPEN: Duration = Duration::from_secs(5);
 /// A manager that has not answered for so long is no reason not to ask the next one as well.
@@ -93,6 +89,7 @@ pub(super) struct Line {
     /// Told by the loop when this manager's word cannot be used.
     pub(super) drop_session: std::sync::Arc<tokio::sync::Notify>,
     pub(super) events: mpsc::Sender<SessionEvent>,
+    pub(super) timing: Timing,
 }
 
 impl Line {
@@ -272,14 +269,14 @@ impl Line {
                         Err(Unopened::Failed) => asked = Instant::now(),
                     }
                 }
-                () = tokio::time::sleep_until(asked + DOUBT), if other.is_none() => {
+                () = tokio::time::sleep_until(asked + self.timing.doubt()), if other.is_none() => {
                     let managers = self.in_order(rand::random::<u32>() as usize, &session.manager.node_id);
                     let others = managers.into_iter().filter(|m| m.node_id != session.manager.node_id).collect();
                     other = Some(Box::pin(self.open_any(others)));
                     asked = Instant::now();
                 }
                 _ = look.tick() => {
-                    if heard.elapsed() > SILENCE {
+                    if heard.elapsed() > self.timing.silence() {
                         return End::Broken;
                     }
                     if !known_key.is_empty() && said.is_none_or(|at| at.elapsed() > SAY_AGAIN) {

@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::error::CliError;
 use super::host::{DEFAULT_RUN_DIR, socket_in};
 use crate::daemon::{Config, ConfigFile, parse_labels};
+use crate::timing::Timing;
 
 const DEFAULT_DATA_DIR: &str = "/var/lib/shoal";
 /// Raft's library tells every step of an election; the node itself says what an operator needs.
@@ -48,6 +49,10 @@ pub(super) struct DaemonArgs {
     /// Where to serve metrics for Prometheus, at /metrics; not served unless given
     #[arg(long, value_name = "ADDR:PORT")]
     metrics_addr: Option<String>,
+    /// How patient to be with the other hosts: "lan", or "wan" for round trips up to 300 ms; give all hosts the same
+    /// [default: lan]
+    #[arg(long, value_name = "lan|wan")]
+    timing: Option<String>,
     /// error, warn, info, debug, trace, or a filter such as "info,node::agent=debug" [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -107,6 +112,7 @@ fn settings(args: DaemonArgs) -> anyhow::Result<Settings> {
         Some(addr) => Some(addr.parse().with_context(|| format!("metrics address {addr:?} must look like ip:port"))?),
         None => None,
     };
+    let timing = args.timing.or(file.timing).map_or(Ok(Timing::default()), |given| given.parse())?;
     let level = args.log_level.or(file.log_level).unwrap_or_else(|| DEFAULT_LEVEL.to_owned());
     let filter = EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))?;
     let format = match args.log_format.or(file.log_format).as_deref() {
@@ -114,7 +120,7 @@ fn settings(args: DaemonArgs) -> anyhow::Result<Settings> {
         Some("json") => LogFormat::Json,
         Some(other) => anyhow::bail!("log format {other:?} must be text or json"),
     };
-    Ok(Settings { config: Config { data_dir, run_dir, hosts, labels, metrics_addr }, filter, format })
+    Ok(Settings { config: Config { data_dir, run_dir, hosts, labels, metrics_addr, timing }, filter, format })
 }
 
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
@@ -154,6 +160,7 @@ mod tests {
         assert_eq!(config.run_dir, Path::new("/run/shoal"));
         assert_eq!(config.hosts, ["unix:///run/shoal/shoal.sock"]);
         assert_eq!(config.metrics_addr, None);
+        assert_eq!(config.timing, Timing::Lan);
     }
 
     #[test]
@@ -168,7 +175,7 @@ mod tests {
         std::fs::write(
             &path,
             "data-dir = \"/file\"\nrun-dir = \"/run/file\"\nhost = [\"tcp://127.0.0.1:1\"]\n\
-             label = [\"a=1\", \"b=1\"]\nlog-format = \"json\"\n",
+             label = [\"a=1\", \"b=1\"]\nlog-format = \"json\"\ntiming = \"wan\"\n",
         )
         .unwrap();
         let path = path.to_str().unwrap();
@@ -178,6 +185,8 @@ mod tests {
         assert_eq!(found.config.hosts, ["tcp://127.0.0.1:1"]);
         assert_eq!(found.config.labels, BTreeMap::from([("a".into(), "1".into()), ("b".into(), "2".into())]));
         assert_eq!(found.format, LogFormat::Json);
+        assert_eq!(found.config.timing, Timing::Wan);
+        assert_eq!(of(&["--config", path, "--timing", "lan"]).unwrap().config.timing, Timing::Lan);
     }
 
     #[track_caller]
@@ -192,6 +201,7 @@ mod tests {
         refused(&["--log-level", "a=b=c"], "a=b=c");
         refused(&["--host", "npipe://x"], "npipe://x");
         refused(&["--label", "x"], "\"x\"");
+        refused(&["--timing", "slow"], "\"slow\" must be lan or wan");
         refused(&["--metrics-addr", "9323"], "9323");
         refused(&["--config", "/nonexistent/daemon.toml"], "/nonexistent/daemon.toml");
     }

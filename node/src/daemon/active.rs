@@ -99,6 +99,7 @@ impl Active {
             members: gossip.watch(),
             cache: engine.data().assignments(),
             vault: engine.data().vault().clone(),
+            timing: engine.config().timing,
         })
         .await
         .map_err(|e| internal("the agent could not start")(&e))?;
@@ -285,6 +286,7 @@ impl Active {
             raft_dir: self.engine.data().raft(),
             keys: self.engine.data().vault().ring(),
             had_log,
+            timing: self.engine.config().timing,
         };
         let start = || Manager::start(config(), self.channels.clone(), self.gossip.clone());
         let mut started = start().await;
@@ -508,7 +510,7 @@ async fn start_gossip(
         identity,
         socket,
         keys: keyring(&record.gossip_keys)?,
-        timing: gossip::Timing::lan(),
+        timing: engine.config().timing.gossip(),
         cluster_id: record.cluster_id.clone(),
     })
     .await

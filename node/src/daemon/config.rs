@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::timing::Timing;
+
 /// Settings of `shoal daemon`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -19,6 +21,8 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Where metrics are served, if anywhere.
     pub metrics_addr: Option<SocketAddr>,
+    /// How patient this node is with the others.
+    pub timing: Timing,
 }
 
 /// What the TOML file may say; the same keys as the flags.
@@ -35,6 +39,8 @@ pub struct ConfigFile {
     pub label: Option<Vec<String>>,
     /// `--metrics-addr`
     pub metrics_addr: Option<String>,
+    /// `--timing`
+    pub timing: Option<String>,
     /// `--log-level`
     pub log_level: Option<String>,
     /// `--log-format`

@@ -26,6 +26,7 @@ use crate::engine::{
 };
 use crate::manager::{self, Manager};
 use crate::metrics::Readings;
+use crate::timing::Timing;
 use crate::vault::UnlockKey;
 
 /// After this time the user is told that the join goes on without being waited for. Docker says so after 20 s; a
@@ -460,6 +461,10 @@ impl Engine for LocalEngine {
 
     fn data_dir(&self) -> PathBuf {
         self.config().data_dir.clone()
+    }
+
+    fn timing(&self) -> Timing {
+        self.config().timing
     }
 
     fn labels(&self) -> Vec<String> {

@@ -14,6 +14,7 @@ use super::address;
 use crate::datadir::{DataDir, ManagerRecord, MembershipRecord};
 use crate::engine::{EngineError, RecoverRequest, Recovered};
 use crate::manager::{self, Survivor};
+use crate::timing::Timing;
 
 /// Makes the node of this data directory the only manager of its cluster. The node must not run.
 pub async fn recover(data: &DataDir, request: &RecoverRequest) -> Result<Recovered, EngineError> {
@@ -105,6 +106,8 @@ fn config(data: &DataDir, record: &MembershipRecord, raft_id: u64, anew: bool) -
         raft_dir: if anew { data.raft_of(raft_id) } else { data.raft() },
         keys: data.vault().ring(),
         had_log: !anew && record.raft_opened == raft_id,
+        // Files are read and written; nobody is waited for.
+        timing: Timing::default(),
     }
 }
 

@@ -4,8 +4,6 @@
 //! This is a courtesy, not a lock: one that can reach none of them is not stopped by it. Agents, which have seen the
 //! newer life, do not follow the older one in any case.
 
-use std::time::Duration;
-
 use deploy::dispatcher::Stamp;
 use tokio::task::JoinSet;
 
@@ -13,9 +11,6 @@ use super::active::{Active, internal};
 use crate::datadir::MembershipRecord;
 use crate::engine::EngineError;
 use crate::rpc::pb;
-
-/// All of the asking together; a start waits for it.
-const ASK: Duration = Duration::from_millis(400);
 
 impl Active {
     /// The manager (`ip:port`) that speaks for a newer life of the cluster than what this node remembers.
@@ -42,7 +37,7 @@ impl Active {
             }
             None
         };
-        tokio::time::timeout(ASK, newer).await.ok().flatten()
+        tokio::time::timeout(self.engine.config().timing.ask_before_start(), newer).await.ok().flatten()
     }
 
     /// Goes on as a worker; the new life says what becomes of this node.

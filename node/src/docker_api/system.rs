@@ -112,6 +112,8 @@ pub(super) async fn info<E: Engine>(State(app): State<App<E>>) -> Json<Value> {
         "Driver": "overlayfs",
         "DriverStatus": [],
         "DockerRootDir": app.engine.data_dir(),
+        // Not Docker's; clients ignore what they do not know.
+        "Timing": app.engine.timing().to_string(),
         "Plugins": {"Volume": [], "Network": ["overlay"], "Authorization": null, "Log": ["json-file", "local"]},
         "MemoryLimit": true,
         "PidsLimit": true,

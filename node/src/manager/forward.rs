@@ -14,21 +14,12 @@ use super::leader::NotDone;
 use crate::engine::EngineError;
 use crate::rpc::{Channels, Lane, MAX_MESSAGE, pb};
 
-/// So long a request looks for a leader before it gives up.
-const FIND_LEADER: Duration = Duration::from_secs(10);
 /// So long a request waits to be committed before its outcome is called unknown.
 const COMMIT: Duration = Duration::from_secs(30);
-/// A manager that was heard this lately counts as there: six heartbeats.
-const ANSWERS: Duration = Duration::from_millis(900);
 /// Docker's words.
 const LOSS_OF_QUORUM: &str = "can't remove member from the raft: this would result in a loss of quorum";
 /// Pause before the next look.
 const RETRY: Duration = Duration::from_millis(25);
-/// A leader whose heartbeats (every 150 ms) have not come for so long is not sent requests: what is sent to a leader
-/// that is gone has an outcome that nobody knows, and what waits is carried out by the next one.
-const QUIET: Duration = Duration::from_millis(400);
-/// A leader that was replaced has so long to answer what it was asked before.
-const LAST_WORD: Duration = Duration::from_millis(50);
 
 /// Raft's connections to its peers.
 pub(super) struct PeerChannels(pub(super) Channels);
@@ -43,7 +34,7 @@ impl Manager {
     /// Carries out a request through the leader; answers with the index of the entry. A request that may have been
     /// carried out is never sent again.
     pub(super) async fn execute(&self, request: Request) -> Result<(Reply, u64), EngineError> {
-        let deadline = tokio::time::Instant::now() + FIND_LEADER;
+        let deadline = tokio::time::Instant::now() + self.inner.timing.find_leader();
         loop {
             let outcome = match self.leader() {
                 Some(peer) if peer.node_id == self.inner.node_id.as_str() => {
@@ -84,9 +75,10 @@ impl Manager {
         if status.role != Role::Leader || !status.is_voter(raft_id) {
             return None;
         }
+        let lately = self.inner.timing.answers();
         let left = || status.voters.iter().filter(|peer| peer.id != raft_id);
         let answers =
-            |peer: &&Peer| peer.id == status.id || status.heard.get(&peer.id).is_some_and(|at| at.elapsed() < ANSWERS);
+            |peer: &&Peer| peer.id == status.id || status.heard.get(&peer.id).is_some_and(|at| at.elapsed() < lately);
         let (left, answering) = (left().count(), left().filter(answers).count());
         (left > 0 && answering * 2 <= left).then(|| precondition(LOSS_OF_QUORUM))
     }
@@ -132,7 +124,7 @@ impl Manager {
     /// elected this moment.
     fn is_quiet(&self, leader: &Peer) -> bool {
         let last = self.inner.raft.last_leader();
-        last.is_some_and(|(id, at)| id == leader.id && at.elapsed() > QUIET)
+        last.is_some_and(|(id, at)| id == leader.id && at.elapsed() > self.inner.timing.quiet())
     }
 
     /// Waits until another member leads, and a moment longer.
@@ -140,7 +132,7 @@ impl Manager {
         let mut status = self.inner.raft.watch();
         let other = status.wait_for(|now| now.leader.as_ref().is_some_and(|other| other.id != leader.id)).await.is_ok();
         match other {
-            true => tokio::time::sleep(LAST_WORD).await,
+            true => tokio::time::sleep(self.inner.timing.last_word()).await,
             false => std::future::pending().await,
         }
     }

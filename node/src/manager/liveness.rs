@@ -66,18 +66,18 @@ impl Heard {
     }
 }
 
-/// A manager that was out of touch with a leading majority for so long knows nothing worth telling.
-const OUT_OF_TOUCH: Duration = Duration::from_millis(4000);
-/// A leader has its majority while it heard from it this lately.
-const MAJORITY: Duration = Duration::from_millis(2000);
-
 /// When a manager last was in touch with a leader that has a majority, itself included.
-#[derive(Default)]
 pub(super) struct Contact {
     last: Mutex<Option<Instant>>,
+    /// A manager that was out of touch for so long knows nothing worth telling.
+    limit: Duration,
 }
 
 impl Contact {
+    pub(super) fn new(limit: Duration) -> Self {
+        Self { last: Mutex::default(), limit }
+    }
+
     fn note(&self) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
@@ -85,15 +85,14 @@ impl Contact {
     /// Whether what this manager knows is fresh enough to serve agents.
     pub(super) fn holds(&self) -> bool {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.is_some_and(|at| at.elapsed() < OUT_OF_TOUCH)
+        last.is_some_and(|at| at.elapsed() < self.limit)
     }
 }
 
 /// Whether this member leads and has a majority behind it.
-fn leads_a_majority(status: &raft::Status) -> bool {
-    let heard = |peer: &&raft::Peer| {
-        peer.id == status.id || status.heard.get(&peer.id).is_some_and(|at| at.elapsed() < MAJORITY)
-    };
+fn leads_a_majority(status: &raft::Status, lately: Duration) -> bool {
+    let heard =
+        |peer: &&raft::Peer| peer.id == status.id || status.heard.get(&peer.id).is_some_and(|at| at.elapsed() < lately);
     status.role == Role::Leader && status.voters.iter().filter(heard).count() * 2 > status.voters.len()
 }
 
@@ -106,7 +105,7 @@ pub(super) async fn run(manager: Manager) {
     loop {
         tokio::time::sleep(LOOK).await;
         let status = manager.status();
-        if !leads_a_majority(&status) {
+        if !leads_a_majority(&status, manager.inner.timing.majority()) {
             leads_since = None;
             seen.clear();
             continue;
@@ -127,7 +126,7 @@ pub(super) async fn run(manager: Manager) {
             let heard = manager.inner.heard.get(&node.id).map_or(since, |at| at.max(since));
             let evidence = Evidence {
                 gossip_dead: members.get(node.id.as_str()).is_some_and(|member| !member.alive),
-                silent: heard.elapsed(),
+                silent: heard.elapsed().saturating_sub(manager.inner.timing.late()),
             };
             let before = seen.insert(node.id.clone(), heard).filter(|before| *before < heard);
             if let Some(before) = before {

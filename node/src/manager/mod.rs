@@ -19,7 +19,6 @@ pub mod verdict;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use deploy::control::{Reply, Request};
 use deploy::model::NodeId;
@@ -42,9 +41,8 @@ use crate::engine::{Consistency, EngineError, ManagerView};
 use crate::metrics::ManagerReadings;
 use crate::release::Release;
 use crate::rpc::Channels;
+use crate::timing::Timing;
 
-/// A read waits so long for this manager to catch up.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// A manager that is told to stop takes so long at the most to hand leadership over.
 const STEP_DOWN: std::time::Duration = std::time::Duration::from_secs(2);
 /// Log entries between snapshots.
@@ -66,6 +64,8 @@ pub struct Config {
     pub keys: raft::Keyring,
     /// Whether this raft id has had a log before.
     pub had_log: bool,
+    /// How patient it is with the others.
+    pub timing: Timing,
 }
 
 impl Config {
@@ -74,7 +74,7 @@ impl Config {
             dir: self.raft_dir.clone(),
             id: self.raft_id,
             cluster_id: self.cluster_id.clone(),
-            timing: raft::Timing::default(),
+            timing: self.timing.raft(),
             snapshot_every: SNAPSHOT_EVERY,
             keys: self.keys.clone(),
             had_log: self.had_log,
@@ -132,6 +132,7 @@ struct Inner {
     channels: Channels,
     heard: liveness::Heard,
     contact: liveness::Contact,
+    timing: Timing,
     gossip: Gossip,
     /// Nobody becomes a voter any more: this manager is about to begin anew.
     closed: AtomicBool,
@@ -163,7 +164,8 @@ impl Manager {
                 counters,
                 channels,
                 heard: liveness::Heard::default(),
-                contact: liveness::Contact::default(),
+                contact: liveness::Contact::new(config.timing.out_of_touch()),
+                timing: config.timing,
                 gossip,
                 closed: AtomicBool::new(false),
                 stop: CancellationToken::new(),
@@ -225,8 +227,9 @@ impl Manager {
     /// The store as a value, and the entry that it is the result of.
     pub async fn published(&self, consistency: Consistency) -> Result<Published, EngineError> {
         if consistency == Consistency::Linearizable {
-            let index =
-                tokio::time::timeout(READ_TIMEOUT, self.read_index()).await.map_err(|_| EngineError::NoLeader)??;
+            let index = tokio::time::timeout(self.inner.timing.find_leader(), self.read_index())
+                .await
+                .map_err(|_| EngineError::NoLeader)??;
             self.applied(index).await?;
         }
         Ok(self.inner.published.borrow().clone())
@@ -235,7 +238,8 @@ impl Manager {
     /// Waits until this manager has applied that entry.
     async fn applied(&self, index: u64) -> Result<(), EngineError> {
         let mut published = self.inner.published.clone();
-        let applied = tokio::time::timeout(READ_TIMEOUT, published.wait_for(|p| p.index >= index)).await;
+        let applied =
+            tokio::time::timeout(self.inner.timing.find_leader(), published.wait_for(|p| p.index >= index)).await;
         match applied {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(EngineError::Internal("the manager stopped".into())),

@@ -257,6 +257,10 @@ impl Engine for Fake {
         self.dir.path().to_owned()
     }
 
+    fn timing(&self) -> node::timing::Timing {
+        node::timing::Timing::Wan
+    }
+
     fn labels(&self) -> Vec<String> {
         vec!["zone=a".to_owned()]
     }

@@ -30,7 +30,7 @@ use crate::{MAX_PAYLOAD, ProposeError, Proposed, Raft, RaftId};
 /// on all members alike.
 pub type Proposals = ProposalsServer<Desk>;
 
-/// So long a proposal looks for a leader.
+/// So long a proposal looks for a leader, or for six of the longest election timeouts.
 const FIND_LEADER: Duration = Duration::from_secs(10);
 
 /// The outcome of what was accepted is called unknown after this.
@@ -100,7 +100,7 @@ impl Desk {
 
     /// Carries a proposal to its end.
     async fn carry(&self, payload: Bytes) -> Outcome {
-        let give_up = Instant::now() + FIND_LEADER;
+        let give_up = Instant::now() + FIND_LEADER.max(self.raft.election_max() * 6);
         let mut status = self.raft.watch();
         loop {
             let outcome = match self.route() {

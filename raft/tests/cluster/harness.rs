@@ -1,7 +1,7 @@
 //! Members in one process: each with a runtime of its own, so that killing one takes all of it away at
 //! once, talking over loopback TCP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -63,11 +63,17 @@ impl StateMachine for Journal {
     }
 }
 
-struct Plain;
+/// Members whose calls fail, in and out.
+type CutOff = Arc<Mutex<BTreeSet<RaftId>>>;
+
+/// Says who calls, so that the other side can be deaf to it.
+struct Plain(RaftId);
 
 impl Dial for Plain {
     fn channel(&self, peer: &Peer) -> Channel {
         Endpoint::from_shared(format!("http://{}", peer.addr))
+            .unwrap()
+            .user_agent(format!("member-{}", self.0))
             .unwrap()
             .connect_timeout(Duration::from_millis(500))
             .tcp_nodelay(true)
@@ -97,6 +103,9 @@ pub(crate) struct Cluster {
     pub(crate) cluster_id: String,
     /// Members started from now on know no append streams, like those of an early release.
     pub(crate) without_streams: bool,
+    /// Members started from now on are that patient.
+    pub(crate) timing: Timing,
+    cut_off: CutOff,
 }
 
 impl Cluster {
@@ -107,6 +116,8 @@ impl Cluster {
             snapshot_every: 10_000,
             cluster_id: "cluster-1".into(),
             without_streams: false,
+            timing: Timing::lan(),
+            cut_off: CutOff::default(),
         }
     }
 
@@ -191,9 +202,28 @@ impl Cluster {
             running: None,
         });
         assert!(slot.running.is_none(), "member {id} runs already");
-        slot.running =
-            Some(launch(id, slot, &self.cluster_id, self.snapshot_every, self.without_streams, had_log).await?);
+        let config = Config {
+            dir: slot.dir.clone(),
+            id,
+            cluster_id: self.cluster_id.clone(),
+            timing: self.timing,
+            snapshot_every: self.snapshot_every,
+            keys: slot.keys.clone(),
+            had_log,
+        };
+        slot.running = Some(launch(slot, config, self.without_streams, self.cut_off.clone()).await?);
         Ok(())
+    }
+
+    /// Has all calls from and to a member fail, from the next one on: streams that are open go on, so start members
+    /// `without_streams`.
+    pub(crate) fn cut_off(&self, id: RaftId) {
+        self.cut_off.lock().unwrap().insert(id);
+    }
+
+    /// Ends that.
+    pub(crate) fn reconnect(&self, id: RaftId) {
+        self.cut_off.lock().unwrap().remove(&id);
     }
 
     /// Takes a member away, like a kill of its process.
@@ -312,27 +342,12 @@ impl Cluster {
     }
 }
 
-async fn launch(
-    id: RaftId,
-    slot: &Slot,
-    cluster_id: &str,
-    snapshot_every: u64,
-    without_streams: bool,
-    had_log: bool,
-) -> Result<Running, StartError> {
+async fn launch(slot: &Slot, config: Config, without_streams: bool, cut_off: CutOff) -> Result<Running, StartError> {
+    let id = config.id;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let applied = Applied::default();
-    let config = Config {
-        dir: slot.dir.clone(),
-        id,
-        cluster_id: cluster_id.into(),
-        timing: Timing::lan(),
-        snapshot_every,
-        keys: slot.keys.clone(),
-        had_log,
-    };
     let machine = Journal { state: Vec::new(), published: applied.clone() };
-    let raft = match runtime.spawn(Raft::start(config, machine, Plain)).await.unwrap() {
+    let raft = match runtime.spawn(Raft::start(config, machine, Plain(id))).await.unwrap() {
         Ok(raft) => raft,
         Err(error) => {
             runtime.shutdown_background();
@@ -340,7 +355,7 @@ async fn launch(
         }
     };
     let listener = slot.listener.try_clone().unwrap();
-    let service = Transport { inner: raft.service(), without_streams };
+    let service = Transport { inner: raft.service(), without_streams, id, cut_off };
     let proposals = raft.proposals();
     runtime.spawn(async move {
         listener.set_nonblocking(true).unwrap();
@@ -362,6 +377,17 @@ async fn launch(
 struct Transport {
     inner: raft::Service,
     without_streams: bool,
+    id: RaftId,
+    cut_off: CutOff,
+}
+
+impl Transport {
+    fn is_deaf_to(&self, request: &http::Request<Body>) -> bool {
+        let cut_off = self.cut_off.lock().unwrap();
+        let caller = request.headers().get("user-agent").and_then(|name| name.to_str().ok()).unwrap_or_default();
+        let called = |id: &RaftId| caller.split(' ').next() == Some(&format!("member-{id}"));
+        cut_off.iter().any(|id| *id == self.id || called(id))
+    }
 }
 
 impl tonic::server::NamedService for Transport {
@@ -378,6 +404,9 @@ impl Service<http::Request<Body>> for Transport {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if self.is_deaf_to(&request) {
+            return Box::pin(async { Ok(tonic::Status::unavailable("cut off").into_http()) });
+        }
         if self.without_streams && request.uri().path().ends_with("/AppendStream") {
             return Box::pin(async { Ok(tonic::Status::unimplemented("").into_http()) });
         }

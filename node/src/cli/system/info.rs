@@ -39,6 +39,7 @@ fn describe(info: &Value) -> String {
     say("  Nodes", &swarm["Nodes"]);
     say("  Managers", &swarm["Managers"]);
     say("  Trouble", &swarm["Error"]);
+    say("Timing", &info["Timing"]);
     say("Images", &info["Images"]);
     say("Containers", &info["Containers"]);
     say("  Running", &info["ContainersRunning"]);

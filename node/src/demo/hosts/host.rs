@@ -37,6 +37,7 @@ pub(super) struct Plan {
     pub(super) exe: PathBuf,
     pub(super) log_level: String,
     pub(super) env: Vec<(String, String)>,
+    pub(super) args: Vec<String>,
 }
 
 /// A machine that runs a daemon. All methods take `&self`, so that a host can be used from several tasks.
@@ -193,7 +194,7 @@ impl Host {
         command.arg(&self.plan.exe).arg("daemon");
         command.arg("--data-dir").arg(self.data_dir()).arg("--run-dir").arg(self.run_dir());
         command.arg("-H").arg(format!("unix://{}", self.api.socket().display()));
-        command.arg("--log-level").arg(&self.plan.log_level);
+        command.arg("--log-level").arg(&self.plan.log_level).args(&self.plan.args);
         command.envs(lock(&self.env).iter().map(|(key, value)| (key, value)));
         // Only the daemon that tests run looks at it.
         command.env("CHAOS_CLOCK_FILE", self.clock_path());

@@ -54,6 +54,8 @@ pub struct HostsConfig {
     pub log_level: String,
     /// Variables of the daemons' environment.
     pub env: Vec<(String, String)>,
+    /// More flags of `shoal daemon`.
+    pub args: Vec<String>,
 }
 
 impl HostsConfig {
@@ -66,6 +68,7 @@ impl HostsConfig {
             parent: PathBuf::from("/var/tmp"),
             log_level: "info,openraft=warn".into(),
             env: Vec::new(),
+            args: Vec::new(),
         }
     }
 }
@@ -198,6 +201,7 @@ fn plan(config: &HostsConfig, base: &Path, index: usize) -> host::Plan {
         exe: config.exe.clone(),
         log_level: config.log_level.clone(),
         env: config.env.clone(),
+        args: config.args.clone(),
     }
 }
 
