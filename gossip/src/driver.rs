@@ -30,6 +30,7 @@ pub(crate) enum Command {
     SetSeeds(Vec<SocketAddr>),
     SetKeys(Keyring),
     Forget(String),
+    Silence(bool),
     Leave,
     Stop,
 }
@@ -56,6 +57,8 @@ pub(crate) struct Driver {
     swim: Swim,
     events: mpsc::Sender<Event>,
     backlog: VecDeque<Event>,
+    /// Says nothing and hears nothing.
+    silent: bool,
     members: watch::Sender<Arc<Members>>,
     stats: Stats,
     stats_out: watch::Sender<Stats>,
@@ -79,7 +82,7 @@ impl Driver {
         stats_out: watch::Sender<Stats>,
     ) -> Self {
         let (backlog, stats) = (VecDeque::new(), Stats::default());
-        Self { socket, sealer, swim, events, backlog, members, stats, stats_out, commands }
+        Self { socket, sealer, swim, events, backlog, silent: false, members, stats, stats_out, commands }
     }
 
     pub(crate) async fn run(mut self) {
@@ -134,6 +137,7 @@ impl Driver {
             Command::SetSeeds(seeds) => self.swim.set_seeds(seeds),
             Command::SetKeys(keys) => self.sealer.set_keys(keys),
             Command::Forget(node_id) => self.swim.forget(&node_id, now()),
+            Command::Silence(silent) => self.silent = silent,
             Command::Leave => self.swim.leave(now()),
             Command::Stop => {}
         }
@@ -158,6 +162,9 @@ impl Driver {
     fn receive(&mut self, datagram: &[u8], from: SocketAddr) {
         self.stats.received += 1;
         self.stats.received_bytes += datagram.len() as u64;
+        if self.silent {
+            return;
+        }
         let rejected = &mut self.stats.rejected;
         let packet = match self.sealer.open(datagram) {
             Ok(packet) => packet,
@@ -228,6 +235,9 @@ impl Driver {
 
     fn send(&mut self) {
         while let Some((to, packet)) = self.swim.poll_packet() {
+            if self.silent {
+                continue;
+            }
             let datagram = match self.sealer.seal(&packet) {
                 Ok(datagram) => datagram,
                 Err(error) => {

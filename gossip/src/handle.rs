@@ -121,6 +121,12 @@ impl Gossip {
         self.command(Command::Forget(node_id.to_owned()));
     }
 
+    /// Takes no part while `silent`: nothing is sent, nothing is heard, and what was known of the others grows old. For a
+    /// node whose identity another one has: two that speak in one name would refute each other for ever.
+    pub fn silence(&self, silent: bool) {
+        self.command(Command::Silence(silent));
+    }
+
     /// The other nodes as of now, without this one.
     pub fn members(&self) -> Arc<Members> {
         Arc::clone(&self.members.borrow())

@@ -152,6 +152,44 @@ async fn garbage_and_replays_are_counted() {
 }
 
 #[tokio::test]
+async fn a_silenced_node_is_not_there_until_it_may_speak_again() {
+    let (a, _a_events) = start("a", ring(1, &[])).await;
+    let (b, _b_events) = start("b", ring(1, &[])).await;
+    b.join(vec![addr(&a)]);
+    wait_members(&a, 1).await;
+    b.silence(true);
+    wait_members(&a, 0).await;
+    b.silence(false);
+    b.join(vec![addr(&a)]);
+    wait_members(&a, 1).await;
+}
+
+#[tokio::test]
+async fn of_two_with_one_identity_the_silenced_one_is_not_heard() {
+    let (a, _a_events) = start("a", ring(1, &[])).await;
+    let (one, _e1) = start("b", ring(1, &[])).await;
+    let (two, _e2) = start("b", ring(1, &[])).await;
+    // That of the higher address wins where both are as old: the one that will be silent.
+    let (original, clone) = if addr(&one) < addr(&two) { (one, two) } else { (two, one) };
+    original.join(vec![addr(&a)]);
+    wait_members(&original, 1).await;
+    clone.join(vec![addr(&a)]);
+    let mut watch = a.watch();
+    let b_is = async |watch: &mut tokio::sync::watch::Receiver<Arc<gossip::Members>>, addr: SocketAddr| {
+        let there = watch.wait_for(|members| members["b"].alive && members["b"].identity.addr == addr);
+        timeout(PATIENCE, there).await.expect("in time").expect("gossip runs");
+    };
+    b_is(&mut watch, addr(&clone)).await;
+
+    clone.silence(true);
+    b_is(&mut watch, addr(&original)).await;
+    wait_members(&original, 1).await;
+    // Its death is seen: nobody speaks for it.
+    original.stop().await;
+    wait_members(&a, 0).await;
+}
+
+#[tokio::test]
 async fn keys_rotate_without_a_gap() {
     let (a, mut a_events) = start("a", ring(1, &[])).await;
     let (b, mut b_events) = start("b", ring(1, &[])).await;

@@ -17,13 +17,18 @@ fn all_ahead(cluster: &Cluster, by: Duration) -> Result<()> {
     cluster.hosts().iter().try_for_each(|host| Ok(host.set_clock(i64::try_from(by.as_millis())?)?))
 }
 
+/// How many lines of the daemon's log say this.
+fn logged(cluster: &Cluster, index: usize, words: &str) -> Result<usize> {
+    let text = std::fs::read_to_string(cluster.host(index).log_path())?;
+    Ok(text.lines().filter(|line| line.contains(words)).count())
+}
+
 /// Waits until the daemon's log says this, `times` times.
 async fn wait_log(cluster: &Cluster, index: usize, words: &str, times: usize) -> Result<()> {
     let host = cluster.host(index);
     host.api()
         .wait_for(&format!("{words:?} in the log of {}", host.name()), SOON, || async {
-            let text = std::fs::read_to_string(host.log_path()).map_err(|e| e.to_string())?;
-            let seen = text.lines().filter(|line| line.contains(words)).count();
+            let seen = logged(cluster, index, words).map_err(|e| e.to_string())?;
             if seen >= times { Ok(()) } else { Err(format!("{seen} times")) }
         })
         .await?;
@@ -192,6 +197,148 @@ async fn a_new_root_reaches_every_node_also_those_that_were_off() {
         ensure!(refusal.contains("does not match fingerprint") && refusal.contains("node token"), "{refusal:?}");
         let (worker_token, _) = here.tokens().await?;
         host.api().join(&host.address().to_string(), &remote, &worker_token).await?;
+        Ok(())
+    })
+    .await;
+}
+
+async fn wait_message(cluster: &Cluster, index: usize, fits: impl Fn(&str) -> bool) -> Result<String> {
+    let (api, id) = (cluster.api(0), cluster.id(index).to_owned());
+    Ok(api
+        .wait_for(&format!("the right message of {}", cluster.host(index).name()), SOON, || async {
+            let node = api.get(&format!("/nodes/{id}")).await.map_err(|e| e.to_string())?;
+            let message = node["Status"]["Message"].as_str().unwrap_or_default().to_owned();
+            if node["Status"]["State"] == "ready" && fits(&message) {
+                Ok(message)
+            } else {
+                Err(node["Status"].to_string())
+            }
+        })
+        .await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_that_are_wrong_are_reported_with_the_amount() {
+    with(Cluster::start(&binaries(), 3, 1), async |cluster| {
+        let leader = cluster.leader(0).await?;
+        let follower = (leader + 1) % 3;
+        cluster.host(3).set_clock(90_500)?;
+        cluster.host(follower).set_clock(-3_500_500)?;
+        let worker = wait_message(cluster, 3, |message| message.contains("ahead")).await?;
+        ensure!(worker.starts_with("clock 1m") && worker.ends_with("ahead of the leader's"), "{worker:?}");
+        let manager = wait_message(cluster, follower, |message| message.contains("behind")).await?;
+        ensure!(manager.starts_with("clock 58m") && manager.ends_with("behind the leader's"), "{manager:?}");
+        let info = cluster.api(0).get("/info").await?;
+        ensure!(info["Warnings"].to_string().contains("ahead of the leader's"), "{}", info["Warnings"]);
+        for index in [3, follower] {
+            cluster.host(index).set_clock(0)?;
+        }
+        for index in 0..4 {
+            wait_message(cluster, index, str::is_empty).await?;
+        }
+        Ok(())
+    })
+    .await;
+}
+
+/// Copies a directory as a backup would.
+fn copy_dir(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        match entry.file_type()? {
+            kind if kind.is_dir() => copy_dir(&entry.path(), &target)?,
+            kind if kind.is_file() => drop(std::fs::copy(entry.path(), target)?),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the host says of its membership that it is in this state, with these words among its error.
+async fn wait_membership(cluster: &Cluster, index: usize, state: &str, words: &str) -> Result<()> {
+    let host = cluster.host(index);
+    host.api()
+        .wait_for(&format!("{} to be {state} {words:?}", host.name()), SOON, || async {
+            let info = host.api().get("/info").await.map_err(|e| e.to_string())?;
+            let swarm = &info["Swarm"];
+            let error = swarm["Error"].as_str().unwrap_or_default();
+            if swarm["LocalNodeState"] == state && error.contains(words) { Ok(()) } else { Err(swarm.to_string()) }
+        })
+        .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cloned_disk_is_refused_while_the_original_lives() {
+    with(Cluster::hosts_only(&binaries(), 3), async |cluster| {
+        cluster.init().await?;
+        cluster.join(1, false).await?;
+        cluster.wait_ready(2).await?;
+        let api = cluster.api(0);
+        let (original, clone) = (cluster.host(1), cluster.host(2));
+        for host in [original, clone] {
+            host.stop_daemon().await?;
+        }
+        std::fs::remove_dir_all(clone.data_dir())?;
+        copy_dir(&original.data_dir(), &clone.data_dir())?;
+        let sessions = logged(cluster, 1, "session opened")?;
+        original.start_daemon()?;
+        wait_log(cluster, 1, "session opened", sessions + 1).await?;
+        cluster.wait_ready(2).await?;
+        clone.start_daemon()?;
+        clone.wait_ready().await?;
+        wait_log(cluster, 0, "two hosts use one identity", 1).await?;
+        wait_membership(cluster, 2, "error", "cloned").await?;
+        wait_message(cluster, 1, str::is_empty).await?;
+
+        // The clone is silent in the gossip: the original's death is seen there, and only then the clone takes over.
+        original.kill_daemon()?;
+        wait_log(cluster, 0, "host is not reachable", 1).await?;
+        wait_membership(cluster, 2, "active", "").await?;
+        // The original's next start is newer than anything that the clone has.
+        original.start_daemon()?;
+        wait_membership(cluster, 2, "error", "another host uses its identity").await?;
+        wait_membership(cluster, 1, "active", "").await?;
+        wait_message(cluster, 1, str::is_empty).await?;
+
+        // The clone goes without a word in the original's name, and may come in as somebody of its own.
+        clone.api().post("/swarm/leave?force=true", &Value::Null).await?;
+        let nodes = api.nodes(Freshness::Linearizable).await?;
+        ensure!(nodes.len() == 2 && nodes.iter().all(|node| node["Status"]["State"] == "ready"), "{nodes:?}");
+        let (worker, _) = api.tokens().await?;
+        clone.api().join(&clone.address().to_string(), &cluster.host(0).node_address(), &worker).await?;
+        cluster.wait_ready(3).await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removed_nodes_and_old_tokens_open_nothing() {
+    with(Cluster::start(&binaries(), 1, 1), async |cluster| {
+        let api = cluster.api(0);
+        let (before, _) = api.tokens().await?;
+        let swarm = swarm(&api).await.map_err(anyhow::Error::msg)?;
+        let version = swarm["Version"]["Index"].as_u64().unwrap_or(0);
+        api.post(&format!("/swarm/update?version={version}&rotateWorkerToken=true"), &swarm["Spec"]).await?;
+        let removed = cluster.id(1).to_owned();
+        api.delete(&format!("/nodes/{removed}?force=true")).await?;
+        let host = cluster.host(1);
+        wait_membership(cluster, 1, "error", "removed").await?;
+        // Started anew it is not let in either.
+        host.kill_daemon()?;
+        host.start_daemon()?;
+        host.wait_ready().await?;
+        wait_log(cluster, 1, "the cluster turned this node away", 1).await?;
+        host.api().post("/swarm/leave?force=true", &Value::Null).await?;
+        let remote = cluster.host(0).node_address();
+        let address = host.address().to_string();
+        let joined = host.api().join(&address, &remote, &before).await.err().map(|error| error.to_string());
+        ensure!(joined.as_ref().is_some_and(|text| text.contains("valid join token")), "{joined:?}");
+        let (now, _) = api.tokens().await?;
+        host.api().join(&address, &remote, &now).await?;
+        ensure!(host.api().node_id().await? != removed, "a node that was removed came back as itself");
         Ok(())
     })
     .await;

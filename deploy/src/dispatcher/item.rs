@@ -244,7 +244,8 @@ impl Peer {
     /// Whether the managers hear from the host though gossip calls it dead.
     #[must_use]
     pub fn is_gossip_blocked(&self) -> bool {
-        self.state() == NodeState::Ready && self.message == GOSSIP_BLOCKED
+        // Other remarks may follow.
+        self.state() == NodeState::Ready && self.message.starts_with(GOSSIP_BLOCKED)
     }
 }
 

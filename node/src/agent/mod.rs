@@ -243,6 +243,7 @@ impl Agent {
             core,
             executor,
             outbox: None,
+            marked: None,
             applied: config.overlay.applied_revision(),
             leaving: false,
             removing: None,
@@ -344,6 +345,8 @@ struct Loop {
     core: Core,
     executor: Executor,
     outbox: Option<mpsc::Sender<pb::AgentMessage>>,
+    /// The last mark of the manager at the other end, if it was not given back yet.
+    marked: Option<session::Mark>,
     /// The revision that the host's networks are of.
     applied: watch::Receiver<u64>,
     /// The node leaves, or was removed: whatever it is given now, it does not take.
@@ -399,9 +402,9 @@ impl Loop {
         }
     }
 
-    fn say_alive(&self) {
+    fn say_alive(&mut self) {
         let applied_revision = *self.applied.borrow();
-        let beat = pb::agent_message::Kind::Heartbeat(pb::Heartbeat { applied_revision });
+        let beat = pb::agent_message::Kind::Heartbeat(session::heartbeat(applied_revision, self.marked.take()));
         if let Some(outbox) = &self.outbox {
             // A full queue is no reason to wait: what is in it is a sign of life as well.
             let _ = outbox.try_send(session::message(beat));
@@ -423,6 +426,8 @@ impl Loop {
         match event {
             SessionEvent::Opened(outbox) => {
                 self.outbox = Some(outbox);
+                // One of another session means nothing here.
+                self.marked = None;
                 self.counters.sessions.add_one();
                 self.counters.connected.set(1);
                 self.view.send_modify(|view| {
@@ -450,6 +455,10 @@ impl Loop {
                     tracing::error!(reason, "a manager refuses this node");
                     self.view.send_modify(|view| view.refused = Some(reason));
                 }
+                Vec::new()
+            }
+            SessionEvent::Marked(mark) => {
+                self.marked = Some(mark);
                 Vec::new()
             }
             SessionEvent::Removed => {

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
+use crate::clock;
 use crate::datadir::ManagerRecord;
 use crate::rpc::{Channels, MAX_MESSAGE, Refused, pb};
 use crate::timing::Timing;
@@ -37,6 +38,8 @@ pub(super) enum SessionEvent {
     Assignments(pb::Assignments),
     /// A batch of statuses was committed.
     Committed(u64),
+    /// A heartbeat of the manager came.
+    Marked(Mark),
     /// It is closed; another one is being opened.
     Closed,
     /// Managers do not take this node's certificate; why.
@@ -45,6 +48,13 @@ pub(super) enum SessionEvent {
     Refused(String),
     /// The cluster has removed this node: no session will open again.
     Removed,
+}
+
+/// The mark of a manager's heartbeat, which its agent gives back.
+#[derive(Clone, Copy)]
+pub(super) struct Mark {
+    mark: u64,
+    came: Instant,
 }
 
 /// A session that is open.
@@ -250,7 +260,11 @@ impl Line {
                                 SessionEvent::Assignments(a)
                             }
                             pb::manager_message::Kind::StatusesCommitted(c) => SessionEvent::Committed(c.sequence),
-                            pb::manager_message::Kind::Heartbeat(_) => continue,
+                            pb::manager_message::Kind::Heartbeat(beat) => {
+                                // One that does not fit is followed by others.
+                                let _ = self.events.try_send(SessionEvent::Marked(Mark { mark: beat.mark, came: heard }));
+                                continue;
+                            }
                         },
                         Ok(Some(_)) => continue,
                         Ok(None) => return End::Broken,
@@ -290,6 +304,19 @@ impl Line {
                 }
             }
         }
+    }
+}
+
+/// A sign of life. With the manager's last mark, it says what this host's clock says.
+pub(super) fn heartbeat(applied_revision: u64, marked: Option<Mark>) -> pb::Heartbeat {
+    match marked {
+        Some(Mark { mark, came }) => pb::Heartbeat {
+            applied_revision,
+            mark,
+            kept_ns: u64::try_from(came.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            clock_ns: clock::unix_nanos(),
+        },
+        None => pb::Heartbeat { applied_revision, ..pb::Heartbeat::default() },
     }
 }
 

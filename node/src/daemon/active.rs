@@ -403,10 +403,10 @@ impl Active {
         self.agent.view().borrow().removed
     }
 
-    /// Whether managers refuse this node, most likely because another host has its identity: what it says of that
-    /// identity would hit the other.
-    pub(super) fn is_refused(&self) -> bool {
-        self.agent.view().borrow().refused.is_some()
+    /// Why managers refuse this node, if they do, most likely because another host has its identity: what it says of
+    /// that identity would hit the other.
+    pub(super) fn refused(&self) -> Option<String> {
+        self.agent.view().borrow().refused.clone()
     }
 
     /// Stops everything but the tasks, which go on under their shims. A second time there is nothing to do.

@@ -303,7 +303,7 @@ impl LocalEngine {
                 return Err(EngineError::WrongMembership("This node is not part of a swarm".into()));
             }
         };
-        if !active.was_removed() && !active.is_refused() {
+        if !active.was_removed() && active.refused().is_none() {
             if active.manager().is_some() && !force {
                 return Err(EngineError::WrongMembership(manager_leaves(&active)));
             }
@@ -447,8 +447,8 @@ impl Engine for LocalEngine {
             State::Pending => Membership::Pending,
             State::Locked => Membership::Locked,
             State::Active(active) if active.was_removed() => Membership::Error(REMOVED.into()),
-            State::Active(active) => match active.damage() {
-                Some(damage) => Membership::Error(damage),
+            State::Active(active) => match active.damage().or_else(|| active.refused()) {
+                Some(reason) => Membership::Error(reason),
                 None => Membership::Active(active.member()),
             },
             State::Error(reason) => Membership::Error(reason),

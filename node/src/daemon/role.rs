@@ -97,6 +97,8 @@ impl Active {
     fn follow_trust(&self, view: &AgentView) -> Result<(), EngineError> {
         let removed: BTreeSet<String> = view.removed_nodes.iter().cloned().collect();
         self.tls.revoke(removed.clone());
+        // Two that speak in one name would refute each other for ever.
+        self.gossip.silence(view.refused.is_some());
         let managers: BTreeSet<String> = view.managers.iter().map(|manager| manager.node_id.clone()).collect();
         let mut gone = removed;
         {

@@ -5,7 +5,7 @@ use std::fs;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use deploy::model::{NodeId, TaskState};
+use deploy::model::{Node, NodeId, NodeState, TaskState};
 use deploy::store::Store;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, PRAGMA};
 use serde_json::{Value, json};
@@ -137,7 +137,7 @@ pub(super) async fn info<E: Engine>(State(app): State<App<E>>) -> Json<Value> {
         "Runtimes": {"shoal": {"path": "shoal"}},
         "DefaultRuntime": "shoal",
         "SecurityOptions": [],
-        "Warnings": [],
+        "Warnings": store.as_ref().map(warnings).unwrap_or_default(),
         "Swarm": swarm_info(&app.engine.manager_view(), &membership, store.as_ref()),
     });
     if let (Membership::Active(member), Some(store), Value::Object(info)) = (&membership, &store, &mut info) {
@@ -148,6 +148,15 @@ pub(super) async fn info<E: Engine>(State(app): State<App<E>>) -> Json<Value> {
         info.insert("ContainersStopped".to_owned(), (total - running).into());
     }
     Json(info)
+}
+
+/// What is not as it should be with hosts that are there.
+fn warnings(store: &Store) -> Vec<String> {
+    let remarked =
+        |node: &&std::sync::Arc<Node>| node.status.state() == NodeState::Ready && !node.status.message.is_empty();
+    let warning =
+        |node: &std::sync::Arc<Node>| format!("WARNING: host {}: {}", node.description.hostname, node.status.message);
+    store.nodes().filter(remarked).map(warning).collect()
 }
 
 /// Containers of the cluster's tasks on a host: all, and those that run.

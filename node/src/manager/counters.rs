@@ -36,6 +36,8 @@ pub(crate) struct Counters {
     pub(crate) downs: Counter,
     /// How long each host was silent before it was heard again, as this manager saw it while it led.
     pub(crate) silence: Histogram,
+    /// The largest difference between a host's clock and this one's, in whole seconds, while this manager leads.
+    pub(crate) clock_difference: Gauge,
     /// From the last sign of life of each of them until Down was committed.
     pub(crate) detection: Histogram,
 }

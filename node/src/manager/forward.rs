@@ -9,8 +9,9 @@ use raft::{Dial, MembershipError, Peer, Role};
 use tonic::Code;
 use tonic::transport::Channel;
 
-use super::Manager;
 use super::leader::NotDone;
+use super::{Manager, skew};
+use crate::clock;
 use crate::engine::EngineError;
 use crate::rpc::{Channels, Lane, MAX_MESSAGE, pb};
 
@@ -172,7 +173,13 @@ impl Manager {
     pub(super) async fn send_heard(&self, leader: &Peer, agents: Vec<pb::HeardAgent>) -> bool {
         let mut request = tonic::Request::new(pb::HeardRequest { agents });
         request.set_timeout(Duration::from_secs(1));
-        self.client(leader).heard(request).await.is_ok_and(|reply| reply.into_inner().leads)
+        let asked = tokio::time::Instant::now();
+        let Ok(reply) = self.client(leader).heard(request).await.map(tonic::Response::into_inner) else { return false };
+        if let Some(ahead) = skew::ahead_ms(reply.clock_ns, clock::unix_nanos(), asked.elapsed()) {
+            // What was measured is how far the leader's clock is ahead of this one.
+            self.inner.heard.note_leader(leader.id, -ahead);
+        }
+        reply.leads
     }
 
     /// Makes a manager that serves Raft a voter, through the leader.

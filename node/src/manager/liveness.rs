@@ -12,6 +12,7 @@ use raft::Role;
 use tokio::time::Instant;
 
 use super::Manager;
+use super::skew::{self, Said};
 use super::verdict::{AGENT_SILENT, Evidence, LOOK, SILENT, verdict};
 use crate::rpc::pb;
 
@@ -27,6 +28,10 @@ pub(super) struct Heard {
     last: Mutex<BTreeMap<NodeId, Instant>>,
     /// When each of the other managers reported last.
     reports: Mutex<BTreeMap<NodeId, Instant>>,
+    /// How far each host's clock is ahead of this one's, in milliseconds, and when that was measured.
+    clocks: Mutex<BTreeMap<NodeId, (i64, Instant)>>,
+    /// The leader that this clock was compared with last, by raft id, and how far this one is ahead, in milliseconds.
+    leader: Mutex<Option<(u64, i64)>>,
 }
 
 impl Heard {
@@ -49,18 +54,52 @@ impl Heard {
         managers.all(|manager| reports.get(&NodeId::new(manager)).is_some_and(|at| at.elapsed() < COMPLETE))
     }
 
+    /// Notes how far a host's clock is ahead of this one's.
+    pub(super) fn note_clock(&self, node: &NodeId, ahead_ms: i64) {
+        let mut clocks = self.clocks.lock().unwrap_or_else(PoisonError::into_inner);
+        clocks.insert(node.clone(), (ahead_ms, Instant::now()));
+    }
+
+    /// Notes how far this clock is ahead of a leader's.
+    pub(super) fn note_leader(&self, raft_id: u64, ahead_ms: i64) {
+        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = Some((raft_id, ahead_ms));
+    }
+
+    /// How far a host's clock is ahead of this one's, if that was measured lately.
+    fn clock(&self, node: &NodeId) -> Option<i64> {
+        let clocks = self.clocks.lock().unwrap_or_else(PoisonError::into_inner);
+        clocks.get(node).filter(|(_, at)| at.elapsed() < AGENT_SILENT).map(|(ahead, _)| *ahead)
+    }
+
+    /// The largest difference that was measured lately, in whole seconds.
+    fn largest_difference(&self) -> u64 {
+        let clocks = self.clocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let lately = clocks.values().filter(|(_, at)| at.elapsed() < AGENT_SILENT);
+        lately.map(|(ahead, _)| ahead.unsigned_abs() / 1000).max().unwrap_or(0)
+    }
+
+    /// Forgets hosts that are no more.
+    fn retain(&self, known: impl Fn(&NodeId) -> bool) {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| known(node));
+        self.clocks.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| known(node));
+    }
+
     fn get(&self, node: &NodeId) -> Option<Instant> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied()
     }
 
-    fn within(&self, age: Duration) -> Vec<pb::HeardAgent> {
+    /// Who was heard from within that time, for the leader that has this raft id.
+    fn within(&self, age: Duration, leader: u64) -> Vec<pb::HeardAgent> {
         let now = Instant::now();
+        let compared = *self.leader.lock().unwrap_or_else(PoisonError::into_inner);
+        let own_ahead = compared.filter(|(raft_id, _)| *raft_id == leader).map(|(_, ahead)| ahead);
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.iter()
             .filter(|(_, at)| now - **at < age)
             .map(|(node, at)| pb::HeardAgent {
                 node_id: node.to_string(),
                 age_ms: u64::try_from((now - *at).as_millis()).unwrap_or(u64::MAX),
+                ahead_ms: own_ahead.and_then(|own| self.clock(node)?.checked_add(own)),
             })
             .collect()
     }
@@ -102,12 +141,14 @@ pub(super) async fn run(manager: Manager) {
     // there is no majority: those who listen cannot report then, and agents wait for a manager that can.
     let mut leads_since: Option<(u64, Instant)> = None;
     let mut seen: BTreeMap<NodeId, Instant> = BTreeMap::new();
+    let mut said = Said::default();
     loop {
         tokio::time::sleep(LOOK).await;
         let status = manager.status();
         if !leads_a_majority(&status, manager.inner.timing.majority()) {
             leads_since = None;
             seen.clear();
+            manager.inner.counters.clock_difference.set(0);
             continue;
         }
         manager.inner.contact.note();
@@ -115,11 +156,13 @@ pub(super) async fn run(manager: Manager) {
             Some((term, since)) if term == status.term => since,
             _ => {
                 leads_since = Some((status.term, Instant::now()));
+                said = Said::default();
                 continue;
             }
         };
         let store = manager.inner.published.borrow().store.clone();
         let members = manager.inner.gossip.members();
+        manager.inner.heard.retain(|node| store.node(node).is_some());
         // Gossip does not know this node itself, but its agent can fall silent like any other.
         for node in store.nodes().filter(|n| n.status.state() == NodeState::Ready) {
             let since = silent_leader(&manager, &status, node).map_or(since, |at| at.min(since));
@@ -134,9 +177,13 @@ pub(super) async fn run(manager: Manager) {
             }
             match verdict(evidence) {
                 Some(reason) => mark_down(&manager, node, reason, heard).await,
-                None => note_blocked(&manager, node, evidence).await,
+                None => {
+                    let clock = said.remark(&node.id, manager.inner.heard.clock(&node.id));
+                    note_remarks(&manager, node, evidence, clock).await;
+                }
             }
         }
+        manager.inner.counters.clock_difference.set(manager.inner.heard.largest_difference());
     }
 }
 
@@ -152,24 +199,30 @@ fn silent_leader(manager: &Manager, status: &raft::Status, node: &Node) -> Optio
     manager.inner.heard.is_complete(others.map(|voter| voter.node_id.as_str())).then(|| at.into())
 }
 
-/// Says of a host whose gossip does not get through, though its session does, that this is so; and no more once it does.
-async fn note_blocked(manager: &Manager, node: &Node, evidence: Evidence) {
+/// Says of a living host what is not as it should be (its gossip does not get through, though its session does; its clock
+/// is wrong), and no more once that is over. Nothing new is known of a clock that is `None`.
+async fn note_remarks(manager: &Manager, node: &Node, evidence: Evidence, clock: Option<String>) {
     // A leader that has only begun has not heard from anybody yet.
     let heard = || manager.inner.heard.get(&node.id).is_some_and(|at| at.elapsed() < SILENT);
-    let message = match evidence.gossip_dead {
+    let blocked = match evidence.gossip_dead {
         true if heard() => GOSSIP_BLOCKED,
         true => return,
         false => "",
     };
-    if node.status.message == message || (message.is_empty() && node.status.message != GOSSIP_BLOCKED) {
+    let before = node.status.message.as_str();
+    let clock = clock.unwrap_or_else(|| skew::remark_in(before).to_owned());
+    let message = match (blocked, clock.as_str()) {
+        ("", clock) => clock.to_owned(),
+        (blocked, "") => blocked.to_owned(),
+        (blocked, clock) => format!("{blocked}{}{clock}", skew::BETWEEN),
+    };
+    // A remark that is none of these is not taken back here.
+    let ours = before.contains(GOSSIP_BLOCKED) || !skew::remark_in(before).is_empty();
+    if before == message || (message.is_empty() && !ours) {
         return;
     }
-    tracing::warn!(node.id = %node.id, blocked = evidence.gossip_dead, "gossip with the host");
-    let op = Op::NoteNode(NoteNode {
-        node_id: node.id.clone(),
-        generation: node.status.generation,
-        message: message.to_owned(),
-    });
+    tracing::warn!(node.id = %node.id, host = node.description.hostname, message, before, "a remark on a living host");
+    let op = Op::NoteNode(NoteNode { node_id: node.id.clone(), generation: node.status.generation, message });
     if let Err(error) = manager.control(Request::from(op)).await {
         tracing::debug!(node.id = %node.id, %error, "the remark could not be written");
     }
@@ -201,7 +254,7 @@ pub(super) async fn report(manager: Manager) {
             if let Some(leader) = status.leader.filter(|leader| leader.id != status.id) {
                 // A report that is lost is made up for by the next one. An empty one tells at least this manager
                 // something.
-                if manager.send_heard(&leader, manager.inner.heard.within(AGENT_SILENT)).await {
+                if manager.send_heard(&leader, manager.inner.heard.within(AGENT_SILENT, leader.id)).await {
                     manager.inner.contact.note();
                 }
             }

@@ -2,7 +2,8 @@
 //!
 //! `machine` applies the log · `leader` decides while this manager leads · `forward` finds the leader for the others ·
 //! `sessions` serves agents · `liveness` turns silence into Down · `members` keeps Raft's voters as the store wants
-//! them · `services` answers managers and nodes that join · `certificates` issues.
+//! them · `services` answers managers and nodes that join · `certificates` issues ·
+//! `skew` compares clocks.
 
 mod certificates;
 mod counters;
@@ -14,6 +15,7 @@ mod members;
 mod recover;
 mod services;
 mod sessions;
+mod skew;
 pub mod verdict;
 
 use std::path::PathBuf;

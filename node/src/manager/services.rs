@@ -266,11 +266,15 @@ impl pb::managers_server::Managers for Service {
         let reporter = self.manager.authorize_manager(&caller(&request)?)?;
         self.manager.inner.heard.note_report(reporter);
         for agent in request.into_inner().agents {
-            self.manager.inner.heard.note(NodeId::new(agent.node_id), Duration::from_millis(agent.age_ms));
+            let node = NodeId::new(agent.node_id);
+            if let Some(ahead) = agent.ahead_ms {
+                self.manager.inner.heard.note_clock(&node, ahead);
+            }
+            self.manager.inner.heard.note(node, Duration::from_millis(agent.age_ms));
         }
         // A leader without a majority is not worth being in touch with.
         let leads = self.manager.status().role == raft::Role::Leader && self.manager.inner.contact.holds();
-        Ok(Response::new(pb::HeardReply { leads }))
+        Ok(Response::new(pb::HeardReply { leads, clock_ns: clock::unix_nanos() }))
     }
 
     async fn join_raft(&self, request: Request<pb::JoinRaftRequest>) -> Result<Response<pb::JoinRaftReply>, Status> {

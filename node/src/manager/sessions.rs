@@ -6,7 +6,9 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use deploy::control::{NodeCertified, NodeSession, Op, ReportStatuses, Request as ControlRequest, TaskReport};
+use deploy::control::{
+    ErrorKind, NodeCertified, NodeSession, Op, ReportStatuses, Request as ControlRequest, TaskReport,
+};
 use deploy::dispatcher::{self, AssignmentSet, Stamp, Update};
 use deploy::model::{NodeCertificate, NodeDescription, NodeId, NodeRole, NodeState};
 use deploy::store::{Key, Store};
@@ -18,8 +20,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::services::{gossip_keys, to_status};
-use super::{Manager, Published, certificates};
+use super::{Manager, Published, certificates, skew};
 use crate::ca::{Caller, Shown, read_certificate};
+use crate::clock;
 use crate::engine::EngineError;
 use crate::rpc::{MAX_MESSAGE, caller, pb, shown};
 
@@ -84,8 +87,11 @@ impl pb::sessions_server::Sessions for Service {
             certificate,
             boot: hello.boot,
         };
-        // The hello is a sign of life; without it, the leader would judge by a silence from before the session.
-        self.manager.inner.heard.note(node_id.clone(), Duration::ZERO);
+        // The hello is a sign of life; without it, the leader would judge by a silence from before the session. That of a
+        // clone says nothing of the host that the cluster knows, whose death it would hide.
+        if !self.is_usurper(&registration) {
+            self.manager.inner.heard.note(node_id.clone(), Duration::ZERO);
+        }
         if !self.knows(&registration) {
             self.manager
                 .control(ControlRequest::from(Op::NodeSession(Box::new(registration.clone()))))
@@ -93,7 +99,7 @@ impl pb::sessions_server::Sessions for Service {
                 .map_err(|error| refused_session(&node_id, &error))?;
         }
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        let session = Session { manager: self.manager.clone(), registration, sender };
+        let session = Session { manager: self.manager.clone(), registration, opened: Instant::now(), sender };
         self.manager.spawn(async move {
             session.run(messages).await;
             drop(open);
@@ -122,6 +128,13 @@ impl Service {
                 && node.description == said.description
         })
     }
+
+    /// Whether the identity that a daemon shows is in use by another one, which lives.
+    fn is_usurper(&self, said: &NodeSession) -> bool {
+        let published = self.manager.inner.published.borrow();
+        let lives = published.store.node(&said.node_id).is_some_and(|node| node.status.state() == NodeState::Ready);
+        lives && superseded(&published, said)
+    }
 }
 
 impl Manager {
@@ -136,6 +149,7 @@ impl Manager {
 struct Session {
     manager: Manager,
     registration: NodeSession,
+    opened: Instant,
     sender: mpsc::Sender<Result<pb::ManagerMessage, Status>>,
 }
 
@@ -181,7 +195,10 @@ impl Session {
                     committing = Some(Box::pin(self.commit(statuses)));
                 }
                 Some(pb::agent_message::Kind::Statuses(_)) => return "the agent did not wait for an acknowledgement",
-                Some(pb::agent_message::Kind::Heartbeat(_)) => self.return_to_ready().await,
+                Some(pb::agent_message::Kind::Heartbeat(beat)) => {
+                    self.compare_clocks(&beat);
+                    self.return_to_ready().await;
+                }
                 Some(pb::agent_message::Kind::Certificate(used)) => self.note_certificate(&used.cert_pem),
                 Some(pb::agent_message::Kind::Hello(_)) | None => return "the agent said what it should not",
             }
@@ -238,6 +255,29 @@ impl Session {
         });
     }
 
+    fn heartbeat(&self) -> pb::ManagerHeartbeat {
+        pb::ManagerHeartbeat { mark: self.since_opening().max(1) }
+    }
+
+    /// Nanoseconds of monotonic time.
+    fn since_opening(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// What the host's clock says, beside this one's.
+    fn compare_clocks(&self, beat: &pb::Heartbeat) {
+        if beat.mark == 0 {
+            return;
+        }
+        // A mark that was never given makes no round trip.
+        let Some(away) = self.since_opening().checked_sub(beat.mark).and_then(|ns| ns.checked_sub(beat.kept_ns)) else {
+            return;
+        };
+        if let Some(ahead) = skew::ahead_ms(beat.clock_ns, clock::unix_nanos(), Duration::from_nanos(away)) {
+            self.manager.inner.heard.note_clock(self.node_id(), ahead);
+        }
+    }
+
     /// A host that was declared Down and still talks is Ready again.
     async fn return_to_ready(&self) {
         let down = {
@@ -278,7 +318,7 @@ impl Session {
                 return "this manager is out of touch";
             }
             let heartbeat =
-                || pb::ManagerMessage { kind: Some(pb::manager_message::Kind::Heartbeat(pb::ManagerHeartbeat {})) };
+                || pb::ManagerMessage { kind: Some(pb::manager_message::Kind::Heartbeat(self.heartbeat())) };
             let due = last_sent.elapsed() >= HEARTBEAT;
             if let Some(message) = self.difference(&current, &mut sent).or_else(|| due.then(heartbeat)) {
                 if self.sender.send(Ok(message)).await.is_err() {
@@ -379,6 +419,10 @@ impl Told {
 fn refused_session(node: &NodeId, error: &EngineError) -> Status {
     if let EngineError::Refused(reason) = error {
         tracing::error!(node.id = %node, %reason, "a session was refused");
+        // A leader without room or time says nothing of who the node is; the agent goes on asking.
+        if matches!(reason.kind(), ErrorKind::Busy | ErrorKind::Exhausted) {
+            return Status::unavailable(error.to_string());
+        }
     }
     to_status(error)
 }

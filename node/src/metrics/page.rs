@@ -169,6 +169,13 @@ fn leader(page: &mut Page, readings: &ManagerReadings) {
         .distribution(&[], &counters.detection.read());
     page.family("shoal_leader_silence_seconds", Histogram, "How long hosts were silent before they were heard again.")
         .distribution(&[], &counters.silence.read());
+    let name = "shoal_leader_clock_difference_seconds";
+    page.family(
+        name,
+        Gauge,
+        "Largest difference between a host's clock and the leader's, whole seconds; on the leader.",
+    )
+    .value(counters.clock_difference.get());
 }
 
 fn sessions(page: &mut Page, readings: &ManagerReadings) {

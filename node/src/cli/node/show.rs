@@ -16,7 +16,22 @@ pub(super) async fn list(client: &Client, filter: &[String], format: &ListFormat
     let mut nodes: Vec<Node> = client.get(&route(&["nodes"], &query)).await?;
     let info: Value = client.get("/info").await?;
     nodes.sort_by_key(|n| (n.description.clone().unwrap_or_default().hostname, n.id.clone()));
-    table(&nodes, info["Swarm"]["NodeID"].as_str().unwrap_or_default()).print(format)
+    table(&nodes, info["Swarm"]["NodeID"].as_str().unwrap_or_default()).print(format)?;
+    for remark in remarks(&nodes) {
+        output::note(remark);
+    }
+    Ok(())
+}
+
+/// What is not as it should be with hosts that are there: a clock that is wrong, gossip that does not get through.
+pub(super) fn remarks(nodes: &[Node]) -> Vec<String> {
+    let remark = |node: &Node| {
+        let status = node.status.clone().unwrap_or_default();
+        let message = status.message.filter(|text| !text.is_empty() && status.state.as_deref() == Some("ready"))?;
+        let hostname = node.description.clone().unwrap_or_default().hostname.unwrap_or_default();
+        Some(output::printable(&format!("WARNING: host {hostname}: {message}")))
+    };
+    nodes.iter().filter_map(remark).collect()
 }
 
 fn table(nodes: &[Node], own: &str) -> List {

@@ -97,3 +97,16 @@ fn a_host_is_described() {
         assert!(text.contains(line), "{text}");
     }
 }
+
+#[test]
+fn what_is_wrong_with_living_hosts_is_said_under_the_list() {
+    let node = |name: &str, state: &str, message: &str| json!({"Description": {"Hostname": name}, "Status": {"State": state, "Message": message}});
+    let nodes: Vec<Node> = serde_json::from_value(json!([
+        node("a", "ready", "clock 7s behind the leader's"),
+        node("b", "down", "host is not reachable"),
+        {"Description": {"Hostname": "c"}, "Status": {"State": "ready"}},
+        node("d", "ready", ""),
+    ]))
+    .unwrap();
+    assert_eq!(show::remarks(&nodes), ["WARNING: host a: clock 7s behind the leader's"]);
+}
