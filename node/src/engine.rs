@@ -163,7 +163,7 @@ pub struct Recovered {
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consistency {
-    /// Whatever this manager has applied.
+    /// Whatever this manager has applied; at the least, that it was made a manager.
     Local,
     /// At least everything acknowledged before the call.
     Linearizable,
@@ -219,6 +219,9 @@ pub enum EngineError {
     /// There is no leader; a retry may help.
     #[error("The swarm does not have a leader. It's possible that too few managers are online.")]
     NoLeader,
+    /// This manager has begun and not heard yet that it is one: its objects are of before, or none. A retry helps.
+    #[error("This manager does not have the cluster's state yet. Try again in a moment, or ask another manager.")]
+    Behind,
     /// This manager's files need the unlock key (Docker's text; status 503).
     #[error(
         "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it."

@@ -74,6 +74,48 @@ async fn workers_become_managers_and_managers_workers() {
     .await;
 }
 
+/// A node that becomes a manager again begins with an empty store. Nobody is told what is in that: no reader, and no
+/// agent, whose tasks would end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_begins_anew_says_nothing_before_it_knows() {
+    with(Cluster::start(&binaries(), 3, 1), async |cluster| {
+        let api = cluster.api(0);
+        api.create_service(&ServiceDraft::new("web", IMAGE, 4).build()).await?;
+        let before = api.wait_running("web", 4, &[], SOON).await?;
+        let again = cluster.api(2);
+        for _ in 0..3 {
+            change(&api, cluster.id(2), "Role", "worker").await?;
+            wait_managers(&api, 2).await?;
+            again
+                .wait_for("the demoted manager to be none", SOON, || async {
+                    let info = again.get("/info").await.map_err(|e| e.to_string())?;
+                    if info["Swarm"]["ControlAvailable"] == false { Ok(()) } else { Err("a manager".into()) }
+                })
+                .await?;
+            change(&api, cluster.id(2), "Role", "manager").await?;
+            // Asked without a pause, while it catches up.
+            let deadline = std::time::Instant::now() + SOON;
+            loop {
+                match again.nodes(Freshness::Local).await {
+                    Ok(nodes) => {
+                        ensure!(nodes.len() == 4, "it answered from a store of before: {nodes:?}");
+                        break;
+                    }
+                    Err(error) => ensure!(std::time::Instant::now() < deadline, "it never answered: {error}"),
+                }
+            }
+            wait_managers(&again, 3).await?;
+        }
+        let after = again.wait_running("web", 4, &[], SOON).await?;
+        let known = |tasks: &[chaos_tests::hosts::TaskView]| {
+            tasks.iter().map(|task| (task.id.clone(), task.pid)).collect::<std::collections::BTreeSet<_>>()
+        };
+        ensure!(known(&before) == known(&after), "{before:?} {after:?}");
+        Ok(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn drained_and_removed_hosts_have_nothing() {
     with(Cluster::start(&binaries(), 1, 2), async |cluster| {

@@ -72,9 +72,10 @@ impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         let status = match error {
             EngineError::Refused(refusal) => return refusal.into(),
-            EngineError::NotManager(_) | EngineError::WrongMembership(_) | EngineError::Locked => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            EngineError::NotManager(_)
+            | EngineError::WrongMembership(_)
+            | EngineError::Locked
+            | EngineError::Behind => StatusCode::SERVICE_UNAVAILABLE,
             EngineError::Invalid(_) => StatusCode::BAD_REQUEST,
             EngineError::NoLeader | EngineError::OutcomeUnknown(_) | EngineError::Internal(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR

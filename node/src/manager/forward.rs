@@ -169,17 +169,18 @@ impl Manager {
         }
     }
 
-    /// Tells the leader how long ago this manager heard from its agents; false if the callee does not lead.
-    pub(super) async fn send_heard(&self, leader: &Peer, agents: Vec<pb::HeardAgent>) -> bool {
+    /// Tells the leader how long ago this manager heard from its agents. Answers the last entry that the leader has
+    /// applied; nothing if the callee does not lead.
+    pub(super) async fn send_heard(&self, leader: &Peer, agents: Vec<pb::HeardAgent>) -> Option<u64> {
         let mut request = tonic::Request::new(pb::HeardRequest { agents });
         request.set_timeout(Duration::from_secs(1));
         let asked = tokio::time::Instant::now();
-        let Ok(reply) = self.client(leader).heard(request).await.map(tonic::Response::into_inner) else { return false };
+        let Ok(reply) = self.client(leader).heard(request).await.map(tonic::Response::into_inner) else { return None };
         if let Some(ahead) = skew::ahead_ms(reply.clock_ns, clock::unix_nanos(), asked.elapsed()) {
             // What was measured is how far the leader's clock is ahead of this one.
             self.inner.heard.note_leader(leader.id, -ahead);
         }
-        reply.leads
+        reply.leads.then_some(reply.index)
     }
 
     /// Makes a manager that serves Raft a voter, through the leader.

@@ -105,11 +105,20 @@ impl Heard {
     }
 }
 
-/// When a manager last was in touch with a leader that has a majority, itself included.
+/// Until when a manager knows everything that was decided: when it last was in touch with a leader that has a majority
+/// (itself included), as soon as it has applied what that leader had applied then. One that has only begun, or that
+/// lags, may be in touch for long before it knows anything.
 pub(super) struct Contact {
-    last: Mutex<Option<Instant>>,
+    last: Mutex<Known>,
     /// A manager that was out of touch for so long knows nothing worth telling.
     limit: Duration,
+}
+
+#[derive(Default)]
+struct Known {
+    until: Option<Instant>,
+    /// The leader had applied this entry at that time, and this manager may not have it yet.
+    awaited: Option<(Instant, u64)>,
 }
 
 impl Contact {
@@ -117,14 +126,29 @@ impl Contact {
         Self { last: Mutex::default(), limit }
     }
 
+    /// The leader, which has a majority, said now how far it has applied. Until that is reached, later words of it do
+    /// not count: they would be overtaken again and again.
+    fn told(&self, index: u64) {
+        let mut known = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        known.awaited.get_or_insert((Instant::now(), index));
+    }
+
+    /// This manager has applied so far.
+    fn reached(&self, applied: u64) {
+        let mut known = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, _)) = known.awaited.take_if(|(_, index)| *index <= applied) {
+            known.until = known.until.max(Some(at));
+        }
+    }
+
     fn note(&self) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).until = Some(Instant::now());
     }
 
     /// Whether what this manager knows is fresh enough to serve agents.
     pub(super) fn holds(&self) -> bool {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.is_some_and(|at| at.elapsed() < self.limit)
+        let known = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        known.until.is_some_and(|at| at.elapsed() < self.limit)
     }
 }
 
@@ -151,7 +175,10 @@ pub(super) async fn run(manager: Manager) {
             manager.inner.counters.clock_difference.set(0);
             continue;
         }
-        manager.inner.contact.note();
+        // The first entry of its own term comes after all that was decided before.
+        if manager.inner.published.borrow().term == status.term {
+            manager.inner.contact.note();
+        }
         let since = match leads_since {
             Some((term, since)) if term == status.term => since,
             _ => {
@@ -254,10 +281,12 @@ pub(super) async fn report(manager: Manager) {
             if let Some(leader) = status.leader.filter(|leader| leader.id != status.id) {
                 // A report that is lost is made up for by the next one. An empty one tells at least this manager
                 // something.
-                if manager.send_heard(&leader, manager.inner.heard.within(AGENT_SILENT, leader.id)).await {
-                    manager.inner.contact.note();
+                let heard = manager.inner.heard.within(AGENT_SILENT, leader.id);
+                if let Some(index) = manager.send_heard(&leader, heard).await {
+                    manager.inner.contact.told(index);
                 }
             }
+            manager.inner.contact.reached(manager.inner.published.borrow().index);
             tokio::time::sleep(REPORT).await;
         };
         // A new leader is told at once, whatever the old one does.
@@ -273,6 +302,24 @@ pub(super) async fn report(manager: Manager) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_manager_knows_what_it_has_applied_and_not_what_it_was_told_of() {
+        let contact = Contact::new(Duration::from_secs(60));
+        contact.reached(100);
+        assert!(!contact.holds(), "no leader has said anything");
+        contact.told(7);
+        contact.reached(6);
+        assert!(!contact.holds(), "it lags");
+        contact.told(9);
+        contact.reached(7);
+        assert!(contact.holds(), "the first word counts as soon as it is reached");
+        assert!(!Contact::new(Duration::ZERO).holds());
+        let late = Contact::new(Duration::ZERO);
+        late.told(1);
+        late.reached(1);
+        assert!(!late.holds(), "what it knows is too old");
+    }
 
     #[test]
     fn what_others_hear_is_known_only_when_all_have_said_it() {

@@ -234,7 +234,18 @@ impl Manager {
                 .map_err(|_| EngineError::NoLeader)??;
             self.applied(index).await?;
         }
-        Ok(self.inner.published.borrow().clone())
+        let published = self.inner.published.borrow().clone();
+        if consistency == Consistency::Local && !self.is_known_in(&published.store) {
+            return Err(EngineError::Behind);
+        }
+        Ok(published)
+    }
+
+    /// Whether that store is as new as this manager, at the least. One that begins applies the log from its first entry
+    /// on, or starts with nothing until it gets a snapshot: all of that is of before.
+    fn is_known_in(&self, store: &Store) -> bool {
+        let own = store.node(&self.inner.node_id).and_then(|node| node.manager.as_ref());
+        own.is_some_and(|manager| manager.raft_id == self.inner.raft.status().id)
     }
 
     /// Waits until this manager has applied that entry.

@@ -274,7 +274,8 @@ impl pb::managers_server::Managers for Service {
         }
         // A leader without a majority is not worth being in touch with.
         let leads = self.manager.status().role == raft::Role::Leader && self.manager.inner.contact.holds();
-        Ok(Response::new(pb::HeardReply { leads, clock_ns: clock::unix_nanos() }))
+        let index = self.manager.inner.published.borrow().index;
+        Ok(Response::new(pb::HeardReply { leads, index, clock_ns: clock::unix_nanos() }))
     }
 
     async fn join_raft(&self, request: Request<pb::JoinRaftRequest>) -> Result<Response<pb::JoinRaftReply>, Status> {
@@ -370,7 +371,7 @@ pub(super) fn to_status(error: &EngineError) -> Status {
     match error {
         EngineError::Refused(_) | EngineError::WrongMembership(_) => Status::failed_precondition(error.to_string()),
         EngineError::Invalid(_) => Status::invalid_argument(error.to_string()),
-        EngineError::NoLeader | EngineError::NotManager(_) | EngineError::Locked => {
+        EngineError::NoLeader | EngineError::Behind | EngineError::NotManager(_) | EngineError::Locked => {
             Status::unavailable(error.to_string())
         }
         EngineError::OutcomeUnknown(_) => Status::unknown(error.to_string()),
