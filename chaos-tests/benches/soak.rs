@@ -8,7 +8,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use chaos_tests::hosts::{Binaries, unusable};
+use chaos_tests::hosts::{Binaries, rules_unusable, unusable};
 use chaos_tests::soak::{Soak, schedule};
 
 const HELP: &str = "\
@@ -66,7 +66,7 @@ fn run(minutes: f64, seed: u64, keep_going: bool, show: bool) -> ExitCode {
         schedule(seed, soak.length, soak.shape).iter().for_each(|fault| println!("{fault}"));
         return ExitCode::SUCCESS;
     }
-    if let Some(reason) = unusable() {
+    if let Some(reason) = unusable().or_else(rules_unusable) {
         eprintln!("{reason}");
         return ExitCode::from(2);
     }

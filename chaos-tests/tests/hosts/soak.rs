@@ -13,7 +13,7 @@ const LENGTH: Duration = Duration::from_secs(66);
 /// `SHOAL_SOAK_SEED` and `SHOAL_SOAK_SECONDS` choose another run.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_minute_of_faults_breaks_nothing() {
-    if let Some(reason) = chaos_tests::hosts::unusable() {
+    if let Some(reason) = chaos_tests::hosts::unusable().or_else(chaos_tests::hosts::rules_unusable) {
         eprintln!("skipped: {reason}");
         return;
     }
