@@ -154,15 +154,23 @@ pub fn decode(bytes: &[u8]) -> Result<Backup, BackupError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use deploy::control::{InitCluster, Op, Request, execute};
     use deploy::cx::{Cx, Limits};
     use deploy::model::{Cluster, ClusterId, GossipKey, ManagerStatus, Node, NodeId, NodeRole, Timestamp};
-    use deploy::store::Txn;
+    use deploy::store::{Entry, Txn};
 
-    fn applied(feature_level: u32) -> AppliedStore {
+    /// A cluster of one manager, at this feature level.
+    pub(crate) fn applied(feature_level: u32) -> AppliedStore {
         let mut store = Store::default();
+        store.apply(1, &first_entry(feature_level)).unwrap();
+        AppliedStore { store, index: 12, term: 3 }
+    }
+
+    /// The entry that makes it.
+    pub(crate) fn first_entry(feature_level: u32) -> Entry {
+        let store = Store::default();
         let mut cluster = Cluster { id: ClusterId::from(7u128), ..Cluster::default() };
         cluster.status.worker_token = "w".into();
         cluster.status.manager_token = "m".into();
@@ -182,9 +190,7 @@ mod tests {
         let mut cx = Cx { now, ids: &mut next, limits: Limits { tasks_per_pass: 16 } };
         let op = Op::InitCluster(Box::new(InitCluster { cluster, node }));
         execute(&mut cx, &mut txn, &Request::from(op)).unwrap();
-        let entry = txn.finish(1).unwrap();
-        store.apply(1, &entry).unwrap();
-        AppliedStore { store, index: 12, term: 3 }
+        txn.finish(1).unwrap()
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub const MAX_UPDATE_BYTES: usize = 64 << 20;
 /// Orders what an agent is told: it refuses anything older than what it has seen.
 ///
 /// A recovered cluster has a new incarnation. Incarnations are random and say nothing of their order; but each begins
-/// with a revision 2^20 above all that is known of those before, so revisions order them. A session proves by its
+/// with a revision above all of those before (by what is known of them, and by the clock), so revisions order them. A session proves by its
 /// certificates that it is with the same cluster.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, prost::Message)]
 pub struct Stamp {

@@ -2,7 +2,8 @@
 //!
 //! The new incarnation's revision is 2^20 above all that is known of the old ones, so that agents, who compare revisions
 //! across incarnations, never take the old for the newer; and so is the next raft id, because ids that the lost part of
-//! the log gave away must not be given again.
+//! the log gave away must not be given again. What this store cannot know of (a life that began after it was backed up)
+//! the caller keeps below `revision_seen` and `raft_ids_seen`.
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ pub struct Reincarnation {
     pub addr: String,
     /// Raft ids up to here may be in use somewhere; the manager gets one above.
     pub raft_ids_seen: u64,
-    /// The highest revision that was seen of the cluster, besides the store's own.
+    /// No revision of the cluster was above this one or the store's own.
     pub revision_seen: u64,
     /// What becomes of the other managers.
     pub others: Others,

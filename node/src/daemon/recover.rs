@@ -5,9 +5,12 @@
 //! has changed.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use deploy::model::NodeId;
 use deploy::store::{Others, Reincarnation};
+
+use raft::Found;
 
 use super::active::internal;
 use super::address;
@@ -15,6 +18,27 @@ use crate::datadir::{DataDir, ManagerRecord, MembershipRecord};
 use crate::engine::{EngineError, RecoverRequest, Recovered};
 use crate::manager::{self, Survivor};
 use crate::timing::Timing;
+
+/// Bits that each second has for what happens in it. Nobody writes 2^20 times in a second, for years on end.
+const SECOND_BITS: u32 = 20;
+
+/// How a cluster goes on in another life.
+pub(super) struct NewLife {
+    /// The wall clock, since 1970.
+    pub(super) now: Duration,
+    /// The highest revision that was seen of the cluster, besides that of the survivor's store; 0 for none.
+    pub(super) revision_seen: u64,
+    /// What becomes of the other managers.
+    pub(super) others: Others,
+}
+
+/// What the numbers of a life that begins now are above at the least: its revision, raft ids, terms, indexes and, on
+/// another host, its boot generation. What they begin from (a backup, one survivor) need not know of the lives that came
+/// after it, but those began at an earlier time: so the clock orders them, where what was found cannot. A clock that is
+/// wrong, up to the year 2106, costs no more than that; numbers stay below 2^53, which JSON holds exactly.
+pub(super) fn floor(now: Duration) -> u64 {
+    now.as_secs().min(u32::MAX.into()) << SECOND_BITS
+}
 
 /// Makes the node of this data directory the only manager of its cluster. The node must not run.
 pub async fn recover(data: &DataDir, request: &RecoverRequest) -> Result<Recovered, EngineError> {
@@ -40,7 +64,8 @@ pub async fn recover(data: &DataDir, request: &RecoverRequest) -> Result<Recover
     let survivor = manager::read_survivor(&config(data, &record, record.raft_id, false))
         .await
         .map_err(|e| internal("the cluster's state on this node cannot be used")(&e))?;
-    let recovered = begin_anew(data, record, &survivor, 0, Others::Demoted).await?;
+    let life = NewLife { now: crate::clock::since_epoch(), revision_seen: 0, others: Others::Demoted };
+    let recovered = begin_anew(data, record, &survivor, life).await?;
     tracing::warn!(
         raft.index = recovered.index,
         raft.term = recovered.term,
@@ -55,18 +80,18 @@ pub(super) async fn begin_anew(
     data: &DataDir,
     mut record: MembershipRecord,
     survivor: &Survivor,
-    revision_seen: u64,
-    others: Others,
+    life: NewLife,
 ) -> Result<Recovered, EngineError> {
     let Survivor { store, found } = survivor;
+    let floor = floor(life.now);
     let node_id = NodeId::new(record.node_id.clone());
     let begin = Reincarnation {
         incarnation: rand::random(),
         node: node_id.clone(),
         addr: record.advertise_addr.clone(),
-        raft_ids_seen: found.members.iter().map(|peer| peer.id).max().unwrap_or(0).max(record.raft_id),
-        revision_seen,
-        others,
+        raft_ids_seen: found.members.iter().map(|peer| peer.id).max().unwrap_or(0).max(record.raft_id).max(floor),
+        revision_seen: life.revision_seen.max(floor),
+        others: life.others,
     };
     let Some((anew, raft_id)) = store.reincarnated(&begin) else {
         return Err(EngineError::Internal(format!(
@@ -75,7 +100,8 @@ pub(super) async fn begin_anew(
     };
     let was_manager = |node: &&std::sync::Arc<deploy::model::Node>| node.manager.is_some() && node.id != node_id;
     let former = store.nodes().filter(was_manager).map(|node| node.id.to_string()).collect();
-    manager::begin_anew(&config(data, &record, raft_id, true), &anew, found)
+    let above = Found { term: found.term.max(floor), last_index: found.last_index.max(floor), ..found.clone() };
+    manager::begin_anew(&config(data, &record, raft_id, true), &anew, &above)
         .await
         .map_err(|e| internal("the new log could not be written")(&e))?;
 
@@ -137,4 +163,68 @@ fn set_addresses(record: &mut MembershipRecord, request: &RecoverRequest) -> Res
     record.data_path_addr = address::data_path(&data_path, advertise, &host).map_err(invalid)?.to_string();
     record.advertise_addr = advertise.to_string();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::tests::applied;
+    use crate::engine::AppliedStore;
+    use deploy::model::ClusterId;
+
+    /// What a backup of a cluster of one manager holds.
+    fn backup(feature_level: u32) -> Survivor {
+        let AppliedStore { store, index, term } = applied(feature_level);
+        let found = Found { term, last_index: index, last_term: term, committed: index, members: Vec::new() };
+        Survivor { store, found }
+    }
+
+    fn record() -> MembershipRecord {
+        MembershipRecord {
+            node_id: NodeId::from(9u128).to_string(),
+            cluster_id: ClusterId::from(7u128).to_string(),
+            manager: true,
+            advertise_addr: "10.0.0.1:2377".into(),
+            ..MembershipRecord::default()
+        }
+    }
+
+    fn life(now_s: u64) -> NewLife {
+        NewLife { now: Duration::from_secs(now_s), revision_seen: 0, others: Others::Return }
+    }
+
+    async fn survivor_of(data: &DataDir) -> (MembershipRecord, Survivor) {
+        let record = data.membership().unwrap().unwrap();
+        let survivor = manager::read_survivor(&config(data, &record, record.raft_id, false)).await.unwrap();
+        (record, survivor)
+    }
+
+    /// The second host that takes the place of the same lost manager knows nothing of the life that the first one led.
+    #[tokio::test]
+    async fn a_backup_that_is_restored_twice_fences_the_life_in_between() {
+        let backup = backup(1);
+        let (temp, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (first, second) = (DataDir::open(temp.path()).unwrap(), DataDir::open(again.path()).unwrap());
+        let begun = 1_800_000_000;
+        begin_anew(&first, record(), &backup, life(begun)).await.unwrap();
+        // The life in between was recovered once more.
+        let (middle, survivor) = survivor_of(&first).await;
+        begin_anew(&first, middle, &survivor, life(begun + 1)).await.unwrap();
+        let (middle, old) = survivor_of(&first).await;
+
+        let restored = begin_anew(&second, record(), &backup, life(begun + 3600)).await.unwrap();
+        assert_eq!((restored.index, restored.term, restored.uncommitted), (12, 3, 0), "what was kept is the backup's");
+        let (last, new) = survivor_of(&second).await;
+        assert!(new.store.revision() > old.store.revision());
+        assert!(last.raft_id > middle.raft_id);
+        assert!(new.found.term > old.found.term && new.found.last_index > old.found.last_index);
+        assert!(new.store.revision() < 1 << 53, "JSON must hold it");
+    }
+
+    #[test]
+    fn the_clock_orders_lives_and_stays_in_its_bounds() {
+        let at = |seconds| floor(Duration::from_secs(seconds));
+        assert!(at(1_800_000_001) >= at(1_800_000_000) + raft::JUMP);
+        assert!(at(u64::MAX) < 1 << 52);
+    }
 }

@@ -6,9 +6,10 @@
 //! managers see the new life, and become managers of it by themselves.
 //!
 //! A host that is in no cluster takes the place of the manager that wrote the backup, under its identity: so the
-//! workers that are left find it, by gossip, and keep their tasks.
+//! workers that are left find it, at an address that they know or by gossip, and keep their tasks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use deploy::model::NodeId;
 use deploy::store::Others;
@@ -17,7 +18,7 @@ use raft::Found;
 use super::active::{Active, internal};
 use super::address;
 use super::local::{LocalEngine, WORKER};
-use super::recover::begin_anew;
+use super::recover::{NewLife, begin_anew, floor};
 use crate::backup::Backup;
 use crate::ca::{KeyAndCsr, Role};
 use crate::datadir::MembershipRecord;
@@ -26,6 +27,17 @@ use crate::manager::{self, Survivor};
 
 /// How far the boot generation jumps when a host takes another one's place.
 const GENERATIONS: u64 = 1 << 20;
+
+/// A life in which the other managers are managers again.
+fn returning(revision_seen: u64) -> NewLife {
+    NewLife { now: crate::clock::since_epoch(), revision_seen, others: Others::Return }
+}
+
+/// The boot generation after which a host may take the place of one that was seen with `seen`; another host may have had
+/// that place since.
+fn generation_above(seen: u64, now: Duration) -> u64 {
+    seen.max(floor(now)).saturating_add(GENERATIONS)
+}
 
 impl LocalEngine {
     /// Into the cluster that this node manages.
@@ -51,7 +63,7 @@ impl LocalEngine {
         self.set_pending();
         active.shutdown().await;
         drop(active);
-        let restored = begin_anew(self.data(), record, &survivor, present.revision(), Others::Return).await;
+        let restored = begin_anew(self.data(), record, &survivor, returning(present.revision())).await;
         self.take_up_again().await;
         restored
     }
@@ -91,7 +103,7 @@ impl LocalEngine {
             ..MembershipRecord::default()
         };
         self.data()
-            .raise_generation(node.status.generation + GENERATIONS)
+            .raise_generation(generation_above(node.status.generation, crate::clock::since_epoch()))
             .map_err(|e| internal("the boot generation could not be raised")(&e))?;
         let store = store.taken_over(&node_id).ok_or_else(unknown)?;
         let found = Found {
@@ -102,7 +114,7 @@ impl LocalEngine {
             members: Vec::new(),
         };
         self.set_pending();
-        match begin_anew(self.data(), record.clone(), &Survivor { store, found }, 0, Others::Return).await {
+        match begin_anew(self.data(), record.clone(), &Survivor { store, found }, returning(0)).await {
             Ok(restored) => {
                 self.take_up_again().await;
                 Ok(restored)
@@ -113,5 +125,20 @@ impl LocalEngine {
                 Err(error)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_host_that_takes_a_place_has_a_higher_generation() {
+        let taken = |seen, now_s| generation_above(seen, Duration::from_secs(now_s));
+        let first = taken(7, 1_800_000_000);
+        // It was started a few times; the backup knows nothing of it.
+        assert!(taken(7, 1_800_000_100) > first + 50);
+        // Nor does a clock that is behind take anybody back.
+        assert!(taken(first, 5) > first);
     }
 }
