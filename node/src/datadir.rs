@@ -290,24 +290,34 @@ impl DataDir {
         sync(&self.path)
     }
 
-    /// Keeps Raft's log beside, in the place of one that was kept earlier.
+    /// Keeps Raft's log beside, in the place of one that was kept earlier. Without a log, what was kept stays: it may be
+    /// this one, set aside by an earlier try.
     pub fn set_raft_aside(&self) -> Result<(), DataDirError> {
         let aside = self.path.join(ASIDE);
-        remove(&aside)?;
-        match fs::rename(self.raft(), &aside) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("rename", &aside)(e)),
-            _ => {}
+        if self.has_raft()? {
+            remove(&aside)?;
+            fs::rename(self.raft(), &aside).map_err(io_error("rename", &aside))?;
         }
         sync(&self.path)
     }
 
-    /// Keeps Raft's damaged files beside, as `raft.damaged-<raft id>`, in the place of any that were kept earlier.
+    /// Whether there is anything of Raft's log.
+    fn has_raft(&self) -> Result<bool, DataDirError> {
+        let raft = self.raft();
+        match fs::read_dir(&raft) {
+            Ok(mut files) => Ok(files.next().is_some()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(io_error("read", &raft)(e)),
+        }
+    }
+
+    /// Keeps Raft's damaged files beside, as `raft.damaged-<raft id>`, in the place of any that were kept earlier; those
+    /// stay when there are none to take their place.
     pub fn set_damaged_raft_aside(&self, raft_id: u64) -> Result<PathBuf, DataDirError> {
         let kept = self.path.join(format!("{DAMAGED}{raft_id}"));
-        self.remove_damaged()?;
-        match fs::rename(self.raft(), &kept) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("rename", &kept)(e)),
-            _ => {}
+        if self.has_raft()? {
+            self.remove_damaged()?;
+            fs::rename(self.raft(), &kept).map_err(io_error("rename", &kept))?;
         }
         sync(&self.path)?;
         Ok(kept)
@@ -463,6 +473,31 @@ mod tests {
         dir.finish_recovery(10).unwrap();
         dir.forget_membership().unwrap();
         assert!(!dir.raft().exists() && !temp.path().join(ASIDE).exists());
+    }
+
+    #[test]
+    fn another_try_does_not_lose_what_was_set_aside() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temp.path()).unwrap();
+        let put = |text: &str| {
+            fs::create_dir_all(dir.raft()).unwrap();
+            fs::write(dir.raft().join("log"), text).unwrap();
+        };
+        let read = |name: &str| fs::read_to_string(temp.path().join(name).join("log")).unwrap();
+        put("last copy");
+        for _ in 0..2 {
+            dir.set_raft_aside().unwrap();
+            assert_eq!(read(ASIDE), "last copy");
+        }
+        // Nor when a start has made a directory that nothing is in yet.
+        fs::create_dir(dir.raft()).unwrap();
+        dir.set_raft_aside().unwrap();
+        assert_eq!(read(ASIDE), "last copy");
+        put("damaged");
+        for _ in 0..2 {
+            dir.set_damaged_raft_aside(3).unwrap();
+            assert_eq!(read("raft.damaged-3"), "damaged");
+        }
     }
 
     #[test]
