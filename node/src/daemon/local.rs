@@ -360,7 +360,7 @@ impl LocalEngine {
                 active.shutdown().await;
                 Ok(())
             }
-            State::Error(_) => Ok(()),
+            State::Error(reason) => recover_unasked(request.force, &reason),
             State::Locked => Err(EngineError::Locked),
             State::Inactive => Err(EngineError::NotManager(NOT_IN_SWARM.into())),
             State::Pending => Err(EngineError::NotManager(PENDING.into())),
@@ -408,6 +408,18 @@ impl LocalEngine {
         self.set_state(State::Inactive);
         Ok(())
     }
+}
+
+/// A node that has not taken its place, for this reason, knows nothing of the other managers: they may be well.
+fn recover_unasked(force: bool, reason: &str) -> Result<(), EngineError> {
+    if force {
+        return Ok(());
+    }
+    Err(EngineError::WrongMembership(format!(
+        "This node has not taken its place in the cluster, so the other managers could not be asked whether they have a \
+         leader: {reason}. Mend that first; or, if they are gone for good, recover with --force. If they are not, that \
+         parts this node from them"
+    )))
 }
 
 /// Docker's words for a manager that may not just go.
@@ -536,5 +548,19 @@ impl Engine for LocalEngine {
         let active = self.active()?;
         let store = self.manager()?.store(Consistency::Local).await?;
         crate::agent::gather_logs(active.channels(), &store, tasks, request, &active.log_readers()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_could_ask_nobody_is_recovered_by_force_only() {
+        let Err(EngineError::WrongMembership(text)) = recover_unasked(false, "port 2377 is taken") else {
+            panic!("it was parted from managers that may be well");
+        };
+        assert!(text.contains("port 2377 is taken") && text.contains("--force"), "{text}");
+        recover_unasked(true, "port 2377 is taken").unwrap();
     }
 }

@@ -30,7 +30,7 @@ pub(super) struct RecoverArgs {
     /// Address or interface for traffic between tasks [default: as before]
     #[arg(long, value_name = "ADDR|IFACE", default_value = "", hide_default_value = true)]
     data_path_addr: String,
-    /// Also while the cluster has a leader: parts this host from the other managers
+    /// Also while the cluster has a leader, or could not be asked: parts this host from the other managers
     #[arg(short, long)]
     force: bool,
     /// Recover in this data directory, whose daemon is stopped
