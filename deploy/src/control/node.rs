@@ -243,6 +243,8 @@ pub(super) fn allocate_raft_id(txn: &mut Txn, op: &AllocateRaftId) -> Result<Rep
     }
     validate::text("Addr", &op.addr, 256)?;
     let mut cluster = cluster::current(txn)?;
+    // It may have another release by now than when it was promoted, and so may the others.
+    refuse_old_release(&cluster, node.description.feature_level)?;
     let raft_id = cluster.status.next_raft_id.max(1);
     cluster.status.next_raft_id = raft_id + 1;
     node.manager = Some(ManagerStatus { raft_id, addr: op.addr.clone() });

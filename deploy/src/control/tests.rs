@@ -315,6 +315,28 @@ fn observed_state_only_grows_and_only_its_host_reports_it() {
 }
 
 #[test]
+fn a_release_that_fell_behind_since_the_promotion_gets_no_raft_id() {
+    let mut world = World::new();
+    let (manager, node) = (NodeId::from(0), world.join(1));
+    let session = |world: &mut World, id: &NodeId, feature_level: u32| {
+        let description = NodeDescription { hostname: "host".to_owned(), feature_level, ..NodeDescription::default() };
+        let session = NodeSession { node_id: id.clone(), generation: 2, description, ..NodeSession::default() };
+        world.run(Op::NodeSession(Box::new(session))).expect("a session");
+    };
+    session(&mut world, &node, 1);
+    let current = world.store.node(&node).expect("the node").clone();
+    let spec = NodeSpec { role: NodeRole::Manager as i32, ..current.spec.clone() };
+    world.run(Op::UpdateNode(UpdateNode { id: node.clone(), version: current.meta.version, spec })).expect("promoted");
+    // The only manager so far is upgraded, and with it the cluster.
+    session(&mut world, &manager, 2);
+    assert_eq!(world.store.cluster().expect("a cluster").status.feature_level, 2);
+    let raft_id = Op::AllocateRaftId(AllocateRaftId { node_id: node.clone(), addr: "192.0.2.1:2377".into() });
+    refused(world.run(raft_id.clone()), ErrorKind::FailedPrecondition, "install a newer release");
+    session(&mut world, &node, 2);
+    assert_eq!(world.run(raft_id).expect("a raft id").number, 2);
+}
+
+#[test]
 fn nodes_are_promoted_demoted_and_removed_as_in_docker() {
     let mut world = World::new();
     let (manager, node) = (NodeId::from(0), world.join(1));

@@ -221,6 +221,25 @@ mod tests {
         assert!(new.store.revision() < 1 << 53, "JSON must hold it");
     }
 
+    /// An older release would drop what it cannot read, and make a life of the rest.
+    #[tokio::test]
+    async fn a_state_of_a_newer_release_is_left_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let data = DataDir::open(temp.path()).unwrap();
+        let has = crate::release::Release::current().feature_level;
+        begin_anew(&data, record(), &backup(has + 1), life(1_800_000_000)).await.unwrap();
+        let before = data.membership().unwrap().unwrap();
+        let request =
+            RecoverRequest { advertise_addr: "127.0.0.1:2377".into(), force: true, ..RecoverRequest::default() };
+        let mut own = before.clone();
+        own.listen_addr = "127.0.0.1:2377".into();
+        data.save_membership(&own).unwrap();
+        let error = recover(&data, &request).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("feature level {}", has + 1)), "{error}");
+        assert_eq!(data.membership().unwrap().unwrap(), own);
+        assert!(!temp.path().join("raft.before-recovery").exists(), "something was set aside for it");
+    }
+
     #[test]
     fn the_clock_orders_lives_and_stays_in_its_bounds() {
         let at = |seconds| floor(Duration::from_secs(seconds));

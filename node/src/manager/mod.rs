@@ -41,7 +41,6 @@ pub(crate) use services::availability;
 
 use crate::engine::{Consistency, EngineError, ManagerView};
 use crate::metrics::ManagerReadings;
-use crate::release::Release;
 use crate::rpc::Channels;
 use crate::timing::Timing;
 
@@ -89,6 +88,17 @@ impl Config {
 async fn end_with_raft(mut status: watch::Receiver<raft::Status>) {
     if status.wait_for(|status| status.stopped).await.is_ok() {
         tracing::error!("raft has stopped; the daemon ends");
+        std::process::exit(70);
+    }
+}
+
+/// Ends the process when an entry that came after the start says that the cluster is beyond this release: at the next
+/// start, the check there holds it back.
+async fn end_beyond(mut beyond: machine::Beyond) {
+    if beyond.wait_for(|needs| *needs > 0).await.is_ok() {
+        if let Err(error) = machine::understood(&beyond) {
+            tracing::error!(%error, "this manager does not understand the cluster; the daemon ends");
+        }
         std::process::exit(70);
     }
 }
@@ -146,13 +156,12 @@ impl Manager {
     /// Opens the log and takes part. A manager without any membership in its log waits to be added by a leader, or for
     /// [`Manager::bootstrap`].
     pub async fn start(config: Config, channels: Channels, gossip: Gossip) -> Result<Self, ManagerError> {
-        let (machine, published) = machine::Machine::new();
+        let (machine, published, beyond) = machine::Machine::new();
         let raft = Raft::start(config.raft(), machine, forward::PeerChannels(channels.clone())).await?;
-        let needs = published.borrow().store.cluster().map_or(0, |cluster| cluster.status.feature_level);
-        let has = Release::current().feature_level;
-        if needs > has {
+        // Nobody reaches it yet: it has a vote to give, or to ask for, only later.
+        if let Err(error) = machine::understood(&beyond) {
             raft.shutdown().await;
-            return Err(ManagerError::Release { needs, has });
+            return Err(error);
         }
         let counters = Arc::new(Counters::default());
         let (handle, leader_task) = leader::new(raft.clone(), published.clone(), counters.clone());
@@ -179,6 +188,7 @@ impl Manager {
         manager.spawn(liveness::report(manager.clone()));
         manager.spawn(members::run(manager.clone()));
         manager.spawn(end_with_raft(manager.inner.raft.watch()));
+        manager.spawn(end_beyond(beyond));
         Ok(manager)
     }
 

@@ -7,7 +7,7 @@ use deploy::store::Store;
 use raft::{Found, Role};
 use tokio::time::Instant;
 
-use super::machine::Machine;
+use super::machine::{Machine, understood};
 use super::{Config, Manager, ManagerError};
 use crate::engine::EngineError;
 
@@ -24,10 +24,12 @@ pub(crate) struct Survivor {
     pub(crate) found: Found,
 }
 
-/// Reads the log of a manager that does not run.
+/// Reads the log of a manager that does not run. A state that this release does not understand as a whole is refused: to
+/// write it anew would drop what it does not know.
 pub(crate) async fn read_survivor(config: &Config) -> Result<Survivor, ManagerError> {
-    let (mut machine, published) = Machine::new();
+    let (mut machine, published, beyond) = Machine::new();
     let found = raft::survey(&config.raft(), &mut machine).await?;
+    understood(&beyond)?;
     let store = published.borrow().store.clone();
     Ok(Survivor { store, found })
 }
