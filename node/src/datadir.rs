@@ -295,6 +295,8 @@ impl DataDir {
     pub fn set_raft_aside(&self) -> Result<(), DataDirError> {
         let aside = self.path.join(ASIDE);
         if self.has_raft()? {
+            // What comes after this log is another life of the cluster, with versions of its own.
+            self.vault.forget_version()?;
             remove(&aside)?;
             fs::rename(self.raft(), &aside).map_err(io_error("rename", &aside))?;
         }

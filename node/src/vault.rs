@@ -219,9 +219,15 @@ impl Vault {
 
     /// Wraps the keys as the cluster wants it, durably, and makes a new one for what is written from now on. Answers
     /// whether there was anything to do. On an error everything is as before.
+    ///
+    /// An older version than the one followed is not followed: a manager that has just started has not heard yet of all
+    /// that it knew before, and must not take off a lock that it has put on.
     pub fn follow(&self, wanted: &Wanted) -> Result<bool, StoredError> {
         let mut state = self.state();
         let State::Open(opened) = &*state else { return Ok(false) };
+        if wanted.version < opened.version {
+            return Ok(false);
+        }
         let same = match &wanted.lock {
             Some(key) => opened.locked && opened.kek == key.0,
             None => !opened.locked,
@@ -243,6 +249,20 @@ impl Vault {
         *state = State::Open(next);
         self.publish(&state);
         Ok(!same)
+    }
+
+    /// Lets any version be followed next: another life of the cluster, out of a survivor or a backup, may have a lower
+    /// one, and a worker has none. Until then everything stays wrapped as it is.
+    pub fn forget_version(&self) -> Result<(), StoredError> {
+        let mut state = self.state();
+        let State::Open(opened) = &*state else { return Ok(()) };
+        if opened.version == 0 {
+            return Ok(());
+        }
+        let next = Opened { version: 0, ..opened.clone() };
+        save(&self.inner.path, &next)?;
+        *state = State::Open(next);
+        Ok(())
     }
 
     /// Drops the keys that no file names any more.
@@ -412,6 +432,29 @@ mod tests {
             now.unlock(&key(1)).unwrap_err();
             now.unlock(&key(2)).unwrap();
         }
+    }
+
+    #[test]
+    fn a_manager_that_has_not_caught_up_keeps_its_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        let vault = Vault::open(&path).unwrap();
+        vault.follow(&Wanted { lock: Some(key(2)), version: 3 }).unwrap();
+        let locked_with = |unlock: UnlockKey| Vault::open(&path).unwrap().unlock(&unlock).is_ok();
+        // What its log says so far: before the rotation, and before autolock was on.
+        for (lock, version) in [(Some(key(1)), 2), (None, 1), (None, 0)] {
+            assert!(!vault.follow(&Wanted { lock, version }).unwrap());
+            assert!(Vault::open(&path).unwrap().is_locked() && locked_with(key(2)), "version {version}");
+        }
+        // Another life of the cluster counts anew.
+        vault.forget_version().unwrap();
+        assert!(Vault::open(&path).unwrap().is_locked() && locked_with(key(2)), "nothing else has changed");
+        assert!(vault.follow(&Wanted { lock: Some(key(1)), version: 2 }).unwrap());
+        assert!(locked_with(key(1)));
+        // And a worker, which has no lock, has no version either.
+        vault.forget_version().unwrap();
+        assert!(vault.follow(&Wanted { lock: None, version: 0 }).unwrap());
+        assert!(!Vault::open(&path).unwrap().is_locked());
     }
 
     #[test]

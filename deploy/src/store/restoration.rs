@@ -7,8 +7,8 @@ use crate::model::{NodeId, NodeSpec};
 
 impl Store {
     /// The store that a restore begins with: services, tasks, networks, secrets, configs and settings of the backup
-    /// (`self`); hosts, certificates, tokens, keys and removed nodes of `present`, because a restore must not let in who
-    /// was removed, nor lock out who joined. A host of both keeps the labels and addresses that the backup has.
+    /// (`self`); hosts, certificates, tokens, keys, autolock and removed nodes of `present`, because a restore must not let
+    /// in who was removed, nor lock out who joined. A host of both keeps the labels and addresses that the backup has.
     ///
     /// `None` when one of them has no cluster, or they are different clusters.
     pub fn restored_into(&self, present: &Store) -> Option<Store> {
@@ -19,6 +19,8 @@ impl Store {
         let mut next = self.clone();
         let mut cluster = (**old).clone();
         cluster.status = now.status.clone();
+        // Whether there is a lock goes with its key, which is among what stays.
+        cluster.spec.autolock = now.spec.autolock;
         next.put(Held::Cluster(Arc::new(cluster)));
         let gone: Vec<_> = self.nodes().filter(|node| present.node(&node.id).is_none()).cloned().collect();
         for node in gone {
@@ -54,7 +56,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Cluster, ClusterId, Node, NodeRole, Service, ServiceId};
+    use crate::model::{Cluster, ClusterId, Node, NodeRole, Service, ServiceId, UnlockKey};
 
     fn store(cluster: u128, nodes: &[&str], services: &[&str]) -> Store {
         let mut store = Store::default();
@@ -76,6 +78,8 @@ mod tests {
         let mut present = store(1, &["a", "joined"], &["db"]);
         let mut cluster = (**present.cluster().unwrap()).clone();
         cluster.status.worker_token = "new".into();
+        cluster.spec.autolock = true;
+        cluster.status.unlock_key = Some(UnlockKey { version: 1, bytes: vec![7; 32] });
         present.put(Held::Cluster(Arc::new(cluster)));
         let mut node = (**present.node(&NodeId::new("a")).unwrap()).clone();
         node.spec.role = NodeRole::Manager as i32;
@@ -86,6 +90,9 @@ mod tests {
         assert_eq!(names, ["a", "joined"]);
         assert!(restored.service_by_name("web").is_some() && restored.service_by_name("db").is_none());
         assert_eq!(restored.cluster().unwrap().status.worker_token, "new");
+        // An autolock of then with the key of now would be one without a key, or a key without a lock.
+        let cluster = restored.cluster().unwrap();
+        assert!(cluster.spec.autolock && cluster.status.unlock_key.is_some());
         assert_eq!(restored.node(&NodeId::new("a")).unwrap().spec.role(), NodeRole::Manager);
         assert!(store(2, &[], &[]).restored_into(&present).is_none());
     }

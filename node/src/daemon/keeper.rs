@@ -58,7 +58,10 @@ impl Active {
             Some(manager) => wanted(manager),
             // One that is to be a manager again in a moment stays locked.
             None if self.record().manager => None,
-            None => Some(Wanted { lock: None, version: 0 }),
+            None => {
+                data.vault().forget_version().map_err(|e| failed(&e))?;
+                Some(Wanted { lock: None, version: 0 })
+            }
         };
         if let Some(wanted) = wanted
             && data.vault().follow(&wanted).map_err(|e| failed(&e))?
