@@ -14,7 +14,7 @@ use runtime::Runtime;
 use runtime::image::ImageStore;
 use tokio::sync::mpsc;
 
-use super::active::{Active, overlay_is_left, remove_overlay, renounce};
+use super::active::{Active, internal, overlay_is_left, remove_overlay, renounce};
 use super::config::Config;
 use super::describe;
 use super::ports::Ports;
@@ -318,7 +318,13 @@ impl LocalEngine {
 
     async fn begin_from(self, request: RestoreRequest) -> Result<Recovered, EngineError> {
         // Before anything is stopped for it.
-        let backup = crate::backup::decode(&request.backup).map_err(|e| EngineError::Invalid(e.to_string()))?;
+        let mut request = request;
+        let bytes = std::mem::take(&mut request.backup);
+        // Some hundred MiB to hash and to read are too much for a thread that others wait for.
+        let read = tokio::task::spawn_blocking(move || crate::backup::decode(&bytes)).await;
+        let backup = read
+            .map_err(|e| internal("the backup could not be read")(&e))?
+            .map_err(|e| EngineError::Invalid(e.to_string()))?;
         let _changing = self.inner.changing.lock().await;
         match self.state() {
             State::Active(active) => self.restore_into(active, backup).await,

@@ -37,7 +37,10 @@ pub(crate) async fn read_survivor(config: &Config) -> Result<Survivor, ManagerEr
 /// Makes the log of a manager that is alone in its cluster and has this store. The directory must not be there.
 pub(crate) async fn begin_anew(config: &Config, store: &Store, found: &Found) -> Result<(), ManagerError> {
     let me = raft::Peer { id: config.raft_id, node_id: config.node_id.to_string(), addr: config.addr.clone() };
-    Ok(raft::begin_anew(&config.raft(), &me, found, store.encode_snapshot()).await?)
+    let store = store.clone();
+    let encoded = tokio::task::spawn_blocking(move || store.encode_snapshot()).await;
+    let state = encoded.map_err(|e| ManagerError::Raft(format!("the state could not be encoded: {e}")))?;
+    Ok(raft::begin_anew(&config.raft(), &me, found, state).await?)
 }
 
 impl Manager {
