@@ -16,7 +16,8 @@ const MAGIC: &[u8; 8] = b"SHOALBAK";
 const FORMAT: u32 = 1;
 const FIXED: usize = 16;
 const DIGEST: usize = 32;
-/// Largest backup that is taken, in bytes: what Raft would still send as a snapshot.
+/// Largest backup that is made or taken, in bytes. It is in memory as a whole, a few times over; Raft would send a
+/// snapshot four times as large.
 pub const MAX_BYTES: usize = 256 << 20;
 
 /// What stands at the front.
@@ -58,7 +59,10 @@ pub struct Backup {
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// The cluster is too large for one file, or the file is larger than any backup.
-    #[error("{0} bytes is more than a backup may have ({MAX_BYTES})")]
+    #[error(
+        "{0} bytes is more than a backup may have ({MAX_BYTES}); remove what nobody needs (large configs and secrets, \
+         services with very many tasks) and take it again"
+    )]
     TooLarge(usize),
     /// There is no cluster yet.
     #[error("there is no cluster to back up")]
@@ -90,6 +94,10 @@ pub enum BackupError {
 
 /// The file for this state, as this manager sees it.
 pub fn encode(node_id: &str, applied: &AppliedStore) -> Result<Vec<u8>, BackupError> {
+    encode_within(node_id, applied, MAX_BYTES)
+}
+
+fn encode_within(node_id: &str, applied: &AppliedStore, max: usize) -> Result<Vec<u8>, BackupError> {
     let cluster = applied.store.cluster().ok_or(BackupError::Empty)?;
     let header = Header {
         cluster_id: cluster.id.to_string(),
@@ -106,11 +114,11 @@ pub fn encode(node_id: &str, applied: &AppliedStore) -> Result<Vec<u8>, BackupEr
     out.extend_from_slice(&u32::try_from(header.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.extend_from_slice(&header);
     out.extend_from_slice(&applied.store.encode_snapshot());
+    if out.len() + DIGEST > max {
+        return Err(BackupError::TooLarge(out.len() + DIGEST));
+    }
     let digest = Sha256::digest(&out);
     out.extend_from_slice(&digest);
-    if out.len() > MAX_BYTES {
-        return Err(BackupError::TooLarge(out.len()));
-    }
     Ok(out)
 }
 
@@ -223,5 +231,9 @@ pub(crate) mod tests {
         let ahead = encode("n1", &applied(Release::current().feature_level + 1)).unwrap();
         assert!(matches!(decode(&ahead), Err(BackupError::FeatureLevel { .. })));
         assert!(matches!(encode("n1", &AppliedStore::default()), Err(BackupError::Empty)));
+        assert_eq!(encode_within("n1", &applied(1), whole.len()).unwrap(), whole);
+        let large = encode_within("n1", &applied(1), whole.len() - 1).unwrap_err();
+        assert!(matches!(large, BackupError::TooLarge(bytes) if bytes == whole.len()));
+        assert!(large.to_string().contains("remove what nobody needs"), "{large}");
     }
 }

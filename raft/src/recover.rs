@@ -62,8 +62,9 @@ pub enum RecoverError {
     },
 }
 
-/// Reads all that a stopped member has into `machine`. The directory is not changed, but for a torn write at the end of
-/// the log, which is cut off as at a start.
+/// Reads all that a stopped member has into `machine`. What the directory says does not change. Its files do as at a
+/// start: a torn write at the end of the log is cut off, and a segment is begun when the last one has an older key or
+/// format.
 ///
 /// # Errors
 /// When there is no log, or it is damaged: then another survivor, or a backup, has to do.

@@ -15,6 +15,7 @@ use super::error::ApiError;
 use super::extract::{JsonBody, Params};
 use super::services;
 use super::wire;
+use crate::backup::BackupError;
 use crate::engine::{Consistency, Engine, Membership, RecoverRequest, Recovered, RestoreRequest};
 
 /// This node, which was a manager, becomes the only one.
@@ -39,9 +40,11 @@ pub(super) async fn backup<E: Engine>(State(app): State<App<E>>) -> Result<Respo
         _ => String::new(),
     };
     let made = tokio::task::spawn_blocking(move || crate::backup::encode(&node_id, &applied)).await;
-    let bytes = made
-        .map_err(|e| ApiError::internal(format!("the backup could not be made: {e}")))?
-        .map_err(|e| ApiError::internal(e.to_string()))?;
+    let bytes =
+        made.map_err(|e| ApiError::internal(format!("the backup could not be made: {e}")))?.map_err(|e| match e {
+            BackupError::TooLarge(_) => ApiError::too_large(format!("the cluster is too large for a backup: {e}")),
+            other => ApiError::internal(other.to_string()),
+        })?;
     Ok(([(CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
 }
 

@@ -10,6 +10,10 @@ use crate::cli::output;
 use crate::docker_api::wire::Recover;
 use crate::engine::{EngineError, RecoverRequest, Recovered};
 
+/// What to do with a data directory that needs the unlock key, which is on no disk.
+const LOCKED: &str = "the keys of this data directory are locked (autolock). Start the daemon, run \"shoal node unlock\" with \
+                      the unlock key, then \"shoal node recover\" without --data-dir";
+
 /// Flags of `shoal node recover`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -19,7 +23,8 @@ The others become workers when they return: promote them then.
 
   shoal node recover                                 The daemon runs, and the cluster has no leader
   shoal node recover --advertise-addr 10.0.0.9       The host has another address now
-  shoal node recover --data-dir /var/lib/shoal       The daemon is stopped; start it afterwards")]
+  shoal node recover --data-dir /var/lib/shoal       The daemon is stopped; start it afterwards. With autolock this
+                                                     does not work: start it, unlock it, and recover then")]
 pub(super) struct RecoverArgs {
     /// Address or interface at which the other hosts reach this one [default: as before]
     #[arg(long, value_name = "ADDR|IFACE[:PORT]", default_value = "", hide_default_value = true)]
@@ -76,6 +81,7 @@ pub(super) fn offline(args: RecoverArgs) -> Result<(), CliError> {
         .map_err(|e| CliError::Failed(format!("cannot start: {e}")))?;
     let recovered = runtime.block_on(crate::daemon::recover(&data, &request)).map_err(|error| match error {
         EngineError::Internal(message) => CliError::Failed(message),
+        EngineError::Locked => CliError::usage(LOCKED),
         other => CliError::usage(other.to_string()),
     })?;
     report(&recovered)?;
@@ -102,4 +108,28 @@ fn report(recovered: &Recovered) -> Result<(), CliError> {
         ))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vault::{UnlockKey, Wanted};
+
+    #[test]
+    fn a_locked_directory_says_the_way_that_works() {
+        let temp = tempfile::tempdir().unwrap();
+        let data = crate::datadir::DataDir::open(temp.path()).unwrap();
+        data.save_membership(&crate::datadir::MembershipRecord::default()).unwrap();
+        data.vault().follow(&Wanted { lock: UnlockKey::from_bytes(&[1; 32]), version: 1 }).unwrap();
+        drop(data);
+        let args = RecoverArgs {
+            advertise_addr: String::new(),
+            listen_addr: String::new(),
+            data_path_addr: String::new(),
+            force: false,
+            data_dir: Some(temp.path().to_owned()),
+        };
+        let error = offline(args).unwrap_err().to_string();
+        assert!(error.contains("shoal node unlock") && error.contains("without --data-dir"), "{error}");
+    }
 }
