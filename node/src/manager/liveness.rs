@@ -159,17 +159,41 @@ fn leads_a_majority(status: &raft::Status, lately: Duration) -> bool {
     status.role == Role::Leader && status.voters.iter().filter(heard).count() * 2 > status.voters.len()
 }
 
+/// A time in which this member leads with a majority, without a gap.
+#[derive(Clone, Copy, Debug)]
+struct Leading {
+    term: u64,
+    since: Instant,
+    /// It began with the election; else with a majority that was out of touch and is back.
+    elected: bool,
+}
+
+impl Leading {
+    /// From when on a host's silence counts. `last_word` is when this member last heard the host as the leader before.
+    ///
+    /// A leader that fell silent just before the election (less than `lately`) is why there was one. One that was heard
+    /// longer ago tells nothing: while nobody led, everybody may have been out of touch, and it may live like all
+    /// others.
+    fn silence(self, last_word: Option<Instant>, lately: Duration) -> Instant {
+        let replaced = |at: &Instant| self.elected && *at < self.since && self.since - *at < lately;
+        last_word.filter(replaced).unwrap_or(self.since)
+    }
+}
+
 /// The leader's look, for as long as the manager lives.
 pub(super) async fn run(manager: Manager) {
     // Silence counts from the start of leading: before that, other managers did the listening. Nor does it count while
     // there is no majority: those who listen cannot report then, and agents wait for a manager that can.
-    let mut leads_since: Option<(u64, Instant)> = None;
+    let mut leads_since: Option<Leading> = None;
+    // The last term that it led in.
+    let mut led = 0;
     let mut seen: BTreeMap<NodeId, Instant> = BTreeMap::new();
     let mut said = Said::default();
     loop {
         tokio::time::sleep(LOOK).await;
         let status = manager.status();
-        if !leads_a_majority(&status, manager.inner.timing.majority()) {
+        let lately = manager.inner.timing.majority();
+        if !leads_a_majority(&status, lately) {
             leads_since = None;
             seen.clear();
             manager.inner.counters.clock_difference.set(0);
@@ -179,10 +203,11 @@ pub(super) async fn run(manager: Manager) {
         if manager.inner.published.borrow().term == status.term {
             manager.inner.contact.note();
         }
-        let since = match leads_since {
-            Some((term, since)) if term == status.term => since,
+        let leading = match leads_since {
+            Some(leading) if leading.term == status.term => leading,
             _ => {
-                leads_since = Some((status.term, Instant::now()));
+                leads_since = Some(Leading { term: status.term, since: Instant::now(), elected: led != status.term });
+                led = status.term;
                 said = Said::default();
                 continue;
             }
@@ -192,7 +217,7 @@ pub(super) async fn run(manager: Manager) {
         manager.inner.heard.retain(|node| store.node(node).is_some());
         // Gossip does not know this node itself, but its agent can fall silent like any other.
         for node in store.nodes().filter(|n| n.status.state() == NodeState::Ready) {
-            let since = silent_leader(&manager, &status, node).map_or(since, |at| at.min(since));
+            let since = leading.silence(silent_leader(&manager, &status, node), lately);
             let heard = manager.inner.heard.get(&node.id).map_or(since, |at| at.max(since));
             let evidence = Evidence {
                 gossip_dead: members.get(node.id.as_str()).is_some_and(|member| !member.alive),
@@ -330,5 +355,34 @@ mod tests {
         assert!(!heard.is_complete(["b", "c"].into_iter()));
         heard.note_report(NodeId::new("c"));
         assert!(heard.is_complete(["b", "c"].into_iter()));
+    }
+
+    const LATELY: Duration = Duration::from_secs(2);
+
+    fn leading(elected: bool) -> Leading {
+        Leading { term: 7, since: Instant::now() + Duration::from_secs(60), elected }
+    }
+
+    #[test]
+    fn silence_of_the_leader_before_counts_from_its_last_word() {
+        let leading = leading(true);
+        let word = leading.since - Duration::from_millis(800);
+        assert_eq!(leading.silence(Some(word), LATELY), word);
+        assert_eq!(leading.silence(None, LATELY), leading.since);
+    }
+
+    /// A whole network that stood still for 5 s: who led before it lives as much as all the others.
+    #[test]
+    fn an_old_word_of_an_earlier_leader_is_no_silence() {
+        let leading = leading(true);
+        assert_eq!(leading.silence(Some(leading.since - Duration::from_secs(5)), LATELY), leading.since);
+        assert_eq!(leading.silence(Some(leading.since + Duration::from_secs(1)), LATELY), leading.since);
+    }
+
+    /// The same member leads on when its majority is back: that is no loss of a leader before it.
+    #[test]
+    fn a_majority_that_is_back_starts_everybodys_silence_anew() {
+        let leading = leading(false);
+        assert_eq!(leading.silence(Some(leading.since - Duration::from_millis(800)), LATELY), leading.since);
     }
 }
