@@ -204,7 +204,7 @@ pub(super) fn update(txn: &mut Txn, op: &UpdateNode) -> Result<Reply, ControlErr
     }
     validate::node_spec(&op.spec)?;
     let demoted = node.spec.role() == NodeRole::Manager && op.spec.role() == NodeRole::Worker;
-    if demoted && !txn.nodes().any(|other| other.id != op.id && other.spec.role() == NodeRole::Manager) {
+    if demoted && !txn.nodes().any(|other| other.id != op.id && stays_manager(txn, other)) {
         return Err(precondition("attempting to demote the last manager of the swarm"));
     }
     if op.spec.role() == NodeRole::Manager && node.spec.role() == NodeRole::Worker {
@@ -214,6 +214,12 @@ pub(super) fn update(txn: &mut Txn, op: &UpdateNode) -> Result<Reply, ControlErr
     node.spec.clone_from(&op.spec);
     txn.put_node(node);
     Ok(named(&op.id))
+}
+
+/// Whether a node is a manager and is to be one: one that has left keeps its role, one that was only promoted may never
+/// come.
+fn stays_manager(txn: &Txn, node: &Node) -> bool {
+    node.manager.is_some() && node.spec.role() == NodeRole::Manager && refuse_left(txn, &node.id).is_ok()
 }
 
 pub(super) fn remove(txn: &mut Txn, op: &RemoveNode) -> Result<Reply, ControlError> {

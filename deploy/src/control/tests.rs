@@ -371,6 +371,37 @@ fn nodes_are_promoted_demoted_and_removed_as_in_docker() {
 }
 
 #[test]
+fn only_a_manager_that_stays_lets_another_one_be_demoted() {
+    let mut world = World::new();
+    let (first, second) = (NodeId::from(0), world.join(1));
+    let set_role = |world: &mut World, id: &NodeId, role: NodeRole| {
+        let current = world.store.node(id).expect("the node").clone();
+        let spec = NodeSpec { role: role as i32, ..current.spec.clone() };
+        world.run(Op::UpdateNode(UpdateNode { id: id.clone(), version: current.meta.version, spec }))
+    };
+    let last = |world: &mut World, why: &str| {
+        let text = "attempting to demote the last manager of the swarm";
+        let demoted = set_role(world, &NodeId::from(0), NodeRole::Worker);
+        assert!(demoted.is_err(), "{why}");
+        refused(demoted, ErrorKind::FailedPrecondition, text);
+    };
+    set_role(&mut world, &second, NodeRole::Manager).expect("promoted");
+    last(&mut world, "the other one has not come yet");
+    let raft_id = Op::AllocateRaftId(AllocateRaftId { node_id: second.clone(), addr: "192.0.2.1:2377".into() });
+    world.run(raft_id).expect("a raft id");
+    set_role(&mut world, &second, NodeRole::Worker).expect("demoted");
+    last(&mut world, "the other one is about to go");
+    set_role(&mut world, &second, NodeRole::Manager).expect("promoted");
+    world.run(Op::ClearManager(ClearManager { node_id: second.clone() })).expect("out of Raft");
+    world.run(Op::NodeLeft(NodeLeft { node_id: second.clone() })).expect("left");
+    last(&mut world, "the other one has left");
+    set_role(&mut world, &second, NodeRole::Worker).expect("who left can be demoted, and removed then");
+    world.run(Op::RemoveNode(RemoveNode { id: second, force: false })).expect("removed");
+    last(&mut world, "there is no other one");
+    assert!(world.store.node(&first).expect("the node").manager.is_some());
+}
+
+#[test]
 fn a_node_that_left_is_down_for_good() {
     let mut world = World::new();
     let node = world.join(1);

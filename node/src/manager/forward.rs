@@ -19,6 +19,8 @@ use crate::rpc::{Channels, Lane, MAX_MESSAGE, pb};
 const COMMIT: Duration = Duration::from_secs(30);
 /// Docker's words.
 const LOSS_OF_QUORUM: &str = "can't remove member from the raft: this would result in a loss of quorum";
+/// The same.
+const LAST_MANAGER: &str = "attempting to demote the last manager of the swarm";
 /// Pause before the next look.
 const RETRY: Duration = Duration::from_millis(25);
 
@@ -28,6 +30,15 @@ pub(super) struct PeerChannels(pub(super) Channels);
 impl Dial for PeerChannels {
     fn channel(&self, peer: &Peer) -> Channel {
         self.0.lane(Lane::Raft).to(&peer.addr, &peer.node_id)
+    }
+}
+
+/// Why a voter must not be demoted, given how many others there are and how many of them answer.
+fn why_not(left: usize, answering: usize) -> Option<&'static str> {
+    match left {
+        // Whom the store takes for another manager may not be a voter yet, and may never become one.
+        0 => Some(LAST_MANAGER),
+        _ => (answering * 2 <= left).then_some(LOSS_OF_QUORUM),
     }
 }
 
@@ -81,7 +92,7 @@ impl Manager {
         let answers =
             |peer: &&Peer| peer.id == status.id || status.heard.get(&peer.id).is_some_and(|at| at.elapsed() < lately);
         let (left, answering) = (left().count(), left().filter(answers).count());
-        (left > 0 && answering * 2 <= left).then(|| precondition(LOSS_OF_QUORUM))
+        why_not(left, answering).map(precondition)
     }
 
     fn leader(&self) -> Option<Peer> {
@@ -286,6 +297,16 @@ fn never_sent(status: &tonic::Status) -> bool {
 mod tests {
     use super::super::services::to_status;
     use super::*;
+
+    #[test]
+    fn a_demotion_leaves_a_majority_that_answers_and_at_least_one_voter() {
+        let check = |left, answering, expected| assert_eq!(why_not(left, answering), expected, "{answering} of {left}");
+        check(0, 0, Some(LAST_MANAGER));
+        check(1, 0, Some(LOSS_OF_QUORUM));
+        check(1, 1, None);
+        check(2, 1, Some(LOSS_OF_QUORUM));
+        check(4, 3, None);
+    }
 
     /// What a leader says reaches who asked through a follower as the same kind of thing.
     #[test]
