@@ -62,6 +62,8 @@ pub(super) struct Active {
     pub(super) following: CancellationToken,
     /// Who the managers were at the last look.
     pub(super) managers_before: Mutex<BTreeSet<String>>,
+    /// Held while roots, certificate or key change, never across an `await`.
+    pub(super) credentials: Mutex<()>,
     /// Held while the node's role changes.
     pub(super) turn: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
@@ -120,6 +122,7 @@ impl Active {
             following: stop.child_token(),
             stop,
             managers_before: Mutex::default(),
+            credentials: Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
             tasks: TaskTracker::new(),
         });
@@ -159,6 +162,8 @@ impl Active {
             self.give_birth(birth).await?;
         }
         self.gossip.join(gossip_seeds(&record, &self.agent.view().borrow().hosts));
+        let trust = Arc::clone(self).keep_trust();
+        self.tasks.spawn(trust);
         let supervisor = Arc::clone(self).supervise();
         self.tasks.spawn(supervisor);
         let keeper = Arc::clone(self).keep_keys();

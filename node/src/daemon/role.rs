@@ -1,10 +1,11 @@
 //! Follows what the cluster says of this node (its role, the managers, the gossip keys) and keeps its certificate fresh.
 //!
-//! One turn at a time: a turn that fails is taken again, and everything in it may have been done before. A node that
+//! Whom to trust and how to gossip is followed at once, by a task of its own. Role and certificate need the managers,
+//! which may take minutes: one turn at a time: a turn that fails is taken again, and everything in it may have been done before. A node that
 //! leaves stops following first, or it would ask back in what it has just given up.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deploy::control::{AllocateRaftId, Op, Request};
@@ -31,7 +32,40 @@ const SELF_HELP: Duration = Duration::from_secs(3);
 /// The wall clock may be set, and a host may sleep: whether the certificate is due is looked at this often.
 const CLOCK: Duration = Duration::from_secs(5);
 
+/// Proof that nobody else changes the credentials.
+type Held<'a> = MutexGuard<'a, ()>;
+
 impl Active {
+    /// Follows the cluster's word on trust and gossip until the node stops or leaves, whatever a turn waits for.
+    pub(super) async fn keep_trust(self: Arc<Self>) {
+        let mut views = self.agent.view();
+        loop {
+            let view = views.borrow_and_update().clone();
+            let pause = if self.take_over(&view) { CLOCK } else { RETRY };
+            tokio::select! {
+                biased;
+                () = self.following.cancelled() => return,
+                changed = views.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Takes over what needs no manager; may be done again at any time. Answers whether all of it could be.
+    fn take_over(&self, view: &AgentView) -> bool {
+        let held = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        // A record must not be written after the one of a node that has left was removed.
+        if view.removed || self.following.is_cancelled() {
+            return true;
+        }
+        let trust = self.follow_trust(&held, view);
+        let gossip = self.follow_gossip(view);
+        for error in [&trust, &gossip].into_iter().filter_map(|done| done.as_ref().err()) {
+            tracing::warn!(%error, "trusted roots, managers or gossip keys could not be changed yet");
+        }
+        trust.is_ok() && gossip.is_ok()
+    }
+
     /// Runs until the node stops or leaves.
     pub(super) async fn supervise(self: Arc<Self>) {
         let mut views = self.agent.view();
@@ -60,8 +94,8 @@ impl Active {
             return CLOCK;
         }
         let mut pause = CLOCK;
-        if let Err(error) = self.follow_trust(view) {
-            tracing::warn!(%error, "the trusted roots could not be changed yet");
+        // Not only for `keep_trust` to do: whom this turn asks, and what for, depends on it.
+        if !self.take_over(view) {
             pause = RETRY;
         }
         // Before the role: without a certificate that is taken, nothing else can be done.
@@ -94,7 +128,7 @@ impl Active {
     }
 
     /// Takes over whom the cluster trusts, and hangs up on those that it does not trust any more.
-    fn follow_trust(&self, view: &AgentView) -> Result<(), EngineError> {
+    fn follow_trust(&self, held: &Held<'_>, view: &AgentView) -> Result<(), EngineError> {
         let removed: BTreeSet<String> = view.removed_nodes.iter().cloned().collect();
         self.tls.revoke(removed.clone());
         // Two that speak in one name would refute each other for ever.
@@ -115,14 +149,30 @@ impl Active {
         if view.trust_pem.is_empty() || view.trust_pem == record.root_pem {
             return Ok(());
         }
-        self.use_credentials(|record| record.root_pem.clone_from(&view.trust_pem))?;
+        self.use_credentials(held, |record| record.root_pem.clone_from(&view.trust_pem))?;
         tracing::info!("the trusted roots have changed");
+        Ok(())
+    }
+
+    /// Takes over the keys of the gossip and where the managers are, and forgets who was removed.
+    fn follow_gossip(&self, view: &AgentView) -> Result<(), EngineError> {
+        for gone in &view.removed_nodes {
+            self.gossip.forget(gone);
+        }
+        if !view.gossip_keys.is_empty() {
+            self.update_record(|record| record.gossip_keys = view.gossip_keys.clone())?;
+            self.gossip.set_keys(keyring(&view.gossip_keys)?);
+        }
+        if !view.managers.is_empty() {
+            self.update_record(|record| record.managers = view.managers.clone())?;
+            self.gossip.set_seeds(gossip_seeds(&self.record(), &view.hosts));
+        }
         Ok(())
     }
 
     /// Changes roots, certificate or key: looked at first, then on disk, then in use. A record that cannot be used would
     /// keep the node from starting.
-    fn use_credentials(&self, change: impl Fn(&mut MembershipRecord)) -> Result<(), EngineError> {
+    fn use_credentials(&self, _held: &Held<'_>, change: impl Fn(&mut MembershipRecord)) -> Result<(), EngineError> {
         let mut changed = self.record();
         change(&mut changed);
         let unusable = |e: TlsError| internal("the new credentials")(&e);
@@ -138,6 +188,7 @@ impl Active {
     pub(super) async fn stop_following(&self) {
         self.following.cancel();
         drop(self.turn.lock().await);
+        drop(self.credentials.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// What managers are asked for in a turn; given up when the node stops or leaves, which must not wait for them.
@@ -154,17 +205,6 @@ impl Active {
     }
 
     async fn follow(&self, view: &AgentView) -> Result<(), EngineError> {
-        if !view.gossip_keys.is_empty() {
-            self.update_record(|record| record.gossip_keys = view.gossip_keys.clone())?;
-            self.gossip.set_keys(keyring(&view.gossip_keys)?);
-        }
-        for gone in &view.removed_nodes {
-            self.gossip.forget(gone);
-        }
-        if !view.managers.is_empty() {
-            self.update_record(|record| record.managers = view.managers.clone())?;
-            self.gossip.set_seeds(gossip_seeds(&self.record(), &view.hosts));
-        }
         let wanted = view.manager.unwrap_or_else(|| self.record().manager);
         let listed = view.managers.iter().any(|m| m.node_id == self.record().node_id);
         match (wanted, self.manager()) {
@@ -319,7 +359,8 @@ impl Active {
         if fresh.node_id != before.node_id || fresh.cluster_id != before.cluster_id {
             return Err(EngineError::Internal(format!("the new certificate is for node {:?}", fresh.node_id)));
         }
-        self.use_credentials(|record| {
+        let held = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        self.use_credentials(&held, |record| {
             record.root_pem.clone_from(&trust);
             record.cert_pem.clone_from(&reply.cert_pem);
             record.key_pem.clone_from(&own.key_pem);
