@@ -27,7 +27,7 @@ use overlay_net::{Desired, Overlay};
 use prost::Message;
 use runtime::Runtime;
 use runtime::image::ImageStore;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -189,7 +189,7 @@ impl Agent {
         let (desired, desired_out) = watch::channel(None);
         let (memory, memory_out) = watch::channel((1, core.memory()));
         let (written, written_out) = watch::channel(0);
-        let drop_session = Arc::new(Notify::new());
+        let (unwanted, unwanted_out) = watch::channel(0);
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
 
@@ -232,7 +232,7 @@ impl Agent {
             channels: config.channels,
             managers: managers_out,
             members: config.members,
-            drop_session: drop_session.clone(),
+            unwanted: unwanted_out,
             events: session,
             timing: config.timing,
         };
@@ -251,7 +251,8 @@ impl Agent {
             managers,
             desired,
             memory,
-            drop_session,
+            session: 0,
+            unwanted,
             counters: counters.clone(),
         };
         let cancelled = stop.clone();
@@ -356,7 +357,10 @@ struct Loop {
     managers: watch::Sender<Vec<ManagerRecord>>,
     desired: watch::Sender<Option<Desired>>,
     memory: watch::Sender<memory::Numbered>,
-    drop_session: Arc<Notify>,
+    /// The number of the session that was opened last.
+    session: u64,
+    /// The last one that is to end.
+    unwanted: watch::Sender<u64>,
     counters: Arc<Counters>,
 }
 
@@ -424,7 +428,8 @@ impl Loop {
 
     fn session_event(&mut self, event: SessionEvent) -> Vec<Step> {
         match event {
-            SessionEvent::Opened(outbox) => {
+            SessionEvent::Opened(number, outbox) => {
+                self.session = number;
                 self.outbox = Some(outbox);
                 // One of another session means nothing here.
                 self.marked = None;
@@ -487,7 +492,7 @@ impl Loop {
             Ok(update) => update,
             Err(error) => {
                 tracing::warn!(error = crate::chain(&error), "assignments could not be read");
-                self.drop_session.notify_one();
+                self.unwanted.send_replace(self.session);
                 return Vec::new();
             }
         };
@@ -495,7 +500,7 @@ impl Loop {
             Ok(taken) => taken,
             Err(error) => {
                 tracing::info!(%error, "asking another manager");
-                self.drop_session.notify_one();
+                self.unwanted.send_replace(self.session);
                 return Vec::new();
             }
         };
@@ -563,7 +568,7 @@ impl Loop {
             let statuses = pb::Statuses { sequence, reports };
             if outbox.try_send(session::message(pb::agent_message::Kind::Statuses(statuses))).is_err() {
                 // A manager that does not even take a batch is left for another; the batch is sent again there.
-                self.drop_session.notify_one();
+                self.unwanted.send_replace(self.session);
             }
         }
         if self.core.is_empty()

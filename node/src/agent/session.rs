@@ -32,8 +32,8 @@ const BACKLOG: usize = 16;
 
 /// What comes out of the line.
 pub(super) enum SessionEvent {
-    /// It is open; this is how to speak.
-    Opened(mpsc::Sender<pb::AgentMessage>),
+    /// It is open; this is its number, never 0, and how to speak.
+    Opened(u64, mpsc::Sender<pb::AgentMessage>),
     /// The manager said something.
     Assignments(pb::Assignments),
     /// A batch of statuses was committed.
@@ -96,8 +96,8 @@ pub(super) struct Line {
     pub(super) managers: watch::Receiver<Vec<ManagerRecord>>,
     /// Where gossip has seen the other hosts last: a manager may have moved since the list was made.
     pub(super) members: watch::Receiver<std::sync::Arc<gossip::Members>>,
-    /// Told by the loop when this manager's word cannot be used.
-    pub(super) drop_session: std::sync::Arc<tokio::sync::Notify>,
+    /// The last session that the loop wants ended, because its manager's word cannot be used: by its number.
+    pub(super) unwanted: watch::Receiver<u64>,
     pub(super) events: mpsc::Sender<SessionEvent>,
     pub(super) timing: Timing,
 }
@@ -117,6 +117,7 @@ impl Line {
         let mut turn = rand::random::<u32>() as usize;
         // The manager that was left last; it is asked last.
         let mut left = String::new();
+        let mut number = 0;
         loop {
             turn = turn.wrapping_add(1);
             let mut session = match self.open_any(self.in_order(turn, &left)).await {
@@ -130,10 +131,11 @@ impl Line {
             loop {
                 let (manager, opened) = (session.manager.clone(), session.opened);
                 tracing::info!(manager.id = manager.node_id, manager.addr, "session opened");
-                if self.events.send(SessionEvent::Opened(session.sender.clone())).await.is_err() {
+                number += 1;
+                if self.events.send(SessionEvent::Opened(number, session.sender.clone())).await.is_err() {
                     return;
                 }
-                let end = self.converse(&mut session).await;
+                let end = self.converse(&mut session, number).await;
                 tracing::info!(manager.id = manager.node_id, "session closed");
                 let _ = self.events.send(SessionEvent::Closed).await;
                 match end {
@@ -236,7 +238,8 @@ impl Line {
 
     /// Speaks with a manager until it is over. One that falls silent is kept until another has taken over, and for good
     /// when it speaks again before.
-    async fn converse(&self, session: &mut Session) -> End {
+    async fn converse(&self, session: &mut Session, number: u64) -> End {
+        let mut unwanted = self.unwanted.clone();
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut heard = Instant::now();
@@ -249,7 +252,7 @@ impl Line {
             tokio::select! {
                 biased;
                 () = self.events.closed() => return End::Broken,
-                () = self.drop_session.notified() => return End::Broken,
+                () = is_unwanted(&mut unwanted, number) => return End::Broken,
                 received = session.messages.message() => {
                     heard = Instant::now();
                     (other, asked) = (None, heard);
@@ -328,6 +331,31 @@ async fn opened(other: &mut Option<Opening<'_>>) -> Result<Session, Unopened> {
     }
 }
 
+/// Until the loop wants this session ended. That it wanted an earlier one ended, which was over by itself before it heard
+/// of that, means nothing.
+async fn is_unwanted(unwanted: &mut watch::Receiver<u64>, number: u64) {
+    let _ = unwanted.wait_for(|unwanted| *unwanted == number).await;
+}
+
 pub(super) fn message(kind: pb::agent_message::Kind) -> pb::AgentMessage {
     pb::AgentMessage { kind: Some(kind) }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_a_session_that_is_over_does_not_end_the_next() {
+        let (loop_side, mut line) = watch::channel(0);
+        assert!(is_unwanted(&mut line, 1).now_or_never().is_none());
+        // The first one broke by itself at the same moment.
+        loop_side.send_replace(1);
+        assert!(is_unwanted(&mut line.clone(), 1).now_or_never().is_some());
+        assert!(is_unwanted(&mut line, 2).now_or_never().is_none());
+        loop_side.send_replace(2);
+        assert!(is_unwanted(&mut line, 2).now_or_never().is_some());
+    }
 }
