@@ -30,6 +30,8 @@ use runtime::image::ImageStore;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 
 use self::container::TASK_LABEL;
 use self::core::{Core, Step};
@@ -38,7 +40,7 @@ use self::session::{Line, SessionEvent};
 use crate::datadir::ManagerRecord;
 use crate::engine::AgentState;
 use crate::metrics::AgentReadings;
-use crate::rpc::pb;
+use crate::rpc::{known, pb};
 use crate::stored;
 use crate::timing::Timing;
 
@@ -285,8 +287,12 @@ impl Agent {
     }
 
     /// The service that reads this host's logs.
-    pub fn logs_service(&self) -> pb::logs_server::LogsServer<impl pb::logs_server::Logs> {
-        pb::logs_server::LogsServer::new(logs::LogsService { runtime: self.runtime.clone(), view: self.view.clone() })
+    pub fn logs_service(
+        &self,
+    ) -> InterceptedService<pb::logs_server::LogsServer<impl pb::logs_server::Logs>, impl Interceptor + Clone + 'static>
+    {
+        let logs = logs::LogsService { runtime: self.runtime.clone(), view: self.view.clone() };
+        InterceptedService::new(pb::logs_server::LogsServer::new(logs), known)
     }
 
     /// What the agent acts on at this moment; nothing once it has ended.

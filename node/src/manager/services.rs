@@ -7,6 +7,7 @@ use deploy::model::{Cluster, NodeAvailability, NodeDescription, NodeId, NodeRole
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status};
 
 use super::certificates::Issued;
@@ -15,7 +16,7 @@ use super::{Manager, certificates, sessions};
 use crate::ca::{Caller, PeerIdentity, Role, Shown, may_renew_late};
 use crate::clock;
 use crate::engine::{Consistency, EngineError};
-use crate::rpc::{MAX_MESSAGE, caller, pb, shown};
+use crate::rpc::{MAX_MESSAGE, caller, known, pb, shown};
 
 /// Largest message of one who has shown no certificate, in bytes.
 const MAX_UNAUTHENTICATED: usize = 256 << 10;
@@ -29,21 +30,27 @@ const NOTE_ISSUED: Duration = Duration::from_secs(3);
 const PASSED_ON: &str = "shoal-passed-on";
 
 pub(super) fn routes(manager: Manager) -> Routes {
-    let raft = tonic::service::interceptor::InterceptedService::new(
-        manager.inner.raft.service().max_decoding_message_size(MAX_MESSAGE),
-        {
-            let manager = manager.clone();
-            move |request: Request<()>| {
-                manager.authorize_manager(&caller(&request)?)?;
-                Ok(request)
-            }
-        },
-    );
+    let raft = InterceptedService::new(manager.inner.raft.service().max_decoding_message_size(MAX_MESSAGE), {
+        let manager = manager.clone();
+        move |request: Request<()>| {
+            manager.authorize_manager(&caller(&request)?)?;
+            Ok(request)
+        }
+    });
     let service = Service { manager: manager.clone() };
     Routes::new(raft)
         .add_service(pb::ca_server::CaServer::new(service.clone()).max_decoding_message_size(MAX_UNAUTHENTICATED))
-        .add_service(pb::managers_server::ManagersServer::new(service).max_decoding_message_size(MAX_MESSAGE))
-        .add_service(sessions::service(manager))
+        .add_service(InterceptedService::new(
+            pb::managers_server::ManagersServer::new(service).max_decoding_message_size(MAX_MESSAGE),
+            known,
+        ))
+        .add_service(InterceptedService::new(sessions::service(manager.clone()), move |request: Request<()>| {
+            // Who was removed must hear that, also with a certificate that has run out.
+            if let Caller::Known(shown) | Caller::Stale(shown, _) = shown(&request)? {
+                manager.authorize_node(&shown.identity)?;
+            }
+            known(request)
+        }))
 }
 
 impl Manager {

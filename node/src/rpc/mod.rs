@@ -2,6 +2,7 @@
 
 mod channel;
 mod connections;
+mod handshakes;
 mod server;
 mod tcp;
 #[cfg(test)]
@@ -15,7 +16,7 @@ pub mod pb {
 
 pub use channel::{Channels, Lane, Refused, channel_without_certificate, unverified_channel};
 pub use connections::Connections;
-pub use server::{Peer, caller, serve, shown};
+pub use server::{Peer, caller, known, serve, shown};
 pub(crate) use tcp::tune;
 
 /// Largest message that is read, in bytes. A full assignment set or a batch of the log stays far below.

@@ -15,10 +15,15 @@ use tonic::service::Routes;
 use tonic::transport::server::Connected;
 
 use super::connections::{Admitted, Connections};
+use super::handshakes::Handshakes;
 use crate::ca::{Caller, PeerIdentity, TlsContext};
 
-/// Handshakes under way at once; more wait in the kernel's queue.
-const HANDSHAKES: usize = 64;
+/// Handshakes under way at once; more wait in the kernel's queue. Four times what one source may have.
+const HANDSHAKES: usize = 1024;
+
+/// Requests that one connection has under way at most. Far more than a follower passes on at a time, or than tasks of one
+/// host have their logs followed; a further one waits at the caller.
+const MAX_STREAMS: u32 = 1024;
 
 /// Pause after a connection could not be accepted.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
@@ -37,6 +42,13 @@ pub fn caller<T>(request: &tonic::Request<T>) -> Result<PeerIdentity, Status> {
         Caller::Stale(_, reason) => Err(Status::unauthenticated(reason)),
         Caller::Nobody => Err(Status::unauthenticated("a certificate of this cluster is needed")),
     }
+}
+
+/// Lets through who shows a good certificate. Before a service, as an interceptor: a service reads the whole message
+/// before it can look who sends it.
+pub fn known(request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
+    caller(&request)?;
+    Ok(request)
 }
 
 /// What the caller of a request showed, whatever it is worth: for those that look at it themselves. The certificate of
@@ -59,12 +71,16 @@ pub async fn serve(
     routes: Routes,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), tonic::transport::Error> {
+    let handshakes = Handshakes::default();
     let incoming = TcpListenerStream::new(listener)
         .map(move |stream| {
-            let (tls, connections) = (tls.clone(), connections.clone());
+            let (tls, connections, handshakes) = (tls.clone(), connections.clone(), handshakes.clone());
             async move {
                 match stream {
-                    Ok(stream) => handshake(tls, &connections, stream).await,
+                    Ok(stream) => {
+                        let _underway = handshakes.begin(stream.peer_addr().ok()?.ip())?;
+                        handshake(tls, &connections, stream).await
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "accepting a connection failed");
                         // Most often there is no descriptor left; trying again at once would only spin.
@@ -77,6 +93,7 @@ pub async fn serve(
         .buffer_unordered(HANDSHAKES)
         .filter_map(|connection| async move { connection.map(Ok::<_, std::io::Error>) });
     tonic::transport::Server::builder()
+        .max_concurrent_streams(Some(MAX_STREAMS))
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(std::time::Duration::from_secs(5)))
         .add_routes(routes)

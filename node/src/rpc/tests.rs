@@ -8,6 +8,7 @@ use futures_util::Stream;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Code, Request, Response, Status};
 
 use super::*;
@@ -38,6 +39,33 @@ async fn read(channels: &Channels, addr: &str) -> Result<tonic::Streaming<pb::Lo
     let mut client = pb::logs_client::LogsClient::new(channels.to(addr, "server"));
     let asked = client.read(pb::LogsRequest::default()).await;
     asked.map(Response::into_inner).map_err(|status| status.code())
+}
+
+/// A message of up to 16 MiB, many at a time, from somebody who may not ask anything.
+#[tokio::test]
+async fn nobodys_message_is_not_waited_for() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let root = new_root().unwrap();
+    let server = node(&root, "server", Role::Manager, std::time::SystemTime::now());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let stop = CancellationToken::new();
+    let logs = pb::logs_server::LogsServer::new(Endless);
+    let routes = Routes::new(InterceptedService::new(logs, known));
+    let serving = tokio::spawn(serve(listener, server, Connections::default(), routes, stop.clone().cancelled_owned()));
+
+    let channel = channel_without_certificate(&root.0, &addr);
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<pb::LogsRequest, pb::LogChunk>::default();
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/shoal.node.v1.Logs/Read");
+    let never = futures_util::stream::pending::<pb::LogsRequest>();
+    let asked = client.streaming(Request::new(never), path, codec);
+    let answer = tokio::time::timeout(Duration::from_secs(10), asked).await.expect("the message was waited for");
+    assert_eq!(answer.err().map(|status| status.code()), Some(Code::Unauthenticated));
+    stop.cancel();
+    drop(client);
+    let _ = serving.await.unwrap();
 }
 
 #[tokio::test]
