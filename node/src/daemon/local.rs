@@ -310,7 +310,12 @@ impl LocalEngine {
             // A worker may go whenever it wants, and who forces it knows why: the cluster finds out by itself that the
             // node is Down.
             if let Err(error) = active.say_goodbye().await {
-                tracing::warn!(%error, "leaving without the cluster's knowledge");
+                tracing::warn!(
+                    node.id = active.record().node_id,
+                    %error,
+                    "leaving without the cluster's knowledge; run `shoal node demote` (if this is a manager) and \
+                     `shoal node rm` with its id on another manager"
+                );
             }
         }
         self.take_down(&active).await
