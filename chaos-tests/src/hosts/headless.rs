@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use futures_util::future::try_join_all;
 
 use super::{Client, Cluster, IMAGE, SOON, ServiceDraft, TaskView, encode};
 
@@ -28,7 +29,7 @@ pub struct Seen {
     pub headless: Duration,
     /// From a task's end to its next attempt's process.
     pub restarted: Duration,
-    /// From a host's death to the last request that met it.
+    /// From a host's death to the end of the last request that failed, by any of the living hosts; zero if none did.
     pub dropped: Duration,
     /// Requests by name, through a virtual address, outside of that time. None of them failed.
     pub requests: usize,
@@ -98,10 +99,10 @@ pub async fn survive(cluster: &Cluster, managers: usize, headless: Duration) -> 
     // A host dies.
     let dead = Instant::now();
     cluster.host(*dying).power_off()?;
-    for host in living {
-        wait_answers(cluster, &client, *host, IN_A_ROW).await.context("after the death of a host")?;
-    }
-    let dropped = dead.elapsed();
+    // All hosts at a time: while one is asked, another one may still meet the dead.
+    let asked = living.iter().map(|host| wait_answers(cluster, &client, *host, IN_A_ROW));
+    let failures = try_join_all(asked).await.context("after the death of a host")?;
+    let dropped = failures.into_iter().flatten().max().map_or(Duration::ZERO, |last| last - dead);
 
     // The rest of the time.
     let running = processes(cluster, living);
@@ -164,15 +165,16 @@ async fn ask(cluster: &Cluster, client: &Client, host: usize) -> Result<()> {
     Ok(())
 }
 
-/// Asks until so many requests in a row were answered.
-async fn wait_answers(cluster: &Cluster, client: &Client, host: usize, in_a_row: usize) -> Result<()> {
+/// Asks until so many requests in a row were answered; answers when the last one failed.
+async fn wait_answers(cluster: &Cluster, client: &Client, host: usize, in_a_row: usize) -> Result<Option<Instant>> {
     let deadline = Instant::now() + SOON;
-    let mut good = 0;
+    let (mut good, mut failed) = (0, None);
     while good < in_a_row {
         match ask(cluster, client, host).await {
             Ok(()) => good += 1,
             Err(error) => {
                 good = 0;
+                failed = Some(Instant::now());
                 ensure!(
                     Instant::now() < deadline,
                     "{} does not reach the service: {error:#}",
@@ -182,5 +184,5 @@ async fn wait_answers(cluster: &Cluster, client: &Client, host: usize, in_a_row:
             }
         }
     }
-    Ok(())
+    Ok(failed)
 }
