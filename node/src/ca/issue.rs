@@ -133,7 +133,7 @@ fn copied(name: &x509_parser::x509::X509Name<'_>) -> DistinguishedName {
     copy
 }
 
-/// A node's fresh key and its request for a certificate.
+/// A node's key and its request for a certificate.
 pub struct KeyAndCsr {
     /// PKCS#8 PEM; never leaves the node.
     pub key_pem: String,
@@ -144,10 +144,18 @@ pub struct KeyAndCsr {
 impl KeyAndCsr {
     /// Makes a key and a request that says nothing but the key: who the node is, the issuer decides.
     pub fn generate() -> Result<Self, CaError> {
-        let key = KeyPair::generate().map_err(CaError::Sign)?;
+        Self::of(&KeyPair::generate().map_err(CaError::Sign)?)
+    }
+
+    /// The same for a key that the node has, PKCS#8 PEM.
+    pub fn again(key_pem: &str) -> Result<Self, CaError> {
+        Self::of(&KeyPair::from_pem(key_pem).map_err(CaError::Sign)?)
+    }
+
+    fn of(key: &KeyPair) -> Result<Self, CaError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        let csr = params.serialize_request(&key).map_err(CaError::Sign)?;
+        let csr = params.serialize_request(key).map_err(CaError::Sign)?;
         Ok(Self { key_pem: key.serialize_pem(), csr_pem: csr.pem().map_err(CaError::Sign)? })
     }
 }

@@ -161,6 +161,18 @@ async fn who_trusts_only_an_old_root_follows_the_chain_to_the_new_one_and_is_not
     assert!(connected.is_err(), "a forged chain was taken");
 }
 
+#[test]
+fn a_key_can_be_certified_again() {
+    let root = Root::new();
+    let (cert, key) = root.issue("n", Role::Manager, SystemTime::now());
+    let again = KeyAndCsr::again(&key).unwrap();
+    let issuer = Issuer::new(&root.0, &root.1).unwrap();
+    let next = issuer.issue(&again.csr_pem, "n", "cluster1", Role::Manager, SystemTime::now(), DAY).unwrap();
+    assert_eq!(read_certificate(&next).unwrap().key, read_certificate(&cert).unwrap().key);
+    TlsContext::new(&root.0, &next, &again.key_pem).unwrap();
+    assert!(KeyAndCsr::again("no key").is_err());
+}
+
 #[tokio::test]
 async fn a_removed_node_is_not_talked_to() {
     let root = Root::new();

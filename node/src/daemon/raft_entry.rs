@@ -44,6 +44,14 @@ impl CallError {
         matches!(self, CallError::Refused(status) if status.code() == Code::FailedPrecondition)
     }
 
+    /// Whether nobody has decided about this, one way or the other.
+    pub(super) fn undecided(&self) -> bool {
+        match self {
+            CallError::Refused(_) => false,
+            CallError::Unavailable(_) | CallError::Late(_) => true,
+        }
+    }
+
     /// Whether the cluster knows this node no more, or not in that role.
     fn turned_away(&self) -> bool {
         matches!(self, CallError::Refused(status) if status.code() == Code::PermissionDenied)
@@ -104,17 +112,23 @@ pub(super) async fn join(
     .map(drop)
 }
 
-/// Gets a new certificate.
+/// Gets a new certificate within this time. Who has little asks each manager for no longer than lets it ask them all:
+/// one that is dead must not keep it from hearing another one's no.
 pub(super) async fn renew(
     channels: &Channels,
     managers: &[ManagerRecord],
     csr_pem: String,
+    limit: Option<Duration>,
 ) -> Result<pb::RenewReply, CallError> {
-    try_each(channels, managers, CALL, |channel| {
+    let each = limit.map_or(CALL, |all| all / u32::try_from(managers.len() + 1).unwrap_or(u32::MAX));
+    let renewed = try_each(channels, managers, each, |channel| {
         let request = pb::RenewRequest { csr_pem: csr_pem.clone() };
         async move { pb::ca_client::CaClient::new(channel).renew(request).await.map(tonic::Response::into_inner) }
-    })
-    .await
+    });
+    match limit {
+        Some(limit) => tokio::time::timeout(limit, renewed).await.unwrap_or(Err(CallError::Late(limit))),
+        None => renewed.await,
+    }
 }
 
 /// Says goodbye: a node with a raft id (not 0) stops being a voter first. Who was removed already, or has said so
@@ -184,4 +198,55 @@ where
 /// One that is known as a manager and runs none at the moment (this node may be among them) knows no such call.
 fn not_now(code: Code) -> bool {
     matches!(code, Code::Unimplemented | Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::ca::{Issuer, KeyAndCsr, Role, TlsContext, new_root};
+
+    fn channels() -> Channels {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (root, root_key) = new_root().unwrap();
+        let own = KeyAndCsr::generate().unwrap();
+        let (issuer, life) = (Issuer::new(&root, &root_key).unwrap(), Duration::from_secs(3600));
+        let cert = issuer.issue(&own.csr_pem, "node", "cluster", Role::Manager, SystemTime::now(), life).unwrap();
+        Channels::new(TlsContext::new(&root, &cert, &own.key_pem).unwrap())
+    }
+
+    fn managers(addrs: &[&str]) -> Vec<ManagerRecord> {
+        addrs.iter().map(|addr| ManagerRecord { node_id: (*addr).to_owned(), addr: (*addr).to_owned() }).collect()
+    }
+
+    /// On this a manager whose certificate has run out issues its own or does not.
+    #[tokio::test]
+    async fn a_refusal_is_a_decision_also_behind_a_manager_that_does_not_answer() {
+        let (channels, two) = (channels(), managers(&["a", "b"]));
+        for code in [Code::PermissionDenied, Code::FailedPrecondition] {
+            let asked = AtomicUsize::new(0);
+            let answer = try_each(&channels, &two, Duration::from_millis(50), |_| {
+                let first = asked.fetch_add(1, Ordering::Relaxed) == 0;
+                async move {
+                    if first {
+                        std::future::pending::<()>().await;
+                    }
+                    Err::<(), _>(Status::new(code, "no"))
+                }
+            });
+            let error = answer.await.unwrap_err();
+            assert!(!error.undecided(), "{code:?}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_reaches_nobody_in_time_has_no_decision() {
+        // A port that was free a moment ago: connections are refused.
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let limit = Some(Duration::from_millis(300));
+        let error = renew(&channels(), &managers(&[&closed]), String::new(), limit).await.unwrap_err();
+        assert!(error.undecided(), "{error}");
+    }
 }

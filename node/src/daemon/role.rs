@@ -339,18 +339,21 @@ impl Active {
 
     /// A new certificate for the role that the cluster has for this node; answers that role.
     async fn renew_certificate(&self) -> Result<Role, EngineError> {
-        let own = KeyAndCsr::generate().map_err(|e| internal("no key could be made")(&e))?;
+        let mut own = KeyAndCsr::generate().map_err(|e| internal("no key could be made")(&e))?;
         let before = self.record();
         let expired = self.tls.validity().not_after <= clock::unix_seconds();
-        let asked = self.ask(raft_entry::renew(&self.channels, &before.managers, own.csr_pem.clone()));
-        let reply = match self.manager() {
-            // Nobody may be able to answer: all may be in the same state.
-            Some(manager) if expired => match tokio::time::timeout(SELF_HELP, asked).await {
-                Ok(Ok(reply)) => reply,
-                Ok(Err(error)) => certify_itself(&manager, &own.csr_pem).ok_or(error)?,
-                Err(_) => certify_itself(&manager, &own.csr_pem).ok_or(EngineError::NoLeader)?,
-            },
-            _ => asked.await?,
+        let alone = self.manager().filter(|_| expired);
+        let limit = alone.is_some().then_some(SELF_HELP);
+        let asked = raft_entry::renew(&self.channels, &before.managers, own.csr_pem.clone(), limit);
+        let reply = match (self.unless_leaving(asked).await?, alone) {
+            (Ok(reply), _) => reply,
+            // Nobody may be able to answer: all may be in the same state. A refusal is an answer.
+            (Err(error), Some(manager)) if error.undecided() => {
+                // The key that it has is the one that the others know, should they be there after all.
+                own = KeyAndCsr::again(&before.key_pem).map_err(|e| internal("the key cannot be used")(&e))?;
+                certify_itself(&manager, &own.csr_pem).ok_or(error)?
+            }
+            (Err(error), _) => return Err(error.into()),
         };
         let trust = if reply.trust_pem.is_empty() { before.root_pem.clone() } else { reply.trust_pem };
         let fresh = TlsContext::new(&trust, &reply.cert_pem, &own.key_pem)
