@@ -8,7 +8,7 @@ use super::{
 };
 use crate::model::{
     Cluster, DesiredState, ManagerStatus, Node, NodeAvailability, NodeCertificate, NodeId, NodeRole, NodeSpec,
-    NodeState, NodeStatus, RemovedNode, TaskState, is_id,
+    NodeState, NodeStatus, RemovedNode, TaskState, Timestamp, is_id,
 };
 use crate::store::Txn;
 
@@ -186,7 +186,7 @@ pub(super) fn left(txn: &mut Txn, op: &NodeLeft) -> Result<Reply, ControlError> 
         return Err(still_in_raft(&op.node_id));
     }
     let mut cluster = cluster::current(txn)?;
-    revoke(txn, &mut cluster, &op.node_id);
+    revoke(txn, &mut cluster, &node);
     txn.put_cluster(cluster);
     // No late renewal for who is gone, however long the list above remembers it.
     node.certificate = None;
@@ -231,7 +231,7 @@ pub(super) fn remove(txn: &mut Txn, op: &RemoveNode) -> Result<Reply, ControlErr
         return Err(precondition(format!("node {} is not down and can't be removed", op.id)));
     }
     let mut cluster = cluster::current(txn)?;
-    revoke(txn, &mut cluster, &op.id);
+    revoke(txn, &mut cluster, &node);
     txn.put_cluster(cluster);
     orphan_tasks(txn, &op.id, "the node was removed from the cluster");
     txn.remove_node(&op.id);
@@ -303,14 +303,21 @@ fn refuse_left(txn: &Txn, id: &NodeId) -> Result<(), ControlError> {
     Ok(())
 }
 
-/// Puts a node on the list of those whose certificates open nothing, and takes off those whose certificates ran out.
-fn revoke(txn: &Txn, cluster: &mut Cluster, id: &NodeId) {
-    let earlier = Duration::from_nanos(cluster.status.longest_cert_life_ns);
-    let life = cluster.spec.node_cert_life().max(earlier);
-    let until = txn.now().plus(life).plus(CERT_GRACE);
+/// Puts a node on the list of those whose certificates open nothing, for as long as any of them may hold, and takes off
+/// those whose certificates ran out. The settings alone do not say when that is: the first manager's certificate is older
+/// than any of them.
+fn revoke(txn: &Txn, cluster: &mut Cluster, node: &Node) {
     let now = txn.now();
-    cluster.status.removed_nodes.retain(|removed| removed.until > now && removed.id != *id);
-    cluster.status.removed_nodes.push(RemovedNode { id: id.clone(), until, at: now });
+    let earlier = Duration::from_nanos(cluster.status.longest_cert_life_ns);
+    let by_setting = now.plus(cluster.spec.node_cert_life().max(earlier));
+    let known = node.certificate.iter().chain(&node.next_certificate).map(|certificate| certificate.expires);
+    let until = known.fold(by_setting, Timestamp::max).plus(CERT_GRACE);
+    let list = &mut cluster.status.removed_nodes;
+    // One that left and is removed later has no certificates in the store any more.
+    let before = list.iter().filter(|removed| removed.id == node.id).map(|removed| removed.until);
+    let until = before.fold(until, Timestamp::max);
+    list.retain(|removed| removed.until > now && removed.id != node.id);
+    list.push(RemovedNode { id: node.id.clone(), until, at: now });
 }
 
 /// The tasks of a host that never comes back. What they held is free again.

@@ -1,5 +1,7 @@
 //! Requests and what comes of them, in Docker's words.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 use prost::Message;
 
@@ -413,6 +415,38 @@ fn a_node_that_left_is_down_for_good() {
     let session = NodeSession { node_id: node.clone(), generation: 9, ..NodeSession::default() };
     refused(world.run(Op::NodeSession(Box::new(session))), ErrorKind::FailedPrecondition, "left the cluster");
     world.run(Op::RemoveNode(RemoveNode { id: node, force: false })).expect("removed");
+}
+
+/// The first manager's certificate holds for 90 days, whatever the cluster was told when it was made.
+#[test]
+fn a_removed_node_is_remembered_for_as_long_as_its_certificates_hold() {
+    let day = |days: u64| Timestamp::from_millis(days * 86_400_000);
+    let check = |leaves: bool, uses: u64, next: u64, expected: u64| {
+        let mut world = World::new();
+        let cluster = world.store.cluster().expect("the cluster").clone();
+        let spec = ClusterSpec { node_cert_expiry_ns: Some(day(1).nanos), ..cluster.spec.clone() };
+        let node = world.join(1);
+        world.change(|_, txn| {
+            // As if that had been the setting from the beginning.
+            txn.put_cluster(Cluster { spec, ..Cluster::clone(&cluster) });
+        });
+        for (key, expires, in_use) in [(1, day(uses), true), (2, day(next), false)] {
+            let certificate = NodeCertificate { key: vec![key; 32], root: String::new(), expires };
+            world.run(Op::NodeCertified(NodeCertified { node_id: node.clone(), certificate, in_use })).expect("noted");
+        }
+        if leaves {
+            world.run(Op::NodeLeft(NodeLeft { node_id: node.clone() })).expect("left");
+        }
+        world.run(Op::RemoveNode(RemoveNode { id: node, force: true })).expect("removed");
+        let listed = world.store.cluster().expect("the cluster").status.removed_nodes.clone();
+        let until: Vec<_> = listed.iter().map(|removed| removed.until).collect();
+        assert_eq!(until, [day(expected).max(world.now.plus(Duration::from_nanos(day(2).nanos)))], "{uses} {next}");
+    };
+    for leaves in [false, true] {
+        check(leaves, 0, 0, 0);
+        check(leaves, 90, 0, 91);
+        check(leaves, 30, 60, 61);
+    }
 }
 
 #[test]
