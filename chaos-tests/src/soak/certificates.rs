@@ -1,59 +1,74 @@
 //! Certificates of nodes that were removed or demoted, tried at every other host: they must open nothing.
+//!
+//! Only a refusal of who asked counts. An answer that says anything else, or none, is not taken for one: a check that
+//! nobody answers would hold whatever the cluster does.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
-use node::ca::TlsContext;
+use node::ca::{KeyAndCsr, TlsContext};
 use node::datadir::MembershipRecord;
 use node::rpc::{Channels, pb};
 use node::stored::{self, Kind};
+use node::vault::Vault;
 use tonic::Code;
 
 use super::site::Site;
 
 /// Whatever is asked is answered within this time.
 const CALL: Duration = Duration::from_secs(5);
-/// A manager has heard of a removal that was acknowledged within this time; a busy one may take its time.
-const KNOWN: Duration = Duration::from_secs(10);
+/// Every host has heard of a removal or demotion that was acknowledged within this time; a busy one may take its time.
+const KNOWN: Duration = Duration::from_secs(20);
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// The membership of a host, with its certificate and key; nothing where it cannot be read.
-pub(super) fn read(site: &Site, host: usize) -> Option<MembershipRecord> {
-    let path = site.cluster.host(host).data_dir().join("identity/membership");
-    let bytes = stored::read(&path, Kind::Membership).ok()??;
-    prost_decode(&bytes)
+/// The membership of a host, with its certificate and key.
+///
+/// # Errors
+/// There is none, or it cannot be read: then nothing could be tried with it.
+pub(super) fn read(site: &Site, host: usize) -> Result<MembershipRecord, String> {
+    read_in(&site.cluster.host(host).data_dir())
 }
 
-fn prost_decode(bytes: &[u8]) -> Option<MembershipRecord> {
-    <MembershipRecord as prost::Message>::decode(bytes).ok()
+/// The file is sealed with the keys beside it.
+fn read_in(data: &Path) -> Result<MembershipRecord, String> {
+    let (path, keys) = (data.join("identity/membership"), data.join("identity/keys"));
+    // Opening a vault that is not there would make one.
+    if !keys.exists() {
+        return Err(format!("there is no {}", keys.display()));
+    }
+    let vault = Vault::open(&keys).map_err(|e| node::chain(&e))?;
+    let bytes = stored::read_sealed(&path, Kind::Membership, &vault).map_err(|e| node::chain(&e))?;
+    let bytes = bytes.ok_or_else(|| format!("there is no {}", path.display()))?;
+    prost::Message::decode(bytes.as_slice()).map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// What a call with such a certificate came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Call {
-    /// It was carried out.
-    Opened,
     /// It was refused, for who asked.
     Refused,
-    /// Nobody answered.
-    Silence,
+    /// It was carried out, or got as far as another reason not to; or nobody answered.
+    NotRefused(String),
 }
 
 /// Judges the answer to a call that needs a right which the caller has not.
 pub(super) fn judge<T>(answer: &Result<T, tonic::Status>) -> Call {
     match answer {
-        Ok(_) => Call::Opened,
+        Ok(_) => Call::NotRefused("it was carried out".into()),
         Err(status) => match status.code() {
             Code::PermissionDenied | Code::Unauthenticated => Call::Refused,
-            _ => Call::Silence,
+            code => Call::NotRefused(format!("{code:?}: {}", status.message())),
         },
     }
 }
 
-/// Tries the certificate at other hosts, standing where its owner stands. Answers how often it was refused.
+/// Tries the certificate at other hosts, standing where its owner stands: managers get the calls of managers and, from
+/// a removed node, a request for another certificate; every host gets one for its logs. Answers how often it was
+/// refused.
 ///
 /// # Errors
-/// It opens something.
+/// A call was not refused, or none could be made.
 pub(super) async fn try_to_open(
     site: &Site,
     host: usize,
@@ -61,46 +76,65 @@ pub(super) async fn try_to_open(
     record: &MembershipRecord,
     removed: bool,
 ) -> Result<u64, String> {
-    let Ok(client) = site.cluster.host(host).client() else { return Ok(0) };
+    let kind = if removed { "removed" } else { "demoted" };
+    let client = site.cluster.host(host).client().map_err(|e| format!("nothing could be tried: {e}"))?;
     let mut refused = 0;
     for other in others {
-        let target = (site.cluster.host(*other).node_address(), site.id(*other));
+        // Whose role is being changed is not among the others.
+        let manager = *other < site.shape.managers;
+        let tried = Tried { addr: site.cluster.host(*other).node_address(), name: site.id(*other), manager, removed };
         let (record, client) = (record.clone(), client.try_clone().map_err(|e| e.to_string())?);
-        let tried = tokio::task::spawn_blocking(move || client.visit(|| calls(&record, &target.0, &target.1, removed)));
-        let answers = tried.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        let answers = tokio::task::spawn_blocking(move || client.visit(|| calls(&record, &tried))).await;
+        let answers = answers.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         for (what, call) in answers {
             match call {
-                Call::Opened => {
-                    let kind = if removed { "removed" } else { "demoted" };
-                    return Err(format!("the certificate of a {kind} node opened {what} at host {other}"));
-                }
                 Call::Refused => refused += 1,
-                Call::Silence => {}
+                Call::NotRefused(answer) => {
+                    return Err(format!(
+                        "the certificate of a {kind} node was not refused {what} at host {other}: {answer}"
+                    ));
+                }
             }
         }
     }
     Ok(refused)
 }
 
-/// Makes the calls, again for a while where they were carried out: a manager may not have heard yet.
-fn calls(record: &MembershipRecord, addr: &str, name: &str, removed: bool) -> io::Result<Vec<(&'static str, Call)>> {
+/// A host that a certificate is tried at.
+struct Tried {
+    addr: String,
+    name: String,
+    /// Whether it serves what managers serve.
+    manager: bool,
+    /// Whether the certificate's owner was removed: one that was demoted may well ask for another certificate.
+    removed: bool,
+}
+
+/// Makes the calls, again for a while where they were not refused: a host may not have heard yet.
+fn calls(record: &MembershipRecord, at: &Tried) -> io::Result<Vec<(&'static str, Call)>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let csr_pem = KeyAndCsr::generate().map_err(io::Error::other)?.csr_pem;
     runtime.block_on(async {
         let deadline = tokio::time::Instant::now() + KNOWN;
         loop {
             let tls = TlsContext::new(&record.root_pem, &record.cert_pem, &record.key_pem);
             let channels = Channels::new(tls.map_err(io::Error::other)?);
-            let channel = channels.to(addr, name);
+            let channel = channels.to(&at.addr, &at.name);
             let mut answers = Vec::new();
-            let mut managers = pb::managers_client::ManagersClient::new(channel.clone());
-            answers.push(("reads between managers", call(managers.read_index(pb::ReadIndexRequest {})).await));
-            answers.push(("reports between managers", call(managers.heard(pb::HeardRequest::default())).await));
-            if removed {
-                let mut ca = pb::ca_client::CaClient::new(channel);
-                answers.push(("its renewal", call(ca.renew(pb::RenewRequest::default())).await));
+            let mut logs = pb::logs_client::LogsClient::new(channel.clone());
+            answers.push(("logs", call(logs.read(pb::LogsRequest::default())).await));
+            if at.manager {
+                let mut managers = pb::managers_client::ManagersClient::new(channel.clone());
+                answers.push(("reads between managers", call(managers.read_index(pb::ReadIndexRequest {})).await));
+                answers.push(("reports between managers", call(managers.heard(pb::HeardRequest::default())).await));
             }
-            let opened = answers.iter().any(|(_, call)| *call == Call::Opened);
-            if !opened || tokio::time::Instant::now() > deadline {
+            if at.manager && at.removed {
+                let mut ca = pb::ca_client::CaClient::new(channel);
+                let request = pb::RenewRequest { csr_pem: csr_pem.clone() };
+                answers.push(("its renewal", call(ca.renew(request)).await));
+            }
+            let refused = answers.iter().all(|(_, call)| *call == Call::Refused);
+            if refused || tokio::time::Instant::now() > deadline {
                 return Ok(answers);
             }
             tokio::time::sleep(AGAIN).await;
@@ -111,20 +145,38 @@ fn calls(record: &MembershipRecord, addr: &str, name: &str, removed: bool) -> io
 async fn call<T>(request: impl Future<Output = Result<T, tonic::Status>>) -> Call {
     match tokio::time::timeout(CALL, request).await {
         Ok(answer) => judge(&answer),
-        Err(_) => Call::Silence,
+        Err(_) => Call::NotRefused(format!("no answer within {} s", CALL.as_secs())),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use node::datadir::DataDir;
     use tonic::Status;
 
+    use super::*;
+
     #[test]
-    fn what_is_carried_out_is_open() {
-        assert_eq!(judge(&Ok(())), Call::Opened);
-        assert_eq!(judge::<()>(&Err(Status::permission_denied("no"))), Call::Refused);
-        assert_eq!(judge::<()>(&Err(Status::unauthenticated("who?"))), Call::Refused);
-        assert_eq!(judge::<()>(&Err(Status::unavailable("nobody"))), Call::Silence);
+    fn only_a_refusal_of_who_asked_is_one() {
+        for status in [Status::permission_denied("no"), Status::unauthenticated("who?")] {
+            assert_eq!(judge::<()>(&Err(status)), Call::Refused);
+        }
+        assert_ne!(judge(&Ok(())), Call::Refused);
+        // A request that is no good, a follower that cannot answer, a host that serves no such thing.
+        for status in [Status::invalid_argument("csr"), Status::unavailable("nobody"), Status::unimplemented("what?")] {
+            assert_ne!(judge::<()>(&Err(status)), Call::Refused);
+        }
+    }
+
+    #[test]
+    fn a_membership_is_read_as_a_node_stores_it() {
+        let dir = tempfile::tempdir().unwrap();
+        read_in(dir.path()).unwrap_err();
+        assert!(!dir.path().join("identity/keys").exists(), "reading has made keys");
+        let data = DataDir::open(dir.path()).unwrap();
+        read_in(dir.path()).unwrap_err();
+        let record = MembershipRecord { node_id: "node".into(), key_pem: "key".into(), ..MembershipRecord::default() };
+        data.save_membership(&record).unwrap();
+        assert_eq!(read_in(dir.path()).unwrap(), record);
     }
 }

@@ -315,8 +315,11 @@ async fn wait_role(site: &Site, host: usize, manager: bool) -> Result<()> {
     .await
 }
 
-async fn opens_nothing(site: &Site, host: usize, before: Option<MembershipRecord>, removed: bool) {
-    let Some(record) = before else { return };
+async fn opens_nothing(site: &Site, host: usize, before: Result<MembershipRecord, String>, removed: bool) {
+    let record = match before {
+        Ok(record) => record,
+        Err(why) => return site.violated(&format!("the certificate of host {host} could not be tried: {why}")),
+    };
     let others: Vec<usize> = (0..site.hosts()).filter(|other| *other != host).collect();
     match certificates::try_to_open(site, host, &others, &record, removed).await {
         Ok(refused) => lock(&site.tally).refused += refused,

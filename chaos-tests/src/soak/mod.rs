@@ -73,6 +73,15 @@ pub struct Outcome {
     pub logs: Option<std::path::PathBuf>,
 }
 
+impl Outcome {
+    /// Times that a node was removed or demoted, and calls with the certificates of those nodes, all of them refused.
+    pub fn certificates_tried(&self) -> (u64, u64) {
+        let played = |kind: Kind| self.tally.faults.get(kind.name()).copied().unwrap_or(0);
+        let times = played(Kind::Demote(Victim::Leader)) + played(Kind::Promote(0)) + played(Kind::Leave(0));
+        (times, self.tally.refused)
+    }
+}
+
 impl Soak {
     /// Three managers and two workers.
     pub fn new(binaries: Binaries, seed: u64, length: Duration) -> Soak {

@@ -22,4 +22,7 @@ async fn a_minute_of_faults_breaks_nothing() {
     let length = number("SHOAL_SOAK_SECONDS").map_or(LENGTH, Duration::from_secs);
     let outcome = Soak::new(binaries(), seed, length).run().await.unwrap();
     assert!(outcome.violations.is_empty(), "{outcome}");
+    // Each time at four hosts, of which two or more are managers: three calls or more there, one at a worker.
+    let (times, refused) = outcome.certificates_tried();
+    assert!(refused >= 8 * times, "{times} nodes lost rights, {refused} calls were refused: {outcome}");
 }
