@@ -6,6 +6,7 @@ use std::time::Duration;
 use deploy::control::{Op, ReportStatuses};
 use deploy::dispatcher::{self, AssignmentSet, Stamp, Update};
 use deploy::model::{NodeId, Timestamp};
+use deploy::store::Store;
 
 use super::world::{Down, Event, Outcome, Up, Waiter, World, short};
 use crate::check::Fact;
@@ -56,8 +57,7 @@ impl World {
         let Some(manager) = manager.filter(|_| !host.cut) else {
             return self.connect_later(id);
         };
-        let store = &self.managers[manager].store;
-        if store.cluster().is_some_and(|c| c.status.removed_nodes.iter().any(|r| r.id == *id)) {
+        if lists_as_removed(&self.managers[manager].store, id) {
             return self.removed(id);
         }
         let op = host.session_op(boot);
@@ -143,9 +143,13 @@ impl World {
             return;
         }
         let Some(cluster) = manager.store.cluster() else { return };
-        if manager.store.node(&session.host).is_none() {
+        if lists_as_removed(&manager.store, &session.host) {
             session.open = false;
             return self.send_down(number, Down::Removed);
+        }
+        // A node that this manager does not know otherwise may be one that joined through another.
+        if manager.store.node(&session.host).is_none() {
+            return;
         }
         let stamp =
             Stamp { incarnation: cluster.status.incarnation, term: manager.term, revision: manager.store.revision() };
@@ -277,6 +281,11 @@ impl World {
         self.carry_out(&session.host, steps);
         self.connect_later(&session.host);
     }
+}
+
+/// As `node::manager::sessions` says it: a node that a store only lacks may be one that it has not heard of yet.
+fn lists_as_removed(store: &Store, id: &NodeId) -> bool {
+    store.cluster().is_some_and(|cluster| cluster.status.removed_nodes.iter().any(|removed| removed.id == *id))
 }
 
 /// Marks the number of a session whose agent stops waiting only if it has not opened.
