@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use deploy::control::{NodeCertified, Op, RegisterNode, Request as ControlRequest};
 use deploy::model::{Cluster, NodeAvailability, NodeDescription, NodeId, NodeRole, Timestamp};
+use deploy::store::Store;
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::certificates::Issued;
 use super::leader::NotDone;
@@ -22,7 +23,7 @@ use crate::rpc::{MAX_MESSAGE, caller, known, pb, shown};
 const MAX_UNAUTHENTICATED: usize = 256 << 10;
 /// A new manager waits so long to be a voter.
 const JOIN_RAFT: Duration = Duration::from_secs(15);
-/// So long a manager asks for the newest store before it issues a certificate from what it has.
+/// So long a manager asks for the newest store before it says that it can issue no certificate now.
 const FRESH_STORE: Duration = Duration::from_secs(2);
 /// So long a manager waits until a certificate that it issues is written down.
 const NOTE_ISSUED: Duration = Duration::from_secs(3);
@@ -33,7 +34,7 @@ pub(super) fn routes(manager: Manager) -> Routes {
     let raft = InterceptedService::new(manager.inner.raft.service().max_decoding_message_size(MAX_MESSAGE), {
         let manager = manager.clone();
         move |request: Request<()>| {
-            manager.authorize_manager(&caller(&request)?)?;
+            manager.authorize_raft(&caller(&request)?)?;
             Ok(request)
         }
     });
@@ -53,26 +54,78 @@ pub(super) fn routes(manager: Manager) -> Routes {
         }))
 }
 
-impl Manager {
-    /// Whether a caller is in the cluster and was not removed. The store decides, not the certificate.
-    pub(super) fn authorize_node(&self, peer: &PeerIdentity) -> Result<NodeId, Status> {
-        let node_id = NodeId::new(peer.node_id.clone());
-        let published = self.inner.published.borrow();
-        if published.store.cluster().is_some_and(|c| c.status.removed_nodes.iter().any(|r| r.id == node_id)) {
-            return Err(Status::permission_denied("this node was removed from the cluster"));
+/// What the store says of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It was removed, or has left.
+    Removed,
+    Manager,
+    Worker,
+    /// It joined meanwhile and this store lags, or it was removed so long ago that no certificate of it can hold.
+    Unknown,
+}
+
+impl Standing {
+    fn of(store: &Store, node: &NodeId) -> Self {
+        if store.cluster().is_some_and(|c| c.status.removed_nodes.iter().any(|removed| removed.id == *node)) {
+            return Self::Removed;
         }
-        Ok(node_id)
+        match store.node(node) {
+            Some(node) if node.spec.role() == NodeRole::Manager || node.manager.is_some() => Self::Manager,
+            Some(_) => Self::Worker,
+            None => Self::Unknown,
+        }
     }
 
-    /// Whether a caller is a manager. A manager whose store is still empty goes by the certificate.
-    pub(super) fn authorize_manager(&self, peer: &PeerIdentity) -> Result<NodeId, Status> {
-        let node_id = self.authorize_node(peer)?;
-        let published = self.inner.published.borrow();
-        let manager = match published.store.node(&node_id) {
-            Some(node) => node.spec.role() == NodeRole::Manager || node.manager.is_some(),
-            None => peer.role == Role::Manager,
-        };
-        if manager { Ok(node_id) } else { Err(Status::permission_denied("only managers may ask this")) }
+    /// Whether it may ask what only managers may. Who is not known yet asks again, or somebody else.
+    fn as_manager(self) -> Result<(), Status> {
+        match self {
+            Self::Manager => Ok(()),
+            Self::Removed => Err(removed()),
+            Self::Worker => Err(Status::permission_denied("only managers may ask this")),
+            Self::Unknown => Err(Status::unavailable("this manager does not know this node yet")),
+        }
+    }
+
+    /// Whether it may speak Raft. A log that is still empty, or lags, gets the entries that say who is who by this very
+    /// way; until it has them, the certificate has to do.
+    fn in_raft(self, certified: Role) -> Result<(), Status> {
+        match self {
+            Self::Unknown if certified == Role::Manager => Ok(()),
+            Self::Unknown => Err(Status::permission_denied("only managers may ask this")),
+            known => known.as_manager(),
+        }
+    }
+}
+
+fn removed() -> Status {
+    Status::permission_denied("this node was removed from the cluster")
+}
+
+impl Manager {
+    fn standing(&self, peer: &PeerIdentity) -> (NodeId, Standing) {
+        let node_id = NodeId::new(peer.node_id.clone());
+        let standing = Standing::of(&self.inner.published.borrow().store, &node_id);
+        (node_id, standing)
+    }
+
+    /// Whether a caller was not removed. The store decides, not the certificate; of one that it does not know, the
+    /// leader has to say whether it is in the cluster.
+    pub(super) fn authorize_node(&self, peer: &PeerIdentity) -> Result<NodeId, Status> {
+        match self.standing(peer) {
+            (_, Standing::Removed) => Err(removed()),
+            (node_id, _) => Ok(node_id),
+        }
+    }
+
+    /// Whether a caller is a manager, as the store says.
+    fn authorize_manager(&self, peer: &PeerIdentity) -> Result<NodeId, Status> {
+        let (node_id, standing) = self.standing(peer);
+        standing.as_manager().map(|()| node_id)
+    }
+
+    fn authorize_raft(&self, peer: &PeerIdentity) -> Result<(), Status> {
+        self.standing(peer).1.in_raft(peer.role)
     }
 }
 
@@ -98,18 +151,13 @@ impl Service {
         Ok(Renewing { node_id, shown, stale })
     }
 
-    /// Writes down what is about to be sent, so that its key is known again when it has run out.
+    /// Writes down what is about to be sent, so that its key is known when it has run out. What cannot be written down is
+    /// not issued: the node would throw away the key that the cluster knows for one that it may never hear of.
     async fn note_issued(&self, renewing: &Renewing, issued: &Issued) -> Result<(), Status> {
         let certified =
             NodeCertified { node_id: renewing.node_id.clone(), certificate: issued.record.clone(), in_use: false };
         let noted = self.manager.control(ControlRequest::from(Op::NodeCertified(certified)));
-        match tokio::time::timeout(NOTE_ISSUED, noted).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error @ EngineError::Refused(_))) => Err(to_status(&error)),
-            // Without it, the node says in its session what it uses; one that comes late may not get that far.
-            _ if renewing.stale => Err(Status::unavailable("the cluster cannot write down the certificate now")),
-            _ => Ok(()),
-        }
+        may_issue(tokio::time::timeout(NOTE_ISSUED, noted).await.unwrap_or(Err(EngineError::NoLeader)))
     }
 
     fn managers(&self) -> Vec<pb::ManagerAddress> {
@@ -181,24 +229,15 @@ impl pb::ca_server::Ca for Service {
 
     async fn renew(&self, request: Request<pb::RenewRequest>) -> Result<Response<pb::RenewReply>, Status> {
         let renewing = self.renewing(shown(&request)?)?;
-        // A manager that lags would give the role of yesterday. Without a leader nothing changes, and what is known
-        // here has to do: a cluster that is headless for long must not lose its certificates as well.
+        // A manager that lags would give the role of yesterday, or a certificate of a root that is gone. In a cluster that
+        // is headless for so long that certificates run out, managers help themselves, and the others come late.
         let newest = tokio::time::timeout(FRESH_STORE, self.manager.store(Consistency::Linearizable)).await;
-        let (store, sure) = match newest {
-            Ok(Ok(store)) => (store, true),
-            _ => (self.manager.inner.published.borrow().store.clone(), false),
+        let Ok(Ok(store)) = newest else {
+            return Err(Status::unavailable("this manager is not in touch with a leader"));
         };
         let node_id = self.manager.authorize_node(&renewing.shown.identity)?;
-        let node = match store.node(&node_id) {
-            Some(node) => node,
-            None if sure => return Err(Status::permission_denied("this node is not in the cluster")),
-            None => return Err(Status::unavailable("this manager does not know this node yet")),
-        };
+        let node = store.node(&node_id).ok_or_else(|| Status::permission_denied("this node is not in the cluster"))?;
         if renewing.stale {
-            // Who was removed meanwhile is known for sure only with a leader.
-            if !sure {
-                return Err(Status::unavailable("this manager is not in touch with a leader"));
-            }
             let certified = node.certificate.iter().chain(&node.next_certificate);
             may_renew_late(certified, &renewing.shown.key, Timestamp::from_nanos(clock::unix_nanos()))
                 .map_err(|e| Status::failed_precondition(e.to_string()))?;
@@ -209,9 +248,7 @@ impl pb::ca_server::Ca for Service {
         };
         let cluster = store.cluster().ok_or_else(|| Status::unavailable("this manager is not ready yet"))?;
         let issued = issue(cluster, &request.into_inner().csr_pem, &node_id, role)?;
-        if sure {
-            self.note_issued(&renewing, &issued).await?;
-        }
+        self.note_issued(&renewing, &issued).await?;
         tracing::info!(node.id = %node_id, late = renewing.stale, "a certificate was issued");
         Ok(Response::new(pb::RenewReply {
             cert_pem: issued.chain_pem,
@@ -229,6 +266,15 @@ struct Renewing {
     stale: bool,
 }
 
+/// Whether a certificate may be sent, by what became of writing it down.
+fn may_issue<T>(noted: Result<T, EngineError>) -> Result<(), Status> {
+    match noted {
+        Ok(_) => Ok(()),
+        Err(EngineError::Refused(error)) => Err(to_status(&EngineError::Refused(error))),
+        Err(_) => Err(Status::unavailable("the cluster cannot write down the certificate now")),
+    }
+}
+
 fn issue(cluster: &Cluster, csr_pem: &str, node: &NodeId, role: Role) -> Result<Issued, Status> {
     certificates::issue(cluster, csr_pem, node, role).map_err(|e| Status::invalid_argument(crate::chain(&e)))
 }
@@ -237,7 +283,15 @@ fn issue(cluster: &Cluster, csr_pem: &str, node: &NodeId, role: Role) -> Result<
 impl pb::managers_server::Managers for Service {
     async fn execute(&self, request: Request<pb::ExecuteRequest>) -> Result<Response<pb::ExecuteReply>, Status> {
         use pb::execute_reply::Outcome;
-        self.manager.authorize_manager(&caller(&request)?)?;
+        match self.manager.authorize_manager(&caller(&request)?) {
+            Ok(_) => {}
+            // Nothing was done, and the caller has to know that: it looks for a leader again.
+            Err(status) if status.code() == Code::Unavailable => {
+                let outcome = Some(Outcome::NotLeader(pb::NotLeader::default()));
+                return Ok(Response::new(pb::ExecuteReply { outcome, index: 0 }));
+            }
+            Err(status) => return Err(status),
+        }
         let decoded = ControlRequest::decode(request.into_inner().request.as_slice())
             .map_err(|_| Status::invalid_argument("the request cannot be read"))?;
         // What an agent says through another manager is a sign of life here as well.
@@ -383,5 +437,51 @@ pub(super) fn to_status(error: &EngineError) -> Status {
         }
         EngineError::OutcomeUnknown(_) => Status::unknown(error.to_string()),
         EngineError::Internal(_) => Status::internal(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deploy::control::{ControlError, ErrorKind};
+    use deploy::model::{Node, NodeSpec, RemovedNode};
+    use deploy::store::Txn;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_is_not_written_down_is_not_issued() {
+        assert!(may_issue(Ok(())).is_ok());
+        for error in [EngineError::NoLeader, EngineError::OutcomeUnknown("late".into())] {
+            assert_eq!(may_issue::<()>(Err(error)).unwrap_err().code(), Code::Unavailable);
+        }
+        let refused = EngineError::Refused(ControlError::new(ErrorKind::FailedPrecondition, "it left"));
+        assert_eq!(may_issue::<()>(Err(refused)).unwrap_err().code(), Code::FailedPrecondition);
+    }
+
+    #[test]
+    fn rights_are_the_stores_to_give_and_only_raft_goes_by_the_certificate_of_who_is_unknown() {
+        let mut txn = Txn::new(&Store::default(), Timestamp::from_millis(1000));
+        let mut cluster = Cluster::default();
+        let gone = RemovedNode { id: NodeId::new("gone"), until: Timestamp::default(), at: Timestamp::default() };
+        cluster.status.removed_nodes.push(gone);
+        txn.put_cluster(cluster);
+        for (id, role) in [("manager", NodeRole::Manager), ("worker", NodeRole::Worker), ("gone", NodeRole::Manager)] {
+            let spec = NodeSpec { role: role as i32, ..NodeSpec::default() };
+            txn.put_node(Node { id: NodeId::new(id), spec, ..Node::default() });
+        }
+        let store = txn.into_store();
+        let check = |store: &Store, id: &str, asks: Result<(), Code>, raft: [Result<(), Code>; 2]| {
+            let standing = Standing::of(store, &NodeId::new(id));
+            assert_eq!(standing.as_manager().map_err(|e| e.code()), asks, "{id}");
+            let spoken = [Role::Manager, Role::Worker].map(|role| standing.in_raft(role).map_err(|e| e.code()));
+            assert_eq!(spoken, raft, "{id}");
+        };
+        let denied = Err(Code::PermissionDenied);
+        check(&store, "manager", Ok(()), [Ok(()); 2]);
+        check(&store, "worker", denied, [denied; 2]);
+        check(&store, "gone", denied, [denied; 2]);
+        check(&store, "unknown", Err(Code::Unavailable), [Ok(()), denied]);
+        // A new manager has nothing yet.
+        check(&Store::default(), "manager", Err(Code::Unavailable), [Ok(()), denied]);
     }
 }
