@@ -172,6 +172,8 @@ impl Session {
     async fn receive(&self, mut messages: Streaming<pb::AgentMessage>) -> &'static str {
         // Statuses are committed beside the reading: a slow disk must not make a living agent look silent.
         let mut committing: Option<Pin<Box<dyn Future<Output = bool> + Send + '_>>> = None;
+        // The same for the certificate that the node uses, one at a time: what is said meanwhile is said again.
+        let mut noting: Option<Pin<Box<dyn Future<Output = ()> + Send + '_>>> = None;
         loop {
             let received = tokio::select! {
                 biased;
@@ -181,6 +183,10 @@ impl Session {
                     if !committed {
                         return "its statuses could not be committed";
                     }
+                    continue;
+                }
+                () = finished(&mut noting) => {
+                    noting = None;
                     continue;
                 }
             };
@@ -199,7 +205,11 @@ impl Session {
                     self.compare_clocks(&beat);
                     self.return_to_ready().await;
                 }
-                Some(pb::agent_message::Kind::Certificate(used)) => self.note_certificate(&used.cert_pem),
+                Some(pb::agent_message::Kind::Certificate(used)) if noting.is_none() => {
+                    noting =
+                        self.certificate_in_use(&used.cert_pem).map(|news| Box::pin(self.note_certificate(news)) as _);
+                }
+                Some(pb::agent_message::Kind::Certificate(_)) => {}
                 Some(pb::agent_message::Kind::Hello(_)) | None => return "the agent said what it should not",
             }
         }
@@ -238,21 +248,21 @@ impl Session {
         self.sender.send(Ok(pb::ManagerMessage { kind: Some(kind) })).await.is_ok()
     }
 
-    /// The node says which certificate it uses now. It can say so only of its own.
-    fn note_certificate(&self, cert_pem: &str) {
-        let Ok(shown) = read_certificate(cert_pem) else { return };
-        let Some(certificate) = self.manager.record_of(&shown) else { return };
-        if shown.identity.node_id != self.node_id().as_str() || certificate.root.is_empty() {
-            return;
-        }
+    /// The certificate that the node says it uses now, if that is news. It can say so only of its own.
+    fn certificate_in_use(&self, cert_pem: &str) -> Option<NodeCertificate> {
+        let shown = read_certificate(cert_pem).ok()?;
+        let certificate = self.manager.record_of(&shown)?;
+        let own = shown.identity.node_id == self.node_id().as_str() && !certificate.root.is_empty();
+        let published = self.manager.inner.published.borrow();
+        (own && is_news(&published.store, self.node_id(), &certificate)).then_some(certificate)
+    }
+
+    /// Commits that. The node says it again if this is lost.
+    async fn note_certificate(&self, certificate: NodeCertificate) {
         let certified = NodeCertified { node_id: self.node_id().clone(), certificate, in_use: true };
-        let manager = self.manager.clone();
-        // Not waited for: the session goes on. The node says it again if this is lost.
-        self.manager.spawn(async move {
-            if let Err(error) = manager.control(ControlRequest::from(Op::NodeCertified(certified))).await {
-                tracing::debug!(%error, "a certificate could not be written down");
-            }
-        });
+        if let Err(error) = self.manager.control(ControlRequest::from(Op::NodeCertified(certified))).await {
+            tracing::debug!(%error, "a certificate could not be written down");
+        }
     }
 
     fn heartbeat(&self) -> pb::ManagerHeartbeat {
@@ -442,10 +452,40 @@ fn removed(current: &Published, node: &NodeId) -> bool {
     current.store.cluster().is_some_and(|cluster| cluster.status.removed_nodes.iter().any(|r| r.id == *node))
 }
 
+/// Whether the store says something else of the certificate that a node uses. What it knows costs no entry of the log.
+fn is_news(store: &Store, node: &NodeId, certificate: &NodeCertificate) -> bool {
+    store.node(node).is_some_and(|node| node.certificate.as_ref() != Some(certificate))
+}
+
 /// The outcome of what is under way; never, if nothing is.
-async fn finished(committing: &mut Option<Pin<Box<dyn Future<Output = bool> + Send + '_>>>) -> bool {
-    match committing {
-        Some(commit) => commit.await,
+async fn finished<T>(under_way: &mut Option<Pin<Box<dyn Future<Output = T> + Send + '_>>>) -> T {
+    match under_way {
+        Some(work) => work.await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deploy::model::{Node, Timestamp};
+    use deploy::store::Txn;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_the_store_knows_is_no_news() {
+        let certificate = |key: u8, root: &str| NodeCertificate {
+            key: vec![key; 32],
+            root: root.to_owned(),
+            expires: Timestamp::from_millis(1000),
+        };
+        let mut txn = Txn::new(&Store::default(), Timestamp::from_millis(1000));
+        let node = NodeId::new("node");
+        txn.put_node(Node { id: node.clone(), certificate: Some(certificate(1, "a")), ..Node::default() });
+        let store = txn.into_store();
+        let news = |node: &NodeId, certificate| is_news(&store, node, &certificate);
+        assert!(!news(&node, certificate(1, "a")));
+        assert!(news(&node, certificate(2, "a")) && news(&node, certificate(1, "b")));
+        assert!(!news(&NodeId::new("gone"), certificate(1, "a")));
     }
 }
