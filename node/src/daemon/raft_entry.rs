@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 
 use crate::datadir::ManagerRecord;
 use crate::engine::EngineError;
-use crate::rpc::{Channels, MAX_MESSAGE, pb};
+use crate::rpc::{Channels, Lane, MAX_MESSAGE, pb};
 
 /// Rounds over the known managers before giving up; a round waits a little longer each time.
 const ROUNDS: u32 = 40;
@@ -104,7 +104,8 @@ pub(super) async fn join(
     managers: &[ManagerRecord],
     request: pb::JoinRaftRequest,
 ) -> Result<(), CallError> {
-    try_each(channels, managers, JOIN, |channel| {
+    // The limit is longer than that of other calls.
+    try_each(&channels.lane(Lane::Raft), managers, JOIN, |channel| {
         let request = request.clone();
         async move { pb::managers_client::ManagersClient::new(channel).join_raft(request).await }
     })

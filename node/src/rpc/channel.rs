@@ -9,7 +9,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::ca::{TlsContext, TlsError, fetch_identity};
 
-/// An RPC that does not stream may take this long, unless its caller says less.
+/// The head of an answer may take this long, unless its caller says less; see [`Lane::limit`].
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A failed call in words that a user can use.
@@ -48,6 +48,17 @@ pub enum Lane {
     Bulk,
 }
 
+impl Lane {
+    /// What a channel allows each call at the most; the shorter of this and the caller's own limit counts. `None` where
+    /// every caller has its own, which may be longer: a snapshot takes as long as its size and the link ask for.
+    fn limit(self) -> Option<Duration> {
+        match self {
+            Lane::Calls | Lane::Bulk => Some(CALL_TIMEOUT),
+            Lane::Raft | Lane::Session => None,
+        }
+    }
+}
+
 /// Lane, address, name.
 type Key = (Lane, String, String);
 
@@ -83,7 +94,7 @@ impl Channels {
         open.entry(key)
             .or_insert_with(|| {
                 let (tls, addr, name) = (self.tls.clone(), addr.to_owned(), name.to_owned());
-                lazy(move || {
+                lazy(self.lane.limit(), move || {
                     let (tls, addr, name) = (tls.clone(), addr.clone(), name.clone());
                     async move { Ok::<_, TlsError>(TokioIo::new(tls.connect(&addr, &name).await?)) }
                 })
@@ -100,7 +111,7 @@ impl Channels {
 /// A channel of one who has no certificate yet, to a manager whose certificate comes from this root.
 pub fn channel_without_certificate(root_pem: &str, addr: &str) -> Channel {
     let (root, addr) = (root_pem.to_owned(), addr.to_owned());
-    lazy(move || {
+    lazy(Some(CALL_TIMEOUT), move || {
         let (root, addr) = (root.clone(), addr.clone());
         async move {
             let stream = TlsContext::connect_without_certificate(&root, &addr, "swarm-manager").await?;
@@ -112,21 +123,69 @@ pub fn channel_without_certificate(root_pem: &str, addr: &str) -> Channel {
 /// A channel to whoever answers at `addr`; see [`fetch_identity`].
 pub fn unverified_channel(addr: &str) -> Channel {
     let addr = addr.to_owned();
-    lazy(move || {
+    lazy(Some(CALL_TIMEOUT), move || {
         let addr = addr.clone();
         async move { Ok::<_, TlsError>(TokioIo::new(fetch_identity(&addr).await?)) }
     })
 }
 
-fn lazy<F, S>(connect: impl Fn() -> F + Send + Sync + 'static) -> Channel
+fn lazy<F, S>(limit: Option<Duration>, connect: impl Fn() -> F + Send + Sync + 'static) -> Channel
 where
     F: Future<Output = Result<S, TlsError>> + Send + 'static,
     S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
 {
     // The address is in the connector; the URI only names the scheme and authority that HTTP/2 asks for.
-    Endpoint::from_static("http://shoal")
-        .timeout(CALL_TIMEOUT)
+    let endpoint = Endpoint::from_static("http://shoal")
         .http2_keep_alive_interval(Duration::from_secs(5))
-        .keep_alive_timeout(Duration::from_secs(5))
-        .connect_with_connector_lazy(tower::service_fn(move |_: Uri| connect()))
+        .keep_alive_timeout(Duration::from_secs(5));
+    let endpoint = match limit {
+        Some(limit) => endpoint.timeout(limit),
+        None => endpoint,
+    };
+    endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| connect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::{Code, Request, Response, Status};
+
+    use super::*;
+    use crate::rpc::pb;
+    use crate::rpc::pb::logs_client::LogsClient;
+    use crate::rpc::pb::logs_server::{Logs, LogsServer};
+
+    const THOUGHT: Duration = Duration::from_millis(300);
+
+    /// Thinks before it answers.
+    struct Slow;
+
+    #[tonic::async_trait]
+    impl Logs for Slow {
+        type ReadStream = tokio_stream::Empty<Result<pb::LogChunk, Status>>;
+
+        async fn read(&self, _: Request<pb::LogsRequest>) -> Result<Response<Self::ReadStream>, Status> {
+            tokio::time::sleep(THOUGHT).await;
+            Ok(Response::new(tokio_stream::empty()))
+        }
+    }
+
+    async fn ask(limit: Option<Duration>) -> Result<(), Code> {
+        let channel = lazy(limit, || async {
+            let (ours, theirs) = tokio::io::duplex(1 << 16);
+            let incoming = tokio_stream::once(Ok::<_, std::io::Error>(theirs));
+            let server = tonic::transport::Server::builder().add_service(LogsServer::new(Slow));
+            tokio::spawn(server.serve_with_incoming(incoming));
+            Ok(TokioIo::new(ours))
+        });
+        LogsClient::new(channel).read(pb::LogsRequest::default()).await.map(drop).map_err(|status| status.code())
+    }
+
+    #[tokio::test]
+    async fn what_raft_and_sessions_ask_takes_as_long_as_they_say() {
+        assert!(ask(Some(THOUGHT / 6)).await.is_err(), "the channel's limit is the shorter one");
+        for lane in [Lane::Raft, Lane::Session] {
+            assert_eq!((lane.limit(), ask(lane.limit()).await), (None, Ok(())), "{lane:?}");
+        }
+        assert_eq!([Lane::Calls, Lane::Bulk].map(Lane::limit), [Some(CALL_TIMEOUT); 2]);
+    }
 }
