@@ -10,6 +10,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::leader::NotDone;
+use super::services::to_status;
 use super::{Manager, skew};
 use crate::clock;
 use crate::engine::EngineError;
@@ -195,15 +196,16 @@ impl Manager {
     }
 
     /// Makes a manager that serves Raft a voter, through the leader.
-    pub(super) async fn add_voter(&self, request: pb::JoinRaftRequest) -> Result<(), EngineError> {
-        let leader = self.leader().ok_or(EngineError::NoLeader)?;
+    /// `FailedPrecondition` says that it must not be one under that raft id; whatever may pass is `Unavailable`.
+    pub(super) async fn add_voter(&self, request: pb::JoinRaftRequest) -> Result<(), tonic::Status> {
+        let leader = self.leader().ok_or_else(|| to_status(&EngineError::NoLeader))?;
         if leader.node_id != self.inner.node_id.as_str() {
-            return passed_on(self.client(&leader).join_raft(request).await);
+            return self.client(&leader).join_raft(request).await.map(drop);
         }
         let peer = Peer { id: request.raft_id, node_id: request.node_id, addr: request.addr };
         let id = peer.id;
-        self.inner.raft.add_learner(peer).await.map_err(not_changed)?;
-        self.inner.raft.promote(id).await.map_err(not_changed)
+        self.inner.raft.add_learner(peer).await.map_err(not_joined)?;
+        self.inner.raft.promote(id).await.map_err(not_joined)
     }
 
     /// Removes a voter, through the leader; a leader that removes itself hands over first and asks its successor.
@@ -277,6 +279,14 @@ fn not_changed(error: MembershipError) -> EngineError {
     }
 }
 
+/// Why a manager has no vote. On `FailedPrecondition` it throws its log away and asks for another raft id, so only an id
+/// that is another node's earns that; a quorum at risk, or a member that was removed meanwhile, is asked about again.
+fn not_joined(error: MembershipError) -> tonic::Status {
+    let passes = matches!(error, MembershipError::QuorumAtRisk { .. } | MembershipError::UnknownMember(_));
+    let text = error.to_string();
+    if passes { tonic::Status::unavailable(text) } else { to_status(&not_changed(error)) }
+}
+
 fn precondition(text: impl Into<String>) -> ControlError {
     ControlError::new(ErrorKind::FailedPrecondition, text)
 }
@@ -295,8 +305,18 @@ fn never_sent(status: &tonic::Status) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::services::to_status;
     use super::*;
+
+    /// A manager that is told to wait keeps its log; one whose raft id is another's does not.
+    #[test]
+    fn a_joining_manager_begins_anew_only_when_its_raft_id_is_not_its_own() {
+        let at_risk = MembershipError::QuorumAtRisk { voters: 2, reachable: 1, needed: 2 };
+        for passes in [at_risk, MembershipError::UnknownMember(7), MembershipError::NotCaughtUp { id: 7, behind: 9 }] {
+            assert_eq!(not_joined(passes).code(), Code::Unavailable);
+        }
+        let taken = MembershipError::IdTaken { id: 7, node_id: "other".into() };
+        assert_eq!(not_joined(taken).code(), Code::FailedPrecondition);
+    }
 
     #[test]
     fn a_demotion_leaves_a_majority_that_answers_and_at_least_one_voter() {

@@ -17,12 +17,14 @@ use super::{Manager, certificates, sessions};
 use crate::ca::{Caller, PeerIdentity, Role, Shown, may_renew_late};
 use crate::clock;
 use crate::engine::{Consistency, EngineError};
-use crate::rpc::{MAX_MESSAGE, caller, known, pb, shown};
+use crate::rpc::{Lane, MAX_MESSAGE, caller, known, pb, shown};
 
 /// Largest message of one who has shown no certificate, in bytes.
 const MAX_UNAUTHENTICATED: usize = 256 << 10;
 /// A new manager waits so long to be a voter.
 const JOIN_RAFT: Duration = Duration::from_secs(15);
+/// Who passes a joining manager on gives the leader a little more: it looks first whether it leads.
+const PASS_ON: Duration = Duration::from_secs(18);
 /// So long a manager asks for the newest store before it says that it can issue no certificate now.
 const FRESH_STORE: Duration = Duration::from_secs(2);
 /// So long a manager waits until a certificate that it issues is written down.
@@ -348,10 +350,12 @@ impl pb::managers_server::Managers for Service {
             if passed_on {
                 return Err(to_status(&EngineError::NoLeader));
             }
-            let channel = self.manager.inner.channels.to(&leader.addr, &leader.node_id);
+            let channel = self.manager.inner.channels.lane(Lane::Raft).to(&leader.addr, &leader.node_id);
             let mut request = Request::new(request);
             request.metadata_mut().insert(PASSED_ON, tonic::metadata::MetadataValue::from_static("1"));
-            return pb::managers_client::ManagersClient::new(channel).join_raft(request).await;
+            let mut client = pb::managers_client::ManagersClient::new(channel);
+            let passed_on = tokio::time::timeout(PASS_ON, client.join_raft(request)).await;
+            return passed_on.unwrap_or_else(|_| Err(Status::unavailable("the leader does not answer")));
         }
         if self.manager.inner.closed.load(std::sync::atomic::Ordering::Acquire) {
             return Err(Status::unavailable("a backup is being restored"));
@@ -373,8 +377,7 @@ impl pb::managers_server::Managers for Service {
         }
         tokio::time::timeout(JOIN_RAFT, self.manager.add_voter(request))
             .await
-            .map_err(|_| Status::unavailable("the new manager could not be reached, or did not catch up in time"))?
-            .map_err(|e| to_status(&e))?;
+            .map_err(|_| Status::unavailable("the new manager could not be reached, or did not catch up in time"))??;
         Ok(Response::new(pb::JoinRaftReply {}))
     }
 
