@@ -108,6 +108,8 @@ struct Inner {
     log: Log,
     dir: std::path::PathBuf,
     snapshots: Arc<SnapshotStore>,
+    /// Whose turn it is to send a snapshot, for all services of this member together.
+    receiving: Arc<tokio::sync::Mutex<()>>,
     meter: Arc<Meter>,
     contact: Arc<Contact>,
     cluster_id: Arc<str>,
@@ -164,6 +166,7 @@ impl Raft {
             log,
             dir,
             snapshots,
+            receiving: Arc::default(),
             meter,
             contact: Arc::default(),
             cluster_id,
@@ -348,7 +351,7 @@ impl Raft {
             core: self.inner.core.clone(),
             snapshots: self.inner.snapshots.clone(),
             gate: self.gate(),
-            receiving: tokio::sync::Mutex::new(()),
+            receiving: self.inner.receiving.clone(),
         }
     }
 

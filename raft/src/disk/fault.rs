@@ -36,6 +36,10 @@ struct State {
     capacity: Option<usize>,
     held: bool,
     waiting: usize,
+    creates_held: bool,
+    creates_waiting: usize,
+    /// So many of the next files cannot be made.
+    creates_failing: usize,
     broken: bool,
 }
 
@@ -109,6 +113,34 @@ impl FaultDisk {
     pub(crate) fn wait_for_held_sync(&self) {
         let state = self.state();
         drop(self.shared.changed.wait_while(state, |state| state.waiting == 0).unwrap());
+    }
+
+    /// From now on no file is made; who makes one waits.
+    pub(crate) fn hold_creates(&self) {
+        self.state().creates_held = true;
+    }
+
+    /// Lets files be made again.
+    pub(crate) fn release_creates(&self) {
+        self.state().creates_held = false;
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until the making of a file is held up.
+    pub(crate) fn wait_for_held_create(&self) {
+        let state = self.state();
+        drop(self.shared.changed.wait_while(state, |state| state.creates_waiting == 0).unwrap());
+    }
+
+    /// The next `count` files cannot be made, as when no descriptor is left.
+    pub(crate) fn fail_creates(&self, count: usize) {
+        self.state().creates_failing = count;
+    }
+
+    /// Waits until that many were tried.
+    pub(crate) fn wait_for_failed_creates(&self) {
+        let state = self.state();
+        drop(self.shared.changed.wait_while(state, |state| state.creates_failing > 0).unwrap());
     }
 
     /// Files together may have this many bytes.
@@ -210,6 +242,17 @@ impl Disk for FaultDisk {
     }
 
     fn create(&self, name: &str, parts: &[&[u8]], len: u64) -> io::Result<()> {
+        let mut state = self.state();
+        state.creates_waiting += 1;
+        self.shared.changed.notify_all();
+        state = self.shared.changed.wait_while(state, |state| state.creates_held).unwrap();
+        state.creates_waiting -= 1;
+        if let Some(left) = state.creates_failing.checked_sub(1) {
+            state.creates_failing = left;
+            self.shared.changed.notify_all();
+            return Err(io::Error::other("too many open files"));
+        }
+        drop(state);
         let used = self.used();
         let mut state = self.state();
         if state.capacity.is_some_and(|capacity| used + len as usize > capacity) {

@@ -14,7 +14,7 @@ use openraft::raft::{
     VoteRequest,
 };
 use openraft::storage::Snapshot;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::contact::Contact;
@@ -36,12 +36,13 @@ pub type Service = RaftTransportServer<Transport>;
 const CHUNK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Answers the other members.
+#[derive(Clone)]
 pub struct Transport {
     pub(crate) core: Core,
     pub(crate) snapshots: Arc<SnapshotStore>,
     pub(crate) gate: Gate,
-    /// Only one snapshot is received at a time.
-    pub(crate) receiving: Mutex<()>,
+    /// Only one snapshot is received at a time, until it is installed or refused; whatever became of who sent it.
+    pub(crate) receiving: Arc<Mutex<()>>,
 }
 
 /// Looks at requests before openraft does.
@@ -132,7 +133,7 @@ impl Transport {
 
     async fn receive(&self, mut chunks: Streaming<pb::SnapshotChunk>) -> Result<pb::SnapshotResponse, Status> {
         use pb::snapshot_chunk::Part;
-        let _one_at_a_time = self.receiving.lock().await;
+        let one_at_a_time = self.receiving.clone().lock_owned().await;
         let Some(Part::Start(start)) = next_part(&mut chunks).await? else {
             return Err(Malformed::Missing("start").into());
         };
@@ -155,6 +156,27 @@ impl Transport {
         if state.len() as u64 != start.size || crc32fast::hash(&state) != start.crc32 {
             return Err(Status::data_loss("the snapshot did not arrive whole"));
         }
+        self.store(one_at_a_time, leader, meta, state).await
+    }
+
+    /// Stores and installs a snapshot in a task of its own: a caller that no longer waits must not let the next one
+    /// write the file over that is being written, or waits to be adopted.
+    async fn store(
+        &self,
+        one_at_a_time: OwnedMutexGuard<()>,
+        leader: Vote,
+        meta: SnapshotMeta,
+        state: Bytes,
+    ) -> Result<pb::SnapshotResponse, Status> {
+        let transport = self.clone();
+        let stored = tokio::spawn(async move {
+            let _until_installed = one_at_a_time;
+            transport.install(leader, meta, state).await
+        });
+        stored.await.map_err(|error| Status::internal(error.to_string()))?
+    }
+
+    async fn install(&self, leader: Vote, meta: SnapshotMeta, state: Bytes) -> Result<pb::SnapshotResponse, Status> {
         let image = self.stage(&meta, state).await?;
         // Again, since time has passed.
         self.check_snapshot(&leader, &meta)?;
@@ -309,6 +331,8 @@ mod tests {
     use tonic::transport::{Channel, Endpoint};
 
     use super::*;
+    use crate::disk::Disk;
+    use crate::disk::fault::FaultDisk;
     use crate::net::{Dial, REFUSAL};
     use crate::{Committed, Config, Peer, Raft, RestoreError, StateMachine, Timing};
 
@@ -393,6 +417,37 @@ mod tests {
         let vote = Vote::new_committed(5, 2);
         assert!(transport.check_snapshot(&vote, &meta(6, 1)).is_err());
         assert!(transport.check_snapshot(&vote, &meta(5, 1)).is_ok());
+        raft.shutdown().await;
+    }
+
+    /// The file of a snapshot is nobody else's until it is installed or refused, though who sent it has gone.
+    #[tokio::test]
+    async fn a_sender_that_gives_up_leaves_the_turn_to_what_it_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let raft = member(dir.path()).await;
+        let disk = FaultDisk::default();
+        let store = SnapshotStore::new(Arc::new(disk.clone()), 1, "ours".into(), crate::Keyring::clear());
+        let transport = Transport { snapshots: Arc::new(store), ..raft.transport() };
+        let meta = SnapshotMeta { last_log_id: Some(types::log_id(5, 9)), last_membership: Default::default() };
+        disk.hold_creates();
+        let sender = tokio::spawn({
+            let transport = transport.clone();
+            async move {
+                let turn = transport.receiving.clone().lock_owned().await;
+                transport.store(turn, Vote::new_committed(5, 2), meta, Bytes::from_static(b"state")).await
+            }
+        });
+        let held = disk.clone();
+        tokio::task::spawn_blocking(move || held.wait_for_held_create()).await.unwrap();
+        sender.abort();
+        assert!(sender.await.unwrap_err().is_cancelled());
+        assert!(transport.receiving.try_lock().is_err(), "the next one may write the same file");
+        assert!(raft.transport().receiving.try_lock().is_err(), "each service has a turn of its own");
+        disk.release_creates();
+        drop(
+            tokio::time::timeout(Duration::from_secs(10), transport.receiving.lock()).await.expect("the turn is over"),
+        );
+        assert_eq!(disk.list().unwrap(), ["snapshot-00000000000000000009.staged"], "nothing came of what was sent");
         raft.shutdown().await;
     }
 
