@@ -2,6 +2,10 @@
 //!
 //! A proposal is tried again only while it was surely not accepted. What was accepted and then lost sight of is
 //! answered as unknown.
+//!
+//! For those who keep plain bytes in a Raft log and want to write at any member: the benchmark that writes beside etcd
+//! does, and the tests. Shoal's managers do not mount it: their changes are decided on the leader's speculative store,
+//! and `node` carries whole requests to it.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -39,7 +43,8 @@ const COMMIT: Duration = Duration::from_secs(30);
 /// Pause after a refusal, unless the status changes before.
 const RETRY: Duration = Duration::from_millis(25);
 
-/// Payload bytes that callers may have here at a time, in KiB; more have to wait.
+/// Payload bytes that callers may have here at a time, in KiB; more are refused. A message is in memory before anything
+/// here sees it, so to let it wait would bound nothing.
 const ROOM_KIB: usize = 64 << 10;
 
 /// Takes the proposals of one member.
@@ -148,7 +153,7 @@ impl Service for Desk {
             Outcome::TooLarge(MAX_PAYLOAD as u64)
         } else {
             let kib = request.payload.len() as u32 / 1024 + 1;
-            let _room = self.room.acquire_many(kib).await.map_err(|_| Status::unavailable("raft has stopped"))?;
+            let Ok(_room) = self.room.try_acquire_many(kib) else { return Err(full()) };
             self.carry(request.payload.into()).await
         };
         Ok(Response::new(pb::ProposeResponse { outcome: Some(outcome) }))
@@ -175,6 +180,11 @@ impl Service for Desk {
         });
         Ok(Response::new(answers.boxed()))
     }
+}
+
+fn full() -> Status {
+    let limit = ROOM_KIB >> 10;
+    Status::resource_exhausted(format!("proposals of {limit} MiB are under way; this one was not taken, try again"))
 }
 
 /// What another member has passed on.
