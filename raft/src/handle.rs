@@ -34,6 +34,10 @@ pub(crate) type Core = openraft::Raft<Types, Driver>;
 /// More bytes than this of entries in memory are compacted without waiting for their number.
 const COMPACT_BYTES: usize = 64 << 20;
 
+/// Indexes and the times of answers, which change several times a proposal, are published as often as this: waking
+/// everyone who looks costs more than most proposals. Roles, leaders and members are published at once.
+const PACE: Duration = Duration::from_millis(5);
+
 /// The longest wait for a membership change to be committed.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -116,6 +120,7 @@ struct Inner {
     id: RaftId,
     election_max: Duration,
     book: Arc<AddressBook>,
+    urgent: watch::Sender<u64>,
     status: watch::Receiver<Status>,
     publish: Arc<watch::Sender<Status>>,
     members: Members,
@@ -133,12 +138,14 @@ impl Raft {
         let (log, snapshots) = open(dir.clone(), id, cluster_id.clone(), keys, had_log, meter.clone()).await?;
 
         let book = Arc::new(AddressBook::new(dial));
+        let (urgent, hurry) = watch::channel(0);
         let dialer = Dialer {
             book: book.clone(),
             cluster_id: cluster_id.clone(),
             me: id,
             store_patience: timing.election_max,
             meter: meter.clone(),
+            urgent: hurry,
         };
         let driver = Driver::new(Box::new(machine), snapshots.clone(), meter.clone());
         let core = Core::new(id, settings, dialer, log.clone(), driver)
@@ -173,6 +180,7 @@ impl Raft {
             id,
             election_max: timing.election_max,
             book,
+            urgent,
             status,
             publish,
             members,
@@ -239,6 +247,16 @@ impl Raft {
             }
             Ok(Err(RaftError::Fatal(_))) => Err(ReadError::Stopped),
         }
+    }
+
+    /// On the leader: has the followers know at once that everything up to `index` is committed, once it is. Else they
+    /// learn it with the next entries, or some two milliseconds later. For those who wait at a follower.
+    pub fn hurry(&self, index: u64) {
+        self.inner.urgent.send_if_modified(|urgent| {
+            let more = index > *urgent;
+            *urgent = index.max(*urgent);
+            more
+        });
     }
 
     /// Adds a member without a vote, to which the log is copied. It need not be reachable yet. Adding a
@@ -465,28 +483,37 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn publish(&self) {
+    /// Publishes the status. Answers whether only numbers in it change until openraft's server metrics do, which an
+    /// elected leader's role does not wait for.
+    fn publish(&self) -> bool {
         // Cloned at once: the guard holds up raft itself.
         let metrics = self.core.metrics().borrow_watched().clone();
         self.book.update(metrics.membership_config.nodes().map(|(id, member)| (*id, member)));
         let status = Status::from_metrics(&metrics, &self.clocks);
         let standing = metrics.state == openraft::ServerState::Candidate;
+        let settled = metrics.state != openraft::ServerState::Leader || status.role == Role::Leader;
         self.meter.observe(status.id, standing, status.leader.as_ref().map(|leader| (status.term, leader.id)));
         self.publish.send_if_modified(|old| {
             let changed = *old != status;
             *old = status;
             changed
         });
+        settled
     }
 
     async fn run(self) {
         let mut metrics = self.core.metrics();
+        let mut server = self.core.server_metrics();
         let mut compacted = Instant::now();
         while metrics.changed().await.is_ok() {
-            self.publish();
+            let settled = self.publish();
             if self.log.bytes() > COMPACT_BYTES && compacted.elapsed() > Duration::from_secs(1) {
                 compacted = Instant::now();
                 self.compact().await;
+            }
+            if settled {
+                // Of these openraft tells first, so the metrics have changed by the next round or do so presently.
+                let _ = timeout(PACE, server.changed()).await;
             }
         }
         self.publish.send_modify(Status::stop);

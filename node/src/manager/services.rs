@@ -307,7 +307,11 @@ impl pb::managers_server::Managers for Service {
             _ => {}
         }
         let (outcome, index) = match self.manager.execute_here(decoded).await {
-            Ok((reply, index)) => (Outcome::Reply(reply.encode_to_vec()), index),
+            Ok((reply, index)) => {
+                // The manager that asked answers when it has applied the entry too.
+                self.manager.inner.raft.hurry(index);
+                (Outcome::Reply(reply.encode_to_vec()), index)
+            }
             Err(NotDone::Refused(error)) => (Outcome::Refused(error.encode_to_vec()), 0),
             Err(NotDone::Unknown(reason)) => (Outcome::Unknown(reason), 0),
             Err(NotDone::NotLeader) => {
@@ -322,6 +326,7 @@ impl pb::managers_server::Managers for Service {
     async fn read_index(&self, request: Request<pb::ReadIndexRequest>) -> Result<Response<pb::ReadIndexReply>, Status> {
         self.manager.authorize_manager(&caller(&request)?)?;
         let index = self.manager.inner.raft.linearizable().await.map_err(|e| Status::unavailable(e.to_string()))?;
+        self.manager.inner.raft.hurry(index);
         Ok(Response::new(pb::ReadIndexReply { index }))
     }
 

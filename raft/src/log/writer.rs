@@ -27,8 +27,8 @@ const MARK_AFTER: Duration = Duration::from_millis(100);
 pub(super) enum Op {
     Append(Vec<Entry>, IOFlushed<Types>),
     Vote(Vote, oneshot::Sender<io::Result<()>>),
-    /// Not worth a sync of its own: it is written at once, which survives the process, and becomes durable
-    /// with the next sync.
+    /// Worth neither a sync of its own nor waking the writer: it is written with whatever comes next, or within
+    /// [`MARK_AFTER`], and becomes durable with the next sync. A member that ends before learns it again.
     Committed(LogId),
     /// Entries after this are void; all of them when `None`.
     Truncate(Option<LogId>),
@@ -48,6 +48,8 @@ pub(super) struct Queue {
 struct QueueState {
     ops: Vec<Op>,
     closed: bool,
+    /// The writer waits, and looks again within [`MARK_AFTER`] even if nobody wakes it.
+    looks_soon: bool,
 }
 
 impl Queue {
@@ -57,9 +59,16 @@ impl Queue {
         if state.closed {
             return Err(io::Error::other("the raft log is closed"));
         }
-        state.ops.push(op);
+        let wakes = !(state.looks_soon && matches!(op, Op::Committed(_)));
+        match (&op, state.ops.last_mut()) {
+            // The later one says it all.
+            (Op::Committed(id), Some(Op::Committed(before))) => *before = *id,
+            _ => state.ops.push(op),
+        }
         drop(state);
-        self.wake.notify_one();
+        if wakes {
+            self.wake.notify_one();
+        }
         Ok(())
     }
 
@@ -81,8 +90,10 @@ impl Queue {
             state = match patience {
                 None => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(patience) => {
-                    let (state, waited) =
+                    state.looks_soon = true;
+                    let (mut state, waited) =
                         self.wake.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+                    state.looks_soon = false;
                     if waited.timed_out() && state.ops.is_empty() && !state.closed {
                         return Work::Idle;
                     }

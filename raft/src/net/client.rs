@@ -16,6 +16,7 @@ use openraft::raft::{
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::storage::Snapshot;
+use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
@@ -81,6 +82,8 @@ pub(crate) struct Dialer {
     /// which a slow disk would exceed again and again.
     pub(crate) store_patience: Duration,
     pub(crate) meter: Arc<Meter>,
+    /// Up to where somebody waits for followers to know of commits.
+    pub(crate) urgent: watch::Receiver<u64>,
 }
 
 impl RaftNetworkFactory<Types> for Dialer {
@@ -97,6 +100,7 @@ impl RaftNetworkFactory<Types> for Dialer {
             target,
             store_patience: self.store_patience,
             meter: self.meter.clone(),
+            urgent: self.urgent.clone(),
             streams: Arc::new(AtomicBool::new(true)),
         }
     }
@@ -111,6 +115,7 @@ pub(crate) struct Link {
     pub(super) target: RaftId,
     pub(super) store_patience: Duration,
     meter: Arc<Meter>,
+    pub(super) urgent: watch::Receiver<u64>,
     /// Whether the peer is taken to know append streams.
     streams: Arc<AtomicBool>,
 }

@@ -2,6 +2,7 @@
 
 mod client;
 mod contact;
+mod hold;
 mod lane;
 mod pipeline;
 mod proposals;

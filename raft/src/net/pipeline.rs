@@ -16,6 +16,7 @@ use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
 use tonic::{Code, Streaming};
 
 use super::client::{Failure, Link, malformed};
+use super::hold::Hold;
 use super::window::Window;
 use crate::types::{LogId, Types};
 use crate::wire::{self, Malformed, pb};
@@ -61,6 +62,7 @@ async fn open(
     limit: Duration,
 ) -> Result<Answers, Failure> {
     let window = Window::new();
+    let input = Hold::new(input, link.urgent.clone());
     let requests = stream::unfold((input, link.clone(), window.clone()), move |(mut input, link, window)| async move {
         window.room().await;
         let request = input.next().await?;
