@@ -31,6 +31,12 @@ pub(crate) trait Writes: Clone + Send + Sync + 'static {
     fn committed(reply: &Self::Reply) -> bool;
 }
 
+/// Writes one after the other.
+pub(crate) trait Client: Send + 'static {
+    /// Writes once, and says whether it is committed.
+    fn write(&mut self, round: u64) -> impl Future<Output = bool> + Send;
+}
+
 /// What a run gave.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
@@ -67,11 +73,23 @@ pub(crate) async fn run<W: Writes>(
         let endpoint = Endpoint::from_shared(member)?.connect_timeout(PATIENCE).tcp_nodelay(true);
         channels.push(endpoint.connect().await?);
     }
+    let callers = (0..clients).map(|number| {
+        let grpc = Grpc::new(channels[number % channels.len()].clone());
+        Caller { writes: writes.clone(), grpc, number }
+    });
+    closed_loop(callers, measured).await
+}
+
+/// Has all clients write for `measured`, after a moment that does not count.
+pub(crate) async fn closed_loop<C: Client>(
+    clients: impl IntoIterator<Item = C>,
+    measured: Duration,
+) -> anyhow::Result<Outcome> {
     let warm = Instant::now() + WARM_UP;
     let end = warm + measured;
     let mut tasks = tokio::task::JoinSet::new();
-    for client in 0..clients {
-        tasks.spawn(client_loop(writes.clone(), channels[client % channels.len()].clone(), client, warm, end));
+    for client in clients {
+        tasks.spawn(client_loop(client, warm, end));
     }
     let (mut taken, mut outcome) = (Vec::new(), Outcome::default());
     while let Some(done) = tasks.join_next().await {
@@ -88,30 +106,36 @@ pub(crate) async fn run<W: Writes>(
     Ok(outcome)
 }
 
+/// Makes gRPC calls.
+struct Caller<W> {
+    writes: W,
+    grpc: Grpc<Channel>,
+    number: usize,
+}
+
+impl<W: Writes> Client for Caller<W> {
+    async fn write(&mut self, round: u64) -> bool {
+        let request = tonic::Request::new(self.writes.request(self.number, round));
+        if self.grpc.ready().await.is_err() {
+            return false;
+        }
+        let codec = tonic_prost::ProstCodec::<W::Request, W::Reply>::default();
+        let reply = self.grpc.unary(request, PathAndQuery::from_static(W::PATH), codec).await;
+        reply.is_ok_and(|reply| W::committed(reply.get_ref()))
+    }
+}
+
 /// One client: the latencies of what began after `warm` and ended before `end`, and how many were committed and
 /// failed in all.
-async fn client_loop<W: Writes>(
-    writes: W,
-    channel: Channel,
-    client: usize,
-    warm: Instant,
-    end: Instant,
-) -> (Vec<Duration>, u64, u64) {
-    let mut grpc = Grpc::new(channel);
+async fn client_loop(mut client: impl Client, warm: Instant, end: Instant) -> (Vec<Duration>, u64, u64) {
     let (mut latencies, mut committed, mut failed) = (Vec::new(), 0, 0);
     for round in 0.. {
         let begun = Instant::now();
         if begun >= end {
             break;
         }
-        let request = tonic::Request::new(writes.request(client, round));
-        let call = async {
-            grpc.ready().await.ok()?;
-            let codec = tonic_prost::ProstCodec::<W::Request, W::Reply>::default();
-            grpc.unary(request, PathAndQuery::from_static(W::PATH), codec).await.ok()
-        };
-        match tokio::time::timeout(PATIENCE, call).await {
-            Ok(Some(reply)) if W::committed(reply.get_ref()) => {
+        match tokio::time::timeout(PATIENCE, client.write(round)).await {
+            Ok(true) => {
                 committed += 1;
                 let now = Instant::now();
                 if begun >= warm && now <= end {

@@ -1,8 +1,10 @@
 //! Committed writes a second: opaque 256-byte proposals through the raft crate's own gRPC, three members in three
-//! processes, next to three members of etcd, in turns in the same run, without TLS on either side.
+//! processes, next to three members of etcd, in turns in the same run, without TLS on either side. After that the same
+//! load on the Docker API of three managers, which has no target and no peer.
 //!
 //! `cargo bench -p chaos-tests --bench writes -- --help`
 
+mod configs;
 mod etcd;
 mod load;
 mod members;
@@ -24,6 +26,7 @@ Committed writes of 256 bytes, three managers in three processes, beside three m
   --runs N         runs of each; the median counts (3)
   --dir DIR        where the logs are written; a real disk (the directory for temporary files)
   --no-peer        without etcd
+  --only PART      raft or configs, the creating of configs through the Docker API, which needs root
   --counters       print what the members counted
 ";
 
@@ -33,12 +36,16 @@ struct Options {
     runs: usize,
     dir: PathBuf,
     peer: bool,
+    raft: bool,
+    configs: bool,
     counters: bool,
 }
 
 fn options(mut args: impl Iterator<Item = String>) -> anyhow::Result<Option<Options>> {
     let (clients, measured) = (vec![1, 16, 64, 256], Duration::from_secs(4));
-    let mut options = Options { clients, measured, runs: 3, dir: std::env::temp_dir(), peer: true, counters: false };
+    let dir = std::env::temp_dir();
+    let mut options =
+        Options { clients, measured, runs: 3, dir, peer: true, raft: true, configs: true, counters: false };
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} wants a value"));
         match arg.as_str() {
@@ -47,6 +54,11 @@ fn options(mut args: impl Iterator<Item = String>) -> anyhow::Result<Option<Opti
             "--runs" => options.runs = value()?.parse::<usize>()?.max(1),
             "--dir" => options.dir = value()?.into(),
             "--no-peer" => options.peer = false,
+            "--only" => match value()?.as_str() {
+                "raft" => options.configs = false,
+                "configs" => options.raft = false,
+                other => anyhow::bail!("there is no part {other:?}"),
+            },
             "--counters" => options.counters = true,
             // Cargo adds it.
             "--bench" => {}
@@ -74,13 +86,23 @@ fn main() -> anyhow::Result<ExitCode> {
     runtime.block_on(measure(&options))
 }
 
-#[expect(clippy::print_stdout, reason = "a benchmark's result is its output")]
 async fn measure(options: &Options) -> anyhow::Result<ExitCode> {
+    let mut report = Report::new("Committed writes, 256 bytes, 3 managers");
+    if options.raft {
+        measure_raft(options, &mut report).await?;
+    }
+    if options.configs {
+        measure_configs(options, &mut report).await?;
+    }
+    Ok(report.finish())
+}
+
+#[expect(clippy::print_stdout, reason = "a benchmark's result is its output")]
+async fn measure_raft(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let dir = tempfile::Builder::new().prefix("shoal-writes-").tempdir_in(&options.dir)?;
     let etcd = if options.peer { etcd::Etcd::start(dir.path()).await? } else { None };
     let mut members = members::Members::start(dir.path())?;
     let mut acknowledged = 0;
-    let mut report = Report::new("Committed writes, 256 bytes, 3 managers, no TLS");
     for clients in &options.clients {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for first in 0..options.runs {
@@ -93,7 +115,7 @@ async fn measure(options: &Options) -> anyhow::Result<ExitCode> {
             acknowledged += outcome.committed;
             ours.push(outcome);
         }
-        let (what, ours) = (format!("{clients} clients"), median(ours));
+        let (what, ours) = (format!("{clients} clients, without TLS"), median(ours));
         match &etcd {
             Some(etcd) => {
                 let theirs = median(theirs);
@@ -110,8 +132,38 @@ async fn measure(options: &Options) -> anyhow::Result<ExitCode> {
             println!("{line}");
         }
     }
-    Ok(report.finish())
+    Ok(())
 }
+
+#[expect(clippy::print_stdout, reason = "a benchmark's result is its output")]
+async fn measure_configs(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    if let Some(reason) = chaos_tests::hosts::unusable() {
+        report.note("configs/create", reason, "-");
+        return Ok(());
+    }
+    let mut managers = configs::Managers::start().await?;
+    let mut acknowledged = 0;
+    for clients in &options.clients {
+        let mut outcomes = [Vec::new(), Vec::new()];
+        for _ in 0..options.runs {
+            for (way, outcomes) in WAYS.iter().zip(&mut outcomes) {
+                let outcome = managers.run(*way == WAYS[0], *clients, options.measured).await?;
+                println!("{clients} clients, configs/create {way}: {outcome}, load {}", load_average());
+                acknowledged += outcome.committed;
+                outcomes.push(outcome);
+            }
+        }
+        for (way, outcomes) in WAYS.iter().zip(outcomes) {
+            report.note(&format!("{clients} clients, configs/create {way}"), median(outcomes), "-");
+        }
+    }
+    managers.end()?;
+    println!("all {acknowledged} created configs were listed by all managers");
+    Ok(())
+}
+
+/// Whom the creators of configs ask.
+const WAYS: [&str; 2] = ["through the leader", "through a follower"];
 
 /// The run in the middle, by throughput.
 fn median(mut runs: Vec<Outcome>) -> Outcome {
