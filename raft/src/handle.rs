@@ -26,7 +26,7 @@ use crate::members::{self, Change, Members};
 use crate::net::{AddressBook, Contact, Desk, Dial, Dialer, Gate, Proposals, Service, Transport};
 use crate::snapshot::{SnapshotError, SnapshotStore};
 use crate::status::{self, Clocks, Role, Status};
-use crate::types::{self, Payload, Types};
+use crate::types::{self, LogId, Payload, Types};
 use crate::{Config, Keyring, MAX_PAYLOAD, Peer, RaftId};
 
 pub(crate) type Core = openraft::Raft<Types, Driver>;
@@ -236,9 +236,19 @@ impl Raft {
     /// On the leader: makes sure that it still leads, and waits until everything that was acknowledged
     /// before the call is applied here. Returns the index up to which that is.
     pub async fn linearizable(&self) -> Result<u64, ReadError> {
+        self.confirmed().await.map(|read| read.index)
+    }
+
+    /// On the leader: makes sure that it still leads, and answers in which term.
+    pub async fn leads_in(&self) -> Result<u64, ReadError> {
+        self.confirmed().await.map(|read| types::term_of(&read))
+    }
+
+    /// The last entry that was committed when a majority confirmed that this member leads; it is of the leader's term.
+    async fn confirmed(&self) -> Result<LogId, ReadError> {
         let confirmed = self.inner.core.ensure_linearizable(ReadPolicy::ReadIndex);
         match timeout(self.inner.election_max * 5, confirmed).await {
-            Ok(Ok(read)) => Ok(read.index()),
+            Ok(Ok(read)) => Ok(*read.log_id()),
             Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
                 Err(ReadError::NotLeader { leader: leader_of(forward) })
             }

@@ -21,6 +21,7 @@ use raft::{ProposeError, Proposed, Raft, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::confirm::{self, Answer, Confirmations};
 use super::counters::Counters;
 use super::machine::{Published, conflict_of};
 
@@ -122,20 +123,24 @@ pub(super) fn new(
     let (commands, receiver) = mpsc::channel(QUEUE);
     let handle = Handle { commands, counters: counters.clone() };
     let in_flight = FuturesOrdered::new();
-    let task = Leader { raft, published, counters, commands: receiver, in_flight, leading: None };
-    (handle, task.run())
+    let (unsure, confirming) = confirm::new({
+        let raft = raft.clone();
+        move || {
+            let raft = raft.clone();
+            async move { raft.leads_in().await.ok() }
+        }
+    });
+    let task = Leader { raft, published, counters, commands: receiver, in_flight, unsure, leading: None };
+    // The second ends with the first, which has its handle.
+    (handle, async {
+        tokio::join!(task.run(), confirming);
+    })
 }
 
 /// What lands when an entry is committed, or is not. An answer that needed no entry lands behind those it rests on.
 struct Landing {
     entry: Option<Result<Proposed, ProposeError>>,
     answer: Option<Answer>,
-}
-
-/// What a request came to on the speculative store, and who wants to know.
-struct Answer {
-    decided: Result<Reply, ControlError>,
-    to: oneshot::Sender<Outcome>,
 }
 
 type InFlight = Pin<Box<dyn Future<Output = Landing> + Send>>;
@@ -147,6 +152,8 @@ struct Leader {
     commands: mpsc::Receiver<Command>,
     /// In the order of the log, so that an answer which rests on what is in flight comes after it.
     in_flight: FuturesOrdered<InFlight>,
+    /// Answers that no commit confirms.
+    unsure: Confirmations,
     leading: Option<Leading>,
 }
 
@@ -300,8 +307,10 @@ impl Leader {
         }
     }
 
-    /// An entry was committed, or was not; or everything that an answer rests on has landed.
+    /// An entry was committed, or was not; or everything that an answer rests on has landed. Without an
+    /// entry nothing says yet that this manager still leads.
     fn landed(&mut self, landing: Landing) {
+        let has_entry = landing.entry.is_some();
         let index = match landing.entry {
             Some(Ok(proposed)) => match conflict_of(&proposed.response) {
                 None => Ok(proposed.index),
@@ -318,12 +327,10 @@ impl Leader {
         {
             leading.stale = true;
         }
-        if let Some(Answer { decided, to }) = landing.answer {
-            let _ = to.send(match (index, decided) {
-                (Ok(index), Ok(reply)) => Ok((reply, index)),
-                (Ok(_), Err(refused)) => Err(NotDone::Refused(refused)),
-                (Err(not_done), _) => Err(not_done),
-            });
+        let Some(answer) = landing.answer else { return };
+        match (index, &self.leading) {
+            (Ok(index), Some(leading)) if !has_entry => self.unsure.confirm(leading.term, index, answer),
+            (index, _) => answer.send(index),
         }
     }
 }

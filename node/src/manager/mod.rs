@@ -6,6 +6,7 @@
 //! `skew` compares clocks.
 
 mod certificates;
+mod confirm;
 mod counters;
 mod forward;
 mod leader;

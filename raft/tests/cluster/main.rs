@@ -31,6 +31,7 @@ async fn one_member_keeps_what_it_acknowledged() {
     cluster.has(1, &written).await;
     let leader = cluster.leader().await;
     assert!(cluster.raft(leader).linearizable().await.unwrap() > 20);
+    assert_eq!(cluster.raft(leader).leads_in().await, Ok(cluster.status(leader).term));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,6 +247,7 @@ async fn a_lonely_leader_accepts_nothing() {
     }
     let raft = cluster.raft(leader);
     assert!(matches!(raft.linearizable().await, Err(ReadError::NoQuorum | ReadError::NotLeader { .. })));
+    assert!(matches!(raft.leads_in().await, Err(ReadError::NoQuorum | ReadError::NotLeader { .. })));
     let refused = raft.propose(b"x".to_vec()).await;
     assert_eq!(refused, Err(ProposeError::NotLeader { leader: None }));
     raft.shutdown().await;
