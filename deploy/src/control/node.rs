@@ -224,7 +224,9 @@ fn stays_manager(txn: &Txn, node: &Node) -> bool {
 
 pub(super) fn remove(txn: &mut Txn, op: &RemoveNode) -> Result<Reply, ControlError> {
     let node = current(txn, &op.id)?;
-    if node.manager.is_some() || node.spec.role() == NodeRole::Manager {
+    // A manager that has left keeps its role in the specification, as in Docker, and is gone for good all the same.
+    let may_vote = node.spec.role() == NodeRole::Manager && refuse_left(txn, &op.id).is_ok();
+    if node.manager.is_some() || may_vote {
         return Err(still_in_raft(&op.id));
     }
     if node.status.state() == NodeState::Ready && !op.force {
