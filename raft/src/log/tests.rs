@@ -278,6 +278,24 @@ fn any_cut_of_the_unsynced_tail_leaves_what_was_acknowledged() {
     });
 }
 
+/// Each opening asks for a mark, however little room the last record has left.
+#[test]
+fn a_log_may_be_opened_often_without_anything_new() {
+    block_on(async {
+        for last in (0..700).step_by(8) {
+            let mut world = World::new();
+            world.append(&[600, 600, 600, 600, 600]).await.await.unwrap();
+            world.append(&[last]).await.await.unwrap();
+            world.durable();
+            for _ in 0..4 {
+                world.step(Step::Reopen).await;
+            }
+            world.step(Step::Append(vec![700])).await;
+            world.step(Step::Reopen).await;
+        }
+    });
+}
+
 #[test]
 fn damage_before_the_tail_is_named() {
     block_on(async {

@@ -211,6 +211,12 @@ impl Writer {
         if !std::mem::take(&mut self.unmarked) || self.failed.is_some() {
             return;
         }
+        // Each record leaves room for one mark and for the end of the segment. Where there is none for both, a mark
+        // stands already, from before the log was opened.
+        let room = 2 * self.active.seal.record_size(0);
+        if self.active.pos + (self.buffer.len() + room) as u64 > self.segment_size {
+            return;
+        }
         let marked = self.encode_record(Kind::Mark, 0, 0, &[]).and_then(|()| self.write(sync));
         self.note(marked);
     }
