@@ -1,7 +1,8 @@
 //! Certificates of nodes that were removed or demoted, tried at every other host: they must open nothing.
 //!
-//! Only a refusal of who asked counts. An answer that says anything else, or none, is not taken for one: a check that
-//! nobody answers would hold whatever the cluster does.
+//! Only a refusal of who asked counts, and an answer that says anything else is a violation. A host that does not answer
+//! at all, because another fault is under way there, counts as not tried; if none refuses, the check itself has failed: one
+//! that nobody answers would hold whatever the cluster does.
 
 use std::io;
 use std::path::Path;
@@ -48,8 +49,10 @@ fn read_in(data: &Path) -> Result<MembershipRecord, String> {
 pub(super) enum Call {
     /// It was refused, for who asked.
     Refused,
-    /// It was carried out, or got as far as another reason not to; or nobody answered.
+    /// It was carried out, or got as far as another reason not to.
     NotRefused(String),
+    /// Nobody answered.
+    Unreached,
 }
 
 /// Judges the answer to a call that needs a right which the caller has not.
@@ -58,6 +61,8 @@ pub(super) fn judge<T>(answer: &Result<T, tonic::Status>) -> Call {
         Ok(_) => Call::NotRefused("it was carried out".into()),
         Err(status) => match status.code() {
             Code::PermissionDenied | Code::Unauthenticated => Call::Refused,
+            // What was not said by the other side has the failure of the connection as its cause.
+            Code::Unavailable if std::error::Error::source(status).is_some() => Call::Unreached,
             code => Call::NotRefused(format!("{code:?}: {}", status.message())),
         },
     }
@@ -89,6 +94,7 @@ pub(super) async fn try_to_open(
         for (what, call) in answers {
             match call {
                 Call::Refused => refused += 1,
+                Call::Unreached => {}
                 Call::NotRefused(answer) => {
                     return Err(format!(
                         "the certificate of a {kind} node was not refused {what} at host {other}: {answer}"
@@ -96,6 +102,9 @@ pub(super) async fn try_to_open(
                 }
             }
         }
+    }
+    if refused == 0 {
+        return Err(format!("the certificate of a {kind} node could not be tried at any host"));
     }
     Ok(refused)
 }
@@ -145,7 +154,7 @@ fn calls(record: &MembershipRecord, at: &Tried) -> io::Result<Vec<(&'static str,
 async fn call<T>(request: impl Future<Output = Result<T, tonic::Status>>) -> Call {
     match tokio::time::timeout(CALL, request).await {
         Ok(answer) => judge(&answer),
-        Err(_) => Call::NotRefused(format!("no answer within {} s", CALL.as_secs())),
+        Err(_) => Call::Unreached,
     }
 }
 
@@ -164,8 +173,18 @@ mod tests {
         assert_ne!(judge(&Ok(())), Call::Refused);
         // A request that is no good, a follower that cannot answer, a host that serves no such thing.
         for status in [Status::invalid_argument("csr"), Status::unavailable("nobody"), Status::unimplemented("what?")] {
-            assert_ne!(judge::<()>(&Err(status)), Call::Refused);
+            assert!(matches!(judge::<()>(&Err(status)), Call::NotRefused(_)));
         }
+    }
+
+    #[tokio::test]
+    async fn a_host_that_is_not_there_has_not_been_tried() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        drop(listener);
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{addr}")).unwrap();
+        let mut logs = pb::logs_client::LogsClient::new(endpoint.connect_lazy());
+        assert_eq!(call(logs.read(pb::LogsRequest::default())).await, Call::Unreached);
     }
 
     #[test]
