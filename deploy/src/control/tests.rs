@@ -338,15 +338,16 @@ fn a_release_that_fell_behind_since_the_promotion_gets_no_raft_id() {
     assert_eq!(world.run(raft_id).expect("a raft id").number, 2);
 }
 
+fn set_role(world: &mut World, id: &NodeId, role: NodeRole) -> Result<Reply, ControlError> {
+    let current = world.store.node(id).expect("the node").clone();
+    let spec = NodeSpec { role: role as i32, ..current.spec.clone() };
+    world.run(Op::UpdateNode(UpdateNode { id: id.clone(), version: current.meta.version, spec }))
+}
+
 #[test]
 fn nodes_are_promoted_demoted_and_removed_as_in_docker() {
     let mut world = World::new();
     let (manager, node) = (NodeId::from(0), world.join(1));
-    let set_role = |world: &mut World, id: &NodeId, role: NodeRole| {
-        let current = world.store.node(id).expect("the node").clone();
-        let spec = NodeSpec { role: role as i32, ..current.spec.clone() };
-        world.run(Op::UpdateNode(UpdateNode { id: id.clone(), version: current.meta.version, spec }))
-    };
     let demote = set_role(&mut world, &manager, NodeRole::Worker);
     refused(demote, ErrorKind::FailedPrecondition, "attempting to demote the last manager of the swarm");
     let raft_id = Op::AllocateRaftId(AllocateRaftId { node_id: node.clone(), addr: "192.0.2.1:2377".into() });
@@ -376,11 +377,6 @@ fn nodes_are_promoted_demoted_and_removed_as_in_docker() {
 fn only_a_manager_that_stays_lets_another_one_be_demoted() {
     let mut world = World::new();
     let (first, second) = (NodeId::from(0), world.join(1));
-    let set_role = |world: &mut World, id: &NodeId, role: NodeRole| {
-        let current = world.store.node(id).expect("the node").clone();
-        let spec = NodeSpec { role: role as i32, ..current.spec.clone() };
-        world.run(Op::UpdateNode(UpdateNode { id: id.clone(), version: current.meta.version, spec }))
-    };
     let last = |world: &mut World, why: &str| {
         let text = "attempting to demote the last manager of the swarm";
         let demoted = set_role(world, &NodeId::from(0), NodeRole::Worker);

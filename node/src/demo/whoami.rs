@@ -2,8 +2,8 @@
 //!
 //! `/` answers as text, `/json` as JSON, and `/fetch?url=http://NAME/PATH` asks another service by its name, through
 //! the resolver of the task, and tells what it saw. With `WHOAMI_BURN=N` in its environment, N threads take all the
-//! processor time that they get, for tests of what a host does then. SIGTERM lets the requests that are under way finish; then the
-//! process exits with 0.
+//! processor time that they get, for tests of what a host does then. SIGTERM lets the requests that are under way finish;
+//! then the process exits with 0.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
