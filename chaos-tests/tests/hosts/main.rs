@@ -21,6 +21,7 @@ mod silence;
 mod soak;
 mod storage;
 mod storm;
+mod surroundings;
 mod upgrade;
 
 use std::future::Future;

@@ -18,8 +18,9 @@ pub(crate) fn raise() {
     if rustix::process::setpriority_process(None, nice).is_err() {
         return;
     }
-    // Only of a session that is the daemon's own: the value is the whole session's.
-    if rustix::process::getsid(None).ok() == Some(rustix::process::getpid()) {
+    // Only of a session that is the daemon's own: the value is the whole session's. `rustix` cannot ask: to a process whose
+    // session began outside of its pid namespace the kernel says 0, which is no `Pid` there.
+    if nix::unistd::getsid(None) == Ok(nix::unistd::Pid::this()) {
         // Without automatic groups there is no such file.
         let _ = std::fs::write("/proc/self/autogroup", nice.to_string());
     }

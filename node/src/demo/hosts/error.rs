@@ -51,12 +51,14 @@ pub enum HostError {
         seen: String,
     },
     /// A daemon ended by itself.
-    #[error("the daemon of {host} ended ({status})")]
+    #[error("the daemon of {host} ended ({status}); its last words:\n{words}")]
     Ended {
         /// The host's name.
         host: String,
         /// Its exit status.
         status: String,
+        /// The end of its log.
+        words: String,
     },
     /// Not everything could be removed.
     #[error("clean-up left something behind: {}", .0.join("; "))]

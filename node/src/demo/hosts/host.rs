@@ -242,7 +242,8 @@ impl Host {
             if let Some(child) = lock(&self.daemon).as_mut()
                 && let Ok(Some(status)) = child.try_wait()
             {
-                return Err(HostError::Ended { host: self.name().to_owned(), status: status.to_string() });
+                let (status, words) = (status.to_string(), self.log_tail(20));
+                return Err(HostError::Ended { host: self.name().to_owned(), status, words });
             }
             let seen = match self.api.get("/_ping").await {
                 Ok(_) => return Ok(()),
