@@ -244,7 +244,7 @@ impl Line {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         let mut other: Option<Opening<'_>> = None;
-        let mut asked = heard;
+        let mut ask_at = heard + self.timing.doubt();
         // What the cluster thinks that this node's certificate is; nothing is said to one that does not ask.
         let mut known_key = Vec::new();
         let mut said: Option<Instant> = None;
@@ -255,7 +255,7 @@ impl Line {
                 () = is_unwanted(&mut unwanted, number) => return End::Broken,
                 received = session.messages.message() => {
                     heard = Instant::now();
-                    (other, asked) = (None, heard);
+                    (other, ask_at) = (None, heard + self.timing.doubt());
                     let event = match received {
                         Ok(Some(pb::ManagerMessage { kind: Some(kind) })) => match kind {
                             pb::manager_message::Kind::Assignments(a) => {
@@ -283,14 +283,14 @@ impl Line {
                     match opened {
                         Ok(next) => return End::Moved(Box::new(next)),
                         Err(Unopened::Removed) => return End::Removed,
-                        Err(Unopened::Failed) => asked = Instant::now(),
+                        // Between two leaders all of them may have refused; that is soon over.
+                        Err(Unopened::Failed) => ask_at = Instant::now() + PAUSE,
                     }
                 }
-                () = tokio::time::sleep_until(asked + self.timing.doubt()), if other.is_none() => {
+                () = tokio::time::sleep_until(ask_at), if other.is_none() => {
                     let managers = self.in_order(rand::random::<u32>() as usize, &session.manager.node_id);
                     let others = managers.into_iter().filter(|m| m.node_id != session.manager.node_id).collect();
                     other = Some(Box::pin(self.open_any(others)));
-                    asked = Instant::now();
                 }
                 _ = look.tick() => {
                     if heard.elapsed() > self.timing.silence() {
