@@ -203,17 +203,14 @@ async fn a_new_root_reaches_every_node_also_those_that_were_off() {
     .await;
 }
 
-async fn wait_message(cluster: &Cluster, index: usize, fits: impl Fn(&str) -> bool) -> Result<String> {
+async fn wait_message(cluster: &Cluster, index: usize, fits: impl Fn(&str) -> bool) -> Result<()> {
     let (api, id) = (cluster.api(0), cluster.id(index).to_owned());
     Ok(api
         .wait_for(&format!("the right message of {}", cluster.host(index).name()), SOON, || async {
             let node = api.get(&format!("/nodes/{id}")).await.map_err(|e| e.to_string())?;
-            let message = node["Status"]["Message"].as_str().unwrap_or_default().to_owned();
-            if node["Status"]["State"] == "ready" && fits(&message) {
-                Ok(message)
-            } else {
-                Err(node["Status"].to_string())
-            }
+            let message = node["Status"]["Message"].as_str().unwrap_or_default();
+            let right = node["Status"]["State"] == "ready" && fits(message);
+            if right { Ok(()) } else { Err(node["Status"].to_string()) }
         })
         .await?)
 }
@@ -225,10 +222,10 @@ async fn clocks_that_are_wrong_are_reported_with_the_amount() {
         let follower = (leader + 1) % 3;
         cluster.host(3).set_clock(90_500)?;
         cluster.host(follower).set_clock(-3_500_500)?;
-        let worker = wait_message(cluster, 3, |message| message.contains("ahead")).await?;
-        ensure!(worker.starts_with("clock 1m") && worker.ends_with("ahead of the leader's"), "{worker:?}");
-        let manager = wait_message(cluster, follower, |message| message.contains("behind")).await?;
-        ensure!(manager.starts_with("clock 58m") && manager.ends_with("behind the leader's"), "{manager:?}");
+        // The worker may be attached to that follower: what was measured across the two changes is corrected.
+        let right = |message: &str, size: &str, side: &str| message.starts_with(size) && message.ends_with(side);
+        wait_message(cluster, 3, |message| right(message, "clock 1m", "ahead of the leader's")).await?;
+        wait_message(cluster, follower, |message| right(message, "clock 58m", "behind the leader's")).await?;
         let info = cluster.api(0).get("/info").await?;
         ensure!(info["Warnings"].to_string().contains("ahead of the leader's"), "{}", info["Warnings"]);
         for index in [3, follower] {
