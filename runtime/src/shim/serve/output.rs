@@ -1,0 +1,50 @@
+//! What the container writes: from its pipes to its log.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::SystemTime;
+
+use rustix::io::Errno;
+
+use super::{Shim, place};
+use crate::logs::LogStream;
+
+/// Bytes taken from a stream in one turn.
+pub(super) const CHUNK: usize = 32 << 10;
+/// Turns of one stream at its end: more than a pipe can hold. Whoever still writes then is not the container.
+const LAST_TURNS: usize = 1024;
+
+impl Shim {
+    /// Reads once. `false` when there is no more for now.
+    pub(super) fn drain(&mut self, stream: LogStream) -> bool {
+        let fd: BorrowedFd<'_> = match stream {
+            LogStream::Stdout => self.made.stdout.as_fd(),
+            LogStream::Stderr => self.made.stderr.as_fd(),
+        };
+        match rustix::io::read(fd, self.chunk.as_mut_slice()) {
+            Ok(0) => {
+                self.open[place(stream)] = false;
+                self.log.finish(stream, SystemTime::now());
+                false
+            }
+            Ok(count) => {
+                self.log.write(stream, self.chunk.get(..count).unwrap_or_default(), SystemTime::now());
+                true
+            }
+            Err(Errno::INTR) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// The container has ended. The namespace's other processes were killed with its first, so all that they wrote is in
+    /// the pipes. One that was handed out of the container could keep a pipe open for ever: it is not waited for.
+    pub(super) fn drain_the_rest(&mut self) {
+        for stream in [LogStream::Stdout, LogStream::Stderr] {
+            let mut turns = 0;
+            while self.open[place(stream)] && turns < LAST_TURNS && self.drain(stream) {
+                turns += 1;
+            }
+            self.log.finish(stream, SystemTime::now());
+            self.open[place(stream)] = false;
+        }
+    }
+}
