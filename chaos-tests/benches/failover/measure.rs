@@ -21,7 +21,7 @@ const TASKS: usize = 10;
 /// Anything is over after this time, or will never be.
 const LIMIT: Duration = Duration::from_secs(180);
 /// Between two losses the cluster has this long to come to rest.
-const CALM: Duration = Duration::from_millis(1500);
+pub(crate) const CALM: Duration = Duration::from_millis(1500);
 
 /// What a lost host led to, from the loss on.
 pub(crate) struct Loss {

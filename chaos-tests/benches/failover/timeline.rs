@@ -84,6 +84,8 @@ fn attached_to(host: &Host) -> Option<String> {
 
 /// Powers off a manager that a worker is attached to, and waits for the worker's next session.
 pub(crate) async fn reattach(shoal: &Shoal) -> Result<Reattached> {
+    // A manager that has only begun tells agents nothing before it has heard from a leader.
+    tokio::time::sleep(crate::measure::CALM).await;
     let cluster = &shoal.cluster;
     let mut ids = Vec::new();
     for index in 0..crate::MANAGERS {
