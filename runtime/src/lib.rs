@@ -8,6 +8,8 @@
 //!
 //! The crate's binary must call [`dispatch`] first thing in `main`.
 
+#![allow(dead_code, unused_imports, reason = "what the OCI front end needs of plan, init and sys comes before it")]
+
 mod cgroup;
 mod config;
 mod container;
@@ -16,6 +18,7 @@ mod fake;
 pub mod image;
 mod init;
 mod logs;
+
 mod plan;
 mod procfs;
 mod protocol;
@@ -39,10 +42,13 @@ pub use logs::{LogOptions, LogRecord, LogStream};
 pub use plan::PlanError;
 pub use signal::{InvalidSignal, Signal};
 
-/// Becomes a shim when the process was started as one (`<exe> __shim ...`), and returns its exit code at the end of
-/// its life. `None`: it was not; `args` (fresh from [`std::env::args_os`]) is untouched. Must be called before any
-/// thread exists.
+/// Becomes a shim when the process was started as one (`<exe> __shim ...`), or does what an OCI runtime does (`<exe>
+/// runtime ...`), and returns its exit code at the end of its life. `None`: it was neither; `args` (fresh from
+/// [`std::env::args_os`]) is untouched. Must be called before any thread exists.
 pub fn dispatch(args: &mut ArgsOs) -> Option<ExitCode> {
-    let is_shim = std::env::args_os().nth(1).is_some_and(|first| first == "__shim");
-    is_shim.then(|| shim::main(args.skip(2)))
+    match std::env::args_os().nth(1)?.to_str()? {
+        "__shim" => Some(shim::main(args.skip(2))),
+
+        _ => None,
+    }
 }

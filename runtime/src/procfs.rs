@@ -13,6 +13,13 @@ pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Whether a process has ended and only waits for its parent to ask. One that is not there has ended too.
+pub(crate) fn is_zombie(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().next());
+    matches!(state, None | Some("Z" | "X"))
+}
+
 /// A process that is the one that was meant, held so that its number cannot be given to another.
 pub(crate) fn open_verified(pid: u32, expected_start: u64) -> Option<OwnedFd> {
     let raw = Pid::from_raw(i32::try_from(pid).ok()?)?;

@@ -177,7 +177,7 @@ fn read_only_exe(config: &RuntimeConfig) -> Result<OwnedFd, RuntimeError> {
         source,
     };
     let fd = open_tree(CWD, &config.shim_exe, flags).map_err(|errno| failed(errno.into()))?;
-    sys::set_mount_attributes(fd.as_fd(), false, RDONLY, 0)
+    sys::set_mount_attributes(fd.as_fd(), false, RDONLY, 0, 0)
         .map_err(|errno| failed(std::io::Error::from_raw_os_error(errno)))?;
     Ok(fd)
 }

@@ -1,14 +1,14 @@
 //! Who the command runs as: the lookup in the container's own passwd and group files, and the change of identity.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::{FileType, OFlags};
 use rustix::process::{Gid, Uid};
 
 use super::mounts::resolve;
 use super::{AtStep, Failure, Outcome, Prepared, Step};
-use crate::plan::UserSpec;
+use crate::plan::{UserSpec, Who};
 use crate::sys;
 
 /// More groups than this are passed over; the kernel allows 65 536, images with 30 are rare.
@@ -138,44 +138,83 @@ fn read(root: BorrowedFd<'_>, path: &std::ffi::CStr, buffer: &mut Vec<u8>) -> Re
 
 /// Looks the user up before the root is sealed and switched, so that every failure is one of the creation.
 pub(super) fn look_up(prepared: &mut Prepared, root: BorrowedFd<'_>) -> Outcome<()> {
-    read(root, c"etc/passwd", &mut prepared.passwd).at(Step::ReadUsers)?;
-    read(root, c"etc/group", &mut prepared.group).at(Step::ReadUsers)?;
-    let names = Names { passwd: &prepared.passwd, group: &prepared.group };
     let process = &prepared.plan.process;
-    let identity =
-        parse_identity(&process.user, &process.groups, names).map_err(|step| Failure { step, index: 0, errno: 0 })?;
+    let named = matches!(process.who, Who::Named { .. });
+    if named || process.home_from_passwd {
+        read(root, c"etc/passwd", &mut prepared.passwd).at(Step::ReadUsers)?;
+    }
+    if named {
+        read(root, c"etc/group", &mut prepared.group).at(Step::ReadUsers)?;
+    }
+    let names = Names { passwd: &prepared.passwd, group: &prepared.group };
+    let identity = identify(&process.who, names).map_err(|step| Failure { step, index: 0, errno: 0 })?;
     if process.home_from_passwd {
         prepared.exec.set_home(identity.home);
     }
     Ok(())
 }
 
+fn identify<'a>(who: &Who, names: Names<'a>) -> Result<Identity<'a>, Step> {
+    match who {
+        Who::Named { user, groups } => parse_identity(user, groups, names),
+        Who::Numbers { uid, gid, groups } => {
+            let known = entry::<6>(names.passwd, |fields| number(fields[2]) == Some(*uid));
+            let home = known.map_or(&b"/"[..], |fields| if fields[5].is_empty() { b"/" } else { fields[5] });
+            let mut identity = Identity { uid: *uid, gid: *gid, groups: [0; MAX_GROUPS], count: 0, home };
+            groups.iter().for_each(|gid| identity.add_group(*gid));
+            Ok(identity)
+        }
+    }
+}
+
 /// Becomes the user, with no more capabilities than planned.
 pub(super) fn assume(prepared: &Prepared) -> Outcome<()> {
     let process = &prepared.plan.process;
     let names = Names { passwd: &prepared.passwd, group: &prepared.group };
-    let identity =
-        parse_identity(&process.user, &process.groups, names).map_err(|step| Failure { step, index: 0, errno: 0 })?;
+    let identity = identify(&process.who, names).map_err(|step| Failure { step, index: 0, errno: 0 })?;
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-    // A user who is not root may open /dev/stdout only when the pipe is theirs.
-    for fd in [&prepared.stdout, &prepared.stderr] {
-        rustix::fs::fchown(fd.as_fd(), Some(uid), None).at(Step::Stdio)?;
-    }
-    sys::limit_bounding_set(process.capabilities).at(Step::Capabilities)?;
+    own_streams(prepared, uid).at(Step::Stdio)?;
+    let wanted = &process.capabilities;
+    sys::limit_bounding_set(wanted.bounding).at(Step::Capabilities)?;
     let mut groups = [Gid::ROOT; MAX_GROUPS];
     for (to, from) in groups.iter_mut().zip(identity.groups()) {
         *to = Gid::from_raw(*from);
     }
     let groups = groups.get(..identity.groups().len()).unwrap_or_default();
-    rustix::thread::set_thread_groups(groups).at(Step::Credentials)?;
+    match rustix::thread::set_thread_groups(groups) {
+        // A user namespace may forbid it; then there were none to give up either.
+        Err(rustix::io::Errno::PERM) if groups.is_empty() => {}
+        other => other.at(Step::Credentials)?,
+    }
     rustix::thread::set_thread_res_gid(gid, gid, gid).at(Step::Credentials)?;
-    // For a user who is not root this clears all permitted capabilities, as with Docker.
+    if !wanted.only_root {
+        sys::keep_capabilities().at(Step::Capabilities)?;
+    }
+    // Without that, a user who is not root loses all permitted capabilities here, as with Docker.
     rustix::thread::set_thread_res_uid(uid, uid, uid).at(Step::Credentials)?;
-    if uid.is_root() {
-        sys::set_capabilities(process.capabilities).at(Step::Capabilities)?;
+    if uid.is_root() || !wanted.only_root {
+        // What this process itself does not have cannot be given; the OCI specification does not want it to fail.
+        let own = sys::permitted_capabilities().at(Step::Capabilities)?;
+        let permitted = wanted.permitted & own;
+        let inheritable = wanted.inheritable & own;
+        sys::set_capabilities(wanted.effective & permitted, permitted, inheritable).at(Step::Capabilities)?;
+        sys::raise_ambient(wanted.ambient & permitted & inheritable).at(Step::Capabilities)?;
     }
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).at(Step::NoNewPrivileges)?;
+    }
+    Ok(())
+}
+
+/// A user who is not root may open /dev/stdout only when what is behind it is theirs.
+fn own_streams(prepared: &Prepared, uid: Uid) -> Result<(), rustix::io::Errno> {
+    for fd in [&prepared.stdin, &prepared.stdout, &prepared.stderr] {
+        let stat = rustix::fs::fstat(fd)?;
+        let is_null = stat.st_rdev == rustix::fs::makedev(1, 3);
+        if stat.st_uid != uid.as_raw() && !is_null {
+            // What cannot be given (a file of a read-only mount, of another user namespace) stays as it is.
+            let _ = rustix::fs::fchown(fd, Some(uid), None);
+        }
     }
     Ok(())
 }

@@ -1,39 +1,57 @@
 //! What happens inside of a container's first process, from the clone to the exec.
 //!
-//! The shim prepares everything ([`Prepared`]) and clones; the child calls [`run`] and never returns. In between
-//! nothing allocates, locks or logs: the strings are ready, the buffers are there, and a failure goes back to the shim
-//! as twelve bytes, a [`Report`]. The child stops before the exec until the shim lets it go on.
+//! A shim, or `shoal runtime`, prepares everything ([`Prepared`]) and clones; the child calls [`run`] and never
+//! returns. In between nothing allocates, locks or logs: the strings are ready, the buffers are there, and a failure
+//! goes back to the parent as eight bytes, a [`Report`]. The child stops before the exec until it is let go on.
 
+mod hooks;
 mod identity;
 mod mounts;
 mod report;
+mod terminal;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::umask;
+use rustix::net::SocketFlags;
+use rustix::process::{Gid, Uid, umask};
 
+pub(crate) use hooks::{Hook, HookState, Hooks};
 pub use report::Step;
 pub(crate) use report::{REPORT_SIZE, Report, exit_code_of};
 
-use crate::plan::Plan;
+use crate::plan::{Plan, namespace};
 use crate::sys::{self, Errno, ExecArgs};
 
 /// Everything that the child needs, made before it exists.
 pub(crate) struct Prepared {
     pub(crate) plan: Plan,
-    /// The container's directory on the host.
+    /// The container's directory on the host, where an overlay is mounted.
     pub(crate) dir: CString,
-    /// `cgroup.procs` of the hierarchies that clone cannot enter.
+    /// Files of the hierarchies that clone cannot enter; writing `0` to them does.
     pub(crate) cgroup_files: Vec<CString>,
+    /// Namespaces to join, in this order, each with its `CLONE_NEW*` bit.
+    pub(crate) joins: Vec<(OwnedFd, u64)>,
     pub(crate) stdin: OwnedFd,
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
+    /// A process with a terminal: where the terminal's master goes. The standard streams are then its slave.
+    pub(crate) console: Option<OwnedFd>,
+    /// Rows and columns of the terminal, when they are known already.
+    pub(crate) window: Option<(u16, u16)>,
+    /// The standard streams are a terminal's; set by the child.
+    pub(crate) has_terminal: bool,
+    /// So many descriptors after the standard streams stay open.
+    pub(crate) preserved_fds: u32,
     /// Where reports go; closed by a successful exec.
     pub(crate) report: OwnedFd,
-    /// One byte here lets the child exec; its end means that the shim is gone.
+    /// One byte here lets the child go on wherever it waits; its end means that the parent is gone.
     pub(crate) go: OwnedFd,
+    /// When the parent does not stay until the start: a listening socket. Who connects and writes one byte starts the
+    /// container, and reads a failure, or the end that a successful exec makes.
+    pub(crate) gate: Option<OwnedFd>,
+    pub(crate) hooks: Hooks,
     pub(crate) exec: ExecArgs,
     /// Room for the container's passwd and group files.
     pub(crate) passwd: Vec<u8>,
@@ -87,30 +105,94 @@ fn send(prepared: &Prepared, report: Report) {
 }
 
 fn set_up(prepared: &mut Prepared) -> Outcome<()> {
+    let made = prepared.plan.namespaces;
     sys::reset_signals();
     umask(Mode::empty());
+    if made & namespace::USER != 0 {
+        // The parent writes the mappings, the OOM score and the limits: here nothing of the host's may be changed.
+        await_byte(prepared).at(Step::UserNamespace)?;
+    }
     rustix::process::setsid().at(Step::Session)?;
     for file in &prepared.cgroup_files {
         write_file(file, b"0").at(Step::EnterCgroup)?;
     }
-    // Only now, in the right cgroups: the namespace's root is where the process is.
-    sys::unshare_cgroups().at(Step::CgroupNamespace)?;
-    write_file(c"/proc/self/oom_score_adj", prepared.plan.process.oom_score_adj.to_bytes()).at(Step::OomScore)?;
-    sys::set_hostname(&prepared.plan.process.hostname).at(Step::Hostname)?;
-    sys::loopback_up().at(Step::Loopback)?;
+    let oom_score = prepared.plan.process.oom_score_adj.to_bytes();
+    if !oom_score.is_empty() && made & namespace::USER == 0 {
+        write_file(c"/proc/self/oom_score_adj", oom_score).at(Step::OomScore)?;
+    }
+    join(prepared)?;
+    if made & namespace::CGROUP != 0 {
+        // Only now, in the right cgroups: the namespace's root is where the process is.
+        sys::unshare_cgroups().at(Step::CgroupNamespace)?;
+    }
+    if made & namespace::USER != 0 || prepared.joins.iter().any(|(_, kind)| *kind == namespace::USER) {
+        // The ids of the host mean nothing in it, and what has no id can own no file.
+        rustix::thread::set_thread_groups(&[]).or_else(denied_is_fine).at(Step::UserNamespace)?;
+        rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).at(Step::UserNamespace)?;
+        rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).at(Step::UserNamespace)?;
+    }
+    let process = &prepared.plan.process;
+    if !process.hostname.is_empty() {
+        sys::set_hostname(&process.hostname).at(Step::Hostname)?;
+    }
+    if !process.domainname.is_empty() {
+        sys::set_domainname(&process.domainname).at(Step::Hostname)?;
+    }
+    if made & namespace::NETWORK != 0 {
+        sys::loopback_up().at(Step::Loopback)?;
+    }
     let root = mounts::build_root(&prepared.dir, &prepared.plan)?;
+    terminal::open(prepared, root.as_fd(), terminal::Console::Make)?;
+    if prepared.hooks.before_switch {
+        send(prepared, Report::Built);
+        await_byte(prepared).at(Step::Hook)?;
+    }
+    hooks::run(&prepared.hooks.create_container, &prepared.hooks.creating, Step::CreateContainerHook)?;
     identity::look_up(prepared, root.as_fd())?;
     mounts::make_directory(root.as_fd(), &prepared.plan.process.cwd).at(Step::WorkingDirectory)?;
     if prepared.plan.readonly_root {
         mounts::seal(root.as_fd()).at(Step::ReadOnlyRoot)?;
     }
-    mounts::switch_root(root.as_fd())?;
-    rustix::process::chdir(prepared.plan.process.cwd_path.as_c_str()).at(Step::WorkingDirectory)?;
-    limits(prepared)?;
-    stdio(prepared).at(Step::Stdio)?;
+    mounts::switch_root(root.as_fd(), &prepared.plan)?;
+    let cwd = mounts::resolve(root.as_fd(), prepared.plan.process.cwd.path(), OFlags::PATH | OFlags::DIRECTORY);
+    rustix::process::fchdir(cwd.at(Step::WorkingDirectory)?).at(Step::WorkingDirectory)?;
+    if made & namespace::USER == 0 {
+        limits(prepared)?;
+    }
+    stdio(prepared)?;
     identity::assume(prepared)?;
-    umask(Mode::from_raw_mode(0o022));
-    sys::close_all_on_exec().at(Step::Stdio)
+    umask(Mode::from_raw_mode(prepared.plan.process.umask));
+    sys::close_all_on_exec(prepared.preserved_fds).at(Step::Stdio)
+}
+
+/// Enters the namespaces that others have made.
+fn join(prepared: &Prepared) -> Outcome<()> {
+    for (index, (fd, kind)) in prepared.joins.iter().enumerate() {
+        sys::join_namespace(fd.as_fd(), *kind).map_err(|errno| Failure {
+            step: Step::JoinNamespace,
+            index: u16::try_from(index).unwrap_or(u16::MAX),
+            errno,
+        })?;
+    }
+    Ok(())
+}
+
+/// A user namespace may forbid to change the supplementary groups.
+fn denied_is_fine(errno: rustix::io::Errno) -> Result<(), rustix::io::Errno> {
+    if errno == rustix::io::Errno::PERM { Ok(()) } else { Err(errno) }
+}
+
+/// Waits until the parent lets the child go on.
+fn await_byte(prepared: &Prepared) -> Result<(), rustix::io::Errno> {
+    let mut byte = [0u8; 1];
+    loop {
+        match rustix::io::read(&prepared.go, &mut byte) {
+            Ok(1) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            // The parent is gone, or has given up.
+            _ => return Err(rustix::io::Errno::PIPE),
+        }
+    }
 }
 
 /// Writes a small file of the kernel's in one go.
@@ -131,22 +213,23 @@ fn limits(prepared: &Prepared) -> Outcome<()> {
     Ok(())
 }
 
-fn stdio(prepared: &Prepared) -> Result<(), Errno> {
+fn stdio(prepared: &Prepared) -> Outcome<()> {
     for (number, fd) in [&prepared.stdin, &prepared.stdout, &prepared.stderr].into_iter().enumerate() {
-        sys::duplicate_onto(fd.as_fd(), i32::try_from(number).unwrap_or(0))?;
+        sys::duplicate_onto(fd.as_fd(), i32::try_from(number).unwrap_or(0)).at(Step::Stdio)?;
     }
-    Ok(())
+    terminal::take_control(prepared)
 }
 
 fn await_go_and_exec(prepared: &mut Prepared) -> i32 {
-    let mut byte = [0u8; 1];
-    loop {
-        match rustix::io::read(&prepared.go, &mut byte) {
-            Ok(1) => break,
-            Err(rustix::io::Errno::INTR) => {}
-            // The shim is gone, or gave up before the start.
-            _ => return 137,
-        }
+    // The parent is gone, or gave up before the start.
+    const ABANDONED: i32 = 137;
+    if await_byte(prepared).is_err() || await_start(prepared).is_err() {
+        return ABANDONED;
+    }
+    let hooks = &prepared.hooks;
+    if let Err(failure) = hooks::run(&hooks.start_container, &hooks.created, Step::StartContainerHook) {
+        send(prepared, Report::Failed { step: failure.step, index: failure.index, errno: failure.errno });
+        return 1;
     }
     let mut worst = libc::ENOENT;
     for candidate in &prepared.plan.process.candidates {
@@ -163,4 +246,20 @@ fn await_go_and_exec(prepared: &mut Prepared) -> i32 {
     }
     send(prepared, Report::Failed { step: Step::Exec, index: 0, errno: worst });
     exit_code_of(worst)
+}
+
+/// Waits at the gate, when there is one. What connects without a word only looked whether somebody waits.
+fn await_start(prepared: &mut Prepared) -> Result<(), rustix::io::Errno> {
+    let Some(gate) = &prepared.gate else { return Ok(()) };
+    loop {
+        let caller = match rustix::net::accept_with(gate, SocketFlags::CLOEXEC) {
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => continue,
+            other => other?,
+        };
+        let mut byte = [0u8; 1];
+        if matches!(rustix::io::read(&caller, &mut byte), Ok(1)) {
+            prepared.report = caller;
+            return Ok(());
+        }
+    }
 }

@@ -16,19 +16,24 @@ use rustix::mount::{
 };
 
 use super::{AtStep, Failure, Outcome, Step};
-use crate::config::Propagation;
-use crate::plan::{Action, Plan, Target, mount_attr};
+use crate::plan::{Action, Attributes, MS_PRIVATE, MS_REC, NodeKind, Plan, Root, Target, mount_attr, namespace};
 use crate::sys;
 
-/// Mounts the overlay and everything in it. Returns the new root.
+/// Mounts the root and everything in it. Returns the new root.
 pub(super) fn build_root(dir: &CStr, plan: &Plan) -> Outcome<OwnedFd> {
-    // The host's later mounts may come in (rslave binds need it), ours never go out.
-    mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).at(Step::Propagation)?;
-    rustix::process::chdir(dir).at(Step::Root)?;
-    let flags = if plan.root_nodev { MountFlags::NODEV } else { MountFlags::empty() };
-    mount(c"overlay", c"rootfs", c"overlay", flags, plan.overlay.as_c_str()).at(Step::Root)?;
-    let root = rustix::fs::open(c"rootfs", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .at(Step::Root)?;
+    if plan.propagation != 0 {
+        let flags = MountPropagationFlags::from_bits_retain(u32::try_from(plan.propagation).unwrap_or(0));
+        mount_change(c"/", flags).at(Step::Propagation)?;
+    }
+    let root = match &plan.root {
+        Root::Overlay { options, nodev } => {
+            rustix::process::chdir(dir).at(Step::Root)?;
+            let flags = if *nodev { MountFlags::NODEV } else { MountFlags::empty() };
+            mount(c"overlay", c"rootfs", c"overlay", flags, options.as_c_str()).at(Step::Root)?;
+            open_path(c"rootfs").at(Step::Root)?
+        }
+        Root::Directory(path) => bind_root(path, plan).at(Step::Root)?,
+    };
     for (index, action) in plan.setup.iter().enumerate() {
         act(root.as_fd(), action).map_err(|(step, errno)| Failure {
             step,
@@ -39,42 +44,117 @@ pub(super) fn build_root(dir: &CStr, plan: &Plan) -> Outcome<OwnedFd> {
     Ok(root)
 }
 
+fn open_path(path: &CStr) -> Result<OwnedFd, Error> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Makes a directory a mount of its own, over itself.
+fn bind_root(path: &CStr, plan: &Plan) -> Result<OwnedFd, Error> {
+    let place = open_path(path)?;
+    if plan.propagation == 0 && plan.confinement() == Confinement::Pivot {
+        // The host's mounts stay shared with it: the one below the root must not be, or ours would show there.
+        make_holder_private(&place)?;
+    }
+    let tree = open_tree(&place, c"", empty_path_clone() | OpenTreeFlags::AT_RECURSIVE)?;
+    // A root that is shared cannot be switched to; what was asked for is set when it has been.
+    sys::set_mount_attributes(tree.as_fd(), false, 0, 0, MS_PRIVATE).map_err(Error::from_raw_os_error)?;
+    attach(&tree, &place)?;
+    // The descriptor of a detached tree is one into the mount once it is attached.
+    Ok(tree)
+}
+
+/// Makes the mount that holds a directory private, whichever that is.
+fn make_holder_private(place: &OwnedFd) -> Result<(), Error> {
+    let mut at = rustix::fs::openat(place, c".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    // Paths have at most 4096 bytes.
+    for _ in 0..2048 {
+        match sys::set_mount_attributes(at.as_fd(), false, 0, 0, MS_PRIVATE) {
+            Ok(()) => return Ok(()),
+            // Not the root of a mount.
+            Err(libc::EINVAL) => {}
+            Err(errno) => return Err(Error::from_raw_os_error(errno)),
+        }
+        at = rustix::fs::openat(&at, c"..", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    }
+    Err(Error::LOOP)
+}
+
+/// How a process is kept in its root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Confinement {
+    /// The root becomes that of its mount namespace.
+    Pivot,
+    /// It has no mount namespace of its own, and must not change the root of others.
+    Chroot,
+}
+
+impl Plan {
+    fn confinement(&self) -> Confinement {
+        if self.namespaces & namespace::MOUNT != 0 || self.joins_mounts {
+            Confinement::Pivot
+        } else {
+            Confinement::Chroot
+        }
+    }
+}
+
 /// Makes the root that was built the process's own, and lets go of the host's.
-pub(super) fn switch_root(root: BorrowedFd<'_>) -> Outcome<()> {
+pub(super) fn switch_root(root: BorrowedFd<'_>, plan: &Plan) -> Outcome<()> {
     rustix::process::fchdir(root).at(Step::SwitchRoot)?;
-    rustix::process::pivot_root(c".", c".").at(Step::SwitchRoot)?;
-    // The old root now lies on top of the new one.
-    unmount(c".", UnmountFlags::DETACH).at(Step::SwitchRoot)?;
-    rustix::process::chdir(c"/").at(Step::SwitchRoot)
+    match plan.confinement() {
+        Confinement::Chroot => rustix::process::chroot(c".").at(Step::SwitchRoot)?,
+        Confinement::Pivot => {
+            let old = if plan.propagation == 0 { Some(open_path(c"/").at(Step::SwitchRoot)?) } else { None };
+            rustix::process::pivot_root(c".", c".").at(Step::SwitchRoot)?;
+            if let Some(old) = old {
+                // Or the host's own mounts would go away with our view of them.
+                let downstream = crate::plan::MS_SLAVE;
+                sys::set_mount_attributes(old.as_fd(), true, 0, 0, downstream).at(Step::SwitchRoot)?;
+            }
+            // The old root now lies on top of the new one.
+            unmount(c".", UnmountFlags::DETACH).at(Step::SwitchRoot)?;
+        }
+    }
+    rustix::process::chdir(c"/").at(Step::SwitchRoot)?;
+    if plan.root_propagation != 0 {
+        let whole = plan.root_propagation & MS_REC != 0;
+        sys::set_mount_attributes(root, whole, 0, 0, plan.root_propagation & !MS_REC).at(Step::Propagation)?;
+    }
+    Ok(())
 }
 
 /// Makes the mount that `fd` is the root of read-only.
 pub(super) fn seal(fd: BorrowedFd<'_>) -> Result<(), sys::Errno> {
-    sys::set_mount_attributes(fd, false, mount_attr::RDONLY, 0)
+    sys::set_mount_attributes(fd, false, mount_attr::RDONLY, 0, 0)
 }
 
 fn act(root: BorrowedFd<'_>, action: &Action) -> Result<(), (Step, Error)> {
     match action {
-        Action::Filesystem { fs, source, options, attributes, target, optional } => {
+        Action::Filesystem { fs, source, options, attributes, propagation, target, optional } => {
             let made = filesystem(fs, source, options, *attributes);
             match made {
                 Err(Error::NODEV) if *optional => Ok(()),
                 Err(errno) => Err((Step::Mount, errno)),
-                Ok(tree) => directory(root, target).and_then(|at| attach(&tree, &at)).map_err(|e| (Step::Mount, e)),
+                Ok(tree) => directory(root, target)
+                    .and_then(|at| propagate(&tree, *propagation).and_then(|()| attach(&tree, &at)))
+                    .map_err(|e| (Step::Mount, e)),
             }
         }
-        Action::Bind { source, target, recursive, readonly, propagation } => {
+        Action::Bind { source, target, recursive, attributes, propagation } => {
             let tree = clone_tree(CWD, source, *recursive).map_err(|e| (Step::BindSource, e))?;
-            bind(root, &tree, target, *recursive, *readonly, *propagation).map_err(|e| (Step::Mount, e))
+            bind(root, &tree, target, *attributes, *propagation).map_err(|e| (Step::Mount, e))
         }
-        Action::Device { target, major, minor } => device(root, target, *major, *minor).map_err(|e| (Step::Device, e)),
+        Action::Remount { target, attributes } => resolve(root, target.path(), OFlags::empty())
+            .and_then(|at| change(at.as_fd(), *attributes))
+            .map_err(|e| (Step::Remount, e)),
+        Action::Device { .. } => device(root, action).map_err(|e| (Step::Device, e)),
         Action::Link { target, to } => link(root, target, to).map_err(|e| (Step::Link, e)),
         Action::Sysctl { target, value, optional } => match sysctl(root, target, value) {
             Err(Error::NOENT | Error::ACCESS | Error::ROFS) if *optional => Ok(()),
             other => other.map_err(|e| (Step::Sysctl, e)),
         },
-        Action::Mask { target } => existing(mask(root, target)).map_err(|e| (Step::Mask, e)),
-        Action::ReadOnly { target } => existing(read_only(root, target)).map_err(|e| (Step::ReadOnlyPath, e)),
+        Action::Mask { target } => existing(root, target, mask).map_err(|e| (Step::Mask, e)),
+        Action::ReadOnly { target } => existing(root, target, read_only).map_err(|e| (Step::ReadOnlyPath, e)),
         Action::Seal { target } => match resolve(root, target.path(), OFlags::empty()) {
             Ok(fd) => seal(fd.as_fd()).map_err(|errno| (Step::Mount, Error::from_raw_os_error(errno))),
             Err(errno) => Err((Step::Mount, errno)),
@@ -83,10 +163,11 @@ fn act(root: BorrowedFd<'_>, action: &Action) -> Result<(), (Step, Error)> {
 }
 
 /// What is not there needs no hiding.
-fn existing(result: Result<(), Error>) -> Result<(), Error> {
-    match result {
+fn existing(root: BorrowedFd<'_>, target: &Target, hide: impl Fn(&OwnedFd) -> Result<(), Error>) -> Result<(), Error> {
+    match resolve(root, target.path(), OFlags::empty()) {
         Err(Error::NOENT | Error::NOTDIR) => Ok(()),
-        other => other,
+        Err(errno) => Err(errno),
+        Ok(at) => hide(&at),
     }
 }
 
@@ -192,25 +273,33 @@ fn bind(
     root: BorrowedFd<'_>,
     tree: &OwnedFd,
     target: &Target,
-    recursive: bool,
-    readonly: bool,
-    propagation: Propagation,
+    attributes: Attributes,
+    propagation: u64,
 ) -> Result<(), Error> {
-    const MS_PRIVATE: u64 = 1 << 18;
-    const MS_SLAVE: u64 = 1 << 19;
-    let (kind, whole_tree) = match propagation {
-        Propagation::RPrivate => (MS_PRIVATE, true),
-        Propagation::Private => (MS_PRIVATE, false),
-        Propagation::RSlave => (MS_SLAVE, true),
-        Propagation::Slave => (MS_SLAVE, false),
-    };
-    let from_errno = Error::from_raw_os_error;
-    sys::set_mount_attributes(tree.as_fd(), whole_tree, 0, kind).map_err(from_errno)?;
-    if readonly {
-        sys::set_mount_attributes(tree.as_fd(), recursive, mount_attr::RDONLY, 0).map_err(from_errno)?;
-    }
+    propagate(tree, propagation)?;
+    change(tree.as_fd(), attributes)?;
     let at = if is_directory(tree.as_fd())? { directory(root, target)? } else { file(root, target)? };
     attach(tree, &at)
+}
+
+/// Sets how later mounts travel.
+fn propagate(tree: &OwnedFd, propagation: u64) -> Result<(), Error> {
+    if propagation == 0 {
+        return Ok(());
+    }
+    let whole = propagation & MS_REC != 0;
+    sys::set_mount_attributes(tree.as_fd(), whole, 0, 0, propagation & !MS_REC).map_err(Error::from_raw_os_error)
+}
+
+/// Changes a mount's attributes, those of the whole tree first.
+fn change(mount: BorrowedFd<'_>, attributes: Attributes) -> Result<(), Error> {
+    let Attributes { set, clear, deep_set, deep_clear } = attributes;
+    for (whole, set, clear) in [(true, deep_set, deep_clear), (false, set, clear)] {
+        if set | clear != 0 {
+            sys::set_mount_attributes(mount, whole, set, clear, 0).map_err(Error::from_raw_os_error)?;
+        }
+    }
+    Ok(())
 }
 
 fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Error> {
@@ -218,15 +307,48 @@ fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Error> {
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
-fn device(root: BorrowedFd<'_>, target: &Target, major: u32, minor: u32) -> Result<(), Error> {
+/// Shows an open file at a fixed place in `/dev`, which is a filesystem of our own.
+pub(super) fn show_at(root: BorrowedFd<'_>, fd: BorrowedFd<'_>, path: &CStr) -> Result<(), Error> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW;
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let place = rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(0o600), how)?;
+    let tree = open_tree(fd, c"", empty_path_clone())?;
+    attach(&tree, &place)
+}
+
+fn device(root: BorrowedFd<'_>, action: &Action) -> Result<(), Error> {
+    let Action::Device { target, kind, major, minor, mode, uid, gid } = action else { return Ok(()) };
     let parent = parent_directory(root, target)?;
-    let mode = Mode::from_raw_mode(0o666);
-    rustix::fs::mknodat(&parent, target.name(), FileType::CharacterDevice, mode, rustix::fs::makedev(major, minor))
+    let kind = match kind {
+        NodeKind::Character => FileType::CharacterDevice,
+        NodeKind::Block => FileType::BlockDevice,
+        NodeKind::Fifo => FileType::Fifo,
+    };
+    let device = if kind == FileType::Fifo { 0 } else { rustix::fs::makedev(*major, *minor) };
+    match rustix::fs::mknodat(&parent, target.name(), kind, Mode::from_raw_mode(*mode), device) {
+        Ok(()) => {}
+        Err(Error::EXIST) => return Ok(()),
+        // Nobody makes devices in a user namespace. The targets of devices are relative to the root, as the host's is.
+        Err(Error::PERM) if kind != FileType::Fifo => {
+            let host = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let tree = clone_tree(host.as_fd(), target.path(), false)?;
+            return attach(&tree, &file(root, target)?);
+        }
+        Err(errno) => return Err(errno),
+    }
+    if (*uid, *gid) == (0, 0) {
+        return Ok(());
+    }
+    let owner = (Some(rustix::process::Uid::from_raw(*uid)), Some(rustix::process::Gid::from_raw(*gid)));
+    rustix::fs::chownat(&parent, target.name(), owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 fn link(root: BorrowedFd<'_>, target: &Target, to: &CStr) -> Result<(), Error> {
     let parent = parent_directory(root, target)?;
-    rustix::fs::symlinkat(to, &parent, target.name())
+    match rustix::fs::symlinkat(to, &parent, target.name()) {
+        Err(Error::EXIST) => Ok(()),
+        other => other,
+    }
 }
 
 fn sysctl(root: BorrowedFd<'_>, target: &Target, value: &CStr) -> Result<(), Error> {
@@ -234,22 +356,19 @@ fn sysctl(root: BorrowedFd<'_>, target: &Target, value: &CStr) -> Result<(), Err
     rustix::io::write(&file, value.to_bytes()).map(drop)
 }
 
-fn mask(root: BorrowedFd<'_>, target: &Target) -> Result<(), Error> {
-    let at = resolve(root, target.path(), OFlags::empty())?;
+fn mask(at: &OwnedFd) -> Result<(), Error> {
     if is_directory(at.as_fd())? {
         let empty = filesystem(c"tmpfs", c"tmpfs", &[], mount_attr::RDONLY)?;
-        return attach(&empty, &at);
+        return attach(&empty, at);
     }
-    let null = resolve(root, c"dev/null", OFlags::empty())?;
-    let null = open_tree(&null, c"", empty_path_clone())?;
-    attach(&null, &at)
+    // The host's: the container may have none, and what its image has by that name may be anything.
+    attach(&clone_tree(CWD, c"/dev/null", false)?, at)
 }
 
-fn read_only(root: BorrowedFd<'_>, target: &Target) -> Result<(), Error> {
-    let at = resolve(root, target.path(), OFlags::empty())?;
-    let tree = open_tree(&at, c"", empty_path_clone() | OpenTreeFlags::AT_RECURSIVE)?;
-    sys::set_mount_attributes(tree.as_fd(), true, mount_attr::RDONLY, 0).map_err(Error::from_raw_os_error)?;
-    attach(&tree, &at)
+fn read_only(at: &OwnedFd) -> Result<(), Error> {
+    let tree = open_tree(at, c"", empty_path_clone() | OpenTreeFlags::AT_RECURSIVE)?;
+    sys::set_mount_attributes(tree.as_fd(), true, mount_attr::RDONLY, 0, 0).map_err(Error::from_raw_os_error)?;
+    attach(&tree, at)
 }
 
 fn empty_path_clone() -> OpenTreeFlags {

@@ -60,6 +60,13 @@ steps! {
     28 Capabilities "limit capabilities",
     29 NoNewPrivileges "forbid new privileges",
     30 Exec "exec",
+    100 UserNamespace "set up the user namespace",
+    101 JoinNamespace "join the namespace",
+    102 Hook "run the hooks of the runtime",
+    103 CreateContainerHook "run the createContainer hook",
+    104 StartContainerHook "run the startContainer hook",
+    106 Remount "remount",
+    140 Terminal "make the terminal",
 }
 
 impl Step {
@@ -78,6 +85,8 @@ impl fmt::Display for Step {
 /// One message of the child's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Report {
+    /// The root is built and not yet entered; the child waits.
+    Built,
     /// Everything is made; the child waits.
     Ready,
     /// The child has given up.
@@ -90,11 +99,15 @@ pub(crate) const REPORT_SIZE: usize = 8;
 impl Report {
     pub(super) fn encode(self) -> [u8; REPORT_SIZE] {
         let mut bytes = [0u8; REPORT_SIZE];
-        if let Report::Failed { step, index, errno } = self {
-            bytes[0] = 1;
-            bytes[1] = step.number();
-            bytes[2..4].copy_from_slice(&index.to_le_bytes());
-            bytes[4..8].copy_from_slice(&errno.to_le_bytes());
+        match self {
+            Report::Ready => {}
+            Report::Failed { step, index, errno } => {
+                bytes[0] = 1;
+                bytes[1] = step.number();
+                bytes[2..4].copy_from_slice(&index.to_le_bytes());
+                bytes[4..8].copy_from_slice(&errno.to_le_bytes());
+            }
+            Report::Built => bytes[0] = 2,
         }
         bytes
     }
@@ -109,6 +122,7 @@ impl Report {
                 index: u16::from_le_bytes([bytes[2], bytes[3]]),
                 errno: i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
             }),
+            2 => Some(Report::Built),
             _ => None,
         }
     }
@@ -128,7 +142,9 @@ mod tests {
 
     #[test]
     fn reports_come_back() {
-        for report in [Report::Ready, Report::Failed { step: Step::Exec, index: 700, errno: libc::EACCES }] {
+        for report in
+            [Report::Ready, Report::Built, Report::Failed { step: Step::Exec, index: 700, errno: libc::EACCES }]
+        {
             assert_eq!(Report::decode(&report.encode()), Some(report));
         }
         assert_eq!(Report::decode(&[1, 200, 0, 0, 0, 0, 0, 0]), None);

@@ -68,6 +68,36 @@ const DEFAULT: [&str; 14] = [
 
 const MKNOD: u64 = 1 << 27;
 
+/// The five sets of a process, as bit masks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct CapabilitySets {
+    pub(crate) bounding: u64,
+    pub(crate) effective: u64,
+    pub(crate) permitted: u64,
+    pub(crate) inheritable: u64,
+    pub(crate) ambient: u64,
+    /// Permitted and effective are for root alone, as with Docker; else they are set for any user, and the kernel
+    /// takes from other users at the exec what is not ambient.
+    pub(crate) only_root: bool,
+}
+
+impl CapabilitySets {
+    /// What a container of Docker's has: the mask for root, and nothing inheritable.
+    pub(super) fn of_docker(mask: u64) -> CapabilitySets {
+        CapabilitySets { bounding: mask, effective: mask, permitted: mask, only_root: true, ..Default::default() }
+    }
+}
+
+/// The names, with their prefix, by number.
+pub(crate) fn names() -> impl Iterator<Item = String> {
+    NAMES.iter().map(|name| format!("CAP_{name}"))
+}
+
+/// The bits of a list of names.
+pub(crate) fn bits(field: &'static str, list: &[String]) -> Result<u64, PlanError> {
+    list.iter().try_fold(0, |mask, name| Ok(mask | bit(field, name)?))
+}
+
 /// The bounding set as a bit mask.
 ///
 /// Without a device controller (cgroup v2 guards devices by eBPF, which this runtime does not load) a process that

@@ -1,23 +1,27 @@
 //! The pure half of a container's making: configuration in, ordered steps out.
 //!
-//! [`plan`] checks everything that a caller (or, behind it, a user) may get wrong and answers with a [`Plan`] whose
+//! Two front ends make a [`Plan`]: [`plan`], here, out of a [`ContainerConfig`], and `oci::plan` out of an OCI bundle's
+//! `config.json`. One `init` carries out either. [`plan`] checks everything that a caller (or, behind it, a user) may get wrong and answers with a [`Plan`] whose
 //! strings are already the C strings that the kernel wants, so that the child between clone and exec has nothing left
 //! to compute. It reads no file and makes no system call.
 
-mod capabilities;
+pub(crate) mod capabilities;
 mod error;
 pub(crate) mod limits;
-mod mounts;
-mod process;
+pub(crate) mod mounts;
+pub(crate) mod process;
 mod target;
 
 use std::ffi::CString;
 use std::path::Path;
 
+pub(crate) use capabilities::CapabilitySets;
 pub use error::PlanError;
 pub(crate) use error::c_string;
-pub(crate) use mounts::{Action, mount_attr};
-pub(crate) use process::{Process, UserSpec};
+pub(crate) use mounts::{
+    Action, Attributes, MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, NodeKind, mount_attr,
+};
+pub(crate) use process::{Process, Rlimit, UserSpec, Who};
 pub(crate) use target::Target;
 
 use crate::config::ContainerConfig;
@@ -47,19 +51,56 @@ impl Default for CgroupView {
     }
 }
 
-/// Everything that the child does, in order: the overlay, `setup`, the switch of the root, then `process`.
+/// Everything that the child does, in order: the root, `setup`, the switch of the root, then `process`.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Options of the overlay mount, relative to the container's directory.
-    pub(crate) overlay: CString,
-    /// Mount the root with `nodev`.
-    pub(crate) root_nodev: bool,
+    /// Namespaces that are made for the container, as `CLONE_NEW*` bits.
+    pub(crate) namespaces: u64,
+    /// The mount namespace is one that others have made.
+    pub(crate) joins_mounts: bool,
+    /// What its root is made of.
+    pub(crate) root: Root,
+    /// The propagation of all mounts before the first one is made, as `MS_*` bits; 0 leaves them as they are.
+    pub(crate) propagation: u64,
+    /// The propagation of the finished root, as `MS_*` bits; 0 leaves it as it is.
+    pub(crate) root_propagation: u64,
     /// Mounts, devices, links, masks, in this order.
     pub(crate) setup: Vec<Action>,
     /// Seal the root when all mount points are made.
     pub(crate) readonly_root: bool,
     /// The rest: identity, limits, command.
     pub(crate) process: Process,
+}
+
+/// What a container's root is made of.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Root {
+    /// Layers below a writable directory.
+    Overlay {
+        /// Options of the overlay mount, relative to the container's directory.
+        options: CString,
+        /// Device nodes in it are dead.
+        nodev: bool,
+    },
+    /// A directory of the host, with the mounts below it. Without a mount namespace of its own the process is only
+    /// confined to it by `chroot`.
+    Directory(CString),
+}
+
+/// What Shoal's own containers never share with the host.
+pub(crate) const ALL_NAMESPACES: u64 =
+    namespace::PID | namespace::MOUNT | namespace::UTS | namespace::IPC | namespace::NETWORK | namespace::CGROUP;
+
+/// The kernel's bits of namespaces.
+pub(crate) mod namespace {
+    pub(crate) const MOUNT: u64 = 0x0002_0000;
+    pub(crate) const CGROUP: u64 = 0x0200_0000;
+    pub(crate) const UTS: u64 = 0x0400_0000;
+    pub(crate) const IPC: u64 = 0x0800_0000;
+    pub(crate) const USER: u64 = 0x1000_0000;
+    pub(crate) const PID: u64 = 0x2000_0000;
+    pub(crate) const NETWORK: u64 = 0x4000_0000;
+    pub(crate) const TIME: u64 = 0x80;
 }
 
 /// The longest option string that `mount(2)` takes is a page; the rest of it is the fixed part.
@@ -70,11 +111,15 @@ pub(crate) fn plan(config: &ContainerConfig, dir: &Path, host: &HostView) -> Res
     validate(config)?;
     let capabilities = capabilities::mask(&config.capabilities, host.device_control)?;
     Ok(Plan {
-        overlay: overlay_options(config.layers.len()),
-        root_nodev: !host.device_control,
+        namespaces: ALL_NAMESPACES,
+        joins_mounts: false,
+        root: Root::Overlay { options: overlay_options(config.layers.len()), nodev: !host.device_control },
+        // The host's later mounts may come in (rslave binds need it), ours never go out.
+        propagation: MS_SLAVE | MS_REC,
+        root_propagation: 0,
         setup: mounts::actions(config, dir, host)?,
         readonly_root: config.readonly_root,
-        process: process::process(config, capabilities)?,
+        process: process::process(config, CapabilitySets::of_docker(capabilities))?,
     })
 }
 

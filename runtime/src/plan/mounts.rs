@@ -13,9 +13,40 @@ pub(crate) mod mount_attr {
     pub(crate) const NOSUID: u64 = 0x2;
     pub(crate) const NODEV: u64 = 0x4;
     pub(crate) const NOEXEC: u64 = 0x8;
+    pub(crate) const NOATIME: u64 = 0x10;
     pub(crate) const STRICTATIME: u64 = 0x20;
+    /// All bits that say when access times are written; to change one means to clear them all first.
+    pub(crate) const ATIME: u64 = 0x70;
+    pub(crate) const NODIRATIME: u64 = 0x80;
+    pub(crate) const NOSYMFOLLOW: u64 = 0x0020_0000;
 }
 use mount_attr::{NODEV, NOEXEC, NOSUID, RDONLY, STRICTATIME};
+
+/// Kinds of propagation, as `mount(2)` and `mount_setattr(2)` have them.
+pub(crate) const MS_UNBINDABLE: u64 = 1 << 17;
+pub(crate) const MS_PRIVATE: u64 = 1 << 18;
+pub(crate) const MS_SLAVE: u64 = 1 << 19;
+pub(crate) const MS_SHARED: u64 = 1 << 20;
+/// The whole tree, not its top alone.
+pub(crate) const MS_REC: u64 = 1 << 14;
+
+/// Changes of a mount's attributes, as bits of [`mount_attr`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Attributes {
+    pub(crate) set: u64,
+    pub(crate) clear: u64,
+    /// For the mounts below it as well.
+    pub(crate) deep_set: u64,
+    pub(crate) deep_clear: u64,
+}
+
+/// What a device node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NodeKind {
+    Character,
+    Block,
+    Fifo,
+}
 
 /// One step of the setup. Targets are resolved inside of the container's root and made where they are missing.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,13 +57,18 @@ pub(crate) enum Action {
         source: CString,
         options: Vec<(CString, Option<CString>)>,
         attributes: u64,
+        /// `MS_*`; 0 leaves it as it comes.
+        propagation: u64,
         target: Target,
         optional: bool,
     },
-    /// A file or directory of the host.
-    Bind { source: CString, target: Target, recursive: bool, readonly: bool, propagation: Propagation },
-    /// A character device.
-    Device { target: Target, major: u32, minor: u32 },
+    /// A file or directory of the host. `propagation` as for filesystems.
+    Bind { source: CString, target: Target, recursive: bool, attributes: Attributes, propagation: u64 },
+    /// What is mounted there gets other attributes.
+    Remount { target: Target, attributes: Attributes },
+    /// A device node, or a fifo; what is there already stays. Where nodes cannot be made (in a user namespace) the
+    /// host's node of that path is mounted.
+    Device { target: Target, kind: NodeKind, major: u32, minor: u32, mode: u32, uid: u32, gid: u32 },
     /// A symbolic link, where nothing is yet.
     Link { target: Target, to: CString },
     /// A value written below the container's `/proc/sys`. An optional one that the kernel lacks is passed over.
@@ -51,6 +87,7 @@ impl Action {
         match self {
             Action::Filesystem { target, .. }
             | Action::Bind { target, .. }
+            | Action::Remount { target, .. }
             | Action::Device { target, .. }
             | Action::Link { target, .. }
             | Action::Sysctl { target, .. }
@@ -123,8 +160,8 @@ pub(super) fn actions(config: &ContainerConfig, dir: &Path, host: &HostView) -> 
             source: c_string("data_dir", dir.join("etc").join(name).as_os_str().as_bytes())?,
             target: Target::new("path", Path::new("/etc").join(name))?,
             recursive: false,
-            readonly: config.readonly_root,
-            propagation: Propagation::RPrivate,
+            attributes: readonly(config.readonly_root, false),
+            propagation: MS_PRIVATE | MS_REC,
         });
     }
     if config.mounts.len() > MAX_MOUNTS {
@@ -136,7 +173,16 @@ pub(super) fn actions(config: &ContainerConfig, dir: &Path, host: &HostView) -> 
     Ok(actions)
 }
 
-fn filesystem(
+/// Of one mount, or of its whole tree.
+fn readonly(wanted: bool, recursive: bool) -> Attributes {
+    match (wanted, recursive) {
+        (false, _) => Attributes::default(),
+        (true, false) => Attributes { set: RDONLY, ..Attributes::default() },
+        (true, true) => Attributes { deep_set: RDONLY, ..Attributes::default() },
+    }
+}
+
+pub(crate) fn filesystem(
     fs: &'static str,
     path: &'static str,
     attributes: u64,
@@ -151,6 +197,7 @@ fn filesystem(
         source: c_string("path", fs)?,
         options: owned,
         attributes,
+        propagation: 0,
         target: Target::fixed(path)?,
         optional: false,
     })
@@ -158,9 +205,7 @@ fn filesystem(
 
 fn devices(actions: &mut Vec<Action>) -> Result<(), PlanError> {
     actions.push(filesystem("tmpfs", "/dev", NOSUID | STRICTATIME, &[("mode", Some("755")), ("size", Some("64k"))])?);
-    for (path, major, minor) in DEVICES {
-        actions.push(Action::Device { target: Target::fixed(path)?, major, minor });
-    }
+    default_devices(actions)?;
     let pts = [("ptmxmode", Some("0666")), ("mode", Some("0620")), ("gid", Some("5"))];
     actions.push(filesystem("devpts", "/dev/pts", NOSUID | NOEXEC, &pts)?);
     let shm = [("mode", Some("1777")), ("size", Some("64m"))];
@@ -171,6 +216,20 @@ fn devices(actions: &mut Vec<Action>) -> Result<(), PlanError> {
         *optional = true;
     }
     actions.push(mqueue);
+    default_links(actions)
+}
+
+/// The nodes that every container has.
+pub(crate) fn default_devices(actions: &mut Vec<Action>) -> Result<(), PlanError> {
+    for (path, major, minor) in DEVICES {
+        let (target, kind) = (Target::fixed(path)?, NodeKind::Character);
+        actions.push(Action::Device { target, kind, major, minor, mode: 0o666, uid: 0, gid: 0 });
+    }
+    Ok(())
+}
+
+/// The links that every container has in `/dev`.
+pub(crate) fn default_links(actions: &mut Vec<Action>) -> Result<(), PlanError> {
     for (path, to) in LINKS {
         actions.push(Action::Link { target: Target::fixed(path)?, to: c_string("path", to)? });
     }
@@ -196,6 +255,7 @@ fn cgroups(actions: &mut Vec<Action>, view: &CgroupView) -> Result<(), PlanError
                     source: c_string("path", *fs)?,
                     options: parsed,
                     attributes: FLAGS | RDONLY,
+                    propagation: 0,
                     target: Target::new("path", Path::new("/sys/fs/cgroup").join(name))?,
                     optional: false,
                 });
@@ -230,7 +290,7 @@ fn sysctls(actions: &mut Vec<Action>, config: &ContainerConfig) -> Result<(), Pl
 }
 
 /// Only what belongs to a namespace of the container may be set; anything else would reach the host.
-fn sysctl_target(name: &str) -> Result<Target, PlanError> {
+pub(crate) fn sysctl_target(name: &str) -> Result<Target, PlanError> {
     const EXACT: [&str; 8] = [
         "kernel.msgmax",
         "kernel.msgmnb",
@@ -265,8 +325,13 @@ fn user_mount(mount: &Mount) -> Result<Action, PlanError> {
                 source: c_string("mounts.source", source.as_os_str().as_bytes())?,
                 target,
                 recursive: *recursive,
-                readonly: mount.readonly,
-                propagation: *propagation,
+                attributes: readonly(mount.readonly, *recursive),
+                propagation: match propagation {
+                    Propagation::RPrivate => MS_PRIVATE | MS_REC,
+                    Propagation::Private => MS_PRIVATE,
+                    Propagation::RSlave => MS_SLAVE | MS_REC,
+                    Propagation::Slave => MS_SLAVE,
+                },
             })
         }
         MountKind::Tmpfs { size, mode } => {
@@ -283,6 +348,7 @@ fn user_mount(mount: &Mount) -> Result<Action, PlanError> {
                 source: c_string("path", "tmpfs")?,
                 options,
                 attributes: NOSUID | NODEV | NOEXEC | if mount.readonly { RDONLY } else { 0 },
+                propagation: 0,
                 target,
                 optional: false,
             })

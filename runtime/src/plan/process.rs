@@ -2,13 +2,15 @@
 
 use std::ffi::CString;
 
-use super::{PlanError, Target, c_string};
+use super::{CapabilitySets, PlanError, Target, c_string};
 use crate::config::ContainerConfig;
 
 /// What the child becomes after the root is switched.
 #[derive(Debug)]
 pub(crate) struct Process {
+    /// The names of the uts namespace; empty leaves what is there.
     pub(crate) hostname: CString,
+    pub(crate) domainname: CString,
     /// The arguments, `argv[0]` as asked for.
     pub(crate) args: Vec<CString>,
     /// Complete but for `HOME`, when `home_from_passwd`.
@@ -18,17 +20,22 @@ pub(crate) struct Process {
     /// Paths to try in turn; the first that exists is executed.
     pub(crate) candidates: Vec<CString>,
     pub(crate) cwd: Target,
-    /// Absolute.
-    pub(crate) cwd_path: CString,
-    pub(crate) user: UserSpec,
-    /// Names or numbers.
-    pub(crate) groups: Vec<CString>,
+    pub(crate) who: Who,
+    pub(crate) umask: u32,
     pub(crate) rlimits: Vec<Rlimit>,
-    /// Bounding, permitted and effective set.
-    pub(crate) capabilities: u64,
+    pub(crate) capabilities: CapabilitySets,
     pub(crate) no_new_privileges: bool,
-    /// As written to `/proc/self/oom_score_adj`.
+    /// As written to `/proc/self/oom_score_adj`; empty leaves what is inherited.
     pub(crate) oom_score_adj: CString,
+}
+
+/// Whose process it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// Looked up in the container's own files, by Docker's rules; the groups are names or numbers.
+    Named { user: UserSpec, groups: Vec<CString> },
+    /// As they are.
+    Numbers { uid: u32, gid: u32, groups: Vec<u32> },
 }
 
 /// `user[:group]`, each a name or a number; looked up inside of the root.
@@ -57,7 +64,7 @@ const MAX_TOTAL: usize = 1 << 20;
 const MAX_COUNT: usize = 4096;
 const MAX_GROUPS: usize = 32;
 
-pub(super) fn process(config: &ContainerConfig, capabilities: u64) -> Result<Process, PlanError> {
+pub(super) fn process(config: &ContainerConfig, capabilities: CapabilitySets) -> Result<Process, PlanError> {
     let hostname = match config.hostname.as_str() {
         "" => config.id.chars().take(12).collect::<String>(),
         name => name.to_owned(),
@@ -72,13 +79,13 @@ pub(super) fn process(config: &ContainerConfig, capabilities: u64) -> Result<Pro
     Ok(Process {
         candidates: candidates(command, &config.env)?,
         hostname: c_string("hostname", hostname)?,
+        domainname: CString::default(),
         args,
         home_from_passwd: variable(&config.env, "HOME").is_none(),
         env,
-        cwd_path: c_string("cwd", cwd)?,
         cwd: cwd_target,
-        user: user_spec(&config.user)?,
-        groups: groups(&config.groups)?,
+        who: Who::Named { user: user_spec(&config.user)?, groups: groups(&config.groups)? },
+        umask: 0o022,
         rlimits: rlimits(config)?,
         capabilities,
         no_new_privileges: config.no_new_privileges,
@@ -86,7 +93,7 @@ pub(super) fn process(config: &ContainerConfig, capabilities: u64) -> Result<Pro
     })
 }
 
-fn strings(field: &'static str, list: &[String]) -> Result<Vec<CString>, PlanError> {
+pub(crate) fn strings(field: &'static str, list: &[String]) -> Result<Vec<CString>, PlanError> {
     if list.len() > MAX_COUNT {
         return Err(PlanError::invalid(field, format!("more than {MAX_COUNT}")));
     }
@@ -96,7 +103,7 @@ fn strings(field: &'static str, list: &[String]) -> Result<Vec<CString>, PlanErr
     list.iter().map(|text| c_string(field, text.as_str())).collect()
 }
 
-fn variable<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
+pub(crate) fn variable<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
     env.iter().rev().find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 
@@ -117,7 +124,7 @@ fn environment(config: &ContainerConfig, hostname: &str) -> Result<Vec<CString>,
 }
 
 /// Where the command may be: itself when it has a slash, else each directory of the container's `PATH`.
-fn candidates(command: &str, env: &[String]) -> Result<Vec<CString>, PlanError> {
+pub(crate) fn candidates(command: &str, env: &[String]) -> Result<Vec<CString>, PlanError> {
     if command.contains('/') {
         return Ok(vec![c_string("args", command)?]);
     }
@@ -158,7 +165,7 @@ fn groups(list: &[String]) -> Result<Vec<CString>, PlanError> {
 }
 
 /// Docker's names for the kernel's resources.
-fn resource(name: &str) -> Option<u32> {
+pub(crate) fn resource(name: &str) -> Option<u32> {
     Some(match name {
         "core" => libc::RLIMIT_CORE,
         "cpu" => libc::RLIMIT_CPU,

@@ -36,9 +36,11 @@ fn story(plan: &Plan) -> Vec<String> {
                     .collect();
                 format!("{} {subject} {attributes:#x} {}", fs.to_string_lossy(), options.join(","))
             }
-            Action::Bind { source, readonly, .. } => {
-                format!("bind {} {subject}{}", source.to_string_lossy(), if *readonly { " ro" } else { "" })
+            Action::Bind { source, attributes, .. } => {
+                let readonly = (attributes.set | attributes.deep_set) & mount_attr::RDONLY != 0;
+                format!("bind {} {subject}{}", source.to_string_lossy(), if readonly { " ro" } else { "" })
             }
+            Action::Remount { attributes, .. } => format!("remount {subject} {:#x}", attributes.set),
             Action::Device { major, minor, .. } => format!("device {subject} {major}:{minor}"),
             Action::Link { to, .. } => format!("link {subject} {}", to.to_string_lossy()),
             Action::Sysctl { value, .. } => format!("sysctl {subject} {}", value.to_string_lossy()),
@@ -60,7 +62,8 @@ fn the_order_of_a_container() {
         readonly: true,
     }];
     let plan = planned(&config).unwrap();
-    assert_eq!(plan.overlay.to_str(), Ok("lowerdir=l/1:l/0,upperdir=upper,workdir=work,volatile"));
+    let options = c"lowerdir=l/1:l/0,upperdir=upper,workdir=work,volatile".to_owned();
+    assert_eq!(plan.root, Root::Overlay { options, nodev: false });
     assert_eq!(
         story(&plan).join("\n"),
         "\
@@ -118,7 +121,8 @@ fn split_cgroups_are_mounted_one_by_one() {
     ];
     let host = HostView { device_control: false, cgroups: CgroupView::Split(hierarchies) };
     let plan = plan(&config(), Path::new("/d"), &host).unwrap();
-    assert!(plan.root_nodev, "nodes of the image are dead where nothing guards devices");
+    let nodev = matches!(plan.root, Root::Overlay { nodev: true, .. });
+    assert!(nodev, "nodes of the image are dead where nothing guards devices");
     let story = story(&plan);
     let at = story.iter().position(|line| line == "tmpfs sys/fs/cgroup 0xe mode=755").unwrap();
     assert_eq!(
@@ -143,7 +147,8 @@ fn the_process() {
     assert_eq!(text(&process.candidates), ["/a/run", "/c/run"]);
     assert_eq!(text(&process.env), ["HOSTNAME=abc", "PATH=/a:b::/c/", "X=1", "HOME=/h"]);
     assert!(!process.home_from_passwd);
-    assert_eq!((process.user.user.as_slice(), process.user.group), (&b"web"[..], None));
+    let user = UserSpec { user: b"web".to_vec(), group: None };
+    assert_eq!(process.who, Who::Named { user, groups: vec![] });
     let nofile = process.rlimits.iter().find(|limit| limit.resource == libc::RLIMIT_NOFILE).unwrap();
     assert_eq!((nofile.soft, nofile.hard, nofile.clamp), (5, u64::MAX, false));
     config.args[0] = "./here".into();

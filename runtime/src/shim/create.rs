@@ -16,7 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::{Arguments, failed};
 use crate::cgroup::Cgroups;
 use crate::config::{ContainerConfig, LogConfig};
-use crate::init::{self, Prepared, Report, Step};
+use crate::init::{self, Hooks, Prepared, Report, Step};
 use crate::plan::{self, Plan};
 use crate::procfs;
 use crate::protocol::{Failed, State};
@@ -152,11 +152,18 @@ fn prepare_child(dir: &Path, id: &str, cgroups: &Cgroups, mut plan: Plan) -> io:
         plan,
         dir: c_path(dir)?,
         cgroup_files: files.iter().map(|file| c_path(file)).collect::<Result<_, _>>()?,
+        joins: Vec::new(),
         stdin: OpenOptions::new().read(true).open("/dev/null")?.into(),
         stdout: stdout_child,
         stderr: stderr_child,
+        console: None,
+        window: None,
+        has_terminal: false,
+        preserved_fds: 0,
         report: report_child,
         go: go_child,
+        gate: None,
+        hooks: Hooks::default(),
         exec: ExecArgs::new(args, env),
         passwd: Vec::with_capacity(NAMES_SIZE),
         group: Vec::with_capacity(NAMES_SIZE),
@@ -170,7 +177,7 @@ type Subjects = Vec<String>;
 fn clone(prepared: Prepared, ends: &Ends) -> Result<(u32, OwnedFd, Subjects), Box<Failed>> {
     let subjects =
         prepared.plan.setup.iter().map(|action| format!("/{}", action.subject().to_string_lossy())).collect();
-    match sys::clone_process(ends.cgroup.as_ref().map(AsFd::as_fd)) {
+    match sys::clone_process(prepared.plan.namespaces, ends.cgroup.as_ref().map(AsFd::as_fd), false) {
         Ok(Cloned::Child) => init::run(prepared),
         Ok(Cloned::Parent { pid, pidfd }) => Ok((pid, pidfd, subjects)),
         Err(errno) => Err(failed(Step::Clone, "", &io::Error::from_raw_os_error(errno))),
@@ -231,7 +238,7 @@ impl Made {
                 };
                 Err(failed(step, subject, &error))
             }
-            None => Err(failed(Step::Prepare, "", &io::ErrorKind::InvalidData.into())),
+            Some(Report::Built) | None => Err(failed(Step::Prepare, "", &io::ErrorKind::InvalidData.into())),
         }
     }
 

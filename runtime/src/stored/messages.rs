@@ -52,6 +52,55 @@ pub(crate) struct StoredExit {
     pub(crate) dropped_log_records: u64,
 }
 
+/// What `shoal runtime` knows of a container that was made from an OCI bundle. Worth nothing after this boot.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct StoredBundle {
+    #[prost(string, tag = "1")]
+    pub(crate) id: String,
+    /// Absolute.
+    #[prost(string, tag = "2")]
+    pub(crate) bundle: String,
+    #[prost(string, tag = "3")]
+    pub(crate) rootfs: String,
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// As the bundle has it.
+    #[prost(string, tag = "5")]
+    pub(crate) cgroups_path: String,
+    #[prost(uint64, tag = "6")]
+    pub(crate) created_at_nanos: u64,
+    /// 0 until there is a process.
+    #[prost(uint32, tag = "7")]
+    pub(crate) pid: u32,
+    #[prost(uint64, tag = "8")]
+    pub(crate) start_ticks: u64,
+    #[prost(bool, tag = "9")]
+    pub(crate) has_process: bool,
+    /// Its mounts are in the mount namespace of the runtime, at its root.
+    #[prost(bool, tag = "10")]
+    pub(crate) mounted_here: bool,
+    #[prost(message, repeated, tag = "11")]
+    pub(crate) poststart: Vec<StoredHook>,
+    #[prost(message, repeated, tag = "12")]
+    pub(crate) poststop: Vec<StoredHook>,
+    /// The `config.json` of its creation.
+    #[prost(bytes = "vec", tag = "13")]
+    pub(crate) config: Vec<u8>,
+}
+
+/// One hook of a [`StoredBundle`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct StoredHook {
+    #[prost(string, tag = "1")]
+    pub(crate) path: String,
+    #[prost(string, repeated, tag = "2")]
+    pub(crate) args: Vec<String>,
+    #[prost(string, repeated, tag = "3")]
+    pub(crate) env: Vec<String>,
+    #[prost(int64, optional, tag = "4")]
+    pub(crate) timeout_secs: Option<i64>,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct StoredConfig {
     #[prost(string, tag = "1")]

@@ -15,7 +15,9 @@ use std::path::Path;
 
 use prost::Message;
 
-pub(crate) use messages::{StoredContainer, StoredExit, StoredProcess, config_from, config_into, nanos, time_from};
+pub(crate) use messages::{
+    StoredBundle, StoredContainer, StoredExit, StoredHook, StoredProcess, config_from, config_into, nanos, time_from,
+};
 
 use crate::RuntimeError;
 
@@ -29,6 +31,8 @@ pub(crate) enum Kind {
     Process = 2,
     /// `exit`
     Exit = 3,
+    /// `state`, of `shoal runtime`
+    Bundle = 100,
 }
 
 /// The message of a kind of file.
@@ -47,6 +51,10 @@ impl Stored for StoredProcess {
 
 impl Stored for StoredExit {
     const KIND: Kind = Kind::Exit;
+}
+
+impl Stored for StoredBundle {
+    const KIND: Kind = Kind::Bundle;
 }
 
 /// Names inside of a container's directory.

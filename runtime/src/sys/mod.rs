@@ -28,18 +28,23 @@ pub(crate) enum Cloned {
     Parent { pid: u32, pidfd: OwnedFd },
 }
 
-/// Clones the calling process into new pid, mount, uts, ipc and network namespaces, and into the v2 cgroup when there
-/// is one. The caller must be single-threaded, as the shim is; the child then owns a copy of everything.
-pub(crate) fn clone_process(cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
+/// Clones the calling process into new namespaces (`CLONE_NEW*` bits; a cgroup namespace is for
+/// [`unshare_cgroups`]), and into the v2 cgroup when there is one. A sibling becomes a child of the caller's parent.
+/// The caller must be single-threaded, as the shim is; the child then owns a copy of everything.
+pub(crate) fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, sibling: bool) -> Result<Cloned, Errno> {
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut pidfd: c_int = -1;
-    let namespaces =
-        libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET;
     // SAFETY: clone_args is plain integers, for which zero is valid.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = u64::from((namespaces | libc::CLONE_PIDFD).cast_unsigned());
+    let cgroup_namespace = u64::from(libc::CLONE_NEWCGROUP.cast_unsigned());
+    args.flags = (namespaces & !cgroup_namespace) | u64::from(libc::CLONE_PIDFD.cast_unsigned());
     args.pidfd = ptr::from_mut(&mut pidfd) as u64;
-    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    if sibling {
+        // The kernel takes the exit signal of the caller then, and wants none here.
+        args.flags |= u64::from(libc::CLONE_PARENT.cast_unsigned());
+    } else {
+        args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    }
     if let Some(fd) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(fd.as_raw_fd().cast_unsigned());
@@ -62,9 +67,10 @@ pub(crate) fn set_mount_attributes(
     fd: BorrowedFd<'_>,
     recursive: bool,
     set: u64,
+    clear: u64,
     propagation: u64,
 ) -> Result<(), Errno> {
-    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    let attr = libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a static empty string; attr lives through the call and its size is given.
     let result = unsafe {
@@ -84,6 +90,20 @@ pub(crate) fn set_mount_attributes(
 pub(crate) fn unshare_cgroups() -> Result<(), Errno> {
     // SAFETY: a cgroup namespace changes what paths show; no memory, descriptor or thread is concerned.
     checked(c_long::from(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })).map(drop)
+}
+
+/// Enters the namespace behind a descriptor; fails when it is of another kind (a `CLONE_NEW*` bit).
+pub(crate) fn join_namespace(fd: BorrowedFd<'_>, kind: u64) -> Result<(), Errno> {
+    let kind = c_int::try_from(kind).map_err(|_| libc::EINVAL)?;
+    // SAFETY: setns changes what the single thread sees of the kernel; no memory is concerned.
+    checked(c_long::from(unsafe { libc::setns(fd.as_raw_fd(), kind) })).map(drop)
+}
+
+/// Moves what the calling process will fork (for pid and time namespaces), or itself, into new namespaces.
+pub(crate) fn unshare(kinds: u64) -> Result<(), Errno> {
+    let kinds = c_int::try_from(kinds).map_err(|_| libc::EINVAL)?;
+    // SAFETY: as for setns.
+    checked(c_long::from(unsafe { libc::unshare(kinds) })).map(drop)
 }
 
 /// Every signal back to its default and none blocked, as a program expects to find them.
@@ -131,6 +151,38 @@ pub(crate) fn child_events() -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Blocks all signals that can be passed on, and returns a descriptor that tells of them. SIGCHLD is among those that
+/// are left alone, and so are the ones that a fault of this process itself makes.
+pub(crate) fn all_signals() -> Result<OwnedFd, Errno> {
+    const OWN: [c_int; 7] =
+        [libc::SIGCHLD, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGPIPE];
+    // SAFETY: the set is a local, initialised by sigfillset before it is read.
+    let fd = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        for signal in OWN {
+            libc::sigdelset(&raw mut set, signal);
+        }
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) != 0 {
+            return Err(last_errno());
+        }
+        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    };
+    checked(c_long::from(fd))?;
+    // SAFETY: signalfd returned a fresh descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The signals that [`all_signals`] has to tell of, by number.
+pub(crate) fn pending_signals(fd: BorrowedFd<'_>) -> Vec<i32> {
+    /// `struct signalfd_siginfo`, of which the first word is the number.
+    const RECORD: usize = 128;
+    let mut buffer = [0u8; RECORD * 8];
+    let count = rustix::io::read(fd, &mut buffer).unwrap_or(0);
+    let records = buffer.get(..count).unwrap_or_default().chunks_exact(RECORD);
+    records.filter_map(|record| record.first_chunk::<4>().map(|word| i32::from_ne_bytes(*word))).collect()
+}
+
 /// Sends any signal number to the process behind a pidfd.
 pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
     let no_info: *const libc::siginfo_t = ptr::null();
@@ -161,11 +213,12 @@ pub(crate) fn close_inherited() -> Result<(), Errno> {
     checked(unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) }).map(drop)
 }
 
-/// Marks all descriptors from 3 on as close-on-exec.
-pub(crate) fn close_all_on_exec() -> Result<(), Errno> {
+/// Marks all descriptors from 3 on as close-on-exec, but for so many that were passed on purpose.
+pub(crate) fn close_all_on_exec(preserved: u32) -> Result<(), Errno> {
     const CLOSE_RANGE_CLOEXEC: u32 = 4;
+    let first = preserved.saturating_add(3);
     // SAFETY: close_range touches no memory, and with this flag closes nothing now.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, CLOSE_RANGE_CLOEXEC) };
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) };
     checked(result).map(drop)
 }
 
@@ -176,11 +229,23 @@ pub(crate) fn set_hostname(name: &CStr) -> Result<(), Errno> {
     checked(c_long::from(result)).map(drop)
 }
 
+/// Sets the domain name of the calling process's uts namespace.
+pub(crate) fn set_domainname(name: &CStr) -> Result<(), Errno> {
+    // SAFETY: pointer and length are those of one string.
+    let result = unsafe { libc::setdomainname(name.as_ptr(), name.count_bytes()) };
+    checked(c_long::from(result)).map(drop)
+}
+
+/// Sets one resource limit of another process that has not yet done anything, or (0) of the calling one.
+pub(crate) fn set_limit_of(pid: i32, resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: limit lives through the call; the old value is not asked for.
+    checked(c_long::from(unsafe { libc::prlimit64(pid, resource, &raw const limit, ptr::null_mut()) })).map(drop)
+}
+
 /// Sets one resource limit of the calling process.
 pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
-    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
-    // SAFETY: limit lives through the call; pid 0 is the caller; the old value is not asked for.
-    checked(c_long::from(unsafe { libc::prlimit64(0, resource, &raw const limit, ptr::null_mut()) })).map(drop)
+    set_limit_of(0, resource, soft, hard)
 }
 
 /// One hard resource limit of the calling process.
@@ -208,28 +273,60 @@ pub(crate) fn limit_bounding_set(keep: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Permitted and effective become `mask`, inheritable becomes empty.
-pub(crate) fn set_capabilities(mask: u64) -> Result<(), Errno> {
-    const VERSION_3: u32 = 0x2008_0522;
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    #[repr(C)]
-    struct Data {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
-    let header = Header { version: VERSION_3, pid: 0 };
-    let half = |bits: u64| {
-        let bits = u32::try_from(bits & 0xffff_ffff).unwrap_or(0);
-        Data { effective: bits, permitted: bits, inheritable: 0 }
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+/// The kernel's structure for 32 capabilities; two make a set of 64.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilityData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Sets three of the calling thread's sets.
+pub(crate) fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> Result<(), Errno> {
+    let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let low = |bits: u64| u32::try_from(bits & 0xffff_ffff).unwrap_or(0);
+    let half = |shift: u32| CapabilityData {
+        effective: low(effective >> shift),
+        permitted: low(permitted >> shift),
+        inheritable: low(inheritable >> shift),
     };
-    let data = [half(mask), half(mask >> 32)];
+    let data = [half(0), half(32)];
     // SAFETY: both structures have the kernel's layout for version 3 (two data elements) and live through the call.
     checked(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+}
+
+/// The calling thread's permitted set.
+pub(crate) fn permitted_capabilities() -> Result<u64, Errno> {
+    let mut header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let mut data = [CapabilityData::default(); 2];
+    // SAFETY: as for capset; the kernel fills the two elements.
+    checked(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
+    Ok(u64::from(data[0].permitted) | u64::from(data[1].permitted) << 32)
+}
+
+/// The permitted set survives the next change of the user.
+pub(crate) fn keep_capabilities() -> Result<(), Errno> {
+    // SAFETY: this prctl takes a number and touches no memory.
+    checked(c_long::from(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1u64, 0, 0, 0) })).map(drop)
+}
+
+/// Adds to the ambient set, which survives an exec. They must be permitted and inheritable.
+pub(crate) fn raise_ambient(mask: u64) -> Result<(), Errno> {
+    for number in (0..64u64).filter(|number| mask & (1 << number) != 0) {
+        // SAFETY: this prctl takes numbers and touches no memory.
+        let result = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, number, 0, 0) };
+        checked(c_long::from(result))?;
+    }
+    Ok(())
 }
 
 /// Brings up the loopback device of the calling process's network namespace.
@@ -307,6 +404,15 @@ impl ExecArgs {
         if let Some(slot) = self.env_pointers.get_mut(self.env.len()) {
             *slot = self.home.as_ptr().cast();
         }
+    }
+
+    /// The same for an open file.
+    pub(crate) fn exec_fd(&self, file: BorrowedFd<'_>) -> Errno {
+        debug_assert_eq!(self.arg_pointers.len(), self.args.len() + 1);
+        let (args, env) = (self.arg_pointers.as_ptr(), self.env_pointers.as_ptr());
+        // SAFETY: as for `exec`; the path is a static empty string.
+        unsafe { libc::syscall(libc::SYS_execveat, file.as_raw_fd(), c"".as_ptr(), args, env, libc::AT_EMPTY_PATH) };
+        last_errno()
     }
 
     /// Replaces the process. Returns only when that failed.
