@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::plan::limits::oci::LinuxResources;
+
 /// Where the runtime keeps its things and which binary becomes the shims.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuntimeConfig {
@@ -124,7 +126,7 @@ pub struct EtcFiles {
 }
 
 /// Limits and reservations; `None` means none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Resources {
     /// Billionths of a CPU, at least 1 000 000 (a thousandth; finer ones round up to the kernel's 1 ms in 100 ms).
     pub cpu_limit_nanos: Option<i64>,
@@ -136,6 +138,8 @@ pub struct Resources {
     pub memory_reservation: Option<i64>,
     /// Processes and threads, at least 1.
     pub pids_limit: Option<i64>,
+    /// Whatever else cgroups can limit; the fields above win.
+    pub oci: LinuxResources,
 }
 
 /// Changes to the default capabilities: names with or without `CAP_`, or `ALL`.

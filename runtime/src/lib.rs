@@ -3,8 +3,7 @@
 //! A container is made by its shim, a small process of its own that outlives the daemon: namespaces, an overlay root,
 //! cgroups, limits, a log. The daemon keeps a view of it and asks. What is not here: networks (callers wire the
 //! namespace that `create` returns before they call `start`), health checks, restarts. There is no seccomp filter, no
-//! terminal, no reaper as process 1, no user namespace, and on cgroup v2 no device filter (CAP_MKNOD is withheld and
-//! device nodes of images are dead there instead); what a configuration asks of these is refused by name.
+//! terminal, no reaper as process 1, no user namespace; what a configuration asks of these is refused by name.
 //!
 //! The crate's binary must call [`dispatch`] first thing in `main`.
 
@@ -30,7 +29,7 @@ mod sys;
 use std::env::ArgsOs;
 use std::process::ExitCode;
 
-pub use cgroup::{CgroupError, CgroupLayout};
+pub use cgroup::{BlockUsage, CgroupError, CgroupLayout, CpuUsage, MemoryUsage, PidsUsage, Usage};
 pub use config::{
     Capabilities, ContainerConfig, EtcFiles, LogConfig, Mount, MountKind, Propagation, Resources, RuntimeConfig, Ulimit,
 };
@@ -40,6 +39,10 @@ pub use fake::{ContainerRuntime, FakeOutcome, FakeRuntime, Pending};
 pub use init::Step;
 pub use logs::{LogOptions, LogRecord, LogStream};
 pub use plan::PlanError;
+pub use plan::limits::oci::{
+    DeviceRule, HugepageLimit, InterfacePriority, LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxNetwork, LinuxPids,
+    LinuxRdma, LinuxResources, ThrottleDevice, WeightDevice,
+};
 pub use signal::{InvalidSignal, Signal};
 
 /// Becomes a shim when the process was started as one (`<exe> __shim ...`), or does what an OCI runtime does (`<exe>

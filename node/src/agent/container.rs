@@ -203,6 +203,7 @@ fn resources(task: &Task) -> Resources {
         memory_limit: some(limits.memory_bytes),
         memory_reservation: some(reserved.memory_bytes),
         pids_limit: some(limits.pids),
+        ..Resources::default()
     }
 }
 

@@ -27,7 +27,21 @@ pub(crate) struct Hierarchy {
 
 /// The controllers of version 1 that containers are placed in. `name=systemd` too: systemd decides by it what belongs
 /// to a unit and dies with it.
-const USED: [&str; 8] = ["cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer", "name=systemd"];
+const USED: [&str; 13] = [
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "memory",
+    "pids",
+    "devices",
+    "blkio",
+    "freezer",
+    "hugetlb",
+    "rdma",
+    "net_cls",
+    "net_prio",
+    "name=systemd",
+];
 
 /// Reads the hierarchies out of `/proc/self/mountinfo`; `offered` answers with a v2 mount's `cgroup.controllers`.
 pub(crate) fn parse(
@@ -122,6 +136,7 @@ mod tests {
             CgroupLayout::Hybrid,
             &[
                 ("/sys/fs/cgroup/cpu", &["cpu", "cpuacct"]),
+                ("/sys/fs/cgroup/net", &["net_cls"]),
                 ("/sys/fs/cgroup/systemd", &["name=systemd"]),
                 ("/sys/fs/cgroup/uni fied", &["cpu", "memory", "pids"]),
             ],

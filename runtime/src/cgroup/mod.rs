@@ -1,22 +1,43 @@
-//! One engine's cgroups, on v1, v2 and hybrid hosts: made, limited, emptied and removed through their files.
+//! Cgroups on v1, v2 and hybrid hosts: made, limited, frozen, counted, emptied and removed through their files.
 //!
-//! The tree is `/shoal-<engine id>/{task/<container>,shims}` (not `tasks`: v1 has a file of that name) below the root of every hierarchy in use, never below
-//! the daemon's own cgroup, so that restarting its unit kills nothing. Inner cgroups hold no process, as v2 demands.
-//! The daemon makes and removes; the shim and the container's first process only move themselves in.
+//! [`Host`] is what this host has mounted, never assumed. [`Group`] is one container's directories, one a hierarchy;
+//! what limits mean in which generation is decided by `plan::limits`. [`Cgroups`] is one engine's tree:
+//! `/shoal-<engine id>/{task/<container>,shims}` (not `tasks`: v1 has a file of that name) below the root of every
+//! hierarchy in use, never below the daemon's own cgroup, so that restarting its unit kills nothing. Inner cgroups hold
+//! no process, as v2 demands. The daemon makes and removes; the shim and the container's first process only move
+//! themselves in. For the OCI command line it is any place that a bundle names ([`Cgroups::at`]).
+//!
+//! The tree stands beside systemd's slices, also where systemd has the root (docs/cgroups.md says why that holds).
 
+#![allow(dead_code, reason = "the OCI command line and `pause` call what the engine does not")]
+
+mod devices;
+mod freeze;
+mod group;
+mod host;
 mod layout;
+mod update;
+mod usage;
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
+use tracing::warn;
+
+pub(crate) use group::Group;
+pub(crate) use host::Host;
 pub use layout::CgroupLayout;
-use layout::Hierarchy;
+pub use usage::{BlockUsage, CpuUsage, MemoryUsage, PidsUsage, Usage};
 
 use crate::config::Resources;
-use crate::plan::limits::{self, Version, Write};
-use crate::plan::{CgroupView, HostView};
+use crate::plan::limits::oci::LinuxResources;
+use crate::plan::limits::{Version, common, writes};
+use crate::plan::{HostView, PlanError, limits};
+use host::put;
 
 /// A failed operation on cgroups.
 #[derive(Debug, thiserror::Error)]
@@ -25,14 +46,52 @@ pub enum CgroupError {
     /// The host has no cgroup filesystem mounted.
     #[error("no cgroup hierarchy is mounted")]
     None,
-    /// A limit needs a controller that this host does not offer (or has not delegated).
-    #[error("{field} needs the cgroup controller {controller:?}, which this host does not offer")]
+    /// A limit needs a controller that this host does not offer, or has not handed down.
+    #[error("{field} needs the cgroup controller {controller:?}, which {reason}")]
     Controller {
-        /// The field of the container's configuration.
+        /// The property that asks for it.
         field: &'static str,
         /// What is missing.
-        controller: &'static str,
+        controller: String,
+        /// Who does not have it, and why.
+        reason: String,
     },
+    /// A limit needs a file that this kernel's controller does not have.
+    #[error("{field} needs {path}, which this kernel does not have")]
+    File {
+        /// The property that asks for it.
+        field: &'static str,
+        /// What is missing.
+        path: PathBuf,
+    },
+    /// The kernel refuses a limit.
+    #[error("{field} is refused by {path}")]
+    Limit {
+        /// The property that asks for it.
+        field: &'static str,
+        /// Where it was written.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The limits cannot be, here or anywhere. Retrying does not help.
+    #[error(transparent)]
+    Refused(#[from] PlanError),
+    /// The kernel does not take the program that guards devices on cgroup v2.
+    #[error("guard devices by eBPF")]
+    Devices(#[source] io::Error),
+    /// A memory limit that was to be checked first.
+    #[error("{used} bytes of memory are in use, more than the new limit of {limit}")]
+    InUse {
+        /// Bytes.
+        used: u64,
+        /// Bytes.
+        limit: u64,
+    },
+    /// The place is somebody else's: processes are there, or it is frozen.
+    #[error("cgroup {0} is in use already")]
+    Taken(PathBuf),
     /// A file or directory operation failed. Retrying may help.
     #[error("{operation} cgroup {path}")]
     Io {
@@ -54,100 +113,92 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Cgr
     move |source| CgroupError::Io { operation, path, source }
 }
 
-/// The cgroups of one engine.
+/// The cgroups of one engine, or any place below which containers have theirs.
 #[derive(Debug, Clone)]
 pub(crate) struct Cgroups {
-    layout: CgroupLayout,
-    hierarchies: Vec<Hierarchy>,
-    /// `shoal-<engine id>`
-    name: String,
+    host: Host,
+    /// `shoal-<engine id>`; nothing below it but what is an engine's.
+    engine: PathBuf,
+    /// The parent of the containers' cgroups.
+    tasks: PathBuf,
+    /// The usual device program: one for all containers. `None`: the kernel does not take it.
+    program: Arc<OnceLock<Option<OwnedFd>>>,
 }
 
 /// The parent of the containers' cgroups.
 const TASKS: &str = "task";
-
-/// What v2 must delegate downwards for the limits that containers may have.
-const DELEGATED: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
+/// The cgroup of the shims.
+const SHIMS: &str = "shims";
 
 impl Cgroups {
     /// Finds the host's hierarchies. Makes nothing.
     pub(crate) fn detect(engine_id: &str) -> Result<Cgroups, CgroupError> {
-        let path = Path::new("/proc/self/mountinfo");
-        let mountinfo = fs::read_to_string(path).map_err(failed("read", path))?;
-        let offered = |mount: &PathBuf| fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
-        let (layout, hierarchies) = layout::parse(&mountinfo, offered)?;
-        Ok(Cgroups { layout, hierarchies, name: format!("shoal-{engine_id}") })
+        let engine = PathBuf::from(format!("shoal-{engine_id}"));
+        Ok(Cgroups { host: Host::detect()?, tasks: engine.join(TASKS), engine, program: Arc::default() })
+    }
+
+    /// The same for containers whose cgroups are directly below `parent`, a relative path from the root of each
+    /// hierarchy. What is missing of it is made with the first container, and stays.
+    pub(crate) fn at(parent: &Path) -> Result<Cgroups, CgroupError> {
+        let (engine, tasks) = (parent.to_owned(), parent.to_owned());
+        Ok(Cgroups { host: Host::detect()?, engine, tasks, program: Arc::default() })
     }
 
     pub(crate) fn layout(&self) -> CgroupLayout {
-        self.layout
+        self.host.layout()
     }
 
     /// What the planner needs to know.
     pub(crate) fn host_view(&self) -> HostView {
-        let cgroups = match self.layout {
-            CgroupLayout::V2 => CgroupView::Unified,
-            CgroupLayout::V1 | CgroupLayout::Hybrid => CgroupView::Split(
-                self.hierarchies
-                    .iter()
-                    .filter_map(|hierarchy| {
-                        let name = hierarchy.mount.file_name()?.to_str()?.to_owned();
-                        Some(match hierarchy.version {
-                            Version::V1 => (name, "cgroup", hierarchy.controllers.clone()),
-                            Version::V2 => (name, "cgroup2", Vec::new()),
-                        })
-                    })
-                    .collect(),
-            ),
-        };
-        HostView { device_control: self.v1("devices").is_some(), cgroups }
+        self.host.view(self.host.v1("devices").is_some() || self.program().is_some())
     }
 
-    fn v1(&self, controller: &str) -> Option<&Hierarchy> {
-        let has = |h: &&Hierarchy| h.version == Version::V1 && h.controllers.iter().any(|c| c == controller);
-        self.hierarchies.iter().find(has)
+    /// The same for a container that has been created: whether its devices are guarded is looked up, not believed.
+    pub(crate) fn view_of(&self, id: &str) -> HostView {
+        self.host.view(devices::are_guarded(&self.host, &self.group(id)))
     }
 
-    fn v2(&self) -> Option<&Hierarchy> {
-        self.hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2)
+    fn program(&self) -> Option<&OwnedFd> {
+        let load =
+            || match limits::devices::rules(&[]).map_err(io::Error::other).and_then(|rules| devices::load(&rules)) {
+                Ok(program) => Some(program),
+                Err(error) => {
+                    warn!(%error, "no eBPF program can guard devices: containers get no CAP_MKNOD and no device nodes");
+                    None
+                }
+            };
+        self.program.get_or_init(load).as_ref()
     }
 
-    /// Where this controller is: v1 first, since a controller is in one of the two only.
-    fn holding(&self, controller: &str) -> Option<&Hierarchy> {
-        self.v1(controller)
-            .or_else(|| self.v2().filter(|hierarchy| hierarchy.controllers.iter().any(|c| c == controller)))
+    fn group(&self, id: &str) -> Group {
+        Group::new(self.host.clone(), self.tasks.join(id))
     }
 
-    fn version(&self, controller: &str) -> Version {
-        self.holding(controller).map_or(Version::V2, |hierarchy| hierarchy.version)
-    }
-
-    fn task_dir(&self, hierarchy: &Hierarchy, id: &str) -> PathBuf {
-        hierarchy.mount.join(&self.name).join(TASKS).join(id)
-    }
-
-    fn shims_dir(&self, hierarchy: &Hierarchy) -> PathBuf {
-        hierarchy.mount.join(&self.name).join("shims")
+    /// A container's directories, each with the name of its hierarchy; no name for the only one of a v2 host.
+    pub(crate) fn named_dirs(&self, id: &str) -> Vec<(String, PathBuf)> {
+        let group = self.group(id);
+        let named = self.host.homes().filter_map(|hierarchy| {
+            let name = match self.layout() {
+                CgroupLayout::V2 => String::new(),
+                _ => hierarchy.mount.file_name()?.to_str()?.to_owned(),
+            };
+            Some((name, group.dir(hierarchy)))
+        });
+        named.collect()
     }
 
     /// Makes the engine's own cgroups. Idempotent.
     pub(crate) fn ensure(&self) -> Result<(), CgroupError> {
-        for hierarchy in &self.hierarchies {
-            let engine = hierarchy.mount.join(&self.name);
-            let tasks = engine.join(TASKS);
+        for hierarchy in self.host.homes() {
+            host::make_all(hierarchy, &self.engine)?;
+            yield_to_others(&hierarchy.mount.join(&self.engine));
+            host::make_all(hierarchy, &self.tasks)?;
+            host::make_all(hierarchy, &self.engine.join(SHIMS))?;
             if hierarchy.version == Version::V2 {
-                delegate(&hierarchy.mount, &hierarchy.controllers);
+                let usual: Vec<&str> = self.host.usual().collect();
+                // What cannot be handed down shows when a limit needs it.
+                host::hand_down(&hierarchy.mount, &self.tasks.join("any"), &usual);
             }
-            make(hierarchy, &engine)?;
-            if hierarchy.version == Version::V2 {
-                delegate(&engine, &hierarchy.controllers);
-            }
-            yield_to_others(&engine);
-            make(hierarchy, &tasks)?;
-            if hierarchy.version == Version::V2 {
-                delegate(&tasks, &hierarchy.controllers);
-            }
-            make(hierarchy, &engine.join("shims"))?;
         }
         Ok(())
     }
@@ -155,125 +206,103 @@ impl Cgroups {
     /// Makes a container's cgroups and sets its limits. On failure [`Cgroups::remove`] takes back what was made.
     pub(crate) fn create(&self, id: &str, resources: &Resources) -> Result<(), CgroupError> {
         // The engine's own are there since the start, unless somebody cleaned up (a node that left, an administrator).
-        if self.hierarchies.iter().any(|hierarchy| !hierarchy.mount.join(&self.name).join(TASKS).is_dir()) {
+        if self.host.homes().any(|hierarchy| !hierarchy.mount.join(&self.tasks).is_dir()) {
             self.ensure()?;
         }
-        for hierarchy in &self.hierarchies {
-            make(hierarchy, &self.task_dir(hierarchy, id))?;
+        let (group, common) = (self.group(id), common(resources));
+        let list = writes(&common, self.host.shape())?;
+        if !group.make(&list)? {
+            // Nobody else has names below ours: it is what is left of a container that is no more.
+            let deadline = Instant::now() + group::LEFTOVER;
+            if !group.kill_all(deadline) {
+                return Err(CgroupError::Taken(self.tasks.join(id)));
+            }
+            group.remove(deadline)?;
+            group.make(&list)?;
         }
-        let mut writes = limits::writes(resources, |controller| self.version(controller));
-        if self.v1("devices").is_some() {
-            writes.extend(limits::device_writes());
-        }
-        for write in &writes {
-            self.write(id, write)?;
-        }
-        Ok(())
-    }
-
-    fn write(&self, id: &str, write: &Write) -> Result<(), CgroupError> {
-        let missing = CgroupError::Controller { field: write.field, controller: write.controller };
-        let Some(hierarchy) = self.holding(write.controller) else { return Err(missing) };
-        let path = self.task_dir(hierarchy, id).join(write.file);
-        match fs::write(&path, &write.value) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && write.optional => Ok(()),
-            // v2: the controller is there, but was not handed down to us.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !path.exists() => Err(missing),
-            other => other.map_err(failed("write", &path)),
+        group.write(&list)?;
+        let is_v2 = self.host.v1("devices").is_none();
+        match (common.devices.is_empty() && is_v2, self.program()) {
+            (true, Some(program)) => devices::attach(&self.host, &group, program.as_fd()),
+            // Then the planner withholds what would need a guard.
+            (true, None) => Ok(()),
+            (false, _) => devices::guard(&self.host, &group, &limits::devices::rules(&common.devices)?),
         }
     }
 
-    /// The `cgroup.procs` files of a container, and the directory of its v2 cgroup: a process that is cloned into that
-    /// one need not be moved there.
+    /// Makes the cgroups of a container that is not an engine's: see [`Group::create`].
+    pub(crate) fn create_for_bundle(&self, name: &str, resources: &LinuxResources) -> Result<(), CgroupError> {
+        self.group(name).create(resources)
+    }
+
+    /// See [`Group::update`].
+    pub(crate) fn update(&self, id: &str, resources: &LinuxResources) -> Result<(), CgroupError> {
+        self.group(id).update(resources)
+    }
+
+    /// See [`Group::entrances`].
     pub(crate) fn entrances(&self, id: &str) -> (Vec<PathBuf>, Option<PathBuf>) {
-        let v1 = self.hierarchies.iter().filter(|hierarchy| hierarchy.version == Version::V1);
-        let files = v1.map(|hierarchy| self.task_dir(hierarchy, id).join("cgroup.procs")).collect();
-        (files, self.v2().map(|hierarchy| self.task_dir(hierarchy, id)))
+        self.group(id).entrances()
     }
 
-    /// Moves the calling process among the shims.
+    /// Moves the calling process, which must have one thread, among the shims.
     pub(crate) fn enter_shims(&self) -> Result<(), CgroupError> {
-        for hierarchy in &self.hierarchies {
-            let path = self.shims_dir(hierarchy).join("cgroup.procs");
-            fs::write(&path, "0").map_err(failed("enter", &path))?;
+        let (tasks, unified) = Group::new(self.host.clone(), self.engine.join(SHIMS)).entrances();
+        for path in tasks.into_iter().chain(unified.map(|dir| dir.join("cgroup.procs"))) {
+            put(&path, "0").map_err(failed("enter", &path))?;
         }
         Ok(())
     }
 
     /// Whether the kernel's OOM killer has killed inside of this container's cgroup.
     pub(crate) fn oom_killed(&self, id: &str) -> bool {
-        let Some(hierarchy) = self.holding("memory") else { return false };
-        let file = match hierarchy.version {
-            Version::V1 => "memory.oom_control",
-            Version::V2 => "memory.events",
-        };
-        let text = fs::read_to_string(self.task_dir(hierarchy, id).join(file)).unwrap_or_default();
-        text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
+        self.group(id).oom_kills() > 0
     }
 
-    /// Every process of the container, as the reader's pid namespace numbers them.
+    /// What a container has used.
+    pub(crate) fn usage(&self, id: &str) -> Usage {
+        self.group(id).usage()
+    }
+
+    /// See [`Group::freeze`].
+    pub(crate) fn freeze(&self, id: &str) -> Result<(), CgroupError> {
+        self.group(id).freeze()
+    }
+
+    /// See [`Group::thaw`].
+    pub(crate) fn thaw(&self, id: &str) -> Result<(), CgroupError> {
+        self.group(id).thaw()
+    }
+
+    /// See [`Group::is_frozen`].
+    pub(crate) fn is_frozen(&self, id: &str) -> bool {
+        self.group(id).is_frozen()
+    }
+
+    /// See [`Group::processes`].
     pub(crate) fn processes(&self, id: &str) -> Vec<u32> {
-        let mut pids: Vec<u32> = Vec::new();
-        for hierarchy in &self.hierarchies {
-            collect_processes(&self.task_dir(hierarchy, id), 0, &mut pids);
-        }
-        pids.sort_unstable();
-        pids.dedup();
-        pids
+        self.group(id).processes()
     }
 
-    /// Sends SIGKILL to every process of the container, also to those that it is just forking.
+    /// See [`Group::kill`].
     pub(crate) fn kill(&self, id: &str) {
-        if let Some(hierarchy) = self.v2()
-            && fs::write(self.task_dir(hierarchy, id).join("cgroup.kill"), "1").is_ok()
-        {
-            return;
-        }
-        // Frozen, nothing forks while the list is read. SIGKILL takes effect at the thaw.
-        let freezer = self.v1("freezer").map(|h| self.task_dir(h, id).join("freezer.state"));
-        if let Some(state) = &freezer {
-            let _ = fs::write(state, "FROZEN");
-        }
-        for pid in self.processes(id) {
-            if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-        }
-        if let Some(state) = &freezer {
-            let _ = fs::write(state, "THAWED");
-        }
+        self.group(id).kill();
     }
 
-    /// Kills until nothing is left, at the latest until the deadline. `true` when the cgroup is empty.
+    /// See [`Group::kill_all`].
     pub(crate) fn kill_all(&self, id: &str, deadline: Instant) -> bool {
-        let mut pause = Duration::from_micros(500);
-        loop {
-            if self.processes(id).is_empty() {
-                return true;
-            }
-            self.kill(id);
-            if Instant::now() >= deadline {
-                return self.processes(id).is_empty();
-            }
-            // Exits are asynchronous and cgroup v1 has no event for them.
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
-        }
+        self.group(id).kill_all(deadline)
     }
 
-    /// Removes a container's cgroups, with those that it made itself. Idempotent; waits while they are in use.
+    /// See [`Group::remove`].
     pub(crate) fn remove(&self, id: &str, deadline: Instant) -> Result<(), CgroupError> {
-        for hierarchy in &self.hierarchies {
-            remove_tree(&self.task_dir(hierarchy, id), deadline)?;
-        }
-        Ok(())
+        self.group(id).remove(deadline)
     }
 
     /// Removes the engine's cgroups, when no container and no shim is left.
     pub(crate) fn remove_engine(&self, deadline: Instant) -> Result<(), CgroupError> {
-        for hierarchy in &self.hierarchies {
-            remove_tree(&hierarchy.mount.join(&self.name), deadline)?;
+        for hierarchy in self.host.hierarchies() {
+            group::remove_tree(&hierarchy.mount.join(&self.engine), deadline, 0)?;
         }
         Ok(())
     }
@@ -281,21 +310,14 @@ impl Cgroups {
     /// The containers that have cgroups.
     pub(crate) fn containers(&self) -> Vec<String> {
         let mut ids: Vec<String> = Vec::new();
-        for hierarchy in &self.hierarchies {
-            let Ok(entries) = fs::read_dir(hierarchy.mount.join(&self.name).join(TASKS)) else { continue };
+        for hierarchy in self.host.hierarchies() {
+            let Ok(entries) = fs::read_dir(hierarchy.mount.join(&self.tasks)) else { continue };
             let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
             ids.extend(dirs.filter_map(|entry| entry.file_name().into_string().ok()));
         }
         ids.sort_unstable();
         ids.dedup();
         ids
-    }
-}
-
-/// Hands down what can be handed down. What cannot shows when a limit needs it.
-fn delegate(dir: &Path, offered: &[String]) {
-    for controller in DELEGATED.iter().filter(|name| offered.iter().any(|offered| offered == *name)) {
-        let _ = fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
     }
 }
 
@@ -307,68 +329,10 @@ fn yield_to_others(dir: &Path) {
         let path = dir.join(file);
         if fs::read_to_string(&path).is_ok_and(|value| value.trim() == usual) {
             // Without it tasks only weigh more.
-            let _ = fs::write(&path, ours);
+            let _ = put(&path, ours);
         }
     }
 }
 
-fn make(hierarchy: &Hierarchy, dir: &Path) -> Result<(), CgroupError> {
-    match fs::create_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        other => other.map_err(failed("create", dir))?,
-    }
-    if hierarchy.version == Version::V1 && hierarchy.controllers.iter().any(|name| name == "cpuset") {
-        inherit_cpuset(dir)?;
-    }
-    Ok(())
-}
-
-/// A fresh v1 cpuset has no CPU and no memory, and takes no process until it has.
-fn inherit_cpuset(dir: &Path) -> Result<(), CgroupError> {
-    for file in ["cpuset.cpus", "cpuset.mems"] {
-        let (own, parent) = (dir.join(file), dir.parent().unwrap_or(dir).join(file));
-        if fs::read_to_string(&own).map_err(failed("read", &own))?.trim().is_empty() {
-            let value = fs::read_to_string(&parent).map_err(failed("read", &parent))?;
-            fs::write(&own, value.trim()).map_err(failed("write", &own))?;
-        }
-    }
-    Ok(())
-}
-
-/// A container with its own cgroup mount could make deeper ones; nobody nests hundreds.
-const MAX_DEPTH: usize = 64;
-
-fn collect_processes(dir: &Path, depth: usize, pids: &mut Vec<u32>) {
-    let Ok(text) = fs::read_to_string(dir.join("cgroup.procs")) else { return };
-    pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
-    for child in children(dir).into_iter().filter(|_| depth < MAX_DEPTH) {
-        collect_processes(&child, depth + 1, pids);
-    }
-}
-
-fn children(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    dirs.map(|entry| entry.path()).collect()
-}
-
-fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), CgroupError> {
-    let mut pause = Duration::from_micros(500);
-    loop {
-        match fs::remove_dir(dir) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
-            Err(error) => return Err(failed("remove", dir)(error)),
-        }
-        for child in children(dir) {
-            remove_tree(&child, deadline)?;
-        }
-        if Instant::now() >= deadline {
-            return Err(CgroupError::Busy(dir.to_owned()));
-        }
-        // A cgroup stays busy for a moment after its last process has gone.
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(20));
-    }
-}
+#[cfg(test)]
+mod tests;

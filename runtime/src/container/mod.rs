@@ -10,6 +10,7 @@ mod create;
 mod delete;
 mod monitor;
 mod runtime;
+mod update;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

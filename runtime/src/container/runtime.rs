@@ -23,7 +23,7 @@ use crate::stored::{names, time_from};
 /// Runs containers. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub struct Runtime {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 /// A container that waits for its start.
@@ -38,7 +38,7 @@ pub struct Created {
 /// Records on their way to a reader of logs.
 const LOG_BUFFER: usize = 256;
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
 ) -> Result<T, RuntimeError> {
     match tokio::task::spawn_blocking(work).await {
@@ -122,8 +122,17 @@ impl Runtime {
         if let Some(exit) = container.exit() {
             return Ok(exit);
         }
-        let (inner, id) = (Arc::clone(&self.inner), container.id.clone());
-        let empty = blocking(move || Ok(inner.cgroups.kill_all(&id, Instant::now() + DEADLINE))).await?;
+        let (inner, killed) = (Arc::clone(&self.inner), Arc::clone(container));
+        let empty = blocking(move || {
+            if inner.cgroups.processes(&killed.id).is_empty() {
+                // It lives, but somebody took it out of its cgroups. All others of its pid namespace die with the first.
+                if let Err(error) = inner.ask(&killed, "to signal", Ask::Signal(Signal::KILL.number()), &[]) {
+                    debug!(container.id = killed.id, %error, "kill");
+                }
+            }
+            Ok(inner.cgroups.kill_all(&killed.id, Instant::now() + DEADLINE))
+        })
+        .await?;
         match exited(container, DEADLINE).await {
             Some(exit) if empty => Ok(exit),
             _ => Err(RuntimeError::Unkillable(container.id.clone())),

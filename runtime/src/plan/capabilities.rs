@@ -100,8 +100,8 @@ pub(crate) fn bits(field: &'static str, list: &[String]) -> Result<u64, PlanErro
 
 /// The bounding set as a bit mask.
 ///
-/// Without a device controller (cgroup v2 guards devices by eBPF, which this runtime does not load) a process that
-/// could make device nodes could open the host's disks, so CAP_MKNOD is withheld there and refused by name.
+/// Where nothing guards devices (cgroup v1 without its controller, v2 on a kernel that takes no eBPF program) a process
+/// that could make device nodes could open the host's disks, so CAP_MKNOD is withheld there and refused by name.
 pub(super) fn mask(wish: &Capabilities, device_control: bool) -> Result<u64, PlanError> {
     let all = (1u64 << NAMES.len()) - 1;
     let is_all = |name: &String| name.eq_ignore_ascii_case("ALL");

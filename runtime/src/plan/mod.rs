@@ -29,8 +29,8 @@ use crate::config::ContainerConfig;
 /// What the plan needs to know of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct HostView {
-    /// A device controller (cgroup v1) guards device nodes. Without one, CAP_MKNOD is withheld and nodes in the
-    /// image are dead.
+    /// Device nodes are guarded, by v1's controller or a program on the v2 cgroup. Without a guard, CAP_MKNOD is
+    /// withheld and nodes in the image are dead.
     pub(crate) device_control: bool,
     /// What appears below `/sys/fs/cgroup`.
     pub(crate) cgroups: CgroupView,

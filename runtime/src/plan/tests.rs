@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Mount, MountKind, Propagation, Resources, Ulimit};
-use crate::plan::limits::{Version, writes};
+use crate::config::{Mount, MountKind, Propagation, Ulimit};
 
 fn config() -> ContainerConfig {
     ContainerConfig {
@@ -206,33 +205,6 @@ fn refusals_name_the_field() {
     refused(|c| c.capabilities.add = vec!["FLY".into()], "unknown capability");
     refused(|c| c.tty = true, "tty is not supported");
     refused(|c| c.init = true, "init is not supported");
-}
-
-#[test]
-fn limits_of_both_versions() {
-    let resources = Resources {
-        cpu_limit_nanos: Some(1_500_000_000),
-        cpu_reservation_nanos: Some(1_000_000_000),
-        memory_limit: Some(100 << 20),
-        memory_reservation: Some(1 << 20),
-        pids_limit: Some(7),
-    };
-    let story = |version| {
-        let list = writes(&resources, |_| version);
-        list.iter().map(|write| format!("{}={}", write.file, write.value)).collect::<Vec<_>>().join(" ")
-    };
-    assert_eq!(
-        story(Version::V1),
-        "cpu.cfs_period_us=100000 cpu.cfs_quota_us=150000 cpu.shares=1024 memory.limit_in_bytes=104857600 \
-        memory.memsw.limit_in_bytes=104857600 memory.soft_limit_in_bytes=1048576 pids.max=7"
-    );
-    assert_eq!(
-        story(Version::V2),
-        "cpu.max=150000 100000 cpu.weight=100 memory.max=104857600 memory.swap.max=0 memory.low=1048576 pids.max=7"
-    );
-    let tiny = Resources { cpu_limit_nanos: Some(1_000_000), cpu_reservation_nanos: Some(1), ..Resources::default() };
-    let list = writes(&tiny, |_| Version::V1);
-    assert_eq!(list.iter().map(|write| write.value.as_str()).collect::<Vec<_>>(), ["100000", "1000", "2"]);
 }
 
 proptest! {

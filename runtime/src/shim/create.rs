@@ -52,7 +52,7 @@ pub(super) fn create(arguments: Arguments) -> Result<Made, Box<Failed>> {
     let children = sys::child_events().map_err(|errno| prepare(io::Error::from_raw_os_error(errno)))?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|e| prepare(e.into()))?;
     let config = read_config(&arguments.dir)?;
-    let plan = plan::plan(&config, &arguments.dir, &cgroups.host_view())
+    let plan = plan::plan(&config, &arguments.dir, &cgroups.view_of(&config.id))
         .map_err(|error| failed(Step::Prepare, "", &io::Error::other(error.to_string())))?;
     let listener = listen(&arguments.socket).map_err(prepare)?;
     let (prepared, ends) = prepare_child(&arguments.dir, &config.id, &cgroups, plan).map_err(prepare)?;

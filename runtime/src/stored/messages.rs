@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use crate::config::{
     Capabilities, ContainerConfig, EtcFiles, LogConfig, Mount, MountKind, Propagation, Resources, Ulimit,
 };
+use crate::plan::limits::oci::LinuxResources;
 
 /// Written by the daemon before anything else of a container exists.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -161,6 +162,9 @@ pub(crate) struct StoredConfig {
     init: bool,
     #[prost(bool, tag = "29")]
     tty: bool,
+    /// `linux.resources` in the JSON of the OCI runtime specification; empty when it says nothing.
+    #[prost(string, tag = "240")]
+    oci_resources: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -264,7 +268,23 @@ pub(crate) fn config_into(config: &ContainerConfig) -> StoredConfig {
         log_max_files: config.log.max_files,
         init: config.init,
         tty: config.tty,
+        oci_resources: oci_into(&config.resources.oci),
     }
+}
+
+fn oci_into(resources: &LinuxResources) -> String {
+    if *resources == LinuxResources::default() {
+        return String::new();
+    }
+    // Plain data: there is nothing in it that could not be written.
+    serde_json::to_string(resources).unwrap_or_default()
+}
+
+fn oci_from(text: &str) -> Result<LinuxResources, String> {
+    if text.is_empty() {
+        return Ok(LinuxResources::default());
+    }
+    serde_json::from_str(text).map_err(|error| format!("resources: {error}"))
 }
 
 /// The configuration that was stored.
@@ -288,6 +308,7 @@ pub(crate) fn config_from(stored: StoredConfig) -> Result<ContainerConfig, Strin
             memory_limit: stored.memory_limit,
             memory_reservation: stored.memory_reservation,
             pids_limit: stored.pids_limit,
+            oci: oci_from(&stored.oci_resources)?,
         },
         capabilities: Capabilities { add: stored.capabilities_add, drop: stored.capabilities_drop },
         no_new_privileges: stored.no_new_privileges,

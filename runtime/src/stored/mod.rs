@@ -242,6 +242,7 @@ mod tests {
                 memory_limit: Some(3),
                 memory_reservation: Some(4),
                 pids_limit: Some(5),
+                oci: serde_json::from_str(r#"{"cpu": {"cpus": "0"}, "unified": {"memory.high": "7"}}"#).unwrap(),
             },
             capabilities: Capabilities { add: vec!["A".into()], drop: vec!["B".into()] },
             no_new_privileges: true,

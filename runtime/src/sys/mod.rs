@@ -4,10 +4,14 @@
 //! close-on-exec.
 #![allow(unsafe_code)]
 
+mod bpf;
+
 use std::ffi::{CStr, CString, c_char, c_int, c_long};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+
+pub(crate) use bpf::{attach_device_program, device_programs, load_device_program};
 
 /// A kernel error number, as plain data: it is sent over a pipe.
 pub(crate) type Errno = i32;

@@ -84,9 +84,8 @@ fn capabilities() {
         fixture.run(config).1
     };
     let plain = status("c1", &|_| {});
-    // Docker's number; without a device controller CAP_MKNOD is missing from it.
-    let default =
-        if fixture.cgroup_file("c1", "devices.list").is_some() { "00000000a80425fb" } else { "00000000a00425fb" };
+    // Docker's number.
+    let default = "00000000a80425fb";
     for set in ["CapPrm", "CapEff", "CapBnd"] {
         assert_eq!(field(&plain, set), default, "{set}");
     }
@@ -233,7 +232,7 @@ fn devices() {
     let fixture = Fixture::new();
     let words = "mknod /disk then write /dev/null x then cat /dev/null then write /dev/full x";
     let (_, output) = fixture.run(fixture.config("dev", words));
-    assert!(output.contains("open Err(PermissionDenied)") || output.contains("mknod Err"), "{output}");
+    assert!(output.contains("mknod Ok(()) open Err(PermissionDenied)"), "{output}");
     assert!(output.contains("wrote /dev/null\nwrite /dev/full: No space left"), "{output}");
 }
 

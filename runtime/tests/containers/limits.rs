@@ -1,8 +1,11 @@
 //! Limits, as the kernel has them.
 
-use runtime::{CgroupError, ContainerConfig, Resources, RuntimeError, Ulimit};
+use std::fs;
+use std::process::{Command, Stdio};
 
-use super::fixture::{Fixture, chain};
+use runtime::{CgroupError, ContainerConfig, LinuxResources, Resources, RuntimeError, Ulimit};
+
+use super::fixture::{Fixture, alive, cgroup_mounts, chain};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("limits::cgroup_files", cgroup_files),
@@ -10,6 +13,15 @@ pub const TESTS: &[(&str, fn())] = &[
     ("limits::too_many_processes", too_many_processes),
     ("limits::resource_limits", resource_limits),
     ("limits::too_small_for_anything", refused_limits),
+    ("limits::of_a_running_container", of_a_running_container),
+    ("limits::processors", processors),
+    ("limits::block_devices", block_devices),
+    ("limits::huge_pages", huge_pages),
+    ("limits::files_of_version_2", files_of_version_2),
+    ("limits::devices_by_rules", devices_by_rules),
+    ("limits::what_cannot_be_had_is_named", what_cannot_be_had_is_named),
+    ("limits::a_container_without_its_cgroups", a_container_without_its_cgroups),
+    ("limits::a_cgroup_that_is_taken", a_cgroup_that_is_taken),
 ];
 
 /// Starts it, unless this host lacks a controller that its limits need: then that must be said.
@@ -38,6 +50,7 @@ fn cgroup_files() {
         memory_limit: Some(64 << 20),
         memory_reservation: Some(32 << 20),
         pids_limit: Some(20),
+        ..Resources::default()
     };
     let Some(pid) = start(&fixture, config) else { return };
     let file = |name: &str| fixture.cgroup_file("limited", name);
@@ -63,7 +76,7 @@ fn cgroup_files() {
     let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let place = format!("/shoal-{}/task/limited", fixture.config.engine_id);
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    for controller in ["cpu", "memory", "pids", "devices", "freezer", "name=systemd", ""] {
+    for controller in ["cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "blkio", "name=systemd", ""] {
         let fs = if controller.is_empty() { " cgroup2 " } else { " cgroup " };
         let is_mounted = mounts.lines().any(|line| line.contains(fs) && line.contains(controller));
         let line =
@@ -124,4 +137,242 @@ fn refused_limits() {
     let error = fixture.tokio.block_on(fixture.runtime().create(config)).unwrap_err();
     assert!(matches!(error, RuntimeError::InvalidConfig(_)), "{}", chain(&error));
     assert!(error.to_string().contains("resources.memory_limit"));
+}
+
+fn oci(json: &str) -> LinuxResources {
+    serde_json::from_str(json).unwrap()
+}
+
+fn with(fixture: &Fixture, id: &str, words: &str, json: &str) -> ContainerConfig {
+    let mut config = fixture.config(id, words);
+    config.resources.oci = oci(json);
+    config
+}
+
+/// The hierarchies of this host have files of version 2 alone.
+fn is_v2() -> bool {
+    cgroup_mounts().iter().all(|mount| mount.join("cgroup.controllers").exists())
+}
+
+fn update(fixture: &Fixture, id: &str, json: &str) -> Result<(), RuntimeError> {
+    fixture.tokio.block_on(fixture.runtime().update(id, oci(json)))
+}
+
+fn of_a_running_container() {
+    let fixture = Fixture::new();
+    let mut config = fixture.config("changing", "sleep");
+    config.resources.memory_limit = Some(64 << 20);
+    config.resources.pids_limit = Some(20);
+    config.resources.cpu_limit_nanos = Some(500_000_000);
+    if start(&fixture, config).is_none() {
+        return;
+    }
+    let file = |name: &str| fixture.cgroup_file("changing", name);
+    // More of everything, and swap as before: none.
+    update(
+        &fixture,
+        "changing",
+        r#"{"memory": {"limit": 134217728}, "pids": {"limit": 30}, "cpu": {"period": 50000}}"#,
+    )
+    .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(file("memory.limit_in_bytes").or_else(|| file("memory.max")).as_deref(), Some("134217728"));
+    if let Some(both) = file("memory.memsw.limit_in_bytes") {
+        assert_eq!(both, "134217728");
+    }
+    if let Some(swap) = file("memory.swap.max") {
+        assert_eq!(swap, "0");
+    }
+    assert_eq!(file("pids.max").as_deref(), Some("30"));
+    match file("cpu.max") {
+        Some(max) => assert_eq!(max, "50000 50000"),
+        None => assert_eq!(
+            (file("cpu.cfs_quota_us").unwrap(), file("cpu.cfs_period_us").unwrap()),
+            ("50000".into(), "50000".into())
+        ),
+    }
+    // Less again, also below what memory and swap were together.
+    update(&fixture, "changing", r#"{"memory": {"limit": 33554432, "swap": 67108864}}"#).unwrap();
+    update(&fixture, "changing", r#"{"memory": {"limit": 100663296, "swap": 201326592}}"#).unwrap();
+    assert_eq!(file("memory.limit_in_bytes").or_else(|| file("memory.max")).as_deref(), Some("100663296"));
+    // One that cannot be had: the other is as it was.
+    let error =
+        update(&fixture, "changing", r#"{"pids": {"limit": 40}, "hugepageLimits": [{"pageSize": "3MB", "limit": 0}]}"#)
+            .unwrap_err();
+    assert!(
+        matches!(error, RuntimeError::Cgroup(CgroupError::File { .. } | CgroupError::Controller { .. })),
+        "{error}"
+    );
+    assert!(chain(&error).contains("hugepageLimits"), "{}", chain(&error));
+    assert_eq!(file("pids.max").as_deref(), Some("30"));
+    let error = update(&fixture, "changing", r#"{"memory": {"limit": 4096, "checkBeforeUpdate": true}}"#).unwrap_err();
+    assert!(matches!(error, RuntimeError::Cgroup(CgroupError::InUse { limit: 4096, .. })), "{}", chain(&error));
+    fixture.tokio.block_on(fixture.runtime().stop("changing", None, std::time::Duration::ZERO)).unwrap();
+    assert!(matches!(update(&fixture, "changing", "{}"), Err(RuntimeError::WrongState { .. })));
+}
+
+fn processors() {
+    let fixture = Fixture::new();
+    let json = r#"{"cpu": {"cpus": "0", "mems": "0", "shares": 512}}"#;
+    let config = with(&fixture, "placed", "cat /proc/self/status", json);
+    if start(&fixture, config).is_none() {
+        return;
+    }
+    fixture.wait("placed");
+    let output = fixture.output("placed");
+    assert!(output.contains("Cpus_allowed_list:\t0\n"), "{output}");
+    match fixture.cgroup_file("placed", "cpu.shares") {
+        Some(shares) => assert_eq!(shares, "512"),
+        None => assert_eq!(fixture.cgroup_file("placed", "cpu.weight").as_deref(), Some("59")),
+    }
+}
+
+/// A block device of this machine; only disks have bounds, not their parts.
+fn disk() -> Option<(u32, u32)> {
+    fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
+        let number = fs::read_to_string(entry.path().join("dev")).ok()?;
+        let (major, minor) = number.trim().split_once(':')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    })
+}
+
+fn block_devices() {
+    let Some((major, minor)) = disk() else {
+        println!("skipping: this machine has no block device");
+        return;
+    };
+    let fixture = Fixture::new();
+    let rate = |rate: u32| format!(r#"[{{"major": {major}, "minor": {minor}, "rate": {rate}}}]"#);
+    let json = format!(
+        r#"{{"blockIO": {{"throttleReadBpsDevice": {}, "throttleWriteIOPSDevice": {}}}}}"#,
+        rate(1_048_576),
+        rate(77)
+    );
+    if start(&fixture, with(&fixture, "slow", "sleep", &json)).is_none() {
+        return;
+    }
+    let file = |name: &str| fixture.cgroup_file("slow", name);
+    match file("io.max") {
+        Some(max) => assert_eq!(max, format!("{major}:{minor} rbps=1048576 wbps=max riops=max wiops=77")),
+        None => {
+            assert_eq!(file("blkio.throttle.read_bps_device"), Some(format!("{major}:{minor} 1048576")));
+            assert_eq!(file("blkio.throttle.write_iops_device"), Some(format!("{major}:{minor} 77")));
+        }
+    }
+    let json = format!(r#"{{"blockIO": {{"throttleReadBpsDevice": {}}}}}"#, rate(0));
+    update(&fixture, "slow", &json).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    match file("io.max") {
+        Some(max) => assert_eq!(max, format!("{major}:{minor} rbps=max wbps=max riops=max wiops=77")),
+        None => assert_eq!(file("blkio.throttle.read_bps_device").as_deref(), Some("")),
+    }
+}
+
+fn huge_pages() {
+    let fixture = Fixture::new();
+    let json = r#"{"hugepageLimits": [{"pageSize": "2MB", "limit": 4194304}]}"#;
+    if start(&fixture, with(&fixture, "huge", "sleep", json)).is_none() {
+        return;
+    }
+    let file = |name: &str| fixture.cgroup_file("huge", name);
+    let limit = file("hugetlb.2MB.limit_in_bytes").or_else(|| file("hugetlb.2MB.max"));
+    assert_eq!(limit.as_deref(), Some("4194304"));
+}
+
+fn files_of_version_2() {
+    let fixture = Fixture::new();
+    let config =
+        with(&fixture, "unified", "sleep", r#"{"unified": {"memory.high": "33554432", "cgroup.max.depth": "3"}}"#);
+    match fixture.tokio.block_on(fixture.runtime().create(config)) {
+        Ok(_) => {
+            assert_eq!(fixture.cgroup_file("unified", "memory.high").as_deref(), Some("33554432"));
+            assert_eq!(fixture.cgroup_file("unified", "cgroup.max.depth").as_deref(), Some("3"));
+        }
+        Err(error) => {
+            let text = chain(&error);
+            let has_v2 = cgroup_mounts().iter().any(|mount| mount.join("cgroup.controllers").exists());
+            let expected = if has_v2 { "needs the cgroup controller \"memory\"" } else { "unified on cgroup v1" };
+            assert!(text.contains(expected), "{text}");
+            assert_eq!(fixture.leftovers(), Default::default());
+        }
+    }
+}
+
+fn devices_by_rules() {
+    let fixture = Fixture::new();
+    let words = "node /zero 1 5 r then node /log 1 11 w then node /log 1 11 r then node /memory 1 1 r";
+    let (_, output) = fixture.run(fixture.config("usual", words));
+    let denied = "permission denied";
+    let lines = |log: &str| {
+        format!(
+            "node 1:5 made true r open\nnode 1:11 made true w {log}\nnode 1:11 made true r {denied}\nnode 1:1 made true r {denied}\n"
+        )
+    };
+    assert_eq!(output, lines(denied));
+    let json =
+        r#"{"devices": [{"allow": false}, {"allow": true, "type": "c", "major": 1, "minor": 11, "access": "w"}]}"#;
+    let (_, output) = fixture.run(with(&fixture, "writer", words, json));
+    assert_eq!(output, lines("open"));
+}
+
+fn what_cannot_be_had_is_named() {
+    let fixture = Fixture::new();
+    let refused = |json: &str| {
+        let config = with(&fixture, "refused", "sleep", json);
+        let error = fixture.tokio.block_on(fixture.runtime().create(config)).unwrap_err();
+        assert_eq!(fixture.leftovers(), Default::default());
+        chain(&error)
+    };
+    assert!(refused(r#"{"memory": {"kernel": 1048576}}"#).contains("memory.kernel is not supported"));
+    assert!(refused(r#"{"rdma": {"mlx": {"hcaHandles": 1}}}"#).contains("rdma"));
+    assert!(refused(r#"{"cpu": {"cpus": "4000"}}"#).contains("cpu.cpus"));
+    if is_v2() {
+        assert!(refused(r#"{"memory": {"swappiness": 1}}"#).contains("memory.swappiness on cgroup v2"));
+        assert!(refused(r#"{"network": {"classID": 1}}"#).contains("network.classID on cgroup v2"));
+    } else {
+        assert!(refused(r#"{"network": {"classID": 1}}"#).contains("network.classID"));
+    }
+}
+
+/// Somebody takes a running container out of its cgroups and removes them: it can still be stopped and deleted.
+fn a_container_without_its_cgroups() {
+    let fixture = Fixture::new();
+    let pid = fixture.start(fixture.config("adrift", "sleep"));
+    for mount in cgroup_mounts() {
+        let dir = mount.join(format!("shoal-{}", fixture.config.engine_id)).join("task/adrift");
+        if dir.is_dir() {
+            fs::write(mount.join("cgroup.procs"), pid.to_string()).unwrap();
+            super::fixture::until("an empty cgroup", || fs::remove_dir(&dir).is_ok());
+        }
+    }
+    let error = update(&fixture, "adrift", r#"{"pids": {"limit": 3}}"#).unwrap_err();
+    assert!(matches!(error, RuntimeError::Cgroup(_)), "{}", chain(&error));
+    assert!(alive(pid));
+    let exit = fixture.tokio.block_on(fixture.runtime().stop("adrift", None, std::time::Duration::ZERO)).unwrap();
+    assert_eq!((exit.code, exit.signal), (137, Some(9)));
+    assert!(!alive(pid));
+    fixture.tokio.block_on(fixture.runtime().delete("adrift")).unwrap();
+    assert_eq!(fixture.leftovers(), Default::default());
+}
+
+/// What a container that is no more has left under a name goes away when the name is given again.
+fn a_cgroup_that_is_taken() {
+    let fixture = Fixture::new();
+    let mut stray = Command::new("/proc/self/exe").args(["payload", "sleep"]).stdout(Stdio::null()).spawn().unwrap();
+    let mut places = 0;
+    for mount in cgroup_mounts() {
+        let tasks = mount.join(format!("shoal-{}", fixture.config.engine_id)).join("task");
+        let dir = tasks.join("name");
+        if !tasks.is_dir() || mount.join("cpuset.cpus").exists() {
+            continue;
+        }
+        fs::create_dir_all(dir.join("below")).unwrap();
+        fs::write(dir.join("below/cgroup.procs"), stray.id().to_string()).unwrap();
+        places += 1;
+    }
+    assert!(places > 0);
+    let pid = fixture.start(fixture.config("name", "sleep"));
+    use std::os::unix::process::ExitStatusExt;
+    assert_eq!(stray.wait().unwrap().signal(), Some(9));
+    assert!(alive(pid));
+    fixture.tokio.block_on(fixture.runtime().delete("name")).unwrap();
+    assert_eq!(fixture.leftovers(), Default::default());
 }

@@ -6,6 +6,7 @@
 
 mod fixture;
 mod isolation;
+mod kernel;
 mod layouts;
 mod lifecycle;
 mod limits;
@@ -27,6 +28,9 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|first| first == "payload") {
         return payload::run(&args[1..]);
+    }
+    if std::process::id() == 1 && args.first().is_some_and(|first| first == "kernel") {
+        kernel::first_process(&args[1..]);
     }
     if let Some(layout) = args.first().and_then(|first| first.strip_prefix("layout=")) {
         layouts::pretend(layout);

@@ -64,9 +64,28 @@ fn act(verb: &str, args: &[String]) -> Option<u8> {
             let opened = std::fs::File::open(first()).map(drop).map_err(|error| error.kind());
             println!("mknod {status:?} open {opened:?}");
         }
+        "node" => println!("{}", node(args)),
         other => panic!("unknown verb {other}"),
     }
     None
+}
+
+/// `node <path> <major> <minor> <r|w>`: makes a character device and opens it.
+fn node(args: &[String]) -> String {
+    let [path, major, minor, how] = args else { panic!("node: four arguments") };
+    let number = |text: &String| text.parse::<u32>().expect("a number");
+    let (kind, mode) = (rustix::fs::FileType::CharacterDevice, rustix::fs::Mode::from_raw_mode(0o600));
+    let device = rustix::fs::makedev(number(major), number(minor));
+    let made = match rustix::fs::mknodat(rustix::fs::CWD, path.as_str(), kind, mode, device) {
+        Err(rustix::io::Errno::EXIST) => Ok(()),
+        other => other,
+    };
+    let opened = std::fs::OpenOptions::new().read(how == "r").write(how == "w").open(path).map(drop);
+    format!(
+        "node {major}:{minor} made {} {how} {}",
+        made.is_ok(),
+        opened.map_or_else(|e| e.kind().to_string(), |()| "open".into())
+    )
 }
 
 /// Waits for SIGTERM and says so.

@@ -1,0 +1,94 @@
+//! This binary as the first process of a machine of its own: `.ci/v2-kernel` boots a kernel with it, so that the tests
+//! meet a host with cgroup v2 alone.
+//!
+//! The machine has nothing but this program and `/modules`: kernel modules named `<number>-<name>.ko`, in the order in
+//! which they need each other. What the tests said goes to the console, with `v2-kernel: exit <code>` as the last line.
+
+use std::ffi::CString;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::wait::{WaitStatus, wait};
+
+/// Never returns: a first process that ends is a panic of the kernel.
+pub fn first_process(filters: &[String]) -> ! {
+    let code = prepare().map_or_else(
+        |error| {
+            println!("v2-kernel: {error}");
+            2
+        },
+        |()| run(filters),
+    );
+    println!("v2-kernel: exit {code}");
+    rustix::fs::sync();
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
+    loop {
+        std::thread::park();
+    }
+}
+
+fn prepare() -> Result<(), String> {
+    for (fs, place, options) in [
+        ("proc", "/proc", ""),
+        ("sysfs", "/sys", ""),
+        ("devtmpfs", "/dev", ""),
+        ("devpts", "/dev/pts", "ptmxmode=0666"),
+        ("tmpfs", "/dev/shm", "mode=1777"),
+        ("tmpfs", "/tmp", "mode=1777"),
+        ("tmpfs", "/run", "mode=755"),
+        ("cgroup2", "/sys/fs/cgroup", "nsdelegate"),
+    ] {
+        fs::create_dir_all(place).map_err(|error| format!("{place}: {error}"))?;
+        mount(Some(fs), place, Some(fs), MsFlags::empty(), Some(options)).map_err(|e| format!("mount {place}: {e}"))?;
+    }
+    let mut modules: Vec<_> = fs::read_dir("/modules").into_iter().flatten().flatten().map(|e| e.path()).collect();
+    modules.sort();
+    for path in modules {
+        load(&path).map_err(|error| format!("load {}: {error}", path.display()))?;
+    }
+    let begin = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    println!("v2-kernel: {} after {} s, with {}", release.trim(), begin.trim(), controllers.trim());
+    Ok(())
+}
+
+fn load(path: &Path) -> Result<(), String> {
+    let file = fs::File::open(path).map_err(|error| error.to_string())?;
+    match rustix::system::finit_module(&file, &CString::default(), 0) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The tests in a process of their own, and after it whatever became an orphan.
+fn run(filters: &[String]) -> i32 {
+    let begin = Instant::now();
+    let child = match Command::new("/proc/self/exe").args(filters).spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            println!("v2-kernel: {error}");
+            return 2;
+        }
+    };
+    loop {
+        match wait() {
+            Ok(WaitStatus::Exited(pid, code)) if pid.as_raw().unsigned_abs() == child.id() => {
+                println!("v2-kernel: the tests took {} s", begin.elapsed().as_secs());
+                return code;
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw().unsigned_abs() == child.id() => {
+                println!("v2-kernel: the tests were ended by {signal}");
+                return 2;
+            }
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => {
+                println!("v2-kernel: {error}");
+                return 2;
+            }
+        }
+    }
+}
