@@ -31,6 +31,7 @@ pub fn first_process(filters: &[String]) -> ! {
 }
 
 fn prepare() -> Result<(), String> {
+    leave_the_archive().map_err(|error| format!("change the root: {error}"))?;
     for (fs, place, options) in [
         ("proc", "/proc", ""),
         ("sysfs", "/sys", ""),
@@ -56,6 +57,25 @@ fn prepare() -> Result<(), String> {
     Ok(())
 }
 
+/// The kernel unpacks the archive into a filesystem that cannot be left by pivot_root, as containers leave theirs.
+fn leave_the_archive() -> Result<(), Box<dyn std::error::Error>> {
+    fs::create_dir_all("/new")?;
+    mount(Some("tmpfs"), "/new", Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
+    fs::create_dir_all("/new/modules")?;
+    fs::copy("/init", "/new/init")?;
+    for entry in fs::read_dir("/modules")? {
+        let path = entry?.path();
+        fs::copy(&path, Path::new("/new").join(path.strip_prefix("/")?))?;
+        fs::remove_file(&path)?;
+    }
+    fs::remove_file("/init")?;
+    std::env::set_current_dir("/new")?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
+    std::os::unix::fs::chroot(".")?;
+    std::env::set_current_dir("/")?;
+    Ok(())
+}
+
 fn load(path: &Path) -> Result<(), String> {
     let file = fs::File::open(path).map_err(|error| error.to_string())?;
     match rustix::system::finit_module(&file, &CString::default(), 0) {
@@ -67,7 +87,7 @@ fn load(path: &Path) -> Result<(), String> {
 /// The tests in a process of their own, and after it whatever became an orphan.
 fn run(filters: &[String]) -> i32 {
     let begin = Instant::now();
-    let child = match Command::new("/proc/self/exe").args(filters).spawn() {
+    let child = match Command::new("/init").args(filters).spawn() {
         Ok(child) => child,
         Err(error) => {
             println!("v2-kernel: {error}");
