@@ -7,6 +7,7 @@ use deploy::dispatcher::{AssignmentSet, Stamp};
 use deploy::model::{ClusterId, NodeId, TaskId, TaskState};
 use deploy::store::Store;
 use runtime::image::ImageStore;
+use runtime::image::registry::Registries;
 use tokio::sync::mpsc;
 
 /// Where this node stands in a cluster; Docker's `LocalNodeState` and what belongs to it.
@@ -271,6 +272,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn control(&self, request: Request) -> impl Future<Output = Result<Reply, EngineError>> + Send;
     /// Images of this host.
     fn images(&self) -> ImageStore;
+    /// The way to registries, into the same images.
+    fn registries(&self) -> Registries;
     /// Ids of images that containers of this host use.
     fn images_in_use(&self) -> impl Future<Output = Vec<String>> + Send;
     /// Output of tasks, wherever they ran, in the order of arrival; the channel closes at the end.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use deploy::lifecycle::{Action, Event};
 use deploy::model::{Task, TaskId};
 use overlay_net::{DnsSockets, EndpointConfig, Overlay};
-use runtime::image::ImageStore;
+use runtime::image::registry::{Credentials, Registries};
+use runtime::image::{Image, ImageErrorKind, Reference};
 use runtime::{Runtime, RuntimeError, Signal, Status};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
@@ -58,7 +59,7 @@ pub(super) struct Executor {
 /// What an executor works with.
 pub(super) struct Parts {
     pub(super) runtime: Runtime,
-    pub(super) images: ImageStore,
+    pub(super) registries: Registries,
     pub(super) overlay: Overlay,
     /// This node's.
     pub(super) hostname: String,
@@ -209,17 +210,18 @@ impl Executor {
         revision: u64,
         cancel: &CancellationToken,
     ) -> Result<(), String> {
+        // Before its turn: others have what they need, and need not wait for a network.
+        let image = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err("cancelled".into()),
+            image = self.image(task) => image?,
+        };
         let permit = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err("cancelled".into()),
             permit = self.shared.slots.acquire() => permit,
         };
         let Ok(_permit) = permit else { return Err("the agent stops".into()) };
-        let image = {
-            let (images, name) = (self.inner.images.clone(), task.spec.container.image.clone());
-            let resolved = tokio::task::spawn_blocking(move || images.resolve(&name)).await;
-            resolved.map_err(|e| e.to_string())?.map_err(|e| crate::chain(&e))?
-        };
         let config = container::config(task, &self.inner.hostname, &image, attempt).map_err(|e| e.to_string())?;
         let (id, hostname) = (config.id.clone(), config.hostname.clone());
         if self.containers(&task.id).await.iter().any(|container| container.id == id) {
@@ -241,6 +243,21 @@ impl Executor {
             self.clear(&task.id, &id).await;
         }
         result
+    }
+
+    /// The task's image, which is pulled where this host does not have it.
+    async fn image(&self, task: &Task) -> Result<Image, String> {
+        let (images, name) = (self.inner.registries.store().clone(), task.spec.container.image.clone());
+        let resolved = tokio::task::spawn_blocking(move || images.resolve(&name)).await;
+        let missing = match resolved.map_err(|e| e.to_string())? {
+            Ok(image) => return Ok(image),
+            Err(e) if e.kind() == ImageErrorKind::NotFound => e,
+            Err(e) => return Err(crate::chain(&e)),
+        };
+        // The beginning of an id is no name that a registry would know.
+        let Ok(reference) = Reference::parse(&task.spec.container.image) else { return Err(crate::chain(&missing)) };
+        tracing::info!(task.id = %task.id, image = %reference, "pulling an image that this host does not have");
+        self.inner.registries.ensure(&reference, &Credentials::Anonymous).await.map_err(|e| crate::chain(&e))
     }
 
     /// Connects a task, once its networks are there. What else of the networks could not be set up is no concern of it:

@@ -26,7 +26,7 @@ use deploy::model::{GossipKey, NodeDescription, NodeId, TaskId, Timestamp};
 use overlay_net::{Desired, Overlay};
 use prost::Message;
 use runtime::Runtime;
-use runtime::image::ImageStore;
+use runtime::image::registry::Registries;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -77,8 +77,8 @@ pub struct AgentConfig {
     pub channels: crate::rpc::Channels,
     /// Runs containers.
     pub runtime: Runtime,
-    /// Has images.
-    pub images: ImageStore,
+    /// Has images, and brings those that are missing.
+    pub registries: Registries,
     /// Connects them.
     pub overlay: Overlay,
     /// Managers known from before.
@@ -211,7 +211,7 @@ impl Agent {
         let counters = Arc::new(Counters::default());
         let executor = Executor::new(executor::Parts {
             runtime: config.runtime.clone(),
-            images: config.images,
+            registries: config.registries,
             overlay: config.overlay.clone(),
             hostname: config.description.hostname.clone(),
             events,

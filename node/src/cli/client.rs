@@ -140,6 +140,12 @@ impl Client {
         answer.collect(WRITE).await.map_err(|why| self.lost(&Method::POST, path, &why))
     }
 
+    /// Has something done that takes as long as it takes, in the name of a registry's user; the answer tells of it
+    /// as it goes on.
+    pub async fn work(&self, path: &str, registry_auth: &str) -> Result<Streamed, CliError> {
+        self.send_with(Method::POST, path, None, Some(("x-registry-auth", registry_auth)), None).await
+    }
+
     /// Removes something.
     pub async fn delete(&self, path: &str) -> Result<Bytes, CliError> {
         let answer = self.send(Method::DELETE, path, None, Some(WRITE)).await?;
@@ -168,12 +174,26 @@ impl Client {
         body: Option<(Body, &str)>,
         limit: Option<Duration>,
     ) -> Result<Streamed, CliError> {
+        self.send_with(method, path, body, None, limit).await
+    }
+
+    async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(Body, &str)>,
+        header: Option<(&str, &str)>,
+        limit: Option<Duration>,
+    ) -> Result<Streamed, CliError> {
         let (mut sender, connection) = self.open().await?;
         let mut request = Request::builder()
             .method(method.clone())
             .uri(path)
             .header(HOST, "shoal")
             .header(USER_AGENT, concat!("shoal/", env!("CARGO_PKG_VERSION")));
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
         let body = match body {
             Some((body, kind)) => {
                 request = request.header(CONTENT_TYPE, kind);

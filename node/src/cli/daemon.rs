@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use runtime::image::registry::RegistrySettings;
 use tracing_subscriber::EnvFilter;
 
 use super::error::CliError;
@@ -12,6 +13,8 @@ use crate::daemon::{Config, ConfigFile, parse_labels};
 use crate::timing::Timing;
 
 const DEFAULT_DATA_DIR: &str = "/var/lib/shoal";
+/// Docker's own is read too, as its registries are most likely the same.
+const DEFAULT_CERTS_DIRS: [&str; 2] = ["/etc/shoal/certs.d", "/etc/docker/certs.d"];
 /// Raft's library tells every step of an election; the node itself says what an operator needs.
 const DEFAULT_LEVEL: &str = "info,openraft=warn";
 
@@ -53,6 +56,16 @@ pub(super) struct DaemonArgs {
     /// [default: lan]
     #[arg(long, value_name = "lan|wan")]
     timing: Option<String>,
+    /// Registry that may be spoken to over plain HTTP or with any certificate; may be repeated
+    #[arg(long, value_name = "HOST[:PORT]")]
+    insecure_registry: Vec<String>,
+    /// Registry that is asked before docker.io, or before the one that is named; may be repeated
+    #[arg(long, value_name = "[REGISTRY=]URL")]
+    registry_mirror: Vec<String>,
+    /// Directory with HOST:PORT/*.crt, authorities that are trusted for that registry, and *.cert and *.key, this
+    /// host's own certificate there; may be repeated [default: /etc/shoal/certs.d and /etc/docker/certs.d]
+    #[arg(long, value_name = "DIR")]
+    registry_certs_dir: Vec<PathBuf>,
     /// error, warn, info, debug, trace, or a filter such as "info,node::agent=debug" [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -113,6 +126,19 @@ fn settings(args: DaemonArgs) -> anyhow::Result<Settings> {
         None => None,
     };
     let timing = args.timing.or(file.timing).map_or(Ok(Timing::default()), |given| given.parse())?;
+    let registries = RegistrySettings {
+        insecure: either(args.insecure_registry, file.insecure_registry),
+        mirrors: either(args.registry_mirror, file.registry_mirror)
+            .iter()
+            .map(|mirror| mirror.parse())
+            .collect::<Result<_, _>>()?,
+        certs_dirs: match either(args.registry_certs_dir, file.registry_certs_dir) {
+            none if none.is_empty() => DEFAULT_CERTS_DIRS.iter().map(PathBuf::from).collect(),
+            some => some.into_iter().map(absolute).collect::<Result<_, _>>()?,
+        },
+        ..RegistrySettings::default()
+    };
+    registries.check()?;
     let level = args.log_level.or(file.log_level).unwrap_or_else(|| DEFAULT_LEVEL.to_owned());
     let filter = EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))?;
     let format = match args.log_format.or(file.log_format).as_deref() {
@@ -120,7 +146,16 @@ fn settings(args: DaemonArgs) -> anyhow::Result<Settings> {
         Some("json") => LogFormat::Json,
         Some(other) => anyhow::bail!("log format {other:?} must be text or json"),
     };
-    Ok(Settings { config: Config { data_dir, run_dir, hosts, labels, metrics_addr, timing }, filter, format })
+    Ok(Settings {
+        config: Config { data_dir, run_dir, hosts, labels, metrics_addr, timing, registries },
+        filter,
+        format,
+    })
+}
+
+/// What the flags say, else the file.
+fn either<T>(flags: Vec<T>, file: Option<Vec<T>>) -> Vec<T> {
+    if flags.is_empty() { file.unwrap_or_default() } else { flags }
 }
 
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
@@ -191,6 +226,19 @@ mod tests {
         assert_eq!(of(&["--config", path, "--timing", "lan"]).unwrap().config.timing, Timing::Lan);
     }
 
+    #[test]
+    fn registries_are_named_one_by_one() {
+        let found =
+            of(&["--insecure-registry", "r:5000", "--registry-mirror", "https://m", "--registry-certs-dir", "/c"]);
+        let registries = found.unwrap().config.registries;
+        assert_eq!(registries.insecure, ["r:5000"]);
+        assert_eq!(registries.mirrors[0].registry, "docker.io");
+        assert_eq!(registries.certs_dirs, [Path::new("/c")]);
+        let defaults = of(&[]).unwrap().config.registries;
+        assert!(defaults.insecure.is_empty() && defaults.mirrors.is_empty());
+        assert_eq!(defaults.certs_dirs, [Path::new("/etc/shoal/certs.d"), Path::new("/etc/docker/certs.d")]);
+    }
+
     #[track_caller]
     fn refused(args: &[&str], word: &str) {
         let error = format!("{:#}", of(args).unwrap_err());
@@ -205,6 +253,8 @@ mod tests {
         refused(&["--label", "x"], "\"x\"");
         refused(&["--timing", "slow"], "\"slow\" must be lan or wan");
         refused(&["--metrics-addr", "9323"], "9323");
+        refused(&["--insecure-registry", "http://r.example"], "http://r.example");
+        refused(&["--registry-mirror", "r.example"], "r.example");
         refused(&["--config", "/nonexistent/daemon.toml"], "/nonexistent/daemon.toml");
     }
 }

@@ -1,9 +1,11 @@
 //! `shoal image`: the images of one host.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use clap::{Args, Subcommand};
+use runtime::image::Reference;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio_util::io::ReaderStream;
@@ -11,6 +13,7 @@ use tokio_util::io::ReaderStream;
 use super::client::{Client, Streamed, route};
 use super::error::CliError;
 use super::output::{self, List, ListFormat};
+use super::registry::CredentialFiles;
 use super::{age, filters, values};
 
 /// Bytes of an archive that are read at once.
@@ -21,9 +24,11 @@ const MAX_LINE: usize = 1 << 20;
 /// `shoal image`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Every host has its own images: load an image on each host that should run it.
+Every host has its own images; what a task needs and its host does not have is pulled from its registry.
 
 Examples:
+  shoal image pull registry.example/web:1
+  shoal image push registry.example/web:1
   docker save web:1 | shoal image load
   shoal image load -i web.tar
   tar -C rootfs -c . | shoal image import - web:1 --change 'CMD [\"/bin/web\"]'
@@ -37,6 +42,19 @@ pub(super) struct ImageArgs {
 
 #[derive(Debug, Subcommand)]
 enum ImageCommand {
+    /// Pull an image from a registry
+    Pull {
+        #[arg(value_name = "NAME[:TAG|@DIGEST]", value_parser = values::name)]
+        image: String,
+        /// The platform, e.g. linux/arm64 [default: this host's]
+        #[arg(long, value_name = "PLATFORM")]
+        platform: Option<String>,
+    },
+    /// Push an image to the registry that its name says
+    Push {
+        #[arg(value_name = "NAME[:TAG]", value_parser = values::name)]
+        image: String,
+    },
     /// Load images from an archive, as `docker save` or an OCI tool makes it
     Load {
         /// The archive [default: standard input]
@@ -89,6 +107,8 @@ enum ImageCommand {
 
 pub(super) async fn run(client: Client, args: ImageArgs) -> Result<(), CliError> {
     match args.command {
+        ImageCommand::Pull { image, platform } => pull(&client, &image, platform.as_deref()).await,
+        ImageCommand::Push { image } => push(&client, &image).await,
         ImageCommand::Load { input } => {
             let answer = client.upload("/images/load", archive(input).await?).await?;
             progress(answer).await
@@ -111,6 +131,32 @@ pub(super) async fn run(client: Client, args: ImageArgs) -> Result<(), CliError>
             Ok(())
         }
     }
+}
+
+async fn pull(client: &Client, image: &str, platform: Option<&str>) -> Result<(), CliError> {
+    let reference = reference(image)?;
+    let canonical = reference.canonical();
+    let mut query = vec![("fromImage", canonical.as_str())];
+    query.extend(platform.map(|platform| ("platform", platform)));
+    let auth = CredentialFiles::of_user().read(reference.domain())?;
+    progress(client.work(&route(&["images", "create"], &query), &auth.to_header()).await?).await
+}
+
+async fn push(client: &Client, image: &str) -> Result<(), CliError> {
+    let reference = reference(image)?;
+    let Some(tag) = reference.tag().filter(|_| reference.digest().is_none()) else {
+        return Err(CliError::usage(format!("{image}: an image is pushed by its name and tag")));
+    };
+    let name = reference.canonical();
+    let name = name.strip_suffix(tag).and_then(|name| name.strip_suffix(':')).unwrap_or(&name);
+    let auth = CredentialFiles::of_user().read(reference.domain())?;
+    // The name's slashes are part of the path.
+    let path = format!("/images/{name}/push{}", route(&[], &[("tag", tag)]));
+    progress(client.work(&path, &auth.to_header()).await?).await
+}
+
+fn reference(name: &str) -> Result<Reference, CliError> {
+    Reference::parse(name).map_err(|e| CliError::usage(e.to_string()))
 }
 
 /// `repo` and `tag` of `repo:tag`; a colon in front of a slash belongs to a registry's port.
@@ -149,20 +195,22 @@ async fn archive(file: Option<PathBuf>) -> Result<Archive, CliError> {
 /// Prints what the engine says while it works: a JSON object a line.
 async fn progress(mut answer: Streamed) -> Result<(), CliError> {
     let mut buffer = Vec::new();
+    let mut steps = BTreeMap::new();
     while let Some(piece) = answer.next().await? {
         buffer.extend_from_slice(&piece);
         while let Some(end) = buffer.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = buffer.drain(..=end).collect();
-            say(&line)?;
+            say(&line, &mut steps)?;
         }
         if buffer.len() > MAX_LINE {
             return Err(CliError::Failed("the engine's answer has a line without end".to_owned()));
         }
     }
-    say(&buffer)
+    say(&buffer, &mut steps)
 }
 
-fn say(line: &[u8]) -> Result<(), CliError> {
+/// `steps` has the last step of each layer: its counts are not said again and again.
+fn say(line: &[u8], steps: &mut BTreeMap<String, String>) -> Result<(), CliError> {
     let line = line.trim_ascii();
     if line.is_empty() {
         return Ok(());
@@ -171,6 +219,14 @@ fn say(line: &[u8]) -> Result<(), CliError> {
         serde_json::from_slice(line).map_err(|e| CliError::Failed(format!("the engine's answer has bad JSON: {e}")))?;
     if let Some(error) = said["errorDetail"]["message"].as_str().or_else(|| said["error"].as_str()) {
         return Err(CliError::Failed(error.to_owned()));
+    }
+    if let (Some(id), Some(step)) = (said["id"].as_str(), said["status"].as_str())
+        && said["progressDetail"].is_object()
+    {
+        if steps.insert(id.to_owned(), step.to_owned()).as_deref() == Some(step) {
+            return Ok(());
+        }
+        return output::line(output::printable(&format!("{id}: {step}")));
     }
     match said["stream"].as_str().or_else(|| said["status"].as_str()) {
         Some(text) => output::line(output::printable(text.trim_end())),
@@ -267,9 +323,11 @@ mod tests {
 
     #[test]
     fn errors_within_a_stream_are_errors() {
-        let error = say(b"{\"errorDetail\":{\"message\":\"no layers\"},\"error\":\"no layers\"}\r\n").unwrap_err();
+        let mut steps = BTreeMap::new();
+        let line = b"{\"errorDetail\":{\"message\":\"no layers\"},\"error\":\"no layers\"}\r\n";
+        let error = say(line, &mut steps).unwrap_err();
         assert_eq!(error.to_string(), "no layers");
-        assert!(say(b"<html>").is_err());
-        assert!(say(b"\r\n").is_ok());
+        assert!(say(b"<html>", &mut steps).is_err());
+        assert!(say(b"\r\n", &mut steps).is_ok());
     }
 }

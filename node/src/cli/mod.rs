@@ -16,6 +16,7 @@ mod network;
 mod node;
 mod output;
 mod payload;
+mod registry;
 mod secret;
 mod service;
 mod system;
@@ -81,6 +82,8 @@ enum Command {
     Config(config::ConfigArgs),
     /// Images of this host
     Image(image::ImageArgs),
+    /// Logging in to registries
+    Registry(registry::RegistryArgs),
     /// This host and its engine
     System(system::SystemArgs),
     /// The version of the client and of the engine
@@ -133,6 +136,7 @@ fn dispatch(engine: &Engine, command: Command) -> Result<(), CliError> {
         Command::Secret(args) => engine.drive(|client| payload::run(client, payload::Kind::Secret, args.command)),
         Command::Config(args) => engine.drive(|client| payload::run(client, payload::Kind::Config, args.command)),
         Command::Image(args) => engine.drive(|client| image::run(client, args)),
+        Command::Registry(args) => registry::run(engine, args),
         Command::System(args) => system::run(engine, args),
         Command::Version(args) => version::run(engine, &args),
     }

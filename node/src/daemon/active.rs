@@ -95,7 +95,7 @@ impl Active {
             description,
             channels: channels.lane(Lane::Session),
             runtime: engine.runtime().clone(),
-            images: engine.images_store().clone(),
+            registries: engine.image_registries().clone(),
             overlay: overlay.clone(),
             managers: record.managers.clone(),
             members: gossip.watch(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use runtime::image::registry::RegistrySettings;
 use serde::Deserialize;
 
 use crate::timing::Timing;
@@ -23,6 +24,8 @@ pub struct Config {
     pub metrics_addr: Option<SocketAddr>,
     /// How patient this node is with the others.
     pub timing: Timing,
+    /// How registries are reached.
+    pub registries: RegistrySettings,
 }
 
 /// What the TOML file may say; the same keys as the flags.
@@ -41,6 +44,12 @@ pub struct ConfigFile {
     pub metrics_addr: Option<String>,
     /// `--timing`
     pub timing: Option<String>,
+    /// `--insecure-registry`
+    pub insecure_registry: Option<Vec<String>>,
+    /// `--registry-mirror`
+    pub registry_mirror: Option<Vec<String>>,
+    /// `--registry-certs-dir`
+    pub registry_certs_dir: Option<Vec<PathBuf>>,
     /// `--log-level`
     pub log_level: Option<String>,
     /// `--log-format`

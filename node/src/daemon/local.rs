@@ -12,6 +12,7 @@ use deploy::model::{NodeId, TaskId};
 use deploy::store::Store;
 use runtime::Runtime;
 use runtime::image::ImageStore;
+use runtime::image::registry::Registries;
 use tokio::sync::mpsc;
 
 use super::active::{Active, internal, overlay_is_left, remove_overlay, renounce};
@@ -65,7 +66,7 @@ struct Inner {
     /// Its generation grows when the node begins anew without the daemon ending.
     identity: Mutex<EngineIdentity>,
     runtime: Runtime,
-    images: ImageStore,
+    registries: Registries,
     state: Mutex<State>,
     api_counters: Arc<docker_api::Counters>,
     /// Held through an init, a join or a leave.
@@ -83,14 +84,20 @@ enum State {
 
 impl LocalEngine {
     /// The engine over an open data directory, not yet in any cluster.
-    pub fn new(config: Config, data: DataDir, identity: EngineIdentity, runtime: Runtime, images: ImageStore) -> Self {
+    pub fn new(
+        config: Config,
+        data: DataDir,
+        identity: EngineIdentity,
+        runtime: Runtime,
+        registries: Registries,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 config,
                 data,
                 identity: Mutex::new(identity),
                 runtime,
-                images,
+                registries,
                 state: Mutex::new(State::Inactive),
                 api_counters: Arc::default(),
                 changing: tokio::sync::Mutex::new(()),
@@ -122,8 +129,8 @@ impl LocalEngine {
         &self.inner.runtime
     }
 
-    pub(super) fn images_store(&self) -> &ImageStore {
-        &self.inner.images
+    pub(super) fn image_registries(&self) -> &Registries {
+        &self.inner.registries
     }
 
     /// What the API server counts.
@@ -543,7 +550,11 @@ impl Engine for LocalEngine {
     }
 
     fn images(&self) -> ImageStore {
-        self.inner.images.clone()
+        self.inner.registries.store().clone()
+    }
+
+    fn registries(&self) -> Registries {
+        self.inner.registries.clone()
     }
 
     async fn images_in_use(&self) -> Vec<String> {

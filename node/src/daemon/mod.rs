@@ -21,6 +21,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use deploy::model::{NodeDescription, NodeResources};
+use runtime::image::registry::Registries;
 use runtime::image::{ImageStore, Limits};
 use runtime::{Runtime, RuntimeConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -63,6 +64,9 @@ pub enum DaemonError {
     /// Nobody can talk to this engine any more; its supervisor starts it again.
     #[error("the API server ended")]
     ApiEnded,
+    /// The settings of registries.
+    #[error(transparent)]
+    Registries(#[from] runtime::image::registry::SettingError),
     /// The image store.
     #[error("the image store could not be opened")]
     Images(#[source] Box<runtime::image::ImageError>),
@@ -91,6 +95,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
             .await
             .map_err(|e| DaemonError::Images(Box::new(e)))?
     };
+    let registries = Registries::new(images, config.registries.clone())?;
     let runtime = Runtime::open(RuntimeConfig {
         data_dir: config.data_dir.clone(),
         run_dir: config.run_dir.clone(),
@@ -106,7 +111,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         version = env!("CARGO_PKG_VERSION"),
         "shoal daemon"
     );
-    let engine = LocalEngine::new(config.clone(), data, identity, runtime, images);
+    let engine = LocalEngine::new(config.clone(), data, identity, runtime, registries);
     let stop = CancellationToken::new();
     let mut servers = tokio::task::JoinSet::new();
     if let Some(addr) = config.metrics_addr {

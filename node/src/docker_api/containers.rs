@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 
 /// First parts of paths that Docker serves and Shoal does not.
-const DOCKERS: [&str; 9] = ["auth", "build", "commit", "containers", "exec", "grpc", "session", "system", "volumes"];
+const DOCKERS: [&str; 8] = ["build", "commit", "containers", "exec", "grpc", "session", "system", "volumes"];
 
 /// Whether Docker has something at this path.
 pub(super) fn is_dockers(path: &str) -> bool {

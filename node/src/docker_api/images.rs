@@ -21,6 +21,7 @@ use super::body_reader::with_reader;
 use super::containers::not_built;
 use super::error::ApiError;
 use super::extract::{ApiVersion, Params};
+use super::registry::{self, RegistryAuth};
 use crate::engine::Engine;
 
 /// A failure of the image store.
@@ -161,12 +162,11 @@ pub(super) async fn load<E: Engine>(State(app): State<App<E>>, body: Body) -> Re
 pub(super) async fn create<E: Engine>(
     State(app): State<App<E>>,
     params: Params,
+    auth: RegistryAuth,
     body: Body,
 ) -> Result<Response, ApiError> {
     if let Some(image) = params.get("fromImage").filter(|i| !i.is_empty()) {
-        return Err(ApiError::not_supported(format!(
-            "pulling {image} is not supported yet: load it on each host with `shoal image load -i FILE`"
-        )));
+        return registry::pull(&app, &params, image, auth).await;
     }
     match params.get("fromSrc") {
         Some("-") => {}
@@ -197,7 +197,7 @@ pub(super) async fn create<E: Engine>(
     Ok(([(CONTENT_TYPE, "application/json")], line).into_response())
 }
 
-fn reference(repo: &str, tag: Option<&str>) -> Result<Reference, ApiError> {
+pub(super) fn reference(repo: &str, tag: Option<&str>) -> Result<Reference, ApiError> {
     let name = match tag.filter(|t| !t.is_empty()) {
         Some(digest) if digest.contains(':') => format!("{repo}@{digest}"),
         Some(tag) => format!("{repo}:{tag}"),
@@ -335,7 +335,8 @@ pub(super) async fn post<E: Engine>(
     State(app): State<App<E>>,
     Path(rest): Path<String>,
     params: Params,
-) -> Result<StatusCode, ApiError> {
+    auth: RegistryAuth,
+) -> Result<Response, ApiError> {
     let Some((name, verb)) = split_name(&rest, &["tag", "push"]) else {
         return Err(match rest.as_str() {
             "prune" => not_built(&Method::POST, "/images/prune"),
@@ -343,7 +344,7 @@ pub(super) async fn post<E: Engine>(
         });
     };
     if verb == "push" {
-        return Err(not_built(&Method::POST, "/images/{name}/push"));
+        return registry::push(&app, &params, name, auth).await;
     }
     let repo = params.get("repo").unwrap_or_default();
     let target = reference(repo, params.get("tag"))?;
@@ -352,7 +353,7 @@ pub(super) async fn post<E: Engine>(
     }
     let name = name.to_owned();
     blocking(app.engine.images(), move |images| images.tag(&name, &target)).await?;
-    Ok(StatusCode::CREATED)
+    Ok(StatusCode::CREATED.into_response())
 }
 
 pub(super) async fn remove<E: Engine>(

@@ -13,7 +13,6 @@ mod body_reader;
 mod containers;
 pub mod convert;
 mod counters;
-mod distribution;
 mod error;
 mod events;
 mod extract;
@@ -24,6 +23,7 @@ mod names;
 mod networks;
 mod nodes;
 mod payloads;
+mod registry;
 mod resolve;
 mod server;
 mod services;
@@ -147,7 +147,8 @@ fn image_routes<E: Engine>() -> Router<App<E>> {
         .route("/images/create", post(images::create::<E>))
         // Names of images have slashes in them, so what is asked of an image is found at the end of the path.
         .route("/images/{*rest}", get(images::get::<E>).post(images::post::<E>).delete(images::remove::<E>))
-        .route("/distribution/{*rest}", get(distribution::inspect))
+        .route("/auth", post(registry::auth::<E>))
+        .route("/distribution/{*rest}", get(registry::inspect::<E>))
 }
 
 fn other_routes<E: Engine>() -> Router<App<E>> {

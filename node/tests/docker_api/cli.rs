@@ -191,7 +191,7 @@ async fn images() {
     has(&cli.ok("history app:1").await, &["COPY app"]);
     cli.ok("tag app:1 quay.io/a/app:2").await;
     has(&cli.ok("image ls quay.io/a/app").await, &["quay.io/a/app"]);
-    cli.fails("pull busybox", "not supported yet").await;
+    cli.fails("pull -a busybox", "not supported yet").await;
     has(&cli.ok("rmi app:1 quay.io/a/app:2").await, &["Untagged: app:1", "Deleted: sha256:"]);
     cli.fails("image inspect app:1", "No such image").await;
     cli.fails("ps", "does not list single containers").await;

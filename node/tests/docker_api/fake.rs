@@ -18,6 +18,7 @@ use node::engine::{
     AgentState, AppliedStore, Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest,
     ManagerView, Member, Membership, RecoverRequest, Recovered, RestoreRequest,
 };
+use runtime::image::registry::{Registries, RegistrySettings};
 use runtime::image::{ImageStore, ImportChanges, Limits as ImageLimits, Reference};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +46,7 @@ struct State {
 pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
     images: ImageStore,
+    registries: Registries,
     dir: Arc<tempfile::TempDir>,
 }
 
@@ -103,7 +105,9 @@ impl Fake {
             leaderless: false,
             locked: None,
         };
-        Self { state: Arc::new(Mutex::new(state)), images, dir: Arc::new(dir) }
+        // No registry can be reached: nothing resolves, and nobody waits for it.
+        let registries = Registries::new(images.clone(), RegistrySettings::default()).unwrap();
+        Self { state: Arc::new(Mutex::new(state)), images, registries, dir: Arc::new(dir) }
     }
 
     /// As after a restart with autolock on.
@@ -418,6 +422,10 @@ impl Engine for Fake {
 
     fn images(&self) -> ImageStore {
         self.images.clone()
+    }
+
+    fn registries(&self) -> Registries {
+        self.registries.clone()
     }
 
     async fn images_in_use(&self) -> Vec<String> {

@@ -101,7 +101,7 @@ async fn import_a_root_file_system() {
     assert_eq!((image["Comment"].as_str(), image["Config"]["Cmd"][0].as_str()), (Some("hey"), Some("x")));
     assert_eq!(image["Config"]["Env"], json!(["A=b"]));
     for (query, status) in [
-        ("fromImage=busybox&tag=latest", 501),
+        ("fromImage=busybox", 501),
         ("fromSrc=http%3A%2F%2Fx", 501),
         ("fromSrc=-&platform=linux%2Farm64", 501),
         ("", 400),
@@ -162,7 +162,7 @@ async fn what_is_not_built_says_so() {
         assert_eq!(answer.status, 501, "{path}: {}", answer.text());
         assert!(answer.message().contains("Shoal"), "{path}");
     }
-    for path in ["/images/x/push", "/images/prune", "/containers/create", "/build", "/volumes/create", "/auth"] {
+    for path in ["/images/x/push", "/images/prune", "/containers/create", "/build", "/volumes/create"] {
         assert_eq!(post(s, path, json!({})).await.status, 501, "{path}");
     }
     for (path, text) in [
@@ -170,7 +170,6 @@ async fn what_is_not_built_says_so() {
         ("/volumes/x", "get x: no such volume"),
         ("/plugins/x/json", "plugin \"x\" not found"),
         ("/images/x/json", "No such image: x:latest"),
-        ("/distribution/a/b:1/json", "a/b:1"),
         ("/nope", "page not found"),
     ] {
         let answer = get(s, path).await;

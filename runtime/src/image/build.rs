@@ -17,8 +17,9 @@ use super::config::{HOST_OS, History, ImageConfig, StoredConfig, host_architectu
 use super::digest::{Digest, HashReader, HashWriter};
 use super::error::ImageError;
 use super::ingest::{Ingest, Layer, to_json};
+use super::pins::Pins;
 use super::reference::Reference;
-use super::store::{ImageId, ImageStore, Pins, names};
+use super::store::{ImageId, ImageStore, names};
 use super::tarball::EndMarker;
 
 const ROOT: &str = "the root file system";
@@ -223,9 +224,9 @@ impl<R: Read> Read for Exactly<R> {
 }
 
 /// Writes down what is read through it.
-struct Tee<R, W> {
-    from: R,
-    to: W,
+pub(crate) struct Tee<R, W> {
+    pub(crate) from: R,
+    pub(crate) to: W,
 }
 
 impl<R: Read, W: io::Write> Read for Tee<R, W> {

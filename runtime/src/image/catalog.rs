@@ -16,6 +16,8 @@ use super::reference::Reference;
 const LAYER_BYTES: &str = "shoal.image.layer-bytes";
 /// State of the files that an image was made of by `install_root`.
 const SOURCE_STAMP: &str = "shoal.image.source-stamp";
+/// Digests of the multi-platform indexes that led to an image, separated by commas.
+const INDEXES: &str = "shoal.image.indexes";
 /// A manifest in `index.json` may carry this much.
 const MAX_INDEX_BYTES: u64 = 256 << 20;
 
@@ -39,6 +41,8 @@ pub(crate) struct Record {
     /// loaded from archives that compress its layers differently.
     pub(crate) manifests: Vec<StoredManifest>,
     pub(crate) references: BTreeSet<Reference>,
+    /// Multi-platform indexes that led to it; it is found by their digests too.
+    pub(crate) indexes: BTreeSet<Digest>,
     pub(crate) source_stamp: Option<String>,
 }
 
@@ -89,7 +93,18 @@ impl Catalog {
 
     fn by_digest(&self, digest: &Digest) -> Option<&Record> {
         self.images.get(digest).or_else(|| {
-            self.images.values().find(|image| image.manifests.iter().any(|manifest| manifest.digest == *digest))
+            self.images.values().find(|image| {
+                image.manifests.iter().any(|manifest| manifest.digest == *digest) || image.indexes.contains(digest)
+            })
+        })
+    }
+
+    /// The digest of what a layer's blob unpacks to, as it was found when an image with it came in.
+    pub(crate) fn unpacked_digest(&self, blob: &Digest) -> Option<Digest> {
+        self.images.values().find_map(|image| {
+            let manifests = image.manifests.iter();
+            let mut pairs = manifests.flat_map(|manifest| manifest.layer_blobs.iter().zip(&image.diff_ids));
+            pairs.find(|(known, _)| *known == blob).map(|(_, diff)| *diff)
         })
     }
 
@@ -126,9 +141,13 @@ impl Catalog {
                 layers: image.layers.clone(),
                 manifests: vec![manifest],
                 references: BTreeSet::new(),
+                indexes: BTreeSet::new(),
                 source_stamp: image.source_stamp.clone(),
             };
             self.images.insert(image.id, record);
+        }
+        if let Some(record) = self.images.get_mut(&image.id) {
+            record.indexes.extend(&image.indexes);
         }
         for reference in &image.references {
             self.name(&image.id, reference);
@@ -152,6 +171,7 @@ impl Catalog {
         let mut live = Live::default();
         for image in self.images.values() {
             live.blobs.insert(image.id);
+            live.blobs.extend(&image.indexes);
             for manifest in &image.manifests {
                 live.blobs.insert(manifest.digest);
                 live.blobs.extend(&manifest.layer_blobs);
@@ -168,6 +188,10 @@ impl Catalog {
             let sizes: Vec<String> = image.layers.iter().map(|layer| layer.bytes.to_string()).collect();
             for (nth, manifest) in image.manifests.iter().enumerate() {
                 let mut annotations = BTreeMap::from([(LAYER_BYTES.to_owned(), sizes.join(","))]);
+                if !image.indexes.is_empty() {
+                    let indexes: Vec<String> = image.indexes.iter().map(Digest::to_string).collect();
+                    annotations.insert(INDEXES.to_owned(), indexes.join(","));
+                }
                 if let Some(stamp) = &image.source_stamp {
                     annotations.insert(SOURCE_STAMP.to_owned(), stamp.clone());
                 }
@@ -252,6 +276,12 @@ fn read_image(dir: &Path, descriptor: &Descriptor, limits: &Limits) -> Result<Pr
         layer_blobs,
         layers,
         references,
+        indexes: descriptor
+            .annotation(INDEXES)
+            .into_iter()
+            .flat_map(|indexes| indexes.split(','))
+            .filter_map(|digest| digest.parse().ok())
+            .collect(),
         source_stamp: descriptor.annotation(SOURCE_STAMP).map(str::to_owned),
     })
 }

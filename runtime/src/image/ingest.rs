@@ -34,6 +34,8 @@ pub(crate) struct PreparedImage {
     pub(crate) layer_blobs: Vec<Digest>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) references: Vec<Reference>,
+    /// Multi-platform indexes that led to it.
+    pub(crate) indexes: Vec<Digest>,
     pub(crate) source_stamp: Option<String>,
 }
 
@@ -191,8 +193,9 @@ impl<'a> Ingest<'a> {
         set_mode(&path, 0o755)?;
         let mut content = self.capped(content);
         let mut tar = TarReader::new(&mut content, name, &self.budget.limits, end_marker);
-        let bytes = LayerWriter::new(&path, name, lowers, &mut self.budget)?.unpack(&mut tar)?;
+        let (bytes, unsettled) = LayerWriter::new(&path, name, &self.budget)?.unpack(&mut tar)?;
         drain(content, name)?;
+        unsettled.settle(&path, name, lowers)?;
         Ok((path, bytes))
     }
 
@@ -238,6 +241,7 @@ impl<'a> Ingest<'a> {
             layer_blobs: vec![blob.digest],
             layers: vec![layer],
             references: Vec::new(),
+            indexes: Vec::new(),
             source_stamp: None,
         })
     }

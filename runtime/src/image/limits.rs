@@ -1,5 +1,7 @@
 //! Bounds on what an archive may ask of this host.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::error::ImageError;
 
 /// Bounds on one load or import. What exceeds them is refused with
@@ -46,17 +48,17 @@ impl Default for Limits {
     }
 }
 
-/// What one load or import has used up so far.
+/// What one load, import or pull has used up so far. Layers that are unpacked at the same time share it.
 #[derive(Debug)]
 pub(crate) struct Budget {
     pub(crate) limits: Limits,
-    unpacked_bytes: u64,
-    entries: u64,
+    unpacked_bytes: AtomicU64,
+    entries: AtomicU64,
 }
 
 impl Budget {
     pub(crate) fn new(limits: Limits) -> Budget {
-        Budget { limits, unpacked_bytes: 0, entries: 0 }
+        Budget { limits, unpacked_bytes: AtomicU64::new(0), entries: AtomicU64::new(0) }
     }
 
     /// The most that a layer's uncompressed stream may have: content, and headers and padding for
@@ -68,9 +70,8 @@ impl Budget {
     }
 
     /// Counts one entry of a layer.
-    pub(crate) fn take_entry(&mut self, layer: &str) -> Result<(), ImageError> {
-        self.entries += 1;
-        if self.entries > self.limits.max_entries {
+    pub(crate) fn take_entry(&self, layer: &str) -> Result<(), ImageError> {
+        if self.entries.fetch_add(1, Ordering::Relaxed) >= self.limits.max_entries {
             return Err(ImageError::LimitExceeded {
                 what: format!("the number of entries, reached in {layer},"),
                 limit: format!("{} entries", self.limits.max_entries),
@@ -80,9 +81,12 @@ impl Budget {
     }
 
     /// Counts the content of one entry before it is written.
-    pub(crate) fn take_bytes(&mut self, layer: &str, bytes: u64) -> Result<(), ImageError> {
-        self.unpacked_bytes = self.unpacked_bytes.saturating_add(bytes);
-        if self.unpacked_bytes > self.limits.max_unpacked_bytes {
+    pub(crate) fn take_bytes(&self, layer: &str, bytes: u64) -> Result<(), ImageError> {
+        let most = self.limits.max_unpacked_bytes;
+        let taken = self.unpacked_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+            taken.checked_add(bytes).filter(|taken| *taken <= most)
+        });
+        if taken.is_err() {
             return Err(ImageError::LimitExceeded {
                 what: format!("the unpacked size, reached in {layer},"),
                 limit: format!("{} bytes", self.limits.max_unpacked_bytes),

@@ -3,13 +3,15 @@
 //! `node` opens one [`ImageStore`] in the data directory and asks it for everything. Archives come
 //! in through [`ImageStore::load`] and [`ImageStore::import`], which trust nothing in them: sizes
 //! are bounded ([`Limits`]), digests verified as the bytes stream by, and no name or link leaves a
-//! layer's directory. Nothing here mounts, runs or talks to a network.
+//! layer's directory. Nothing here mounts or runs, and only `registry` talks to a network.
 //!
 //! * `tarball`, `compression`: from a stream to entries
-//! * `root`, `unpack`: from entries to a layer's directory
+//! * `root`, `unpack`, `settle`: from entries to a layer's directory
 //! * `archive`, `oci`: which images an archive holds
 //! * `ingest`, `store`, `catalog`: from tmp to the store, and what is in it
 //! * `build`: images made here
+//! * `registry`: images from registries and to them
+//! * `pins`: what is kept while an image comes in
 
 mod archive;
 mod build;
@@ -22,8 +24,11 @@ mod error;
 mod ingest;
 mod limits;
 mod oci;
+mod pins;
 mod reference;
+pub mod registry;
 mod root;
+mod settle;
 mod store;
 mod tarball;
 mod unpack;

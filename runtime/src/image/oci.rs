@@ -106,13 +106,19 @@ pub(crate) struct SavedImage {
 
 /// Reads a document whose length is already bounded.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str, max_depth: usize) -> Result<T, ImageError> {
+    check_depth(bytes, what, max_depth)?;
+    serde_json::from_slice(bytes).map_err(|source| ImageError::BadJson { what: what.to_owned(), source })
+}
+
+/// Refuses a document that would take a parser too deep.
+pub(crate) fn check_depth(bytes: &[u8], what: &str, max_depth: usize) -> Result<(), ImageError> {
     if depth(bytes) > max_depth {
         return Err(ImageError::LimitExceeded {
             what: format!("the nesting of {what}"),
             limit: format!("{max_depth} levels"),
         });
     }
-    serde_json::from_slice(bytes).map_err(|source| ImageError::BadJson { what: what.to_owned(), source })
+    Ok(())
 }
 
 /// How deep objects and lists are nested.

@@ -24,8 +24,9 @@ use super::catalog::{Catalog, Match, Record, blob_path, layer_path};
 use super::config::{History, ImageConfig};
 use super::digest::Digest;
 use super::error::ImageError;
-use super::ingest::{Ingest, KnownLayers, PreparedImage, to_json};
+use super::ingest::{Ingest, PreparedImage, to_json};
 use super::limits::Limits;
+use super::pins::{PinTable, Pins};
 use super::reference::Reference;
 use super::unpack::is_opaque_root;
 
@@ -140,8 +141,8 @@ pub(crate) struct Inner {
     catalog: RwLock<Arc<Catalog>>,
     /// Held by whoever changes the store.
     writer: Mutex<()>,
-    /// Layers that a running ingest counts on, with the number of ingests.
-    pins: Mutex<BTreeMap<Digest, usize>>,
+    /// What running ingests and pulls count on.
+    pub(super) pins: Mutex<PinTable>,
 }
 
 impl ImageStore {
@@ -168,7 +169,7 @@ impl ImageStore {
                 limits,
                 catalog: RwLock::new(Arc::new(catalog)),
                 writer: Mutex::new(()),
-                pins: Mutex::new(BTreeMap::new()),
+                pins: Mutex::default(),
             }),
         };
         let writer = store.inner.lock();
@@ -176,6 +177,12 @@ impl ImageStore {
         drop(writer);
         garbage.remove();
         Ok(store)
+    }
+
+    /// What an archive or a registry may ask of this host.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.inner.limits
     }
 
     /// Brings in all images of a `docker save` or OCI layout archive, which may be compressed with
@@ -207,6 +214,7 @@ impl ImageStore {
                 layers,
                 // Content has its digest anyway; in the store, only tags are names.
                 references: image.references.into_iter().filter(|name| name.digest().is_none()).collect(),
+                indexes: Vec::new(),
                 source_stamp: None,
             });
         }
@@ -255,6 +263,27 @@ impl ImageStore {
         let catalog = self.inner.catalog();
         let (record, _) = catalog.find(name)?;
         Ok(self.inner.image(record))
+    }
+
+    /// Whether this host has a manifest, configuration, or layer as it came, by its digest.
+    #[must_use]
+    pub fn has_blob(&self, digest: &Digest) -> bool {
+        blob_path(&self.inner.dir, digest).exists()
+    }
+
+    /// Opens a manifest, configuration, or layer as it came, with its length in bytes. What is in the
+    /// store was verified when it came in. It can be read to its end also when its image is removed
+    /// meanwhile. `None` where this host does not have it.
+    pub fn open_blob(&self, digest: &Digest) -> Result<Option<(File, u64)>, ImageError> {
+        let path = blob_path(&self.inner.dir, digest);
+        match File::open(&path) {
+            Ok(file) => {
+                let bytes = file.metadata().map_err(ImageError::io("read", &path))?.len();
+                Ok(Some((file, bytes)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ImageError::io("open", &path)(error)),
+        }
     }
 
     /// Gives another name to an image. An image that had the name loses it.
@@ -335,11 +364,11 @@ impl Inner {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, ()> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pins(&self) -> MutexGuard<'_, BTreeMap<Digest, usize>> {
+    pub(super) fn pins(&self) -> MutexGuard<'_, PinTable> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -369,6 +398,7 @@ impl Inner {
 
     /// Takes over what the ingest holds for `images`.
     pub(crate) fn commit(&self, ingest: &Ingest<'_>, images: &[PreparedImage]) -> Result<(), ImageError> {
+        // The whole file system, and with it what was put in place before the images that name it.
         ingest.sync()?;
         let writer = self.lock();
         let mut catalog = (*self.catalog()).clone();
@@ -415,9 +445,9 @@ impl Inner {
     }
 
     /// Moves everything that no image names and no ingest counts on out of sight.
-    fn collect(&self, _writer: &MutexGuard<'_, ()>) -> Result<Garbage, ImageError> {
+    pub(super) fn collect(&self, _writer: &MutexGuard<'_, ()>) -> Result<Garbage, ImageError> {
         let mut live = self.catalog().live();
-        live.chains.extend(self.pins().keys());
+        self.pins().extend(&mut live);
         let tmp = self.tmp();
         let dir = tempfile::Builder::new()
             .prefix("garbage-")
@@ -442,73 +472,15 @@ impl Inner {
 
 /// Content that is out of sight and takes time to remove.
 #[must_use]
-struct Garbage {
+pub(super) struct Garbage {
     dir: tempfile::TempDir,
 }
 
 impl Garbage {
-    fn remove(self) {
+    pub(super) fn remove(self) {
         // What stays is removed when the store is opened again.
         if let Err(error) = self.dir.close() {
             tracing::warn!(%error, "unused image content could not be removed");
-        }
-    }
-}
-
-/// Keeps layers that an ingest builds on from being collected until it is done.
-pub(crate) struct Pins<'a> {
-    inner: &'a Inner,
-    pinned: Mutex<Vec<Digest>>,
-}
-
-impl<'a> Pins<'a> {
-    pub(crate) fn new(inner: &'a Inner) -> Pins<'a> {
-        Pins { inner, pinned: Mutex::new(Vec::new()) }
-    }
-}
-
-impl KnownLayers for Pins<'_> {
-    fn layer(&self, chain: &Digest) -> Option<(PathBuf, u64)> {
-        // Under the writer's lock: between the look and the pin nothing is collected.
-        let _writer = self.inner.lock();
-        let catalog = self.inner.catalog();
-        let mut layers = catalog.images.values().flat_map(|image| &image.layers);
-        let layer = layers.find(|layer| layer.chain == *chain)?;
-        *self.inner.pins().entry(*chain).or_default() += 1;
-        self.pinned.lock().unwrap_or_else(PoisonError::into_inner).push(*chain);
-        Some((layer_path(&self.inner.dir, chain), layer.bytes))
-    }
-}
-
-impl Drop for Pins<'_> {
-    fn drop(&mut self) {
-        let pinned = std::mem::take(&mut *self.pinned.lock().unwrap_or_else(PoisonError::into_inner));
-        if pinned.is_empty() {
-            return;
-        }
-        let writer = self.inner.lock();
-        {
-            let mut pins = self.inner.pins();
-            for chain in &pinned {
-                if let Some(count) = pins.get_mut(chain) {
-                    *count -= 1;
-                    if *count == 0 {
-                        pins.remove(chain);
-                    }
-                }
-            }
-        }
-        // An image that was removed meanwhile left the pinned layers behind.
-        let live = self.inner.catalog().live();
-        if pinned.iter().all(|chain| live.chains.contains(chain)) {
-            return;
-        }
-        match self.inner.collect(&writer) {
-            Ok(garbage) => {
-                drop(writer);
-                garbage.remove();
-            }
-            Err(error) => tracing::warn!(%error, "unused layers stay until the next removal"),
         }
     }
 }

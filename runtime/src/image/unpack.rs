@@ -2,6 +2,9 @@
 //!
 //! Whiteouts become overlayfs's own: a character device 0/0, and `trusted.overlay.opaque` on a
 //! directory. Nothing is ever opened outside of the directory (see [`super::root`]).
+//!
+//! Layers are unpacked without a look at those below, so that several go on at the same time.
+//! What depends on them is left to [`Unsettled::settle`].
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -13,6 +16,7 @@ use rustix::io::Errno;
 use super::error::ImageError;
 use super::limits::Budget;
 use super::root::{Root, RootError};
+use super::settle::Unsettled;
 use super::tarball::{TarEntry, TarKind, TarReader, shown};
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -20,67 +24,55 @@ const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const WHITEOUT_META_PREFIX: &[u8] = b".wh..wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
-/// All directories' paths are kept until the end. A hundred thousand directories take some 6 MB.
-const MAX_DIR_BYTES: usize = 64 << 20;
+/// Paths of directories and whiteouts are kept until the end. A hundred thousand take some 6 MB.
+const MAX_KEPT_BYTES: usize = 64 << 20;
+const BUFFER_BYTES: usize = 128 << 10;
+/// Marks a directory that no entry has named, until the layer is settled. A later entry for it takes
+/// the mark away, whichever way its path led there.
+pub(super) const IMPLIED_XATTR: &str = "trusted.shoal.implied";
 /// An archive must not speak to overlayfs directly: `redirect` would show other directories.
-const RESERVED_XATTRS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+const RESERVED_XATTRS: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"trusted.shoal."];
 
 /// Unpacks one layer.
 pub(crate) struct LayerWriter<'a> {
     root: Root,
     path: &'a Path,
     what: &'a str,
-    /// The layers below, lowest first.
-    lowers: &'a [PathBuf],
-    budget: &'a mut Budget,
+    budget: &'a Budget,
     /// The directory that was written to last; archives come in directory order.
     parent: Option<(Vec<u8>, OwnedFd)>,
-    /// Times of directories are set at the end, when nothing is added to them any more.
-    dir_times: Vec<(Vec<u8>, (i64, u32))>,
-    /// Length of the paths in `dir_times`.
-    dir_bytes: usize,
+    unsettled: Unsettled,
+    /// Length of the paths in `unsettled`.
+    kept_bytes: usize,
     bytes: u64,
     buffer: Vec<u8>,
 }
 
 impl<'a> LayerWriter<'a> {
     /// `path` must be an empty directory; `what` names the layer in errors.
-    pub(crate) fn new(
-        path: &'a Path,
-        what: &'a str,
-        lowers: &'a [PathBuf],
-        budget: &'a mut Budget,
-    ) -> Result<LayerWriter<'a>, ImageError> {
+    pub(crate) fn new(path: &'a Path, what: &'a str, budget: &'a Budget) -> Result<LayerWriter<'a>, ImageError> {
         let root = Root::open(path).map_err(|errno| ImageError::io("open the layer directory", path)(errno.into()))?;
         Ok(LayerWriter {
             root,
             path,
             what,
-            lowers,
             budget,
             parent: None,
-            dir_times: Vec::new(),
-            dir_bytes: 0,
+            unsettled: Unsettled::default(),
+            kept_bytes: 0,
             bytes: 0,
-            buffer: vec![0; 64 << 10],
+            buffer: vec![0; BUFFER_BYTES],
         })
     }
 
-    /// Unpacks all entries, up to the end marker. Returns the sum of the files' sizes.
-    pub(crate) fn unpack<R: Read>(mut self, tar: &mut TarReader<R>) -> Result<u64, ImageError> {
+    /// Unpacks all entries, up to the end marker. Returns the sum of the files' sizes and what is left
+    /// to do.
+    pub(crate) fn unpack<R: Read>(mut self, tar: &mut TarReader<R>) -> Result<(u64, Unsettled), ImageError> {
         while let Some(entry) = tar.next_entry()? {
             self.budget.take_entry(self.what)?;
             self.apply(&entry, tar)?;
         }
-        self.parent = None;
-        for (path, mtime) in std::mem::take(&mut self.dir_times) {
-            // A later entry may have replaced the directory.
-            if let Ok(Some(dir)) = self.root.open_dir(&path) {
-                rustix::fs::futimens(&dir, &timestamps(mtime))
-                    .map_err(|errno| self.failed("set the times of", &path, errno))?;
-            }
-        }
-        Ok(self.bytes)
+        Ok((self.bytes, self.unsettled))
     }
 
     fn apply(&mut self, entry: &TarEntry, content: &mut impl Read) -> Result<(), ImageError> {
@@ -130,6 +122,18 @@ impl<'a> LayerWriter<'a> {
 
     fn create(&mut self, dir: &[u8], name: &[u8], entry: &TarEntry, content: &mut impl Read) -> Result<(), ImageError> {
         let parent = self.parent_dir(dir, entry)?;
+        if entry.kind == TarKind::File {
+            // Nearly always nothing is there yet; asking first would cost a call for each file.
+            match open_new(&parent, name) {
+                Ok(file) => {
+                    self.fill(file, entry, content)?;
+                    self.parent = Some((dir.to_vec(), parent));
+                    return Ok(());
+                }
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(self.failed("create", &entry.name, errno)),
+            }
+        }
         let link_source = match &entry.kind {
             TarKind::Hardlink(target) => Some(self.hard_link_source(target, entry)?),
             _ => None,
@@ -153,12 +157,13 @@ impl<'a> LayerWriter<'a> {
             move |errno| failed(what, path, operation, shown_name, errno)
         };
         match &entry.kind {
-            TarKind::Dir if keep => {}
+            TarKind::Dir if keep => self.name_directory(&parent, name),
             TarKind::Dir => rustix::fs::mkdirat(&parent, name, Mode::RWXU).map_err(os("create"))?,
             TarKind::File => {
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(&parent, name, flags, Mode::RUSR | Mode::WUSR).map_err(os("create"))?;
-                self.write_content(file, entry, content)?;
+                let file = open_new(&parent, name).map_err(os("create"))?;
+                self.fill(file, entry, content)?;
+                self.parent = Some((dir.to_vec(), parent));
+                return Ok(());
             }
             TarKind::Symlink(target) if target.is_empty() => {
                 return Err(self.bad(&entry.name, "the link's target is empty"));
@@ -199,10 +204,38 @@ impl<'a> LayerWriter<'a> {
         Ok(())
     }
 
-    fn write_content(&mut self, file: OwnedFd, entry: &TarEntry, content: &mut impl Read) -> Result<(), ImageError> {
+    /// Gives a new file its content and attributes.
+    fn fill(&mut self, file: OwnedFd, entry: &TarEntry, content: &mut impl Read) -> Result<(), ImageError> {
+        let mut file = std::fs::File::from(file);
+        self.write_content(&mut file, entry, content)?;
+        let this = &*self;
+        let os = |operation| move |errno| this.failed(operation, &entry.name, errno);
+        // The owner first: changing it clears the set-user-id bits and file capabilities.
+        rustix::fs::fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
+            .map_err(os("set the owner of"))?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode)).map_err(os("set the mode of"))?;
+        self.set_xattrs(entry, |key, value| rustix::fs::fsetxattr(&file, key, value, XattrFlags::empty()))?;
+        rustix::fs::futimens(&file, &timestamps(entry.mtime)).map_err(os("set the times of"))
+    }
+
+    /// An entry names a directory that may have been made before without one.
+    fn name_directory(&self, parent: &OwnedFd, name: &[u8]) {
+        use std::os::unix::ffi::OsStrExt;
+        if !self.unsettled.implied.is_empty() {
+            let path = proc_path(parent).join(std::ffi::OsStr::from_bytes(name));
+            // Mostly it has no mark.
+            let _ = rustix::fs::lremovexattr(&path, IMPLIED_XATTR);
+        }
+    }
+
+    fn write_content(
+        &mut self,
+        file: &mut std::fs::File,
+        entry: &TarEntry,
+        content: &mut impl Read,
+    ) -> Result<(), ImageError> {
         self.budget.take_bytes(self.what, entry.size)?;
         self.bytes += entry.size;
-        let mut file = std::fs::File::from(file);
         let mut left = entry.size;
         while left > 0 {
             let read = content.read(&mut self.buffer).map_err(|error| ImageError::reading(self.what, error))?;
@@ -232,6 +265,9 @@ impl<'a> LayerWriter<'a> {
             .ok_or_else(missing)?;
         let source =
             lstat(&dir, &name).map_err(|errno| self.failed("look up", &entry.name, errno))?.ok_or_else(missing)?;
+        if is_whiteout(&source) {
+            return Err(missing());
+        }
         Ok((dir, name, source))
     }
 
@@ -261,35 +297,30 @@ impl<'a> LayerWriter<'a> {
             }
             // Anything else of this layer hides what is below by being there.
             Some(_) => {}
-            // With nothing below to hide, overlayfs would list the device itself.
-            None if !self.is_below(&join(dir, name)) => {}
-            None => mknod(&parent, name, FileType::CharacterDevice, 0)
-                .map_err(|errno| self.failed("create the whiteout of", &entry.name, errno))?,
+            None => {
+                mknod(&parent, name, FileType::CharacterDevice, 0)
+                    .map_err(|errno| self.failed("create the whiteout of", &entry.name, errno))?;
+                self.keep(dir.len() + name.len())?;
+                self.unsettled.whiteouts.push((dir.to_vec(), name.to_vec()));
+            }
         }
         self.parent = Some((dir.to_vec(), parent));
         Ok(())
     }
 
-    /// Whether the layers below show something at `path`. When in doubt, they do.
-    fn is_below(&self, path: &[u8]) -> bool {
-        for lower in self.lowers.iter().rev() {
-            match Root::open(lower).and_then(|root| root.stat(path)) {
-                Ok(stat) => return !is_whiteout(&stat),
-                Err(Errno::NOENT) => {}
-                Err(Errno::NOTDIR) => return false,
-                Err(_) => return true,
-            }
-        }
-        false
+    fn set_times_at_end(&mut self, path: Vec<u8>, mtime: (i64, u32)) -> Result<(), ImageError> {
+        self.keep(path.len())?;
+        self.unsettled.times.push((path, mtime));
+        Ok(())
     }
 
-    fn set_times_at_end(&mut self, path: Vec<u8>, mtime: (i64, u32)) -> Result<(), ImageError> {
-        self.dir_bytes += path.len();
-        self.dir_times.push((path, mtime));
-        if self.dir_bytes > MAX_DIR_BYTES {
+    /// Counts a path that is kept in memory.
+    fn keep(&mut self, bytes: usize) -> Result<(), ImageError> {
+        self.kept_bytes += bytes;
+        if self.kept_bytes > MAX_KEPT_BYTES {
             return Err(ImageError::LimitExceeded {
-                what: format!("{}: the paths of its directories", self.what),
-                limit: format!("{MAX_DIR_BYTES} bytes"),
+                what: format!("{}: the paths of its directories and whiteouts", self.what),
+                limit: format!("{MAX_KEPT_BYTES} bytes"),
             });
         }
         Ok(())
@@ -300,27 +331,23 @@ impl<'a> LayerWriter<'a> {
             .map_err(|errno| self.failed("mark as opaque", entry, errno))
     }
 
-    /// Opens an entry's directory. What is missing of it is made; it looks like the same directory
-    /// of the layers below, which it will cover.
+    /// Opens an entry's directory. What is missing of it is made, and settled later.
     fn parent_dir(&mut self, dir: &[u8], entry: &TarEntry) -> Result<OwnedFd, ImageError> {
         if let Some((cached, fd)) = self.parent.take()
             && cached == dir
         {
             return Ok(fd);
         }
-        let lowers = self.lowers;
         let mut made = Vec::new();
         let outcome = self.root.make_dir(dir, |path, fd| {
-            let like = lower_dir(lowers, path);
-            let (mode, uid, gid, mtime) = like.unwrap_or((0o755, 0, 0, (0, 0)));
-            rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-            rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
-            made.push((path.to_vec(), mtime));
+            rustix::fs::fsetxattr(fd, IMPLIED_XATTR, b"y", XattrFlags::empty())?;
+            made.push(path.to_vec());
             Ok(())
         });
         let fd = outcome.map_err(|error| self.refused(error, "open the directory of", &entry.name))?;
-        for (path, mtime) in made {
-            self.set_times_at_end(path, mtime)?;
+        for path in made {
+            self.keep(path.len())?;
+            self.unsettled.implied.push(path);
         }
         Ok(fd)
     }
@@ -337,7 +364,9 @@ impl<'a> LayerWriter<'a> {
                 .map_err(os("set the mode of"))?;
         }
         if !entry.xattrs.is_empty() {
-            self.set_xattrs(parent, name, entry)?;
+            use std::os::unix::ffi::OsStrExt;
+            let path = proc_path(parent).join(std::ffi::OsStr::from_bytes(name));
+            self.set_xattrs(entry, |key, value| rustix::fs::lsetxattr(&path, key, value, XattrFlags::empty()))?;
         }
         if entry.kind != TarKind::Dir {
             let times = timestamps(entry.mtime);
@@ -346,15 +375,13 @@ impl<'a> LayerWriter<'a> {
         Ok(())
     }
 
-    fn set_xattrs(&self, parent: &OwnedFd, name: &[u8], entry: &TarEntry) -> Result<(), ImageError> {
-        use std::os::unix::ffi::OsStrExt;
-        let path = proc_path(parent).join(std::ffi::OsStr::from_bytes(name));
+    fn set_xattrs(&self, entry: &TarEntry, set: impl Fn(&[u8], &[u8]) -> Result<(), Errno>) -> Result<(), ImageError> {
         for (key, value) in &entry.xattrs {
             if RESERVED_XATTRS.iter().any(|reserved| key.starts_with(reserved)) {
                 tracing::debug!(layer = self.what, entry = %entry.shown(), key = %shown(key), "attribute of overlayfs left out");
                 continue;
             }
-            match rustix::fs::lsetxattr(&path, key.as_slice(), value, XattrFlags::empty()) {
+            match set(key, value) {
                 Ok(()) => {}
                 // A host without SELinux or ACLs has no use for their attributes.
                 Err(Errno::NOTSUP) => {
@@ -385,8 +412,13 @@ impl<'a> LayerWriter<'a> {
     }
 }
 
+fn open_new(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
+}
+
 /// Tells an archive's fault from the host's.
-fn failed(what: &str, root: &Path, operation: &'static str, entry: &[u8], errno: Errno) -> ImageError {
+pub(super) fn failed(what: &str, root: &Path, operation: &'static str, entry: &[u8], errno: Errno) -> ImageError {
     match errno {
         Errno::NAMETOOLONG
         | Errno::LOOP
@@ -403,7 +435,7 @@ fn failed(what: &str, root: &Path, operation: &'static str, entry: &[u8], errno:
     }
 }
 
-fn lstat(dir: &OwnedFd, name: &[u8]) -> Result<Option<Stat>, Errno> {
+pub(super) fn lstat(dir: &OwnedFd, name: &[u8]) -> Result<Option<Stat>, Errno> {
     match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),
         Err(Errno::NOENT) => Ok(None),
@@ -415,12 +447,12 @@ fn mknod(dir: &OwnedFd, name: &[u8], kind: FileType, device: u64) -> Result<(), 
     rustix::fs::mknodat(dir, name, kind, Mode::empty(), device)
 }
 
-fn is_dir(stat: &Stat) -> bool {
+pub(super) fn is_dir(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
 /// What overlayfs takes for "nothing is here".
-fn is_whiteout(stat: &Stat) -> bool {
+pub(super) fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
@@ -431,23 +463,7 @@ pub(crate) fn is_opaque_root(layer: &Path) -> bool {
     matches!(rustix::fs::lgetxattr(layer, OPAQUE_XATTR, &mut value[..]), Ok(1)) && value[0] == b'y'
 }
 
-/// Mode, owner, group and time of the topmost directory at `path` below.
-fn lower_dir(lowers: &[PathBuf], path: &[u8]) -> Option<(u32, u32, u32, (i64, u32))> {
-    for lower in lowers.iter().rev() {
-        match Root::open(lower).and_then(|root| root.stat(path)) {
-            Ok(stat) if is_dir(&stat) => {
-                let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
-                let mtime = (stat.st_mtime, nanoseconds);
-                return Some((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid, mtime));
-            }
-            Err(Errno::NOENT) => {}
-            _ => return None,
-        }
-    }
-    None
-}
-
-fn timestamps((seconds, nanoseconds): (i64, u32)) -> Timestamps {
+pub(super) fn timestamps((seconds, nanoseconds): (i64, u32)) -> Timestamps {
     let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
     Timestamps { last_access: time, last_modification: time }
 }
@@ -458,7 +474,7 @@ fn proc_path(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+pub(super) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     if dir.is_empty() {
         return name.to_vec();
     }
