@@ -11,6 +11,7 @@ pub mod dispatcher;
 mod enforcer;
 mod gossip_keys;
 pub mod lifecycle;
+pub mod logging;
 pub mod model;
 mod orchestrator;
 mod reaper;

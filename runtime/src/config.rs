@@ -4,6 +4,7 @@
 //! checked by `plan`, never here.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::plan::limits::oci::LinuxResources;
@@ -62,7 +63,7 @@ pub struct ContainerConfig {
     pub oom_score_adj: i32,
     /// What [`crate::Runtime::stop`] sends when it is not told otherwise; SIGTERM when absent.
     pub stop_signal: Option<String>,
-    /// Rotation of the log files.
+    /// Where its output goes.
     pub log: LogConfig,
     /// A reaper as process 1. Refused: see [`crate::PlanError::Unsupported`].
     pub init: bool,
@@ -162,17 +163,69 @@ pub struct Ulimit {
     pub hard: i64,
 }
 
-/// Rotation of a container's log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where a container's output goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
+    /// Keep it in files beside the container, where [`crate::Runtime::logs`] reads it.
+    pub files: bool,
     /// Bytes of one file, at least 4096.
     pub max_size: u64,
     /// Files kept, the one being written included; 1 to 1000.
     pub max_files: u32,
+    /// Send it to a log daemon as well.
+    pub forward: Option<LogForward>,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { max_size: 10 << 20, max_files: 3 }
+        Self { files: true, max_size: 10 << 20, max_files: 3, forward: None }
     }
+}
+
+/// Records on their way to a log daemon. The container never waits for it: what finds no room in the buffer is dropped
+/// and counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogForward {
+    /// To whom.
+    pub target: LogTarget,
+    /// What the records are called there: 1 to 255 bytes without control characters.
+    pub tag: String,
+    /// The container's name, for targets that have a field for it.
+    pub container_name: String,
+    /// The image's name, for targets that have a field for it.
+    pub image_name: String,
+    /// Further fields, for targets that have fields; 16 KiB at the most.
+    pub fields: BTreeMap<String, String>,
+    /// Bytes that may wait while the target does not take them: 4 KiB to 64 MiB.
+    pub buffer: u64,
+}
+
+impl LogForward {
+    /// Docker's `max-buffer-size` where none is given.
+    pub const BUFFER: u64 = 1 << 20;
+}
+
+/// A log daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTarget {
+    /// systemd's journal, in its native protocol, at this socket.
+    Journal(PathBuf),
+    /// A syslog receiver; messages are as RFC 5424 has them, one a datagram, or each ended by a newline.
+    Syslog {
+        /// Where it listens.
+        address: SyslogAddress,
+        /// 0 (`kern`) to 23 (`local7`).
+        facility: u8,
+    },
+}
+
+/// Where a syslog receiver listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SyslogAddress {
+    /// A socket in the file system, taking datagrams or else connections.
+    Unix(PathBuf),
+    /// Datagrams.
+    Udp(SocketAddr),
+    /// A connection.
+    Tcp(SocketAddr),
 }

@@ -117,6 +117,12 @@ pub enum RuntimeError {
     /// Processes of the container were still there after they had been killed, until the deadline. Retrying may help.
     #[error("container {0} still has processes after it was killed")]
     Unkillable(String),
+    /// The container has ended, and its shim could not put that on record until the deadline: it goes on trying.
+    #[error("the end of container {0} cannot be recorded: is the disk full?")]
+    Unrecorded(String),
+    /// The log goes elsewhere, or nowhere. Docker's words. Retrying does not help.
+    #[error("configured logging driver does not support reading")]
+    LogUnreadable,
     /// The process's namespace could not be opened.
     #[error("network namespace of container {id}")]
     Namespace {

@@ -31,7 +31,8 @@ use std::process::ExitCode;
 
 pub use cgroup::{BlockUsage, CgroupError, CgroupLayout, CpuUsage, MemoryUsage, PidsUsage, Usage};
 pub use config::{
-    Capabilities, ContainerConfig, EtcFiles, LogConfig, Mount, MountKind, Propagation, Resources, RuntimeConfig, Ulimit,
+    Capabilities, ContainerConfig, EtcFiles, LogConfig, LogForward, LogTarget, Mount, MountKind, Propagation,
+    Resources, RuntimeConfig, SyslogAddress, Ulimit,
 };
 pub use container::{ContainerState, Created, ExitStatus, Runtime, Status};
 pub use error::RuntimeError;

@@ -31,7 +31,9 @@ pub(crate) enum Ask {
     /// Send this signal to its first process.
     #[prost(int32, tag = "3")]
     Signal(i32),
-    /// Answered when it has ended and its exit is on disk.
+    /// Answered when it has ended and its exit is on record. Until then states may come, which say that log records are
+    /// being lost. A daemon of the release before takes one for the
+    /// answer: it looks, sees no exit, and asks again.
     #[prost(message, tag = "4")]
     Wait(Empty),
     /// Keep the descriptors that come along under this name, instead of those kept before.
@@ -158,5 +160,35 @@ mod tests {
         assert!(buffer.is_empty());
         assert_eq!(take::<Request>(&mut vec![255; 5]), Err(Malformed));
         assert_eq!(take::<Request>(&mut vec![1, 0, 0, 0, 255]), Err(Malformed));
+    }
+
+    /// What shims of release 0.1 send and expect, byte for byte: they outlive their daemons.
+    #[test]
+    fn release_0_1_is_understood() {
+        let ask = |bytes: &[u8], ask: Ask| {
+            let request = Request { ask: Some(ask) };
+            assert_eq!(Request::decode(bytes), Ok(request.clone()));
+            assert_eq!(request.encode_to_vec(), bytes);
+        };
+        ask(b"\x0a\0", Ask::State(Empty {}));
+        ask(b"\x12\0", Ask::Start(Empty {}));
+        ask(b"\x18\x09", Ask::Signal(9));
+        ask(b"\x22\0", Ask::Wait(Empty {}));
+        ask(b"\x2a\x03dns", Ask::PutFds("dns".to_owned()));
+        ask(b"\x32\x03dns", Ask::GetFds("dns".to_owned()));
+        ask(b"\x3a\0", Ask::Shutdown(Empty {}));
+        // Those understand no more than these; of a later one's request they say so, and the connection goes on.
+        assert_eq!(Request::decode(&b"\xaa\x06\x03new"[..]), Ok(Request { ask: None }));
+        let answer = |bytes: &[u8], answer: Answer| {
+            assert_eq!(Reply::decode(bytes), Ok(Reply { answer: Some(answer) }));
+        };
+        let state = State { pid: 7, started_at_nanos: Some(5), exited: true, dropped_log_records: 2 };
+        let failed = Failed { step: 30, subject: "x".to_owned(), errno: 2, reason: "r".to_owned() };
+        answer(b"\x0a\0", done());
+        answer(b"\x12\x08\x08\x07\x10\x05\x18\x01\x20\x02", Answer::State(state.clone()));
+        answer(b"\x1a\x04\x0a\x02no", refused("no"));
+        answer(b"\x22\x0a\x08\x1e\x12\x01x\x18\x02\x22\x01r", Answer::NotStarted(failed.clone()));
+        answer(b"\x2a\x08\x08\x07\x10\x05\x18\x01\x20\x02", Answer::Created(state));
+        answer(b"\x32\x0a\x08\x1e\x12\x01x\x18\x02\x22\x01r", Answer::NotCreated(failed));
     }
 }

@@ -550,7 +550,8 @@ fn fields_without_effect_are_refused_by_name() {
     check_spec(privileges(|p| p.apparmor_mode = "disabled".into()), no("AppArmor"));
     check_spec(privileges(|p| p.selinux_disabled = true), no("SELinuxContext"));
     check_spec(privileges(|p| p.no_new_privileges = true), Ok(()));
-    check_spec(|spec| spec.task.log_driver.get_or_insert_default().name = "syslog".into(), no("syslog"));
+    check_spec(|spec| spec.task.log_driver.get_or_insert_default().name = "gelf".into(), no("LogDriver \"gelf\""));
+    check_spec(|spec| spec.task.log_driver.get_or_insert_default().name = "syslog".into(), Ok(()));
     check_spec(
         |spec| {
             let driver = spec.task.log_driver.get_or_insert_default();

@@ -196,7 +196,7 @@ pub struct LogDriver {
     /// Driver name; empty means the host's default.
     #[prost(string, tag = "1")]
     pub name: String,
-    /// Driver options ("max-size", "max-file").
+    /// Driver options; [`crate::logging`] knows them.
     #[prost(btree_map = "string, string", tag = "2")]
     pub options: Labels,
 }

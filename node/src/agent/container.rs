@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use deploy::logging::LoggingError;
 use deploy::model::{ContainerSpec, Mount, MountKind, Task};
 use runtime::image::Image;
 use runtime::{
-    Capabilities, ContainerConfig, EtcFiles, LogConfig, Mount as RuntimeMount, MountKind as RuntimeMountKind,
-    Propagation, Resources, Ulimit,
+    Capabilities, ContainerConfig, EtcFiles, Mount as RuntimeMount, MountKind as RuntimeMountKind, Propagation,
+    Resources, Ulimit,
 };
 use sha2::{Digest, Sha256};
+
+use super::log_driver;
 
 /// Label of a container: id of its image.
 pub const IMAGE_LABEL: &str = "io.shoal.image.id";
@@ -30,14 +33,9 @@ pub(super) enum ContainerError {
         /// What is wrong.
         reason: String,
     },
-    /// A log option that is no size or number.
-    #[error("invalid log option {key}={value}")]
-    LogOption {
-        /// Its name.
-        key: &'static str,
-        /// Its value.
-        value: String,
-    },
+    /// A log driver that this host does not have, or an option that it cannot follow.
+    #[error(transparent)]
+    Logging(#[from] LoggingError),
 }
 
 /// Id of the container of a task's attempt: 64 hexadecimal characters that follow from the task, so that an agent
@@ -57,11 +55,13 @@ pub(super) fn config(
     let spec = &task.spec.container;
     let id = container_id(task, attempt);
     let hostname = if spec.hostname.is_empty() { id[..12].to_owned() } else { spec.hostname.clone() };
+    let (labels, env) = (labels(task, node_hostname, image), env(&image.config.env, &spec.env));
+    let log = log_driver::config(task, &id, &image.id.to_string(), &labels, &env)?;
     Ok(ContainerConfig {
-        labels: labels(task, node_hostname, image),
+        labels,
         layers: image.layers.clone(),
         args: args(spec, image)?,
-        env: env(&image.config.env, &spec.env),
+        env,
         cwd: if spec.dir.is_empty() { image.config.working_dir.clone() } else { spec.dir.clone() },
         user: if spec.user.is_empty() { image.config.user.clone() } else { spec.user.clone() },
         groups: spec.groups.clone(),
@@ -77,7 +77,7 @@ pub(super) fn config(
         stop_signal: Some(spec.stop_signal.clone())
             .filter(|s| !s.is_empty())
             .or_else(|| image.config.stop_signal.clone()),
-        log: log(task)?,
+        log,
         init: spec.init == Some(true),
         tty: spec.tty,
         hostname,
@@ -207,33 +207,6 @@ fn resources(task: &Task) -> Resources {
     }
 }
 
-fn log(task: &Task) -> Result<LogConfig, ContainerError> {
-    let mut log = LogConfig::default();
-    let Some(driver) = &task.spec.log_driver else { return Ok(log) };
-    if let Some(value) = driver.options.get("max-size") {
-        let bad = || ContainerError::LogOption { key: "max-size", value: value.clone() };
-        log.max_size = size(value).filter(|size| *size >= 4096).ok_or_else(bad)?;
-    }
-    if let Some(value) = driver.options.get("max-file") {
-        let bad = || ContainerError::LogOption { key: "max-file", value: value.clone() };
-        log.max_files = value.parse().ok().filter(|n| (1..=1000).contains(n)).ok_or_else(bad)?;
-    }
-    Ok(log)
-}
-
-/// Docker's sizes: a number with `k`, `m` or `g`, powers of 1024.
-fn size(text: &str) -> Option<u64> {
-    let lower = text.to_ascii_lowercase();
-    let digits = lower.trim_end_matches('b');
-    let (number, factor) = match digits.chars().last()? {
-        'k' => (&digits[..digits.len() - 1], 1 << 10),
-        'm' => (&digits[..digits.len() - 1], 1 << 20),
-        'g' => (&digits[..digits.len() - 1], 1 << 30),
-        _ => (digits, 1),
-    };
-    number.parse::<u64>().ok()?.checked_mul(factor)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,20 +219,6 @@ mod tests {
     fn the_services_variables_win_and_keep_their_place() {
         let merged = env(&strings(&["PATH=/bin", "A=1", "B=2"]), &strings(&["A=3", "C=4", "B"]));
         assert_eq!(merged, strings(&["PATH=/bin", "A=3", "C=4"]));
-    }
-
-    #[test]
-    fn sizes_as_docker_writes_them() {
-        for (text, expected) in [
-            ("10m", Some(10 << 20)),
-            ("4096", Some(4096)),
-            ("1gb", Some(1 << 30)),
-            ("x", None),
-            ("", None),
-            ("m", None),
-        ] {
-            assert_eq!(size(text), expected, "{text}");
-        }
     }
 
     #[test]

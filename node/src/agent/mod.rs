@@ -8,6 +8,7 @@ mod container;
 mod core;
 mod counters;
 mod executor;
+mod log_driver;
 mod logs;
 mod memory;
 mod network;

@@ -1,12 +1,13 @@
 //! `/services/{id}/logs` and `/tasks/{id}/logs`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use deploy::logging::Logging;
 use deploy::model::{ServiceId, TaskId};
 use deploy::store::Store;
 use futures_util::StreamExt;
@@ -35,7 +36,8 @@ struct Format {
     /// The service whose tasks they are from.
     service: ServiceId,
     timestamps: bool,
-    details: bool,
+    /// Details are wanted, and these are those that the log driver adds to a task's, ready to be printed.
+    details: Option<BTreeMap<TaskId, Vec<String>>>,
     /// No frames: the output of a terminal.
     raw: bool,
 }
@@ -51,7 +53,7 @@ pub(super) async fn service<E: Engine>(
     let service = services::find(&store, &id)?;
     let tasks = placed_tasks(&store, &service.id);
     let follow = if request.follow { Follow::Service } else { Follow::Tasks };
-    let format = format(&params, service.id.clone(), service.spec.task.container.tty);
+    let format = format(&params, service.id.clone(), service.spec.task.container.tty, &store, &tasks);
     answer(&app, version, format, tasks, request, follow).await
 }
 
@@ -64,12 +66,16 @@ pub(super) async fn task<E: Engine>(
     let request = log_request(&params)?;
     let store = app.store(&params).await?;
     let task = tasks::find(&store, &id)?;
-    let format = format(&params, task.service_id.clone(), task.spec.container.tty);
-    answer(&app, version, format, vec![task.id.clone()], request, Follow::Tasks).await
+    let tasks = vec![task.id.clone()];
+    let format = format(&params, task.service_id.clone(), task.spec.container.tty, &store, &tasks);
+    answer(&app, version, format, tasks, request, Follow::Tasks).await
 }
 
-fn format(params: &Params, service: ServiceId, raw: bool) -> Format {
-    Format { service, timestamps: params.flag("timestamps"), details: params.flag("details"), raw }
+fn format(params: &Params, service: ServiceId, raw: bool, store: &Store, tasks: &[TaskId]) -> Format {
+    let details = params.flag("details").then(BTreeMap::new);
+    let mut format = Format { service, timestamps: params.flag("timestamps"), details, raw };
+    format.add_tasks(store, tasks);
+    format
 }
 
 fn log_request(params: &Params) -> Result<LogRequest, ApiError> {
@@ -201,6 +207,7 @@ impl<E: Engine> Pump<E> {
         if new.is_empty() {
             return;
         }
+        self.format.add_tasks(&store, &new);
         // All that a new task wrote is new to the client, however little it wanted to see of the past.
         let request = LogRequest { tail: None, ..self.request.clone() };
         match self.engine.logs(new, request).await {
@@ -216,6 +223,18 @@ impl<E: Engine> Pump<E> {
 }
 
 impl Format {
+    /// Labels and variables that these tasks' log drivers name.
+    fn add_tasks(&mut self, store: &Store, tasks: &[TaskId]) {
+        let Some(details) = &mut self.details else { return };
+        for task in tasks.iter().filter_map(|id| store.task(id)) {
+            let spec = &task.spec.container;
+            let Ok(logging) = Logging::of(task.spec.log_driver.as_ref()) else { continue };
+            let fields = logging.fields(&spec.labels, &spec.env);
+            let printed = fields.iter().map(|(name, value)| format!("{}={}", escaped(name), escaped(value)));
+            details.insert(task.id.clone(), printed.collect());
+        }
+    }
+
     fn print(&self, record: Result<LogRecord, EngineError>) -> Bytes {
         let record = match record {
             Ok(record) => record,
@@ -227,12 +246,14 @@ impl Format {
             prefix.push_str(&nanos_to_wire(record.at_ns));
             prefix.push(' ');
         }
-        if self.details {
-            // Docker escapes keys and values for URLs; ids are made of letters and digits.
-            prefix.push_str(&format!(
-                "com.docker.swarm.node.id={},com.docker.swarm.service.id={},com.docker.swarm.task.id={} ",
-                record.node_id, self.service, record.task_id
-            ));
+        if let Some(details) = &self.details {
+            let of = |key: &str, id: &dyn std::fmt::Display| format!("com.docker.swarm.{key}.id={id}");
+            let mut all = vec![of("node", &record.node_id), of("service", &self.service), of("task", &record.task_id)];
+            all.extend(details.get(&record.task_id).into_iter().flatten().cloned());
+            // As Docker does.
+            all.sort_unstable();
+            prefix.push_str(&all.join(","));
+            prefix.push(' ');
         }
         if self.raw {
             return [prefix.as_bytes(), &record.data].concat().into();
@@ -242,9 +263,28 @@ impl Format {
     }
 }
 
+/// As in the query of a URL, where Docker's clients undo it.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' ' => out.push('+'),
+            b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
+            byte if byte.is_ascii_alphanumeric() => out.push(char::from(byte)),
+            byte => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn details_are_escaped() {
+        assert_eq!(escaped("com.example/a b=é,"), "com.example%2Fa+b%3D%C3%A9%2C");
+    }
 
     #[track_caller]
     fn check(given: &str, expected: Option<u64>) {

@@ -1,6 +1,6 @@
 //! What a daemon finds when it starts: containers that run, that have ended, and that were never finished.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::{Arc, Mutex};
@@ -42,6 +42,7 @@ impl Inner {
             containers: Mutex::new(BTreeMap::new()),
             locks: Mutex::new(BTreeMap::new()),
             monitors: Mutex::new(JoinSet::new()),
+            unsynced: Mutex::new(BTreeSet::new()),
         });
         for dir in [inner.containers_dir(), inner.shims_dir()] {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(storage("create", &dir))?;
@@ -95,12 +96,17 @@ impl Inner {
         };
         let exit = unless_foreign(stored::read::<StoredExit>(&dir, names::EXIT))?;
         let process = unless_foreign(stored::read::<StoredProcess>(&dir, names::PROCESS))?;
-        let Some(process) = process else {
-            return unfinished("its creation did not end");
+        let process = match (process, &exit) {
+            (Some(process), _) => process,
+            // Processes are recorded for one boot only, and a power cut may take that record; the exit has outlived it.
+            (None, Some(_)) => StoredProcess::default(),
+            (None, None) => return unfinished("its creation did not end"),
         };
         let container = self.container(&config, stored.created_at_nanos, &process);
         if let Some(exit) = exit {
             container.set_exit(&exit);
+            // It may have been written while no daemon was there to sync it.
+            self.make_durable(id);
         } else {
             self.find_living(&container, &process);
         }
@@ -120,6 +126,7 @@ impl Inner {
             labels: config.labels.clone(),
             created_at: time_from(created_at),
             stop_signal: create::stop_signal(config),
+            keeps_log: config.log.files,
             view: watch::Sender::new(view),
         })
     }

@@ -69,10 +69,12 @@ impl Inner {
             labels: config.labels.clone(),
             created_at,
             stop_signal,
+            keeps_log: config.log.files,
             view: watch::Sender::new(view),
         });
         self.slots().insert(config.id.clone(), Slot::Here(Arc::clone(&container)));
         self.monitor(container, Some(child));
+        self.make_durable(&config.id);
         debug!(container.id = config.id, pid = state.pid, "created");
         Ok(Created { pid: state.pid, netns })
     }
@@ -87,17 +89,16 @@ impl Inner {
             .arg("__shim")
             .args([dir, &self.socket(&config.id)])
             .arg(&self.config.engine_id)
+            // No working directory either: with one the library forks this process instead of `vfork`ing it, and the
+            // shim goes to `/` by itself.
             .env_clear()
-            .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| spawn_failed(error.to_string()))?;
-        // While the shim works. A creation that a power cut leaves half-synced was never acknowledged.
-        let synced = stored::sync(dir, names::CONTAINER);
         let outcome = match client::receive_created(&ours) {
-            Ok(Answer::Created(state)) => synced.map(|()| state),
+            Ok(Answer::Created(state)) => Ok(state),
             Ok(Answer::NotCreated(failure)) => Err(create_error(&config.id, failure)),
             Ok(_) => Err(spawn_failed("an answer that was not asked for".to_owned())),
             Err(error) => Err(spawn_failed(format!("no answer: {error}"))),

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{Inner, storage};
 use crate::RuntimeError;
@@ -17,7 +17,7 @@ use crate::sys;
 /// How long processes may take to die and cgroups to become free.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 /// How long a shim may take to end by itself once its container has.
-const SHIM_GRACE: Duration = Duration::from_secs(2);
+pub(super) const SHIM_GRACE: Duration = Duration::from_secs(2);
 /// A directory that is being removed bears this before its name.
 pub(super) const REMOVING: &str = ".removing-";
 
@@ -72,9 +72,7 @@ pub(super) fn has_ended(pidfd: &OwnedFd, within: Duration) -> bool {
     let deadline = Instant::now() + within;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let timeout =
-            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(0), tv_nsec: i64::from(left.subsec_nanos()) };
-        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)) {
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&crate::shim::timespec(left))) {
             Err(rustix::io::Errno::INTR) => {}
             outcome => return outcome.is_ok_and(|ready| ready > 0),
         }

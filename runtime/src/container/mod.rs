@@ -8,11 +8,12 @@ mod adopt;
 mod client;
 mod create;
 mod delete;
+mod durable;
 mod monitor;
 mod runtime;
 mod update;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -82,6 +83,8 @@ pub(crate) struct Container {
     labels: BTreeMap<String, String>,
     created_at: SystemTime,
     stop_signal: Signal,
+    /// Whether its log is kept where it can be read.
+    keeps_log: bool,
     view: watch::Sender<View>,
 }
 
@@ -159,6 +162,8 @@ pub(crate) struct Inner {
     /// See [`Inner::lock_of`].
     locks: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
     monitors: Mutex<JoinSet<()>>,
+    /// See [`Inner::make_durable`].
+    unsynced: Mutex<BTreeSet<String>>,
 }
 
 /// An id that is taken.

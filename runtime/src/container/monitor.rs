@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::{Container, Inner, client};
 use crate::cgroup::Cgroups;
 use crate::procfs;
-use crate::protocol::{Ask, Empty};
+use crate::protocol::{self, Answer, Ask, Empty, Reply};
 use crate::stored::{self, Durability, StoredExit, StoredProcess, names, nanos};
 
 /// How long the remains of a lost container may take to die.
@@ -23,12 +23,15 @@ const RECONNECT: Duration = Duration::from_millis(100);
 
 impl Inner {
     /// Starts the task that follows a container's shim. Must be called within the async runtime.
-    pub(super) fn monitor(&self, container: Arc<Container>, child: Option<Child>) {
-        let (socket, cgroups) = (self.socket(&container.id), self.cgroups.clone());
+    pub(super) fn monitor(self: &Arc<Self>, container: Arc<Container>, child: Option<Child>) {
+        let (socket, cgroups, inner) = (self.socket(&container.id), self.cgroups.clone(), Arc::downgrade(self));
         let mut monitors = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
         while monitors.try_join_next().is_some() {}
         monitors.spawn(async move {
             follow(&container, socket, cgroups).await;
+            if let Some(inner) = inner.upgrade() {
+                inner.make_durable(&container.id);
+            }
             if let Some(mut child) = child {
                 // Ours, so it is for us to reap.
                 let _ = child.wait().await;
@@ -44,8 +47,7 @@ async fn follow(container: &Arc<Container>, socket: PathBuf, cgroups: Cgroups) {
         if let Ok(Ok(stream)) = asked
             && let Ok(mut stream) = tokio::net::UnixStream::from_std(stream)
         {
-            // An answer or the end of the connection: either way the file says what happened.
-            let _ = stream.read(&mut [0u8; 64]).await;
+            hear_the_end(container, &mut stream).await;
         }
         let (found, groups) = (Arc::clone(container), cgroups.clone());
         let exit = tokio::task::spawn_blocking(move || find_exit(&found, &groups)).await;
@@ -64,6 +66,26 @@ async fn follow(container: &Arc<Container>, socket: PathBuf, cgroups: Cgroups) {
                 warn!(container.id = container.id, %error, "monitor");
                 tokio::time::sleep(RECONNECT).await;
             }
+        }
+    }
+}
+
+/// Returns at an answer or at the end of the connection: either way the file says what happened.
+async fn hear_the_end(container: &Container, stream: &mut tokio::net::UnixStream) {
+    let (mut buffer, mut chunk) = (Vec::new(), [0u8; 256]);
+    loop {
+        match protocol::take::<Reply>(&mut buffer) {
+            Ok(Some(Reply { answer: Some(Answer::State(state)) })) if !state.exited => {
+                let records = state.dropped_log_records;
+                warn!(container.id = container.id, records, "its log finds no room, so far it has lost");
+            }
+            // Of a later release.
+            Ok(Some(Reply { answer: None })) => {}
+            Ok(None) => match stream.read(&mut chunk).await {
+                Ok(count) if count > 0 => buffer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+                _ => return,
+            },
+            Ok(Some(_)) | Err(_) => return,
         }
     }
 }

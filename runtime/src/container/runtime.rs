@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
-use super::delete::DEADLINE;
+use super::delete::{DEADLINE, SHIM_GRACE};
 use super::{Container, ContainerState, ExitStatus, Inner, Status, check_id, client, create, storage};
 use crate::RuntimeError;
 use crate::cgroup::CgroupLayout;
@@ -18,7 +18,7 @@ use crate::logs::{self, LogOptions, LogRecord};
 use crate::procfs;
 use crate::protocol::{Answer, Ask, Empty, Failed};
 use crate::signal::Signal;
-use crate::stored::{names, time_from};
+use crate::stored::{self, StoredExit, names, time_from};
 
 /// Runs containers. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
@@ -98,7 +98,8 @@ impl Runtime {
     /// A container that has exited is left as it is.
     ///
     /// # Errors
-    /// [`RuntimeError::Unkillable`] when processes survive SIGKILL for ten seconds.
+    /// [`RuntimeError::Unkillable`] when processes survive SIGKILL for ten seconds, [`RuntimeError::Unrecorded`] when
+    /// the end cannot be put on record within as many.
     pub async fn stop(&self, id: &str, signal: Option<Signal>, grace: Duration) -> Result<ExitStatus, RuntimeError> {
         let container = self.inner.get(id)?;
         if container.status() == Status::Running && !grace.is_zero() {
@@ -122,6 +123,11 @@ impl Runtime {
         if let Some(exit) = container.exit() {
             return Ok(exit);
         }
+        self.kill_processes(container).await?;
+        exited(container, DEADLINE).await.ok_or_else(|| RuntimeError::Unrecorded(container.id.clone()))
+    }
+
+    async fn kill_processes(&self, container: &Arc<Container>) -> Result<(), RuntimeError> {
         let (inner, killed) = (Arc::clone(&self.inner), Arc::clone(container));
         let empty = blocking(move || {
             if inner.cgroups.processes(&killed.id).is_empty() {
@@ -133,10 +139,7 @@ impl Runtime {
             Ok(inner.cgroups.kill_all(&killed.id, Instant::now() + DEADLINE))
         })
         .await?;
-        match exited(container, DEADLINE).await {
-            Some(exit) if empty => Ok(exit),
-            _ => Err(RuntimeError::Unkillable(container.id.clone())),
-        }
+        if empty { Ok(()) } else { Err(RuntimeError::Unkillable(container.id.clone())) }
     }
 
     /// Waits for the end.
@@ -157,8 +160,12 @@ impl Runtime {
     /// Kills it if it runs, and removes everything of it. Idempotent: an unknown id is fine.
     pub async fn delete(&self, id: &str) -> Result<(), RuntimeError> {
         check_id(id)?;
-        if let Ok(container) = self.inner.get(id) {
-            self.kill(&container).await?;
+        if let Ok(container) = self.inner.get(id)
+            && container.exit().is_none()
+        {
+            self.kill_processes(&container).await?;
+            // For those who wait for its end. That it cannot be recorded must not keep it: deleting makes room.
+            let _ = exited(&container, SHIM_GRACE).await;
         }
         let (inner, id) = (Arc::clone(&self.inner), id.to_owned());
         blocking(move || inner.delete(&id)).await
@@ -191,8 +198,14 @@ impl Runtime {
 
     /// The log, across rotations, both streams in the order of arrival. The channel ends with the log; a follower's
     /// when the container has ended.
+    ///
+    /// # Errors
+    /// [`RuntimeError::LogUnreadable`] when the configuration keeps no files.
     pub async fn logs(&self, id: &str, options: LogOptions) -> Result<mpsc::Receiver<LogRecord>, RuntimeError> {
         let container = self.inner.get(id)?;
+        if !container.keeps_log {
+            return Err(RuntimeError::LogUnreadable);
+        }
         let (sender, receiver) = mpsc::channel(LOG_BUFFER);
         let (dir, following) = (container.dir.join(names::LOG), options.follow);
         let path = dir.clone();
@@ -217,6 +230,12 @@ impl Runtime {
         });
         drop(monitors);
         Ok(receiver)
+    }
+
+    /// Records of its log that were lost: no room on the disk, or in the buffer of its log daemon.
+    pub async fn dropped_log_records(&self, id: &str) -> Result<u64, RuntimeError> {
+        let (inner, container) = (Arc::clone(&self.inner), self.inner.get(id)?);
+        blocking(move || inner.dropped_log_records(&container)).await
     }
 
     /// Kills and removes all containers and the engine's cgroups, for a host that leaves its cluster for good.
@@ -312,6 +331,17 @@ impl Inner {
         }
     }
 
+    fn dropped_log_records(&self, container: &Container) -> Result<u64, RuntimeError> {
+        if container.exit().is_some() {
+            let exit = stored::read::<StoredExit>(&container.dir, names::EXIT)?;
+            return Ok(exit.map_or(0, |exit| exit.dropped_log_records));
+        }
+        match self.ask(container, "for its state", Ask::State(Empty {}), &[])?.0 {
+            Answer::State(state) => Ok(state.dropped_log_records),
+            _ => Ok(0),
+        }
+    }
+
     fn delete(&self, id: &str) -> Result<(), RuntimeError> {
         let lock = self.lock_of(id);
         let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -341,7 +371,7 @@ fn start_error(container: &Container, failure: &Failed) -> RuntimeError {
 impl Container {
     /// `argv[0]`, for messages.
     fn command(&self) -> String {
-        use crate::stored::{self, StoredContainer};
+        use crate::stored::StoredContainer;
         let stored = stored::read::<StoredContainer>(&self.dir, names::CONTAINER).ok().flatten();
         let config = stored.and_then(|stored| stored.config).and_then(|config| stored::config_from(config).ok());
         config.and_then(|config| config.args.into_iter().next()).unwrap_or_default()

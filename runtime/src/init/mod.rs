@@ -53,6 +53,8 @@ pub(crate) struct Prepared {
     pub(crate) gate: Option<OwnedFd>,
     pub(crate) hooks: Hooks,
     pub(crate) exec: ExecArgs,
+    /// The command is killed when its parent dies. A program that wants to can undo it.
+    pub(crate) dies_with_parent: bool,
     /// Room for the container's passwd and group files.
     pub(crate) passwd: Vec<u8>,
     pub(crate) group: Vec<u8>,
@@ -107,6 +109,7 @@ fn send(prepared: &Prepared, report: Report) {
 fn set_up(prepared: &mut Prepared) -> Outcome<()> {
     let made = prepared.plan.namespaces;
     sys::reset_signals();
+    die_with_parent(prepared)?;
     umask(Mode::empty());
     if made & namespace::USER != 0 {
         // The parent writes the mappings, the OOM score and the limits: here nothing of the host's may be changed.
@@ -161,6 +164,8 @@ fn set_up(prepared: &mut Prepared) -> Outcome<()> {
     }
     stdio(prepared)?;
     identity::assume(prepared)?;
+    // The change of identity has undone it.
+    die_with_parent(prepared)?;
     umask(Mode::from_raw_mode(prepared.plan.process.umask));
     sys::close_all_on_exec(prepared.preserved_fds).at(Step::Stdio)
 }
@@ -193,6 +198,13 @@ fn await_byte(prepared: &Prepared) -> Result<(), rustix::io::Errno> {
             _ => return Err(rustix::io::Errno::PIPE),
         }
     }
+}
+
+/// Without its shim nobody would see the container's output or its end. A parent that is dead already has let go of the
+/// other end of `go`, where the child notices it.
+fn die_with_parent(prepared: &Prepared) -> Outcome<()> {
+    let signal = prepared.dies_with_parent.then_some(rustix::process::Signal::KILL);
+    rustix::process::set_parent_process_death_signal(signal).at(Step::ParentDeath)
 }
 
 /// Writes a small file of the kernel's in one go.

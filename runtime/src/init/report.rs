@@ -60,6 +60,7 @@ steps! {
     28 Capabilities "limit capabilities",
     29 NoNewPrivileges "forbid new privileges",
     30 Exec "exec",
+    60 ParentDeath "bind its life to the shim's",
     100 UserNamespace "set up the user namespace",
     101 JoinNamespace "join the namespace",
     102 Hook "run the hooks of the runtime",

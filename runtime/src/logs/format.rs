@@ -35,8 +35,16 @@ pub(super) fn push(out: &mut Vec<u8>, time: &[u8; TIME_LENGTH], stream: LogStrea
     out.push(b'\n');
 }
 
-/// Reads one line without its newline; `None` when it is damaged.
-pub(super) fn parse(line: &[u8]) -> Option<LogRecord> {
+/// What stands before the data of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) at: SystemTime,
+    pub(super) stream: LogStream,
+    kind: Kind,
+}
+
+/// Reads the beginning of one line without its newline, and gives the data behind it; `None` when it is damaged.
+pub(super) fn parse_head(line: &[u8]) -> Option<(Head, &[u8])> {
     let (time, rest) = line.split_at_checked(TIME_LENGTH)?;
     let at = parse_time(time)?;
     let (stream, rest) = match rest.split_at_checked(8)? {
@@ -44,12 +52,48 @@ pub(super) fn parse(line: &[u8]) -> Option<LogRecord> {
         (b" stderr ", rest) => (LogStream::Stderr, rest),
         _ => return None,
     };
-    let data = match rest.split_at_checked(2)? {
-        (b"F ", data) => [data, b"\n"].concat().into(),
-        (b"P ", data) => Bytes::copy_from_slice(data),
+    let (kind, data) = match rest.split_at_checked(2)? {
+        (b"F ", data) => (Kind::Full, data),
+        (b"P ", data) => (Kind::Piece, data),
         _ => return None,
     };
-    Some(LogRecord { at, stream, data })
+    Some((Head { at, stream, kind }, data))
+}
+
+/// Reads one line without its newline; `None` when it is damaged.
+pub(super) fn parse(line: &[u8]) -> Option<LogRecord> {
+    let (head, data) = parse_head(line)?;
+    let data = match head.kind {
+        Kind::Full => [data, b"\n"].concat().into(),
+        Kind::Piece => Bytes::copy_from_slice(data),
+    };
+    Some(LogRecord { at: head.at, stream: head.stream, data })
+}
+
+/// The text of times that mostly lie in the same second.
+#[derive(Debug)]
+pub(super) struct TimeText {
+    second: u64,
+    text: [u8; TIME_LENGTH],
+}
+
+impl Default for TimeText {
+    fn default() -> TimeText {
+        TimeText { second: 0, text: format_time(SystemTime::UNIX_EPOCH) }
+    }
+}
+
+impl TimeText {
+    /// As [`format_time`].
+    pub(super) fn of(&mut self, at: SystemTime) -> &[u8; TIME_LENGTH] {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        if since.as_secs() == self.second {
+            put(&mut self.text[20..29], u64::from(since.subsec_nanos()));
+        } else {
+            (self.second, self.text) = (since.as_secs(), format_time(at));
+        }
+        &self.text
+    }
 }
 
 /// RFC 3339 in UTC with nine digits.
@@ -132,6 +176,15 @@ mod tests {
         check(4_107_542_399, 5, "2100-02-28T23:59:59.000000005Z");
         assert_eq!(parse_time(b"1969-12-31T23:59:59.000000000Z"), None);
         assert_eq!(parse_time(b"2024-13-31T23:59:59.000000000Z"), None);
+    }
+
+    #[test]
+    fn times_of_one_second() {
+        let mut text = TimeText::default();
+        for nanos in [0, 7, 999_999_999, 1_000_000_000, 1_000_000_001, 5_000_000_000, 4_000_000_000] {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos);
+            assert_eq!(*text.of(at), format_time(at));
+        }
     }
 
     #[test]

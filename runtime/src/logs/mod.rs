@@ -3,11 +3,18 @@
 //! `<time> <stream> <kind> <data>` and a newline: the time is RFC 3339 with nine digits and `Z`, the stream `stdout`
 //! or `stderr`, the kind `F` (a full line) or `P` (a piece: the line was too long, or its newline never came). Data is
 //! what the container wrote, byte for byte, without the newline. The files are `log/<ten digits>.log`; the highest
-//! number is being written, the lowest are removed. The shim writes ([`Writer`]), the daemon reads ([`Reader`]).
+//! number is being written, the lowest are removed. Times only grow. The shim writes ([`Output`]), the daemon reads
+//! ([`Reader`]).
 
+mod backwards;
 mod follow;
 mod format;
+mod forward;
+mod journal;
+mod output;
 mod reader;
+mod split;
+mod syslog;
 mod writer;
 
 use std::time::SystemTime;
@@ -15,8 +22,8 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 pub(crate) use follow::follow;
+pub(crate) use output::Output;
 pub(crate) use reader::Reader;
-pub(crate) use writer::Writer;
 
 /// Which of its two streams a container wrote to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,6 +32,19 @@ pub enum LogStream {
     Stdout,
     /// Standard error.
     Stderr,
+}
+
+impl LogStream {
+    /// Both.
+    pub(crate) const ALL: [LogStream; 2] = [LogStream::Stdout, LogStream::Stderr];
+
+    /// A place in a pair.
+    pub(crate) fn index(self) -> usize {
+        match self {
+            LogStream::Stdout => 0,
+            LogStream::Stderr => 1,
+        }
+    }
 }
 
 /// One record.
@@ -64,11 +84,15 @@ impl Default for LogOptions {
 
 impl LogOptions {
     pub(crate) fn wants(&self, record: &LogRecord) -> bool {
-        let stream = match record.stream {
+        self.wants_at(record.stream, record.at)
+    }
+
+    fn wants_at(&self, stream: LogStream, at: SystemTime) -> bool {
+        let wanted = match stream {
             LogStream::Stdout => self.stdout,
             LogStream::Stderr => self.stderr,
         };
-        stream && self.since.is_none_or(|since| record.at >= since) && self.until.is_none_or(|until| record.at <= until)
+        wanted && self.since.is_none_or(|since| at >= since) && self.until.is_none_or(|until| at <= until)
     }
 }
 

@@ -1,28 +1,30 @@
-//! The shim's half of a log: bytes from two pipes in, records in rotated files out.
+//! Records into rotated files.
 //!
 //! It never fails and never waits: a container must not stand still because a disk is full. What finds no room is
 //! dropped and counted.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::time::SystemTime;
 
-use super::format::{Kind, MAX_DATA, format_time, push};
-use super::{LogStream, name_of, numbers};
-use crate::config::LogConfig;
+use super::format::{Kind, TimeText, push};
+use super::split::Piece;
+use super::{name_of, numbers};
 
-/// Writes one container's log.
-pub(crate) struct Writer {
+/// One write a batch; a batch stays well below the size of a file.
+const BATCH: usize = 32 << 10;
+
+/// Writes the files of one container's log.
+pub(super) struct Writer {
     dir: PathBuf,
-    config: LogConfig,
+    max_size: u64,
+    max_files: u32,
     file: Option<File>,
     number: u64,
     /// Bytes of the file that are whole records.
     size: u64,
-    /// The beginning of a line whose end has not come yet, for each stream.
-    pending: [Vec<u8>; 2],
+    time: TimeText,
     out: Vec<u8>,
     /// Records in `out`.
     records: u64,
@@ -31,89 +33,69 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// A writer in this directory, which exists. It goes on after the files that are there.
-    pub(crate) fn new(dir: PathBuf, config: LogConfig) -> Writer {
+    pub(super) fn new(dir: PathBuf, max_size: u64, max_files: u32) -> Writer {
         let number = numbers(&dir).ok().and_then(|numbers| numbers.last().copied()).unwrap_or(0);
-        let (pending, out) = ([Vec::new(), Vec::new()], Vec::new());
-        let mut writer = Writer { dir, config, file: None, number, size: 0, pending, out, records: 0, dropped: 0 };
+        let (time, out) = (TimeText::default(), Vec::new());
+        let mut writer =
+            Writer { dir, max_size, max_files, file: None, number, size: 0, time, out, records: 0, dropped: 0 };
         writer.open_next();
         writer
     }
 
     /// Records that were lost because they could not be written.
-    pub(crate) fn dropped(&self) -> u64 {
+    pub(super) fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// Takes what was read from a stream.
-    pub(crate) fn write(&mut self, stream: LogStream, mut data: &[u8], at: SystemTime) {
-        let time = format_time(at);
-        while !data.is_empty() {
-            let pending = &mut self.pending[index(stream)];
-            let room = MAX_DATA - pending.len();
-            let newline = data.iter().take(room + 1).position(|byte| *byte == b'\n');
-            let (take, kind) = match newline {
-                Some(at) => (at, Some(Kind::Full)),
-                None if data.len() >= room => (room, Some(Kind::Piece)),
-                None => (data.len(), None),
-            };
-            let (line, rest) = data.split_at(take);
-            data = if newline.is_some() { rest.get(1..).unwrap_or_default() } else { rest };
-            let Some(kind) = kind else {
-                pending.extend_from_slice(line);
-                continue;
-            };
-            if pending.is_empty() {
-                push(&mut self.out, &time, stream, kind, line);
-            } else {
-                pending.extend_from_slice(line);
-                push(&mut self.out, &time, stream, kind, pending);
-                pending.clear();
-            }
-            self.records += 1;
-            // One write a batch; a batch stays well below the size of a file.
-            if self.out.len() >= 64 << 10 || self.size + self.out.len() as u64 >= self.config.max_size {
-                self.flush();
-            }
-        }
-        self.flush();
-    }
-
-    /// The stream has ended: what has no newline is written as it is.
-    pub(crate) fn finish(&mut self, stream: LogStream, at: SystemTime) {
-        let pending = std::mem::take(&mut self.pending[index(stream)]);
-        if !pending.is_empty() {
-            push(&mut self.out, &format_time(at), stream, Kind::Piece, &pending);
-            self.records += 1;
+    /// Takes a record. It is in the file after the next [`Writer::flush`].
+    pub(super) fn push(&mut self, piece: &Piece<'_>) {
+        let kind = if piece.full { Kind::Full } else { Kind::Piece };
+        push(&mut self.out, self.time.of(piece.at), piece.stream, kind, piece.data);
+        self.records += 1;
+        if self.out.len() >= BATCH || self.size + self.out.len() as u64 >= self.max_size {
             self.flush();
         }
     }
 
-    fn flush(&mut self) {
+    /// Writes what has been taken.
+    pub(super) fn flush(&mut self) {
         if self.records == 0 {
             return;
         }
-        if self.size > 0 && self.size + self.out.len() as u64 > self.config.max_size {
+        let too_long = self.size > 0 && self.size + self.out.len() as u64 > self.max_size;
+        if too_long || self.file.is_none() {
             self.open_next();
         }
-        if self.file.is_none() {
-            self.open_next();
-        }
-        match self.append() {
-            Ok(()) => self.size += self.out.len() as u64,
-            Err(_) => self.dropped += self.records,
+        let written = self.append();
+        // A disk that became full in the middle: whole records stay, for a reader may have seen them; the rest is cut.
+        let whole = &self.out[..written];
+        let kept = whole.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+        self.size += kept as u64;
+        if kept < self.out.len() {
+            let lines = whole[..kept].iter().filter(|byte| **byte == b'\n').count() as u64;
+            self.dropped += self.records - lines;
+            if let Some(file) = &self.file {
+                let _ = file.set_len(self.size);
+            }
         }
         self.out.clear();
-        self.out.shrink_to(64 << 10);
+        self.out.shrink_to(BATCH / 4);
         self.records = 0;
     }
 
-    fn append(&mut self) -> io::Result<()> {
-        let Some(file) = &mut self.file else { return Err(io::ErrorKind::StorageFull.into()) };
-        // At a fixed offset, so that a batch that was cut by a full disk is overwritten by the next one.
-        file.write_all_at(&self.out, self.size).inspect_err(|_| {
-            let _ = file.set_len(self.size);
-        })?;
-        file.flush()
+    /// Writes at a fixed offset, so that what was cut is overwritten by the next batch. Returns how many bytes went.
+    fn append(&mut self) -> usize {
+        let Some(file) = &self.file else { return 0 };
+        let mut written = 0;
+        while written < self.out.len() {
+            match file.write_at(&self.out[written..], self.size + written as u64) {
+                Ok(0) => break,
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        written
     }
 
     /// Begins the next file and removes the oldest. On failure the present one goes on: too long beats lost.
@@ -125,16 +107,9 @@ impl Writer {
         self.file = Some(file);
         self.number = next;
         self.size = 0;
-        let keep_from = next.saturating_sub(u64::from(self.config.max_files) - 1);
+        let keep_from = next.saturating_sub(u64::from(self.max_files) - 1);
         for old in numbers(&self.dir).unwrap_or_default().into_iter().filter(|number| *number < keep_from) {
             let _ = std::fs::remove_file(self.dir.join(name_of(old)));
         }
-    }
-}
-
-fn index(stream: LogStream) -> usize {
-    match stream {
-        LogStream::Stdout => 0,
-        LogStream::Stderr => 1,
     }
 }

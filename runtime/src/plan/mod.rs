@@ -8,6 +8,7 @@
 pub(crate) mod capabilities;
 mod error;
 pub(crate) mod limits;
+mod log;
 pub(crate) mod mounts;
 pub(crate) mod process;
 mod target;
@@ -154,9 +155,7 @@ pub(crate) fn validate(config: &ContainerConfig) -> Result<(), PlanError> {
     if !(-1000..=1000).contains(&config.oom_score_adj) {
         return Err(PlanError::invalid("oom_score_adj", "must be -1000 to 1000"));
     }
-    if config.log.max_size < 4096 || config.log.max_files == 0 || config.log.max_files > 1000 {
-        return Err(PlanError::invalid("log", "max_size must be at least 4096 bytes and max_files 1 to 1000"));
-    }
+    log::validate(&config.log)?;
     if let Some(signal) = &config.stop_signal {
         signal.parse::<crate::Signal>().map_err(|error| PlanError::invalid("stop_signal", error.to_string()))?;
     }

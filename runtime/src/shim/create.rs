@@ -48,18 +48,18 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub(super) fn create(arguments: Arguments) -> Result<Made, Box<Failed>> {
     let prepare = |error: io::Error| failed(Step::Prepare, "", &error);
     let cgroups = Cgroups::detect(&arguments.engine_id).map_err(|error| told(Step::EnterCgroup, &error))?;
-    cgroups.enter_shims().map_err(|error| told(Step::EnterCgroup, &error))?;
     let children = sys::child_events().map_err(|errno| prepare(io::Error::from_raw_os_error(errno)))?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|e| prepare(e.into()))?;
     let config = read_config(&arguments.dir)?;
     let plan = plan::plan(&config, &arguments.dir, &cgroups.view_of(&config.id))
         .map_err(|error| failed(Step::Prepare, "", &io::Error::other(error.to_string())))?;
     let listener = listen(&arguments.socket).map_err(prepare)?;
-    let (prepared, ends) = prepare_child(&arguments.dir, &config.id, &cgroups, plan).map_err(prepare)?;
-    let cloned = clone(prepared, &ends);
-    let (pid, pidfd, subjects) = match cloned {
+    let prepared = prepare_child(&arguments.dir, &config.id, &cgroups, plan).map_err(prepare);
+    let cloned = prepared.and_then(|(prepared, ends)| clone(prepared, ends));
+    let (pid, pidfd, subjects, ends) = match cloned {
         Ok(parent) => parent,
         Err(failure) => {
+            // Nobody else does, if the daemon has died.
             let _ = std::fs::remove_file(&arguments.socket);
             return Err(failure);
         }
@@ -78,7 +78,7 @@ pub(super) fn create(arguments: Arguments) -> Result<Made, Box<Failed>> {
         stderr,
         report,
         go,
-        log: config.log,
+        log: config.log.clone(),
     };
     match made.await_ready(&config, &subjects).and_then(|()| made.record()) {
         Ok(()) => Ok(made),
@@ -165,6 +165,7 @@ fn prepare_child(dir: &Path, id: &str, cgroups: &Cgroups, mut plan: Plan) -> io:
         gate: None,
         hooks: Hooks::default(),
         exec: ExecArgs::new(args, env),
+        dies_with_parent: true,
         passwd: Vec::with_capacity(NAMES_SIZE),
         group: Vec::with_capacity(NAMES_SIZE),
     };
@@ -174,12 +175,16 @@ fn prepare_child(dir: &Path, id: &str, cgroups: &Cgroups, mut plan: Plan) -> io:
 /// What the steps of the setup work on, for the message when one fails.
 type Subjects = Vec<String>;
 
-fn clone(prepared: Prepared, ends: &Ends) -> Result<(u32, OwnedFd, Subjects), Box<Failed>> {
+fn clone(prepared: Prepared, ends: Ends) -> Result<(u32, OwnedFd, Subjects, Ends), Box<Failed>> {
     let subjects =
         prepared.plan.setup.iter().map(|action| format!("/{}", action.subject().to_string_lossy())).collect();
     match sys::clone_process(prepared.plan.namespaces, ends.cgroup.as_ref().map(AsFd::as_fd), false) {
-        Ok(Cloned::Child) => init::run(prepared),
-        Ok(Cloned::Parent { pid, pidfd }) => Ok((pid, pidfd, subjects)),
+        Ok(Cloned::Child) => {
+            // The child's copies of our ends: while it has them, it would wait for itself after our death.
+            drop(ends);
+            init::run(prepared)
+        }
+        Ok(Cloned::Parent { pid, pidfd }) => Ok((pid, pidfd, subjects, ends)),
         Err(errno) => Err(failed(Step::Clone, "", &io::Error::from_raw_os_error(errno))),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It is the container's parent: it makes it, holds its output, writes its log, reaps it, records its exit, and keeps
 //! descriptors for it. One thread, no runtime, a poll loop. It knows nothing of other containers, and it ends when the
-//! container has ended and that is on disk; whoever asks later reads the file.
+//! container has ended and that is on record; whoever asks later reads the file.
 //!
 //! Started by the daemon as `<exe> __shim <container directory> <socket> <engine id>`, with a socket as standard input
 //! on which the answer to the creation goes.
@@ -18,6 +18,9 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+
+use rustix::event::Timespec;
 
 use crate::protocol::{Answer, Failed, Reply, frame};
 use crate::sys;
@@ -48,7 +51,6 @@ pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
                 made.abort();
                 return ExitCode::FAILURE;
             }
-            sys::give_back_memory();
             serve::serve(made);
             ExitCode::SUCCESS
         }
@@ -78,6 +80,14 @@ fn detach() -> Option<UnixStream> {
     // The host's OOM killer should take the container first; without the privilege it stays as it is.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-998");
     Some(daemon)
+}
+
+/// A duration as the kernel takes it.
+pub(crate) fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
 }
 
 fn failed(step: crate::init::Step, subject: impl Into<String>, error: &std::io::Error) -> Box<Failed> {

@@ -5,6 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use super::log::{StoredForward, forward_from, forward_into};
 use crate::config::{
     Capabilities, ContainerConfig, EtcFiles, LogConfig, Mount, MountKind, Propagation, Resources, Ulimit,
 };
@@ -165,6 +166,11 @@ pub(crate) struct StoredConfig {
     /// `linux.resources` in the JSON of the OCI runtime specification; empty when it says nothing.
     #[prost(string, tag = "240")]
     oci_resources: String,
+    /// The opposite of `LogConfig::files`, so that what earlier releases stored means what it meant.
+    #[prost(bool, tag = "220")]
+    log_without_files: bool,
+    #[prost(message, optional, tag = "221")]
+    log_forward: Option<StoredForward>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -224,11 +230,11 @@ pub(crate) fn time_from(nanos: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos)
 }
 
-fn path_into(path: &Path) -> Vec<u8> {
+pub(super) fn path_into(path: &Path) -> Vec<u8> {
     path.as_os_str().as_bytes().to_vec()
 }
 
-fn path_from(bytes: Vec<u8>) -> PathBuf {
+pub(super) fn path_from(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
@@ -269,6 +275,8 @@ pub(crate) fn config_into(config: &ContainerConfig) -> StoredConfig {
         init: config.init,
         tty: config.tty,
         oci_resources: oci_into(&config.resources.oci),
+        log_without_files: !config.log.files,
+        log_forward: config.log.forward.as_ref().map(forward_into),
     }
 }
 
@@ -320,7 +328,12 @@ pub(crate) fn config_from(stored: StoredConfig) -> Result<ContainerConfig, Strin
         sysctls: stored.sysctls,
         oom_score_adj: stored.oom_score_adj,
         stop_signal: stored.stop_signal,
-        log: LogConfig { max_size: stored.log_max_size, max_files: stored.log_max_files },
+        log: LogConfig {
+            files: !stored.log_without_files,
+            max_size: stored.log_max_size,
+            max_files: stored.log_max_files,
+            forward: stored.log_forward.map(forward_from).transpose()?,
+        },
         init: stored.init,
         tty: stored.tty,
     })

@@ -4,14 +4,16 @@
 //! (u32) · payload. Integers are big endian. This frame is the same in every format, and a format number says only how
 //! to read the payload: so a release tells a file of a later one, which it must not touch, from a damaged one.
 //!
-//! Files are written beside their place, synced and renamed into it, so a reader sees all or nothing.
+//! Files are written beside their place and renamed into it, so a reader sees all or nothing. They survive the deaths of
+//! daemon and shim from then on, and a power cut from the sync on.
 
+mod log;
 mod messages;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use prost::Message;
 
@@ -71,6 +73,8 @@ const CLEAR: u32 = 0;
 /// What the checksum covers of the header: all but itself.
 const CHECKED: usize = 4 + 2 + 2 + 4 + 8;
 const HEADER: usize = CHECKED + 4;
+/// More than an exit record ever is, header included, and one block of any disk.
+const RESERVED: usize = 512;
 /// A configuration with everything at its bounds is below 6 MiB.
 const MAX_PAYLOAD: usize = 8 << 20;
 
@@ -162,15 +166,16 @@ pub(crate) fn write<M: Stored>(
         let path = path.clone();
         move |source: io::Error| RuntimeError::Storage { operation, path, source }
     };
-    let temporary = dir.join(format!(".{name}.tmp"));
+    let (temporary, bytes) = (temporary(dir, name), encode(message));
+    // Cut only after the write: what was reserved for it would be given up first.
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
-        .truncate(true)
+        .truncate(false)
         .mode(0o600)
         .open(&temporary)
         .map_err(failed("create"))?;
-    file.write_all(&encode(message)).map_err(failed("write"))?;
+    file.write_all(&bytes).and_then(|()| file.set_len(bytes.len() as u64)).map_err(failed("write"))?;
     if durability == Durability::Synced {
         file.sync_data().map_err(failed("sync"))?;
     }
@@ -181,16 +186,30 @@ pub(crate) fn write<M: Stored>(
     Ok(())
 }
 
-/// Makes a file that was written for this boot survive a power cut too. Until then a cut may leave it torn, which its
-/// checksum shows.
-pub(crate) fn sync(dir: &Path, name: &str) -> Result<(), RuntimeError> {
-    let path = dir.join(name);
-    let synced = File::open(&path).and_then(|file| file.sync_data());
-    synced.and_then(|()| File::open(dir)?.sync_all()).map_err(|source| RuntimeError::Storage {
-        operation: "sync",
-        path,
-        source,
-    })
+/// Makes files that were written for this boot survive a power cut too; those that are not there are fine. Until then a
+/// cut may leave them torn, which their checksums show.
+pub(crate) fn sync(dir: &Path, names: &[&str]) -> Result<(), RuntimeError> {
+    for path in names.iter().map(|name| dir.join(name)).chain([dir.to_owned()]) {
+        match File::open(&path).and_then(|file| file.sync_all()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other.map_err(|source| RuntimeError::Storage { operation: "sync", path, source })?,
+        }
+    }
+    Ok(())
+}
+
+/// Keeps room on the disk for `<dir>/<name>`, so that [`write`] finds it when the disk is full by then.
+pub(crate) fn reserve(dir: &Path, name: &str) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(temporary(dir, name))?;
+    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVED as u64) {
+        Err(rustix::io::Errno::OPNOTSUPP) => (&file).write_all(&[0; RESERVED]),
+        other => Ok(other?),
+    }
+}
+
+/// Where a file is written before it is renamed into its place.
+fn temporary(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!(".{name}.tmp"))
 }
 
 /// Reads `<dir>/<name>`; `None` when it is not there.
@@ -213,7 +232,6 @@ pub(crate) fn read<M: Stored>(dir: &Path, name: &str) -> Result<Option<M>, Runti
 mod tests {
     use super::*;
     use crate::config::*;
-    use std::path::PathBuf;
 
     fn full_config() -> ContainerConfig {
         ContainerConfig {
@@ -250,7 +268,22 @@ mod tests {
             sysctls: [("net.a".to_owned(), "1".to_owned())].into(),
             oom_score_adj: -5,
             stop_signal: Some("INT".into()),
-            log: LogConfig { max_size: 5000, max_files: 2 },
+            log: LogConfig {
+                files: false,
+                max_size: 5000,
+                max_files: 2,
+                forward: Some(LogForward {
+                    target: LogTarget::Syslog {
+                        address: SyslogAddress::Tcp(([10, 0, 0, 1], 514).into()),
+                        facility: 16,
+                    },
+                    tag: "web".into(),
+                    container_name: "web.1.x".into(),
+                    image_name: "web:1".into(),
+                    fields: [("K".to_owned(), "v".to_owned())].into(),
+                    buffer: 1 << 20,
+                }),
+            },
             init: true,
             tty: true,
         }
@@ -312,6 +345,23 @@ mod tests {
         let stored: StoredContainer = decode(container).unwrap();
         assert_eq!(stored.created_at_nanos, 5);
         assert_eq!(config_from(stored.config.unwrap_or_default()).unwrap().id, "abc");
+        // With more in it, as release 0.1 wrote it: a label, a bind mount, the rotation of the log.
+        let container =
+            b"SHRT\x00\x01\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x005\x85\xa8+\xf2\x08\x05\x121\x0a\
+            \x03abc\x12\x06\x0a\x01k\x12\x01v*\x07/bin/shZ\x10\x0a\x02/t\x10\x01\x1a\x08\x0a\x02/s\x10\x01\
+            \x18\x02\xd0\x01\x80\x80\x80\x05\xd8\x01\x03";
+        let config = config_from(decode::<StoredContainer>(container).unwrap().config.unwrap_or_default()).unwrap();
+        let bind = MountKind::Bind { source: "/s".into(), recursive: true, propagation: Propagation::RSlave };
+        let expected = ContainerConfig {
+            id: "abc".into(),
+            labels: [("k".to_owned(), "v".to_owned())].into(),
+            args: vec!["/bin/sh".into()],
+            mounts: vec![Mount { kind: bind, target: "/t".into(), readonly: true }],
+            // Kept in files, sent nowhere: what there was then.
+            log: LogConfig { files: true, max_size: 10 << 20, max_files: 3, forward: None },
+            ..ContainerConfig::default()
+        };
+        assert_eq!(config, expected);
         let process = b"SHRT\0\x01\0\x02\0\0\0\0\0\0\0\0\0\0\0\x10\xe2\x9c\xfb\x11\
             \x0a\x04boot\x10\x07\x18\x80\x01\x20\x08\x28\x81\x01";
         let process: StoredProcess = decode(process).unwrap();
@@ -320,5 +370,11 @@ mod tests {
         let exit = b"SHRT\0\x01\0\x03\0\0\0\0\0\0\0\0\0\0\0\x07\xa8\x87\x72\xb9\x08\x89\x01\x10\x09\x18\x01";
         let exit: StoredExit = decode(exit).unwrap();
         assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, Some(9), true));
+        let exit: StoredExit = decode(
+            b"SHRT\x00\x01\x00\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x08\xc6r\xea\x19\x08\x07 c0b8\x0c",
+        )
+        .unwrap();
+        let told = (exit.code, exit.started_at_nanos, exit.finished_at_nanos, exit.dropped_log_records);
+        assert_eq!(told, (7, Some(98), 99, 12));
     }
 }

@@ -361,10 +361,39 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Gives freed memory back to the kernel. A shim lives long after the work of its first milliseconds.
+/// Gives freed memory back to the kernel, and the pages of the program's file that are mapped: most of them held what
+/// only the work of its first milliseconds needed. What is still needed comes back from the page cache.
 pub(crate) fn give_back_memory() {
     // SAFETY: malloc_trim only touches the allocator's own state, and the shim has one thread.
     unsafe { libc::malloc_trim(0) };
+    // SAFETY: the callback has the signature that is asked for and uses no data.
+    unsafe { libc::dl_iterate_phdr(Some(forget_file_pages), ptr::null_mut()) };
+}
+
+/// Unmaps the pages of the program's own read-only segments.
+extern "C" fn forget_file_pages(info: *mut libc::dl_phdr_info, _: libc::size_t, _: *mut libc::c_void) -> c_int {
+    // SAFETY: the C library passes a valid structure, and its headers are dlpi_phnum in number.
+    let (base, headers) = unsafe {
+        let info = &*info;
+        (info.dlpi_addr, std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)))
+    };
+    // SAFETY: sysconf touches no memory.
+    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+    for header in headers {
+        if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
+            continue;
+        }
+        // Whole pages of the segment only, so that no neighbour is touched.
+        let start = (base + header.p_vaddr).next_multiple_of(page);
+        let end = (base + header.p_vaddr + header.p_memsz) / page * page;
+        if let (Ok(address), Ok(length)) = (usize::try_from(start), usize::try_from(end.saturating_sub(start))) {
+            // SAFETY: a private file mapping that nobody can have written to; its pages come back from the file, which
+            // the kernel keeps and protects from writes while it is executed. Failure leaves everything as it is.
+            unsafe { libc::madvise(ptr::without_provenance_mut(address), length, libc::MADV_DONTNEED) };
+        }
+    }
+    // The first object is the program; there are no others in a static one.
+    1
 }
 
 /// A descriptor that the async runtime watches. Must be called within it.

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use runtime::{ContainerConfig, EtcFiles, ExitStatus, LogOptions, LogStream, Runtime, RuntimeConfig};
+use runtime::{ContainerConfig, EtcFiles, ExitStatus, LogOptions, LogStream, Runtime, RuntimeConfig, Signal};
 use tempfile::TempDir;
 
 static IMAGE: OnceLock<PathBuf> = OnceLock::new();
@@ -29,7 +29,7 @@ pub fn possible() -> Result<(), String> {
 }
 
 /// A layer with this very binary as its only program.
-fn image() -> &'static Path {
+pub fn image() -> &'static Path {
     IMAGE.get_or_init(|| {
         let dir = std::env::temp_dir().join(format!("shoal-runtime-image-{}", std::process::id()));
         fs::create_dir_all(dir.join("etc")).unwrap();
@@ -58,17 +58,35 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn new() -> Fixture {
-        let dir = tempfile::tempdir().unwrap();
+        Fixture::with_shim(std::env::current_exe().unwrap())
+    }
+
+    /// With a binary of the test's choice for the shims.
+    pub fn with_shim(shim_exe: PathBuf) -> Fixture {
+        Fixture::in_dir(tempfile::tempdir().unwrap(), shim_exe)
+    }
+
+    fn in_dir(dir: TempDir, shim_exe: PathBuf) -> Fixture {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let config = RuntimeConfig {
             data_dir: dir.path().join("data"),
             run_dir: dir.path().join("run"),
             engine_id: format!("test-{}-{number}", std::process::id()),
-            shim_exe: std::env::current_exe().unwrap(),
+            shim_exe,
         };
         let mut fixture = Fixture { config, runtime: None, tokio: new_tokio(), dir };
         fixture.open();
         fixture
+    }
+
+    /// On a disk of its own, of so many bytes.
+    pub fn on_small_disk(bytes: u64) -> (Fixture, SmallDisk) {
+        let dir = tempfile::tempdir().unwrap();
+        let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, options.as_c_str()).unwrap();
+        let disk = SmallDisk(dir.path().to_owned());
+        (Fixture::in_dir(dir, std::env::current_exe().unwrap()), disk)
     }
 
     /// The daemon starts (again).
@@ -146,6 +164,15 @@ impl Fixture {
         })
     }
 
+    /// Log records of it that were lost.
+    pub fn dropped(&self, id: &str) -> u64 {
+        self.tokio.block_on(self.runtime().dropped_log_records(id)).unwrap()
+    }
+
+    pub fn signal(&self, id: &str, signal: Signal) {
+        self.tokio.block_on(self.runtime().signal(id, signal)).unwrap();
+    }
+
     /// Waits until its output has this.
     pub fn until_output(&self, id: &str, text: &str) {
         until(&format!("{text:?} in the output of {id}"), || self.output(id).contains(text));
@@ -198,6 +225,32 @@ impl Drop for Fixture {
     }
 }
 
+/// A tmpfs, unmounted when it is dropped: after the fixture on it, so it must be declared before.
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn filler(&self) -> PathBuf {
+        self.0.join("filler")
+    }
+
+    /// Takes all the room that is left.
+    pub fn fill(&self) {
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(self.filler()).unwrap();
+        while std::io::Write::write(&mut file, &[7; 4096]).is_ok_and(|count| count > 0) {}
+    }
+
+    pub fn free(&self) {
+        fs::remove_file(self.filler()).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
 fn new_tokio() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
@@ -227,6 +280,17 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Processes that were given a path below this one on their command line: shims, and daemons as processes.
+pub fn processes_of(path: &Path) -> Vec<u32> {
+    let wanted = path.display().to_string();
+    let processes = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let words = fs::read(entry.path().join("cmdline")).ok()?;
+        words.split(|byte| *byte == 0).any(|word| word.starts_with(wanted.as_bytes())).then_some(pid)
+    });
+    processes.filter(|pid| *pid != std::process::id()).collect()
 }
 
 /// Whether the process exists and is not a zombie.

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use runtime::{LogConfig, LogOptions, LogStream};
+use std::os::unix::net::UnixDatagram;
+
+use runtime::{LogConfig, LogForward, LogOptions, LogStream, LogTarget, RuntimeError, SyslogAddress};
 
 use super::fixture::Fixture;
 
@@ -12,6 +14,9 @@ pub const TESTS: &[(&str, fn())] = &[
     ("logging::rotation", rotation),
     ("logging::following", following),
     ("logging::a_broken_log_never_blocks", a_broken_log_never_blocks),
+    ("logging::no_log_at_all", no_log_at_all),
+    ("logging::log_daemons", log_daemons),
+    ("logging::a_log_daemon_that_is_away", a_log_daemon_that_is_away),
 ];
 
 fn streams_and_odd_bytes() {
@@ -50,7 +55,7 @@ fn tail_and_times() {
 fn rotation() {
     let fixture = Fixture::new();
     let mut config = fixture.config("rotated", "flood 5000");
-    config.log = LogConfig { max_size: 64 << 10, max_files: 3 };
+    config.log = LogConfig { max_size: 64 << 10, max_files: 3, ..LogConfig::default() };
     fixture.run(config);
     let dir = fixture.config.data_dir.join("containers/rotated/log");
     let sizes: Vec<u64> =
@@ -71,7 +76,7 @@ fn following() {
     let fixture = Fixture::new();
     let runtime = fixture.runtime();
     let mut config = fixture.config("followed", "flood 3000 then trap");
-    config.log = LogConfig { max_size: 1 << 20, max_files: 10 };
+    config.log = LogConfig { max_size: 64 << 10, max_files: 20, ..LogConfig::default() };
     fixture.tokio.block_on(async {
         runtime.create(config).await.unwrap();
         // From before the start to after the end.
@@ -97,10 +102,110 @@ fn following() {
 fn a_broken_log_never_blocks() {
     let fixture = Fixture::new();
     let mut config = fixture.config("full", "flood 20000 then exit 5");
-    config.log = LogConfig { max_size: 4096, max_files: 2 };
+    config.log = LogConfig { max_size: 4096, max_files: 2, ..LogConfig::default() };
     let runtime = fixture.runtime();
     fixture.tokio.block_on(runtime.create(config)).unwrap();
     std::fs::remove_dir_all(fixture.config.data_dir.join("containers/full/log")).unwrap();
     fixture.tokio.block_on(runtime.start("full")).unwrap();
     assert_eq!(fixture.wait("full").code, 5);
+}
+
+fn no_log_at_all() {
+    let fixture = Fixture::new();
+    let mut config = fixture.config("silent", "flood 1000 then exit 3");
+    config.log.files = false;
+    fixture.start(config);
+    assert_eq!(fixture.wait("silent").code, 3);
+    let refused = fixture.tokio.block_on(fixture.runtime().logs("silent", LogOptions::default()));
+    assert!(matches!(refused, Err(RuntimeError::LogUnreadable)));
+    assert_eq!(refused.unwrap_err().to_string(), "configured logging driver does not support reading");
+    let dir = fixture.config.data_dir.join("containers/silent/log");
+    assert_eq!(std::fs::read_dir(dir).unwrap().count(), 0);
+}
+
+fn forwarded(target: LogTarget) -> LogConfig {
+    let forward = LogForward {
+        target,
+        tag: "the-tag".into(),
+        container_name: "web.1".into(),
+        image_name: "web:1".into(),
+        fields: [("com.example.label".to_owned(), "value".to_owned())].into(),
+        buffer: LogForward::BUFFER,
+    };
+    LogConfig { forward: Some(forward), ..LogConfig::default() }
+}
+
+fn receive(socket: &UnixDatagram) -> String {
+    let mut bytes = vec![0; 64 << 10];
+    socket.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+    let count = socket.recv(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes[..count]).into_owned()
+}
+
+fn log_daemons() {
+    let fixture = Fixture::new();
+    let (journal, syslog) = (fixture.path().join("journal"), fixture.path().join("syslog"));
+    let (journal_socket, syslog_socket) = (UnixDatagram::bind(&journal).unwrap(), UnixDatagram::bind(&syslog).unwrap());
+    let mut config = fixture.config("journalled", &format!("err problem then out {}", "y".repeat(20_000)));
+    config.log = forwarded(LogTarget::Journal(journal));
+    fixture.run(config);
+    // Two streams are two pipes: which of them is read first is not said.
+    let mut entries = [receive(&journal_socket), receive(&journal_socket), receive(&journal_socket)];
+    entries.sort();
+    let has = |entry: &str, fields: &[&str]| {
+        for field in fields {
+            assert!(format!("\n{entry}").contains(&format!("\n{field}\n")), "no {field} in {entry}");
+        }
+    };
+    let of_all = [
+        "CONTAINER_ID=journalled",
+        "CONTAINER_ID_FULL=journalled",
+        "CONTAINER_NAME=web.1",
+        "CONTAINER_TAG=the-tag",
+        "SYSLOG_IDENTIFIER=the-tag",
+        "IMAGE_NAME=web:1",
+        "COM_EXAMPLE_LABEL=value",
+    ];
+    entries.iter().for_each(|entry| has(entry, &of_all));
+    has(&entries[0], &["MESSAGE=problem", "PRIORITY=3"]);
+    assert!(!entries[0].contains("PARTIAL"), "{}", entries[0]);
+    has(&entries[1], &["PRIORITY=6", "CONTAINER_PARTIAL_ORDINAL=2", "CONTAINER_PARTIAL_LAST=true"]);
+    has(&entries[2], &["PRIORITY=6", "CONTAINER_PARTIAL_ORDINAL=1", "CONTAINER_PARTIAL_MESSAGE=true"]);
+    // What is sent on can be read here as well, unless that is switched off.
+    assert_eq!(fixture.logs("journalled", LogOptions::default()).len(), 3);
+
+    let mut config = fixture.config("syslogged", "out hello");
+    let address = SyslogAddress::Unix(syslog);
+    config.log = LogConfig { files: false, ..forwarded(LogTarget::Syslog { address, facility: 16 }) };
+    fixture.start(config);
+    let line = receive(&syslog_socket);
+    assert!(line.starts_with("<134>1 ") && line.contains(" the-tag ") && line.ends_with(" - - hello\n"), "{line}");
+    assert_eq!(fixture.wait("syslogged").code, 0);
+    let refused = fixture.tokio.block_on(fixture.runtime().logs("syslogged", LogOptions::default()));
+    assert!(matches!(refused, Err(RuntimeError::LogUnreadable)));
+}
+
+/// Nobody listens: the container runs as if nothing were, what is lost is counted, and who comes later gets the rest.
+fn a_log_daemon_that_is_away() {
+    let fixture = Fixture::new();
+    let path = fixture.path().join("later");
+    let mut config = fixture.config("alone", "flood 1000 then hup then out after then exit 5");
+    let forward = LogTarget::Syslog { address: SyslogAddress::Unix(path.clone()), facility: 3 };
+    config.log = forwarded(forward);
+    config.log.forward.as_mut().unwrap().buffer = 4096;
+    fixture.start(config);
+    fixture.until_output("alone", "waiting");
+    let lost = fixture.dropped("alone");
+    assert!((900..1000).contains(&lost), "{lost}");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    // As soon as one has come there is room for another.
+    let mut lines = vec![receive(&socket)];
+    fixture.signal("alone", runtime::Signal::HUP);
+    while !lines.last().is_some_and(|line| line.ends_with(" after\n")) {
+        lines.push(receive(&socket));
+    }
+    assert_eq!(fixture.wait("alone").code, 5);
+    let lost = fixture.dropped("alone");
+    assert_eq!(lines.len() as u64 + lost, 1002, "all that was not lost came");
+    assert_eq!(fixture.output("alone").lines().count(), 1002, "the files have everything");
 }

@@ -4,6 +4,9 @@
 //! otherwise empty root) the program in the containers.
 #![allow(clippy::unwrap_used, clippy::print_stdout, unreachable_pub)]
 
+mod cycles;
+mod disk;
+mod engine;
 mod fixture;
 mod isolation;
 mod kernel;
@@ -13,6 +16,7 @@ mod limits;
 mod logging;
 mod payload;
 mod survival;
+mod upgrade;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -32,6 +36,9 @@ fn main() -> ExitCode {
     if std::process::id() == 1 && args.first().is_some_and(|first| first == "kernel") {
         kernel::first_process(&args[1..]);
     }
+    if args.first().is_some_and(|first| first == "engine") {
+        return engine::run(&args[1..]);
+    }
     if let Some(layout) = args.first().and_then(|first| first.strip_prefix("layout=")) {
         layouts::pretend(layout);
         return run(&args[1..]);
@@ -39,19 +46,37 @@ fn main() -> ExitCode {
     run(&args)
 }
 
+/// `name=value` on the command line, for tests that can be made longer.
+fn option_text(name: &str) -> Option<String> {
+    std::env::args().find_map(|arg| arg.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+}
+
+fn option(name: &str) -> Option<u64> {
+    option_text(name).map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
+}
+
 /// A harness of its own, for a binary that must look at its arguments before any thread exists.
 fn run(args: &[String]) -> ExitCode {
-    let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-') && !arg.contains('=')).collect();
     let exact = args.iter().any(|arg| arg == "--exact");
     let wanted = |name: &str| {
         filters.is_empty() || filters.iter().any(|f| if exact { *f == name } else { name.contains(f.as_str()) })
     };
-    let tests: Vec<Test> =
-        [lifecycle::TESTS, limits::TESTS, logging::TESTS, isolation::TESTS, survival::TESTS, layouts::TESTS]
-            .concat()
-            .into_iter()
-            .filter(|(name, _)| wanted(name))
-            .collect();
+    let tests: Vec<Test> = [
+        lifecycle::TESTS,
+        limits::TESTS,
+        logging::TESTS,
+        disk::TESTS,
+        isolation::TESTS,
+        survival::TESTS,
+        cycles::TESTS,
+        upgrade::TESTS,
+        layouts::TESTS,
+    ]
+    .concat()
+    .into_iter()
+    .filter(|(name, _)| wanted(name))
+    .collect();
     if args.iter().any(|arg| arg == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;

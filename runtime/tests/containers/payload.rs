@@ -25,6 +25,8 @@ fn act(verb: &str, args: &[String]) -> Option<u8> {
             std::thread::sleep(Duration::from_secs(3600));
         },
         "trap" => return Some(trap()),
+        "hup" => hup(),
+        "tick" => return Some(tick(number())),
         "cat" => match std::fs::read(first()) {
             Ok(bytes) => std::io::stdout().write_all(&bytes).expect("stdout"),
             Err(error) => println!("cat {}: {error}", first()),
@@ -98,6 +100,37 @@ fn trap() -> u8 {
         signal.recv().await;
         println!("terminated");
         7
+    })
+}
+
+/// Says that it waits for SIGHUP, and waits for it.
+fn hup() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let mut signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).expect("signal");
+        println!("waiting");
+        signal.recv().await;
+    });
+}
+
+/// Numbers its lines, one every so many milliseconds, until SIGTERM; then says how many there were.
+fn tick(millis: usize) -> u8 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let mut signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("signal");
+        let mut clock = tokio::time::interval(Duration::from_millis(millis as u64));
+        let mut number = 0u64;
+        loop {
+            tokio::select! {
+                _ = signal.recv() => break,
+                _ = clock.tick() => {
+                    println!("tick {number}");
+                    number += 1;
+                }
+            }
+        }
+        println!("total {number}");
+        0
     })
 }
 

@@ -48,8 +48,9 @@ fn the_daemon_dies() {
     fixture.die();
     // One ends while nobody is there.
     let shim = shim_of(ends).unwrap();
-    let status = fs::read_to_string(format!("/proc/{shim}/cgroup")).unwrap();
-    assert!(status.contains("/shims"), "the shim is out of the daemon's cgroup: {status}");
+    until("the shim is out of the daemon's cgroup", || {
+        fs::read_to_string(format!("/proc/{shim}/cgroup")).unwrap().contains("/shims")
+    });
     let inside = rustix::process::Pid::from_raw(i32::try_from(ends).unwrap()).unwrap();
     rustix::process::kill_process(inside, rustix::process::Signal::TERM).unwrap();
     until("the exit is on disk", || fixture.config.data_dir.join("containers/ends/exit").exists());
@@ -95,12 +96,11 @@ fn the_shim_is_killed_while_nobody_looks() {
     fixture.die();
     let shim = shim_of(pid).unwrap();
     kill(shim);
-    until("the shim is dead", || !alive(shim));
-    assert!(alive(pid), "its container is not bound to it");
+    // Nobody would see its output or its end: it does not go on alone.
+    until("both are dead", || !alive(shim) && !alive(pid));
     fixture.open();
     let lost = state(&fixture, "orphan");
     assert!(matches!(&lost.status, Status::Exited(exit) if exit.shim_lost), "{lost:?}");
-    assert!(!alive(pid));
     assert_eq!(fixture.output("orphan"), "ready\n", "its log is still there");
     // The verdict is on record: another daemon says the same.
     fixture.die();

@@ -2,8 +2,9 @@
 
 use prost::Message;
 
-use super::super::{ControlError, invalid};
+use super::super::{ControlError, invalid, unimplemented};
 use super::{count, labels, service_name, shorten, text, unsupported};
+use crate::logging::{Logging, LoggingError};
 use crate::model::{
     EndpointMode, EndpointSpec, FailureAction, LogDriver, Placement, PortProtocol, PublishMode, Resources,
     RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
@@ -149,27 +150,11 @@ fn constraint(expression: &str) -> Result<(), ControlError> {
 }
 
 fn log_driver(driver: &LogDriver) -> Result<(), ControlError> {
-    if !["", "json-file", "local", "none"].contains(&driver.name.as_str()) {
-        unsupported(&format!("TaskTemplate.LogDriver {:?}", shorten(&driver.name)), true)?;
+    match Logging::of(Some(driver)) {
+        Ok(_) => Ok(()),
+        Err(error @ LoggingError::Unsupported(_)) => Err(unimplemented(error.to_string())),
+        Err(error) => Err(invalid(error.to_string())),
     }
-    for (option, value) in &driver.options {
-        match option.as_str() {
-            "max-size" => {
-                let digits = value.trim_end_matches(['k', 'K', 'm', 'M', 'g', 'G', 'b', 'B']);
-                let number = digits.len() < 16 && digits.bytes().all(|b| b.is_ascii_digit());
-                if !number || digits.is_empty() || value.len() > digits.len() + 2 {
-                    return Err(invalid(format!("TaskTemplate.LogDriver max-size: {:?} is no size", shorten(value))));
-                }
-            }
-            "max-file" => {
-                if !value.parse::<u32>().is_ok_and(|files| (1..=1000).contains(&files)) {
-                    return Err(invalid("TaskTemplate.LogDriver max-file: between 1 and 1000"));
-                }
-            }
-            other => unsupported(&format!("TaskTemplate.LogDriver option {:?}", shorten(other)), true)?,
-        }
-    }
-    Ok(())
 }
 
 fn update_config(field: &str, config: &UpdateConfig) -> Result<(), ControlError> {

@@ -31,6 +31,7 @@ impl Shim {
             }
         };
         self.answer_all(Waiting::Start, &answer);
+        self.settling.again();
     }
 
     /// Reaps all that has ended: the container's first process and, as a subreaper, whatever was left to us.
@@ -75,10 +76,10 @@ impl Shim {
         });
     }
 
-    /// Puts the exit on disk, and only then tells those who wait.
+    /// Puts the exit into its file, and only then tells those who wait. The daemon that is told syncs it.
     pub(super) fn record_exit(&mut self) {
         let Some(exit) = &self.exit else { return };
-        match stored::write(&self.made.dir, names::EXIT, exit, Durability::Synced) {
+        match stored::write(&self.made.dir, names::EXIT, exit, Durability::ThisBoot) {
             Ok(()) => {
                 self.recorded = true;
                 self.answer_all(Waiting::Exit, &done());

@@ -1,21 +1,25 @@
 //! The shim's loop, from the creation to the recorded exit: what it owns, what it waits for, and whose turn it is.
 //!
-//! The work itself is done next door: [`life`] (start, end, exit record), [`output`] (the container's streams) and
-//! [`requests`] (what the daemon asks). To wait for another descriptor, give it a [`Source`].
+//! The work itself is done next door: [`life`] (start, end, exit record), [`output`] (the container's streams),
+//! [`requests`] (what the daemon asks) and [`settle`] (what can wait). To wait for another descriptor, give it a [`Source`].
 
 mod life;
 mod output;
 mod requests;
+mod settle;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use settle::Settling;
 
 use super::connection::{Connection, Waiting};
 use super::create::Made;
-use crate::logs::{LogStream, Writer};
+use super::timespec;
+use crate::logs::{LogStream, Output};
 use crate::protocol::{Answer, done};
 use crate::stored::{StoredExit, names};
 
@@ -35,7 +39,9 @@ enum Phase {
 struct Shim {
     made: Made,
     phase: Phase,
-    log: Writer,
+    log: Output,
+    /// Lost log records that the daemon knows of, and since when.
+    told: (u64, Option<Instant>),
     /// Whether the stream may still bring something.
     open: [bool; 2],
     connections: Vec<Connection>,
@@ -44,6 +50,7 @@ struct Shim {
     exit: Option<StoredExit>,
     recorded: bool,
     shutdown: bool,
+    settling: Settling,
     chunk: Vec<u8>,
 }
 
@@ -52,6 +59,8 @@ struct Shim {
 enum Source {
     /// A stream of the container's has something to read, or has ended.
     Output(LogStream),
+    /// A log daemon takes more, or has gone.
+    Log,
     /// The first process says how its exec went.
     Report,
     /// A child has ended.
@@ -64,11 +73,12 @@ enum Source {
 
 /// Serves until the container has ended and its exit is recorded.
 pub(super) fn serve(made: Made) {
-    let log = Writer::new(made.dir.join(names::LOG), made.log);
+    let log = Output::new(made.dir.join(names::LOG), &made.log, &made.id, made.pid);
     let mut shim = Shim {
         made,
         phase: Phase::Created,
         log,
+        told: (0, None),
         open: [true; 2],
         connections: Vec::new(),
         parked: BTreeMap::new(),
@@ -76,11 +86,13 @@ pub(super) fn serve(made: Made) {
         exit: None,
         recorded: false,
         shutdown: false,
+        settling: Settling::new(),
         chunk: vec![0; output::CHUNK],
     };
     while !shim.finished() {
         let ready = shim.wait();
         shim.turn(&ready);
+        shim.settle(ready.is_empty());
     }
     shim.say_farewell();
 }
@@ -93,13 +105,14 @@ impl Shim {
     /// What there is to wait for, in the order in which it is served: output first, so that what a process wrote before
     /// its end is seen before its end; new connections last, so that places of connections hold for the turn.
     fn watched(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
-        let mut watched = Vec::with_capacity(5 + self.connections.len());
-        for (stream, fd) in [(LogStream::Stdout, &self.made.stdout), (LogStream::Stderr, &self.made.stderr)] {
+        let mut watched = Vec::with_capacity(6 + self.connections.len());
+        for stream in LogStream::ALL {
             // A closed pipe would be ready for ever, so it is not asked.
-            if self.open[place(stream)] {
-                watched.push((Source::Output(stream), fd.as_fd(), PollFlags::IN));
+            if self.open[stream.index()] {
+                watched.push((Source::Output(stream), self.stream(stream), PollFlags::IN));
             }
         }
+        watched.extend(self.log.watched().map(|(fd, flags)| (Source::Log, fd, flags)));
         if self.phase == Phase::Starting {
             watched.push((Source::Report, self.made.report.as_fd(), PollFlags::IN));
         }
@@ -114,7 +127,8 @@ impl Shim {
 
     /// After which time something must be tried again; `None`: only events matter.
     fn patience(&self) -> Option<Duration> {
-        (self.exit.is_some() && !self.recorded).then_some(RETRY)
+        let record = (self.exit.is_some() && !self.recorded).then_some(RETRY);
+        [record, self.settling.patience(), self.log.patience()].into_iter().flatten().min()
     }
 
     /// Sleeps until something happens, and says what did.
@@ -136,6 +150,7 @@ impl Shim {
                 Source::Output(stream) => {
                     self.drain(stream);
                 }
+                Source::Log => self.log.go_on(),
                 Source::Report => self.hear_start(),
                 Source::Children => self.reap(),
                 Source::Connection(number) => self.converse(number),
@@ -145,7 +160,11 @@ impl Shim {
                 }
             }
         }
+        if self.log.patience().is_some() {
+            self.log.go_on();
+        }
         self.connections.retain(|connection| !connection.closed());
+        self.tell_of_lost_records();
         if self.exit.is_some() && !self.recorded {
             self.record_exit();
         }
@@ -173,19 +192,5 @@ impl Shim {
             let _ = poll(&mut fds, Some(&timespec(Duration::from_millis(100))));
             self.connections.iter_mut().for_each(Connection::flush);
         }
-    }
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    Timespec {
-        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(duration.subsec_nanos()),
-    }
-}
-
-fn place(stream: LogStream) -> usize {
-    match stream {
-        LogStream::Stdout => 0,
-        LogStream::Stderr => 1,
     }
 }
