@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::host::{Host, hand_down, make_all, put};
+use super::host::{Host, hand_down, make, make_all, put};
 use super::layout::Hierarchy;
 use super::usage::{self, Usage};
 use super::{CgroupError, devices, failed};
@@ -17,6 +17,15 @@ use crate::plan::limits::{Absent, Version, Write, writes};
 const MAX_DEPTH: usize = 64;
 /// What somebody has left in a container's place must be gone within this time.
 pub(super) const LEFTOVER: Duration = Duration::from_secs(5);
+
+/// What becomes of directories that are missing above a group's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Above {
+    /// They are made.
+    Make,
+    /// That is an error of kind `NotFound`.
+    Demand,
+}
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -39,10 +48,9 @@ impl Group {
         hierarchy.mount.join(&self.place)
     }
 
-    /// Its directories, in whichever hierarchies it has them.
-    fn dirs(&self) -> impl Iterator<Item = (&Hierarchy, PathBuf)> {
-        let all = self.host.hierarchies().iter().map(|hierarchy| (hierarchy, self.dir(hierarchy)));
-        all.filter(|(_, dir)| dir.is_dir())
+    /// Its directories, in whichever hierarchies it may have them.
+    fn dirs(&self) -> impl Iterator<Item = PathBuf> {
+        self.host.hierarchies().iter().map(|hierarchy| self.dir(hierarchy))
     }
 
     /// Makes it for one container, with limits and device rules. On failure [`Group::remove`] takes back what was made.
@@ -51,13 +59,13 @@ impl Group {
     /// [`CgroupError::Taken`] when processes are there already, or it is frozen; nothing was changed then.
     pub(crate) fn create(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         let (list, rules) = (writes(resources, self.host.shape())?, rules(&resources.devices)?);
-        if !self.make(&list)? {
+        if !self.make(&list, Above::Make)? {
             if !self.processes().is_empty() || self.is_frozen() {
                 return Err(CgroupError::Taken(self.place.clone()));
             }
             // What an earlier container made in it would bind this one, and v1 sets no device rules over children.
             let deadline = Instant::now() + LEFTOVER;
-            for (_, dir) in self.dirs() {
+            for dir in self.dirs() {
                 children(&dir).into_iter().try_for_each(|child| remove_tree(&child, deadline, 1))?;
             }
         }
@@ -65,8 +73,8 @@ impl Group {
         devices::guard(&self.host, self, &rules)
     }
 
-    /// Makes its directories, those above them, and what these writes need. `false`: something was there already.
-    pub(super) fn make(&self, writes: &[Write]) -> Result<bool, CgroupError> {
+    /// Makes its directories, and what these writes need. `false`: something was there already.
+    pub(super) fn make(&self, writes: &[Write], above: Above) -> Result<bool, CgroupError> {
         let asks = |hierarchy: &Hierarchy| {
             writes.iter().any(|write| {
                 write.on == Version::V1
@@ -76,7 +84,11 @@ impl Group {
         };
         let mut fresh = true;
         for hierarchy in self.host.hierarchies().iter().filter(|h| self.host.is_home(h) || asks(h)) {
-            fresh &= make_all(hierarchy, &self.place)?;
+            // A hierarchy that is entered on demand has nothing of the engine's yet.
+            fresh &= match above {
+                Above::Demand if self.host.is_home(hierarchy) => make(hierarchy, &self.dir(hierarchy))?,
+                Above::Demand | Above::Make => make_all(hierarchy, &self.place)?,
+            };
         }
         if let Some(hierarchy) = self.host.v2() {
             let mut wanted: Vec<&str> = self.host.usual().collect();
@@ -171,7 +183,7 @@ impl Group {
     /// Every process in it, as the reader's pid namespace numbers them.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let mut pids: Vec<u32> = Vec::new();
-        for (_, dir) in self.dirs() {
+        for dir in self.dirs() {
             collect_processes(&dir, 0, &mut pids);
         }
         pids.sort_unstable();
@@ -271,7 +283,7 @@ impl Group {
     pub(crate) fn remove(&self, deadline: Instant) -> Result<(), CgroupError> {
         let mut first = None;
         // All of them, also when one resists.
-        for (_, dir) in self.dirs() {
+        for dir in self.dirs() {
             if let Err(error) = remove_tree(&dir, deadline, 0) {
                 first.get_or_insert(error);
             }

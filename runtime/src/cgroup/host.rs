@@ -137,8 +137,16 @@ pub(super) fn make_all(hierarchy: &Hierarchy, place: &Path) -> Result<bool, Cgro
     for name in place.parent().into_iter().flat_map(Path::components) {
         walked.push(name);
         make(hierarchy, &walked)?;
+        bequeath_cpuset(hierarchy, &walked);
     }
     make(hierarchy, &dir)
+}
+
+/// Lets the kernel copy a v1 cpuset into those that are made in it. [`make`] copies what it did not.
+pub(super) fn bequeath_cpuset(hierarchy: &Hierarchy, dir: &Path) {
+    if hierarchy.version == Version::V1 && hierarchy.controllers.iter().any(|name| name == "cpuset") {
+        let _ = put(&dir.join("cgroup.clone_children"), "1");
+    }
 }
 
 /// A fresh v1 cpuset has no CPU and no memory, and takes no process until it has.

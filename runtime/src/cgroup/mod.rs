@@ -37,6 +37,7 @@ use crate::config::Resources;
 use crate::plan::limits::oci::LinuxResources;
 use crate::plan::limits::{Version, common, writes};
 use crate::plan::{HostView, PlanError, limits};
+use group::Above;
 use host::put;
 
 /// A failed operation on cgroups.
@@ -193,6 +194,7 @@ impl Cgroups {
             host::make_all(hierarchy, &self.engine)?;
             yield_to_others(&hierarchy.mount.join(&self.engine));
             host::make_all(hierarchy, &self.tasks)?;
+            host::bequeath_cpuset(hierarchy, &hierarchy.mount.join(&self.tasks));
             host::make_all(hierarchy, &self.engine.join(SHIMS))?;
             if hierarchy.version == Version::V2 {
                 let usual: Vec<&str> = self.host.usual().collect();
@@ -205,20 +207,25 @@ impl Cgroups {
 
     /// Makes a container's cgroups and sets its limits. On failure [`Cgroups::remove`] takes back what was made.
     pub(crate) fn create(&self, id: &str, resources: &Resources) -> Result<(), CgroupError> {
-        // The engine's own are there since the start, unless somebody cleaned up (a node that left, an administrator).
-        if self.host.homes().any(|hierarchy| !hierarchy.mount.join(&self.tasks).is_dir()) {
-            self.ensure()?;
-        }
         let (group, common) = (self.group(id), common(resources));
         let list = writes(&common, self.host.shape())?;
-        if !group.make(&list)? {
+        // The engine's own are there since the start, unless somebody cleaned up (a node that left, an administrator).
+        let made = match group.make(&list, Above::Demand) {
+            Err(CgroupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                self.ensure()?;
+                // What the first try has made is as good as what this one makes.
+                group.make(&list, Above::Make).map(|_| true)
+            }
+            other => other,
+        };
+        if !made? {
             // Nobody else has names below ours: it is what is left of a container that is no more.
             let deadline = Instant::now() + group::LEFTOVER;
             if !group.kill_all(deadline) {
                 return Err(CgroupError::Taken(self.tasks.join(id)));
             }
             group.remove(deadline)?;
-            group.make(&list)?;
+            group.make(&list, Above::Make)?;
         }
         group.write(&list)?;
         let is_v2 = self.host.v1("devices").is_none();
@@ -245,10 +252,20 @@ impl Cgroups {
         self.group(id).entrances()
     }
 
-    /// Moves the calling process, which must have one thread, among the shims.
+    /// Moves the calling process, which must have one thread, among the shims. Where there is cgroup v2 it goes on as a
+    /// new process there, and the old one ends: an orphan, whom the first process of the machine reaps.
     pub(crate) fn enter_shims(&self) -> Result<(), CgroupError> {
         let (tasks, unified) = Group::new(self.host.clone(), self.engine.join(SHIMS)).entrances();
-        for path in tasks.into_iter().chain(unified.map(|dir| dir.join("cgroup.procs"))) {
+        if let Some(dir) = unified {
+            let cgroup = fs::File::open(&dir).map_err(failed("enter", &dir))?;
+            // A daemon that is the first process itself knows only of children of its own, and would leave a zombie.
+            let has_heir = rustix::process::getppid().is_some_and(|parent| !parent.is_init());
+            if !has_heir || crate::sys::continue_in_cgroup(cgroup.as_fd()).is_err() {
+                let path = dir.join("cgroup.procs");
+                put(&path, "0").map_err(failed("enter", &path))?;
+            }
+        }
+        for path in tasks {
             put(&path, "0").map_err(failed("enter", &path))?;
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::CgroupError;
-use super::group::Group;
+use super::group::{Above, Group};
 use super::host::put;
 use super::layout::Hierarchy;
 use crate::plan::limits::oci::LinuxResources;
@@ -37,7 +37,7 @@ impl Group {
                 && !self.dir(hierarchy).is_dir()
         };
         let new: Vec<&Hierarchy> = self.host().hierarchies().iter().filter(is_new).collect();
-        self.make(&list)?;
+        self.make(&list, Above::Make)?;
         let old: Vec<(PathBuf, String)> = list.iter().filter_map(|write| self.value_of(write)).collect();
         let outcome = self.write(&list);
         if outcome.is_err() {

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 mod bpf;
+mod fork;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long};
 use std::io;
@@ -12,6 +13,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 pub(crate) use bpf::{attach_device_program, device_programs, load_device_program};
+pub(crate) use fork::continue_in_cgroup;
 
 /// A kernel error number, as plain data: it is sent over a pipe.
 pub(crate) type Errno = i32;
