@@ -55,6 +55,14 @@ pub struct ContainerConfig {
     pub capabilities: Capabilities,
     /// Sets the kernel's `no_new_privs` before the command runs.
     pub no_new_privileges: bool,
+    /// Which system calls it may make.
+    pub seccomp: Seccomp,
+    /// The AppArmor profile that confines it.
+    pub apparmor: AppArmor,
+    /// The SELinux label of its processes and files; absent: none is set. Refused where SELinux is not enabled.
+    pub selinux: Option<SelinuxLabel>,
+    /// Gives it a user namespace: its ids are these of the host. Absent: its users are the host's.
+    pub id_mappings: Option<IdMappings>,
     /// Resource limits beside the defaults.
     pub ulimits: Vec<Ulimit>,
     /// Namespaced kernel settings (`net.*`, `kernel.shm*`, `kernel.msg*`, `kernel.sem`, `fs.mqueue.*`).
@@ -65,7 +73,7 @@ pub struct ContainerConfig {
     pub stop_signal: Option<String>,
     /// Where its output goes.
     pub log: LogConfig,
-    /// A reaper as process 1. Refused: see [`crate::PlanError::Unsupported`].
+    /// A process 1 of Shoal's own, which starts the command, forwards signals to it and reaps what is left behind.
     pub init: bool,
     /// A pseudo terminal. Refused: see [`crate::PlanError::Unsupported`].
     pub tty: bool,
@@ -91,6 +99,8 @@ pub enum MountKind {
         source: PathBuf,
         /// Whether the mounts below it come along.
         recursive: bool,
+        /// Whether those are read-only when it is, as Docker has it by default.
+        readonly_below: bool,
         /// How later mounts travel.
         propagation: Propagation,
     },
@@ -150,6 +160,63 @@ pub struct Capabilities {
     pub add: Vec<String>,
     /// Taken from it.
     pub drop: Vec<String>,
+}
+
+/// Which system calls a container may make.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Seccomp {
+    /// Docker's default policy.
+    #[default]
+    Default,
+    /// All.
+    Unconfined,
+    /// A profile in Docker's or OCI's JSON, at most 1 MiB.
+    Custom(String),
+}
+
+/// The AppArmor profile of a container. Shoal loads none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum AppArmor {
+    /// `docker-default` where the host has loaded it, else none.
+    #[default]
+    Default,
+    /// None.
+    Unconfined,
+    /// This one; refused where it is not loaded.
+    Named(String),
+}
+
+/// An SELinux label; empty parts are those of the host's default for containers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SelinuxLabel {
+    /// `system_u`
+    pub user: String,
+    /// `system_r`
+    pub role: String,
+    /// The type: `container_t`
+    pub kind: String,
+    /// `s0:c1,c2`
+    pub level: String,
+}
+
+/// The ids of a user namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct IdMappings {
+    /// Users; must map 0. At most 340 ranges.
+    pub uids: Vec<IdRange>,
+    /// Groups; must map 0. At most 340 ranges.
+    pub gids: Vec<IdRange>,
+}
+
+/// A range of ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdRange {
+    /// The first one in the container.
+    pub inside: u32,
+    /// The first one on the host.
+    pub outside: u32,
+    /// How many; at least 1.
+    pub count: u32,
 }
 
 /// One resource limit.

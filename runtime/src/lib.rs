@@ -2,8 +2,8 @@
 //!
 //! A container is made by its shim, a small process of its own that outlives the daemon: namespaces, an overlay root,
 //! cgroups, limits, a log. The daemon keeps a view of it and asks. What is not here: networks (callers wire the
-//! namespace that `create` returns before they call `start`), health checks, restarts. There is no seccomp filter, no
-//! terminal, no reaper as process 1, no user namespace; what a configuration asks of these is refused by name.
+//! namespace that `create` returns before they call `start`), health checks, restarts. There is no terminal and no
+//! user namespace; what a configuration asks of these is refused by name.
 //!
 //! The crate's binary must call [`dispatch`] first thing in `main`.
 
@@ -18,6 +18,7 @@ pub mod image;
 mod init;
 mod logs;
 
+mod machine;
 mod plan;
 mod procfs;
 mod protocol;
@@ -31,19 +32,19 @@ use std::process::ExitCode;
 
 pub use cgroup::{BlockUsage, CgroupError, CgroupLayout, CpuUsage, MemoryUsage, PidsUsage, Usage};
 pub use config::{
-    Capabilities, ContainerConfig, EtcFiles, LogConfig, LogForward, LogTarget, Mount, MountKind, Propagation,
-    Resources, RuntimeConfig, SyslogAddress, Ulimit,
+    AppArmor, Capabilities, ContainerConfig, EtcFiles, IdMappings, IdRange, LogConfig, LogForward, LogTarget, Mount,
+    MountKind, Propagation, Resources, RuntimeConfig, Seccomp, SelinuxLabel, SyslogAddress, Ulimit,
 };
 pub use container::{ContainerState, Created, ExitStatus, Runtime, Status};
 pub use error::RuntimeError;
 pub use fake::{ContainerRuntime, FakeOutcome, FakeRuntime, Pending};
 pub use init::Step;
 pub use logs::{LogOptions, LogRecord, LogStream};
-pub use plan::PlanError;
 pub use plan::limits::oci::{
     DeviceRule, HugepageLimit, InterfacePriority, LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxNetwork, LinuxPids,
     LinuxRdma, LinuxResources, ThrottleDevice, WeightDevice,
 };
+pub use plan::{PlanError, check_seccomp_profile};
 pub use signal::{InvalidSignal, Signal};
 
 /// Becomes a shim when the process was started as one (`<exe> __shim ...`), or does what an OCI runtime does (`<exe>

@@ -527,11 +527,66 @@ fn mounts_follow_dockers_rules() {
 }
 
 #[test]
+fn privileges_and_read_only_binds() {
+    let bad = |words| Err((ErrorKind::Invalid, words));
+    let privileges = |change: fn(&mut Privileges)| {
+        move |spec: &mut ServiceSpec| change(spec.task.container.privileges.get_or_insert_default())
+    };
+    check_spec(privileges(|p| p.no_new_privileges = true), Ok(()));
+    check_spec(privileges(|p| p.seccomp_mode = "unconfined".into()), Ok(()));
+    check_spec(privileges(|p| p.seccomp_mode = "none".into()), bad("unknown mode \"none\""));
+    check_spec(privileges(|p| p.seccomp_mode = "custom".into()), bad("a profile goes with mode"));
+    check_spec(privileges(|p| p.seccomp_profile = b"{}".to_vec()), bad("a profile goes with mode"));
+    let custom = |size: usize| {
+        move |spec: &mut ServiceSpec| {
+            let privileges = spec.task.container.privileges.get_or_insert_default();
+            (privileges.seccomp_mode, privileges.seccomp_profile) = ("custom".into(), vec![b' '; size]);
+        }
+    };
+    check_spec(custom(100), Ok(()));
+    check_spec(custom((64 << 10) + 1), bad("longer than"));
+    check_spec(privileges(|p| p.apparmor_mode = "disabled".into()), Ok(()));
+    check_spec(privileges(|p| p.apparmor_mode = "mine".into()), bad("AppArmor.Mode"));
+    check_spec(privileges(|p| p.selinux_disabled = true), Ok(()));
+    let label = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
+    check_spec(privileges(|p| p.selinux_label = vec![String::new(); 3]), bad("SELinuxContext"));
+    let labelled = label(&["", "", "web_t", "s0:c1,c2"]);
+    let set = |list: Vec<String>, disabled: bool| {
+        move |spec: &mut ServiceSpec| {
+            let privileges = spec.task.container.privileges.get_or_insert_default();
+            (privileges.selinux_label, privileges.selinux_disabled) = (list, disabled);
+        }
+    };
+    check_spec(set(labelled.clone(), false), Ok(()));
+    check_spec(set(labelled, true), bad("disabled, and with a label"));
+    check_spec(set(label(&["", "", "a b", ""]), false), bad("SELinuxContext"));
+    let bind = |change: fn(&mut Mount)| {
+        move |spec: &mut ServiceSpec| {
+            let mut mount = Mount { source: "/srv".into(), target: "/srv".into(), ..Mount::default() };
+            mount.set_kind(MountKind::Bind);
+            change(&mut mount);
+            spec.task.container.mounts.push(mount);
+        }
+    };
+    check_spec(bind(|m| (m.read_only, m.read_only_force_recursive) = (true, true)), Ok(()));
+    check_spec(bind(|m| (m.read_only, m.read_only_non_recursive) = (true, true)), Ok(()));
+    check_spec(bind(|m| m.read_only_force_recursive = true), bad("need ReadOnly"));
+    let all = |m: &mut Mount| {
+        (m.read_only, m.read_only_force_recursive, m.read_only_non_recursive) = (true, true, true);
+    };
+    check_spec(bind(all), bad("neither NonRecursive nor"));
+    let slave = |m: &mut Mount| {
+        (m.read_only, m.read_only_force_recursive, m.propagation) = (true, true, "rslave".into());
+    };
+    check_spec(bind(slave), bad("needs Propagation rprivate"));
+}
+
+#[test]
 fn fields_without_effect_are_refused_by_name() {
     let no = |words| Err((ErrorKind::Unimplemented, words));
     check_spec(|spec| spec.task.container.tty = true, no("TaskTemplate.ContainerSpec.TTY is not supported yet"));
     check_spec(|spec| spec.task.container.open_stdin = true, no("OpenStdin"));
-    check_spec(|spec| spec.task.container.init = Some(true), no("ContainerSpec.Init"));
+    check_spec(|spec| spec.task.container.init = Some(true), Ok(()));
     check_spec(|spec| spec.task.container.init = Some(false), Ok(()));
     let health = |test: &str| {
         let test = vec![test.to_owned(), "true".to_owned()];
@@ -543,13 +598,6 @@ fn fields_without_effect_are_refused_by_name() {
     check_spec(|spec| spec.task.container.configs = vec![PayloadReference::default()], no("Configs"));
     check_spec(|spec| spec.task.container.env = vec!["A={{.Node.ID}}".into()], no("Env with a template"));
     check_spec(|spec| spec.task.container.hostname = "{{.Node.ID}}".into(), no("Hostname with a template"));
-    let privileges = |change: fn(&mut Privileges)| {
-        move |spec: &mut ServiceSpec| change(spec.task.container.privileges.get_or_insert_default())
-    };
-    check_spec(privileges(|p| p.seccomp_mode = "unconfined".into()), no("Seccomp"));
-    check_spec(privileges(|p| p.apparmor_mode = "disabled".into()), no("AppArmor"));
-    check_spec(privileges(|p| p.selinux_disabled = true), no("SELinuxContext"));
-    check_spec(privileges(|p| p.no_new_privileges = true), Ok(()));
     check_spec(|spec| spec.task.log_driver.get_or_insert_default().name = "gelf".into(), no("LogDriver \"gelf\""));
     check_spec(|spec| spec.task.log_driver.get_or_insert_default().name = "syslog".into(), Ok(()));
     check_spec(

@@ -106,19 +106,19 @@ pub struct Privileges {
     /// No gain of privileges through exec.
     #[prost(bool, tag = "1")]
     pub no_new_privileges: bool,
-    /// SELinux off.
+    /// SELinux does not confine it.
     #[prost(bool, tag = "2")]
     pub selinux_disabled: bool,
-    /// SELinux label: user, role, type, level.
+    /// SELinux label: user, role, type, level (empty parts are the host's own), or nothing.
     #[prost(string, repeated, tag = "3")]
     pub selinux_label: Vec<String>,
-    /// "default", "unconfined" or "custom".
+    /// "default" (as is nothing), "unconfined" or "custom".
     #[prost(string, tag = "4")]
     pub seccomp_mode: String,
-    /// A custom profile.
+    /// A custom profile: Docker's JSON.
     #[prost(bytes = "vec", tag = "5")]
     pub seccomp_profile: Vec<u8>,
-    /// "default" or "disabled".
+    /// "default" (as is nothing) or "disabled".
     #[prost(string, tag = "6")]
     pub apparmor_mode: String,
 }

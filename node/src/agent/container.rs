@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use deploy::logging::LoggingError;
-use deploy::model::{ContainerSpec, Mount, MountKind, Task};
+use deploy::model::{ContainerSpec, Mount, MountKind, Privileges, Task};
 use runtime::image::Image;
 use runtime::{
-    Capabilities, ContainerConfig, EtcFiles, Mount as RuntimeMount, MountKind as RuntimeMountKind, Propagation,
-    Resources, Ulimit,
+    AppArmor, Capabilities, ContainerConfig, EtcFiles, Mount as RuntimeMount, MountKind as RuntimeMountKind,
+    Propagation, Resources, Seccomp, SelinuxLabel, Ulimit,
 };
 use sha2::{Digest, Sha256};
 
@@ -33,6 +33,9 @@ pub(super) enum ContainerError {
         /// What is wrong.
         reason: String,
     },
+    /// A seccomp profile that is no text.
+    #[error("the seccomp profile is not UTF-8")]
+    SeccompProfile,
     /// A log driver that this host does not have, or an option that it cannot follow.
     #[error(transparent)]
     Logging(#[from] LoggingError),
@@ -57,6 +60,7 @@ pub(super) fn config(
     let hostname = if spec.hostname.is_empty() { id[..12].to_owned() } else { spec.hostname.clone() };
     let (labels, env) = (labels(task, node_hostname, image), env(&image.config.env, &spec.env));
     let log = log_driver::config(task, &id, &image.id.to_string(), &labels, &env)?;
+    let privileges = spec.privileges.clone().unwrap_or_default();
     Ok(ContainerConfig {
         labels,
         layers: image.layers.clone(),
@@ -70,7 +74,11 @@ pub(super) fn config(
         files: EtcFiles { hosts: hosts(task, &hostname), resolv_conf: resolv_conf(spec) },
         resources: resources(task),
         capabilities: Capabilities { add: spec.cap_add.clone(), drop: spec.cap_drop.clone() },
-        no_new_privileges: spec.privileges.as_ref().is_some_and(|p| p.no_new_privileges),
+        no_new_privileges: privileges.no_new_privileges,
+        seccomp: seccomp(&privileges)?,
+        apparmor: if privileges.apparmor_mode == "disabled" { AppArmor::Unconfined } else { AppArmor::Default },
+        selinux: selinux(&privileges),
+        id_mappings: None,
         ulimits: spec.ulimits.iter().map(|u| Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard }).collect(),
         sysctls: spec.sysctls.clone(),
         oom_score_adj: spec.oom_score_adj,
@@ -83,6 +91,27 @@ pub(super) fn config(
         hostname,
         id,
     })
+}
+
+fn seccomp(privileges: &Privileges) -> Result<Seccomp, ContainerError> {
+    Ok(match privileges.seccomp_mode.as_str() {
+        "unconfined" => Seccomp::Unconfined,
+        "custom" => {
+            let text = String::from_utf8(privileges.seccomp_profile.clone());
+            Seccomp::Custom(text.map_err(|_| ContainerError::SeccompProfile)?)
+        }
+        _ => Seccomp::Default,
+    })
+}
+
+/// Without a word on SELinux, or with the word that it shall be off, there is no label.
+fn selinux(privileges: &Privileges) -> Option<SelinuxLabel> {
+    match privileges.selinux_label.as_slice() {
+        [user, role, kind, level] if !privileges.selinux_disabled => {
+            Some(SelinuxLabel { user: user.clone(), role: role.clone(), kind: kind.clone(), level: level.clone() })
+        }
+        _ => None,
+    }
 }
 
 fn labels(task: &Task, node_hostname: &str, image: &Image) -> BTreeMap<String, String> {
@@ -134,6 +163,7 @@ fn mount(mount: &Mount) -> Result<RuntimeMount, ContainerError> {
         MountKind::Bind => RuntimeMountKind::Bind {
             source: PathBuf::from(&mount.source),
             recursive: !mount.non_recursive,
+            readonly_below: !mount.read_only_non_recursive,
             propagation: propagation(&mount.propagation)?,
         },
         MountKind::Tmpfs => RuntimeMountKind::Tmpfs {
@@ -219,6 +249,24 @@ mod tests {
     fn the_services_variables_win_and_keep_their_place() {
         let merged = env(&strings(&["PATH=/bin", "A=1", "B=2"]), &strings(&["A=3", "C=4", "B"]));
         assert_eq!(merged, strings(&["PATH=/bin", "A=3", "C=4"]));
+    }
+
+    #[test]
+    fn privileges_become_confinement() {
+        let custom = Privileges {
+            seccomp_mode: "custom".into(),
+            seccomp_profile: b"{}".to_vec(),
+            selinux_label: strings(&["", "", "web_t", ""]),
+            ..Privileges::default()
+        };
+        assert_eq!(seccomp(&custom), Ok(Seccomp::Custom("{}".into())));
+        assert_eq!(selinux(&custom), Some(SelinuxLabel { kind: "web_t".into(), ..SelinuxLabel::default() }));
+        assert_eq!(selinux(&Privileges { selinux_disabled: true, ..custom.clone() }), None);
+        let broken = Privileges { seccomp_profile: vec![0xff], ..custom };
+        assert_eq!(seccomp(&broken), Err(ContainerError::SeccompProfile));
+        assert_eq!(seccomp(&Privileges::default()), Ok(Seccomp::Default));
+        let off = Privileges { seccomp_mode: "unconfined".into(), ..Privileges::default() };
+        assert_eq!(seccomp(&off), Ok(Seccomp::Unconfined));
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Host {
                 CgroupView::Split(named.collect())
             }
         };
-        HostView { device_control, cgroups }
+        HostView { device_control, cgroups, machine: crate::machine::detect() }
     }
 
     /// The v2 controllers of [`USUAL`] that are offered here.

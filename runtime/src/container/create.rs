@@ -32,7 +32,9 @@ const DEADLINE: Duration = Duration::from_secs(90);
 impl Inner {
     /// Makes a container up to the moment before its exec. Blocking.
     pub(super) fn create(self: &Arc<Self>, config: &ContainerConfig) -> Result<Created, RuntimeError> {
-        plan::plan(config, &self.container_dir(&config.id), &self.cgroups.host_view())?;
+        let host = self.cgroups.host_view();
+        plan::plan(config, &self.container_dir(&config.id), &host)?;
+        let label = plan::confinement::selinux_labels(config, &host.machine)?.map(|(_, files)| files);
         let stop_signal = stop_signal(config);
         let lock = self.lock_of(&config.id);
         let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,7 +45,7 @@ impl Inner {
             }
             slots.insert(config.id.clone(), Slot::Reserved);
         }
-        let outcome = self.make(config, stop_signal);
+        let outcome = self.make(config, stop_signal, label.as_deref());
         if outcome.is_err() {
             if let Err(error) = self.remove_leftovers(&config.id) {
                 warn!(container.id = config.id, %error, "a failed creation left something behind");
@@ -53,10 +55,18 @@ impl Inner {
         outcome
     }
 
-    fn make(self: &Arc<Self>, config: &ContainerConfig, stop_signal: Signal) -> Result<Created, RuntimeError> {
+    fn make(
+        self: &Arc<Self>,
+        config: &ContainerConfig,
+        stop_signal: Signal,
+        label: Option<&str>,
+    ) -> Result<Created, RuntimeError> {
         let created_at = time_from(nanos(SystemTime::now()));
         let dir = self.container_dir(&config.id);
         write_directory(&dir, config, created_at)?;
+        if let Some(label) = label {
+            label_etc(&dir.join("etc"), label)?;
+        }
         self.cgroups.create(&config.id, &config.resources)?;
         let (state, child) = self.spawn_shim(config, &dir)?;
         let pid_start = procfs::start_ticks(state.pid);
@@ -141,6 +151,17 @@ fn create_error(id: &str, failure: Failed) -> RuntimeError {
 /// The network namespace of a process that is known to live.
 pub(super) fn open_netns(pid: u32) -> std::io::Result<OwnedFd> {
     fs::File::open(format!("/proc/{pid}/ns/net")).map(OwnedFd::from)
+}
+
+/// Lets a container with an SELinux label read the files that are mounted over its own.
+fn label_etc(dir: &Path, label: &str) -> Result<(), RuntimeError> {
+    for name in ["hosts", "hostname", "resolv.conf"] {
+        let path = dir.join(name);
+        let value = [label.as_bytes(), b"\0"].concat();
+        rustix::fs::setxattr(&path, "security.selinux", &value, rustix::fs::XattrFlags::empty())
+            .map_err(|errno| storage("label", &path)(errno.into()))?;
+    }
+    Ok(())
 }
 
 /// `<dir>/`: `container` (the configuration), `l/` (links to the layers), `upper/`, `work/`, `rootfs/`, `etc/`, `log/`.

@@ -167,13 +167,21 @@ fn identify<'a>(who: &Who, names: Names<'a>) -> Result<Identity<'a>, Step> {
     }
 }
 
-/// Becomes the user, with no more capabilities than planned.
+/// `CAP_SYS_ADMIN`, without which a filter can only be loaded where `no_new_privs` is set.
+const SYS_ADMIN: u64 = 1 << 21;
+
+/// Becomes the user, with no more capabilities than planned and the labels that its exec takes. Whoever calls this calls
+/// [`super::confine::lock`] as well, last of all.
+///
+/// When a filter is to be loaded without `no_new_privs`, CAP_SYS_ADMIN stays until the exec, where the kernel computes
+/// the sets anew: for root out of the bounding set, which does not have it any more, and to nothing for others.
 pub(super) fn assume(prepared: &Prepared) -> Outcome<()> {
     let process = &prepared.plan.process;
     let names = Names { passwd: &prepared.passwd, group: &prepared.group };
     let identity = identify(&process.who, names).map_err(|step| Failure { step, index: 0, errno: 0 })?;
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     own_streams(prepared, uid).at(Step::Stdio)?;
+    super::confine::enter(process)?;
     let wanted = &process.capabilities;
     sys::limit_bounding_set(wanted.bounding).at(Step::Capabilities)?;
     let mut groups = [Gid::ROOT; MAX_GROUPS];
@@ -187,7 +195,9 @@ pub(super) fn assume(prepared: &Prepared) -> Outcome<()> {
         other => other.at(Step::Credentials)?,
     }
     rustix::thread::set_thread_res_gid(gid, gid, gid).at(Step::Credentials)?;
-    if !wanted.only_root {
+    let needed = process.confinement.seccomp.is_some() && !process.no_new_privileges;
+    let kept = if needed { SYS_ADMIN } else { 0 };
+    if !wanted.only_root || kept != 0 {
         sys::keep_capabilities().at(Step::Capabilities)?;
     }
     // Without that, a user who is not root loses all permitted capabilities here, as with Docker.
@@ -195,10 +205,12 @@ pub(super) fn assume(prepared: &Prepared) -> Outcome<()> {
     if uid.is_root() || !wanted.only_root {
         // What this process itself does not have cannot be given; the OCI specification does not want it to fail.
         let own = sys::permitted_capabilities().at(Step::Capabilities)?;
-        let permitted = wanted.permitted & own;
-        let inheritable = wanted.inheritable & own;
-        sys::set_capabilities(wanted.effective & permitted, permitted, inheritable).at(Step::Capabilities)?;
+        let (permitted, inheritable, kept) = (wanted.permitted & own, wanted.inheritable & own, kept & own);
+        sys::set_capabilities(wanted.effective & permitted | kept, permitted | kept, inheritable)
+            .at(Step::Capabilities)?;
         sys::raise_ambient(wanted.ambient & permitted & inheritable).at(Step::Capabilities)?;
+    } else if kept != 0 {
+        sys::set_capabilities(kept, kept, 0).at(Step::Capabilities)?;
     }
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).at(Step::NoNewPrivileges)?;

@@ -4,9 +4,11 @@
 //! returns. In between nothing allocates, locks or logs: the strings are ready, the buffers are there, and a failure
 //! goes back to the parent as eight bytes, a [`Report`]. The child stops before the exec until it is let go on.
 
+mod confine;
 mod hooks;
 mod identity;
 mod mounts;
+mod reaper;
 mod report;
 mod terminal;
 
@@ -18,6 +20,7 @@ use rustix::net::SocketFlags;
 use rustix::process::{Gid, Uid, umask};
 
 pub(crate) use hooks::{Hook, HookState, Hooks};
+pub(crate) use reaper::reaper;
 pub use report::Step;
 pub(crate) use report::{REPORT_SIZE, Report, exit_code_of};
 
@@ -55,9 +58,19 @@ pub(crate) struct Prepared {
     pub(crate) exec: ExecArgs,
     /// The command is killed when its parent dies. A program that wants to can undo it.
     pub(crate) dies_with_parent: bool,
+    /// The program that becomes process 1 and starts the command, when there is one.
+    pub(crate) reaper: Option<OwnedFd>,
     /// Room for the container's passwd and group files.
     pub(crate) passwd: Vec<u8>,
     pub(crate) group: Vec<u8>,
+}
+
+impl Prepared {
+    /// The filter is loaded only right before the exec, because until then there is more to do than to read one byte,
+    /// and a policy need not allow it.
+    fn locks_late(&self) -> bool {
+        self.gate.is_some() || !self.hooks.start_container.is_empty()
+    }
 }
 
 /// A failed step: which, at which index of its list, and why.
@@ -88,7 +101,11 @@ impl<T> AtStep<T> for Result<T, rustix::io::Errno> {
 
 /// The child's life until the exec. Never returns.
 pub(crate) fn run(mut prepared: Prepared) -> ! {
-    let code = match set_up(&mut prepared) {
+    let done = set_up(&mut prepared).and_then(|()| match prepared.locks_late() {
+        true => Ok(()),
+        false => confine::lock(&prepared.plan.process),
+    });
+    let code = match done {
         Ok(()) => {
             send(&prepared, Report::Ready);
             await_go_and_exec(&mut prepared)
@@ -242,6 +259,18 @@ fn await_go_and_exec(prepared: &mut Prepared) -> i32 {
     if let Err(failure) = hooks::run(&hooks.start_container, &hooks.created, Step::StartContainerHook) {
         send(prepared, Report::Failed { step: failure.step, index: failure.index, errno: failure.errno });
         return 1;
+    }
+    if prepared.locks_late()
+        && let Err(failure) = confine::lock(&prepared.plan.process)
+    {
+        send(prepared, Report::Failed { step: failure.step, index: failure.index, errno: failure.errno });
+        return 1;
+    }
+    if let Some(reaper) = &prepared.reaper {
+        let errno = prepared.exec.exec_reaper(reaper.as_fd(), prepared.report.as_fd());
+        // To where the report was moved, or still is.
+        send(prepared, Report::Failed { step: Step::Exec, index: 0, errno });
+        return exit_code_of(errno);
     }
     let mut worst = libc::ENOENT;
     for candidate in &prepared.plan.process.candidates {

@@ -136,7 +136,11 @@ fn act(root: BorrowedFd<'_>, action: &Action) -> Result<(), (Step, Error)> {
                 Err(Error::NODEV) if *optional => Ok(()),
                 Err(errno) => Err((Step::Mount, errno)),
                 Ok(tree) => directory(root, target)
-                    .and_then(|at| propagate(&tree, *propagation).and_then(|()| attach(&tree, &at)))
+                    .and_then(|at| {
+                        outside_of_proc(&at, target)
+                            .and_then(|()| propagate(&tree, *propagation))
+                            .and_then(|()| attach(&tree, &at))
+                    })
                     .map_err(|e| (Step::Mount, e)),
             }
         }
@@ -279,7 +283,17 @@ fn bind(
     propagate(tree, propagation)?;
     change(tree.as_fd(), attributes)?;
     let at = if is_directory(tree.as_fd())? { directory(root, target)? } else { file(root, target)? };
+    outside_of_proc(&at, target)?;
     attach(tree, &at)
+}
+
+/// A link of the image's must not lead a mount into `/proc`, which the plan lets nobody cover.
+fn outside_of_proc(at: &OwnedFd, target: &Target) -> Result<(), Error> {
+    let meant = target.path().to_bytes().starts_with(b"proc/");
+    if !meant && rustix::fs::fstatfs(at)?.f_type as u64 == super::confine::PROCFS {
+        return Err(Error::LOOP);
+    }
+    Ok(())
 }
 
 /// Sets how later mounts travel.

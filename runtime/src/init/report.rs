@@ -68,6 +68,11 @@ steps! {
     104 StartContainerHook "run the startContainer hook",
     106 Remount "remount",
     140 Terminal "make the terminal",
+    120 Keyring "make the session keyring",
+    121 Label "set the security label",
+    122 Seccomp "load the seccomp filter",
+    123 IdMappings "map the users and groups",
+    124 MappedRoot "mount the root with mapped ids",
 }
 
 impl Step {

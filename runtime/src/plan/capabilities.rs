@@ -129,6 +129,11 @@ pub(super) fn mask(wish: &Capabilities, device_control: bool) -> Result<u64, Pla
     Ok(mask)
 }
 
+/// Whether the mask has the capability of this name, with or without `CAP_`. A name that nobody knows is in no mask.
+pub(super) fn holds(mask: u64, name: &str) -> bool {
+    bit("capabilities", name).is_ok_and(|bit| mask & bit != 0)
+}
+
 fn bit(field: &'static str, name: &str) -> Result<u64, PlanError> {
     let upper = name.to_ascii_uppercase();
     let short = upper.strip_prefix("CAP_").unwrap_or(&upper);

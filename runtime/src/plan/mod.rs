@@ -6,23 +6,28 @@
 //! to compute. It reads no file and makes no system call.
 
 pub(crate) mod capabilities;
+pub(crate) mod confinement;
 mod error;
 pub(crate) mod limits;
 mod log;
 pub(crate) mod mounts;
 pub(crate) mod process;
+pub(crate) mod seccomp;
 mod target;
 
 use std::ffi::CString;
 use std::path::Path;
 
 pub(crate) use capabilities::CapabilitySets;
+pub use confinement::check_seccomp_profile;
+pub(crate) use confinement::{AppArmorHost, Confinement, Machine, SelinuxHost};
 pub use error::PlanError;
 pub(crate) use error::c_string;
 pub(crate) use mounts::{
     Action, Attributes, MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, NodeKind, mount_attr,
 };
 pub(crate) use process::{Process, Rlimit, UserSpec, Who};
+pub(crate) use seccomp::{SeccompFilter, SeccompHost, SockFilter};
 pub(crate) use target::Target;
 
 use crate::config::ContainerConfig;
@@ -35,6 +40,8 @@ pub(crate) struct HostView {
     pub(crate) device_control: bool,
     /// What appears below `/sys/fs/cgroup`.
     pub(crate) cgroups: CgroupView,
+    /// What confines processes here.
+    pub(crate) machine: Machine,
 }
 
 /// The shape of `/sys/fs/cgroup` inside of a container.
@@ -111,16 +118,21 @@ const MAX_LAYERS: usize = 120;
 pub(crate) fn plan(config: &ContainerConfig, dir: &Path, host: &HostView) -> Result<Plan, PlanError> {
     validate(config)?;
     let capabilities = capabilities::mask(&config.capabilities, host.device_control)?;
+    let confinement = confinement::confinement(config, capabilities, &host.machine)?;
+    let label = confinement::selinux_labels(config, &host.machine)?.map(|(_, files)| files);
     Ok(Plan {
         namespaces: ALL_NAMESPACES,
         joins_mounts: false,
-        root: Root::Overlay { options: overlay_options(config.layers.len()), nodev: !host.device_control },
+        root: Root::Overlay {
+            options: overlay_options(config.layers.len(), label.as_deref())?,
+            nodev: !host.device_control,
+        },
         // The host's later mounts may come in (rslave binds need it), ours never go out.
         propagation: MS_SLAVE | MS_REC,
         root_propagation: 0,
         setup: mounts::actions(config, dir, host)?,
         readonly_root: config.readonly_root,
-        process: process::process(config, CapabilitySets::of_docker(capabilities))?,
+        process: process::process(config, CapabilitySets::of_docker(capabilities), confinement)?,
     })
 }
 
@@ -130,8 +142,8 @@ pub(crate) fn validate(config: &ContainerConfig) -> Result<(), PlanError> {
     if config.tty {
         return Err(PlanError::Unsupported { field: "tty" });
     }
-    if config.init {
-        return Err(PlanError::Unsupported { field: "init" });
+    if config.id_mappings.is_some() {
+        return Err(PlanError::Unsupported { field: "id_mappings" });
     }
     let hostname_ok = config.hostname.len() <= 64
         && config.hostname.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
@@ -172,10 +184,11 @@ pub(crate) fn valid_id(id: &str) -> Result<(), PlanError> {
 
 /// The layers are reached by the short links `l/0`, `l/1`, ... (0 is the lowest), because all options must fit in a
 /// page. `volatile`: the upper directory never outlives the boot as a root, so syncing it at unmount is lost time.
-fn overlay_options(layers: usize) -> CString {
+fn overlay_options(layers: usize, label: Option<&str>) -> Result<CString, PlanError> {
     let lower: Vec<String> = (0..layers).rev().map(|n| format!("l/{n}")).collect();
-    let text = format!("lowerdir={},upperdir=upper,workdir=work,volatile", lower.join(":"));
-    CString::new(text).unwrap_or_default()
+    // In quotes, for a label may hold a comma.
+    let label = label.map(|label| format!(",context=\"{label}\"")).unwrap_or_default();
+    c_string("layers", format!("lowerdir={},upperdir=upper,workdir=work,volatile{label}", lower.join(":")))
 }
 
 #[cfg(test)]

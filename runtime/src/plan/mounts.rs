@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::confinement::selinux_labels;
 use super::{CgroupView, HostView, PlanError, Target, c_string};
 use crate::config::{ContainerConfig, Mount, MountKind, Propagation};
 
@@ -152,6 +153,10 @@ pub(super) fn actions(config: &ContainerConfig, dir: &Path, host: &HostView) -> 
     for path in MASKED {
         actions.push(Action::Mask { target: Target::fixed(path)? });
     }
+    for cpu in 0..host.machine.throttled_cpus {
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle");
+        actions.push(Action::Mask { target: Target::new("path", path)? });
+    }
     for path in READONLY {
         actions.push(Action::ReadOnly { target: Target::fixed(path)? });
     }
@@ -170,6 +175,9 @@ pub(super) fn actions(config: &ContainerConfig, dir: &Path, host: &HostView) -> 
     for mount in &config.mounts {
         actions.push(user_mount(mount)?);
     }
+    if let Some((_, label)) = selinux_labels(config, &host.machine)? {
+        label_files(&mut actions, &label)?;
+    }
     Ok(actions)
 }
 
@@ -180,6 +188,18 @@ fn readonly(wanted: bool, recursive: bool) -> Attributes {
         (true, false) => Attributes { set: RDONLY, ..Attributes::default() },
         (true, true) => Attributes { deep_set: RDONLY, ..Attributes::default() },
     }
+}
+
+/// Gives the container's SELinux label to all files of the filesystems that take one.
+fn label_files(actions: &mut [Action], label: &str) -> Result<(), PlanError> {
+    for action in actions {
+        if let Action::Filesystem { fs, options, .. } = action
+            && [&b"tmpfs"[..], b"devpts", b"mqueue"].contains(&fs.to_bytes())
+        {
+            options.push((c_string("selinux", "context")?, Some(c_string("selinux", label)?)));
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn filesystem(
@@ -311,13 +331,36 @@ pub(crate) fn sysctl_target(name: &str) -> Result<Target, PlanError> {
     Target::new("sysctls", format!("/proc/sys/{}", name.replace('.', "/")))
 }
 
+/// Programs and this runtime itself trust what /proc says, so only the files that tools for containers are known to
+/// cover may be; the same as runc's.
+fn may_be_covered(target: &Target) -> bool {
+    const FILES: [&[u8]; 11] = [
+        b"proc/cpuinfo",
+        b"proc/diskstats",
+        b"proc/loadavg",
+        b"proc/meminfo",
+        b"proc/net/dev",
+        b"proc/slabinfo",
+        b"proc/stat",
+        b"proc/swaps",
+        b"proc/sys/crypto/fips_enabled",
+        b"proc/sys/kernel/ns_last_pid",
+        b"proc/uptime",
+    ];
+    let path = target.path().to_bytes();
+    path != b"proc" && (!path.starts_with(b"proc/") || FILES.contains(&path))
+}
+
 fn user_mount(mount: &Mount) -> Result<Action, PlanError> {
     let target = Target::new("mounts.target", &mount.target)?;
     if target.is_root() {
         return Err(PlanError::invalid("mounts.target", "cannot be the root itself"));
     }
+    if !may_be_covered(&target) {
+        return Err(PlanError::invalid("mounts.target", format!("{} is in /proc", mount.target.display())));
+    }
     match &mount.kind {
-        MountKind::Bind { source, recursive, propagation } => {
+        MountKind::Bind { source, recursive, readonly_below, propagation } => {
             if !source.is_absolute() {
                 return Err(PlanError::invalid("mounts.source", format!("{} is not absolute", source.display())));
             }
@@ -325,7 +368,7 @@ fn user_mount(mount: &Mount) -> Result<Action, PlanError> {
                 source: c_string("mounts.source", source.as_os_str().as_bytes())?,
                 target,
                 recursive: *recursive,
-                attributes: readonly(mount.readonly, *recursive),
+                attributes: readonly(mount.readonly, *recursive && *readonly_below),
                 propagation: match propagation {
                     Propagation::RPrivate => MS_PRIVATE | MS_REC,
                     Propagation::Private => MS_PRIVATE,

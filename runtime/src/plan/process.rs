@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-use super::{CapabilitySets, PlanError, Target, c_string};
+use super::{CapabilitySets, Confinement, PlanError, Target, c_string};
 use crate::config::ContainerConfig;
 
 /// What the child becomes after the root is switched.
@@ -11,8 +11,10 @@ pub(crate) struct Process {
     /// The names of the uts namespace; empty leaves what is there.
     pub(crate) hostname: CString,
     pub(crate) domainname: CString,
-    /// The arguments, `argv[0]` as asked for.
+    /// The arguments, `argv[0]` as asked for; those of the reaper, when there is one.
     pub(crate) args: Vec<CString>,
+    /// A process 1 of our own starts the command.
+    pub(crate) reaper: bool,
     /// Complete but for `HOME`, when `home_from_passwd`.
     pub(crate) env: Vec<CString>,
     /// `HOME` was not given, so the user's entry in the container's passwd file says it.
@@ -25,6 +27,7 @@ pub(crate) struct Process {
     pub(crate) rlimits: Vec<Rlimit>,
     pub(crate) capabilities: CapabilitySets,
     pub(crate) no_new_privileges: bool,
+    pub(crate) confinement: Confinement,
     /// As written to `/proc/self/oom_score_adj`; empty leaves what is inherited.
     pub(crate) oom_score_adj: CString,
 }
@@ -64,12 +67,19 @@ const MAX_TOTAL: usize = 1 << 20;
 const MAX_COUNT: usize = 4096;
 const MAX_GROUPS: usize = 32;
 
-pub(super) fn process(config: &ContainerConfig, capabilities: CapabilitySets) -> Result<Process, PlanError> {
+pub(super) fn process(
+    config: &ContainerConfig,
+    capabilities: CapabilitySets,
+    confinement: Confinement,
+) -> Result<Process, PlanError> {
     let hostname = match config.hostname.as_str() {
         "" => config.id.chars().take(12).collect::<String>(),
         name => name.to_owned(),
     };
-    let args = strings("args", &config.args)?;
+    let mut args = strings("args", &config.args)?;
+    if config.init {
+        args.insert(0, c_string("args", "init")?);
+    }
     let Some(command) = config.args.first().filter(|command| !command.is_empty()) else {
         return Err(PlanError::invalid("args", "no command specified"));
     };
@@ -81,6 +91,7 @@ pub(super) fn process(config: &ContainerConfig, capabilities: CapabilitySets) ->
         hostname: c_string("hostname", hostname)?,
         domainname: CString::default(),
         args,
+        reaper: config.init,
         home_from_passwd: variable(&config.env, "HOME").is_none(),
         env,
         cwd: cwd_target,
@@ -89,6 +100,7 @@ pub(super) fn process(config: &ContainerConfig, capabilities: CapabilitySets) ->
         rlimits: rlimits(config)?,
         capabilities,
         no_new_privileges: config.no_new_privileges,
+        confinement,
         oom_score_adj: c_string("oom_score_adj", config.oom_score_adj.to_string())?,
     })
 }

@@ -16,8 +16,12 @@ fn config() -> ContainerConfig {
     }
 }
 
+fn host() -> HostView {
+    HostView { device_control: true, cgroups: CgroupView::Unified, machine: Machine::default() }
+}
+
 fn planned(config: &ContainerConfig) -> Result<Plan, PlanError> {
-    plan(config, Path::new("/data/containers/abc"), &HostView { device_control: true, cgroups: CgroupView::Unified })
+    plan(config, Path::new("/data/containers/abc"), &host())
 }
 
 /// One line a step: what, on what.
@@ -56,7 +60,12 @@ fn the_order_of_a_container() {
     let mut config = config();
     config.readonly_root = true;
     config.mounts = vec![Mount {
-        kind: MountKind::Bind { source: "/srv".into(), recursive: true, propagation: Propagation::RSlave },
+        kind: MountKind::Bind {
+            source: "/srv".into(),
+            recursive: true,
+            readonly_below: true,
+            propagation: Propagation::RSlave,
+        },
         target: "/data//x/./y/".into(),
         readonly: true,
     }];
@@ -118,7 +127,7 @@ fn split_cgroups_are_mounted_one_by_one() {
         ("systemd".to_owned(), "cgroup", vec!["name=systemd".to_owned()]),
         ("unified".to_owned(), "cgroup2", vec![]),
     ];
-    let host = HostView { device_control: false, cgroups: CgroupView::Split(hierarchies) };
+    let host = HostView { device_control: false, cgroups: CgroupView::Split(hierarchies), ..host() };
     let plan = plan(&config(), Path::new("/d"), &host).unwrap();
     let nodev = matches!(plan.root, Root::Overlay { nodev: true, .. });
     assert!(nodev, "nodes of the image are dead where nothing guards devices");
@@ -204,7 +213,6 @@ fn refusals_name_the_field() {
     refused(|c| c.resources.cpu_limit_nanos = Some(0), "invalid resources.cpu_limit_nanos");
     refused(|c| c.capabilities.add = vec!["FLY".into()], "unknown capability");
     refused(|c| c.tty = true, "tty is not supported");
-    refused(|c| c.init = true, "init is not supported");
 }
 
 proptest! {

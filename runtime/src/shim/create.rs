@@ -147,6 +147,7 @@ fn prepare_child(dir: &Path, id: &str, cgroups: &Cgroups, mut plan: Plan) -> io:
         .map(|dir| OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(dir))
         .transpose()?;
     let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other);
+    let reaper = if plan.process.reaper { Some(init::reaper()?) } else { None };
     let (args, env) = (std::mem::take(&mut plan.process.args), std::mem::take(&mut plan.process.env));
     let prepared = Prepared {
         plan,
@@ -166,6 +167,7 @@ fn prepare_child(dir: &Path, id: &str, cgroups: &Cgroups, mut plan: Plan) -> io:
         hooks: Hooks::default(),
         exec: ExecArgs::new(args, env),
         dies_with_parent: true,
+        reaper,
         passwd: Vec::with_capacity(NAMES_SIZE),
         group: Vec::with_capacity(NAMES_SIZE),
     };

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use super::log::{StoredForward, forward_from, forward_into};
 use crate::config::{
-    Capabilities, ContainerConfig, EtcFiles, LogConfig, Mount, MountKind, Propagation, Resources, Ulimit,
+    AppArmor, Capabilities, ContainerConfig, EtcFiles, IdMappings, IdRange, LogConfig, Mount, MountKind, Propagation,
+    Resources, Seccomp, SelinuxLabel, Ulimit,
 };
 use crate::plan::limits::oci::LinuxResources;
 
@@ -171,6 +172,62 @@ pub(crate) struct StoredConfig {
     log_without_files: bool,
     #[prost(message, optional, tag = "221")]
     log_forward: Option<StoredForward>,
+    #[prost(oneof = "StoredSeccomp", tags = "120, 121")]
+    seccomp: Option<StoredSeccomp>,
+    #[prost(oneof = "StoredAppArmor", tags = "122, 123")]
+    apparmor: Option<StoredAppArmor>,
+    #[prost(message, optional, tag = "124")]
+    selinux: Option<StoredSelinux>,
+    #[prost(message, optional, tag = "125")]
+    id_mappings: Option<StoredIdMappings>,
+}
+
+/// Absent: the default policy.
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum StoredSeccomp {
+    #[prost(bool, tag = "120")]
+    Unconfined(bool),
+    #[prost(string, tag = "121")]
+    Custom(String),
+}
+
+/// Absent: the default profile.
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum StoredAppArmor {
+    #[prost(bool, tag = "122")]
+    Unconfined(bool),
+    #[prost(string, tag = "123")]
+    Named(String),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredSelinux {
+    #[prost(string, tag = "1")]
+    user: String,
+    #[prost(string, tag = "2")]
+    role: String,
+    #[prost(string, tag = "3")]
+    kind: String,
+    #[prost(string, tag = "4")]
+    level: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredIdMappings {
+    #[prost(message, repeated, tag = "1")]
+    uids: Vec<StoredIdRange>,
+    #[prost(message, repeated, tag = "2")]
+    gids: Vec<StoredIdRange>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct StoredIdRange {
+    #[prost(uint32, tag = "1")]
+    inside: u32,
+    #[prost(uint32, tag = "2")]
+    outside: u32,
+    #[prost(uint32, tag = "3")]
+    count: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -199,6 +256,9 @@ struct StoredBind {
     recursive: bool,
     #[prost(uint32, tag = "3")]
     propagation: u32,
+    /// The other way round than in the configuration: what was stored before it existed was read-only all the way down.
+    #[prost(bool, tag = "130")]
+    writable_below: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -277,6 +337,30 @@ pub(crate) fn config_into(config: &ContainerConfig) -> StoredConfig {
         oci_resources: oci_into(&config.resources.oci),
         log_without_files: !config.log.files,
         log_forward: config.log.forward.as_ref().map(forward_into),
+        seccomp: match &config.seccomp {
+            Seccomp::Default => None,
+            Seccomp::Unconfined => Some(StoredSeccomp::Unconfined(true)),
+            Seccomp::Custom(profile) => Some(StoredSeccomp::Custom(profile.clone())),
+        },
+        apparmor: match &config.apparmor {
+            AppArmor::Default => None,
+            AppArmor::Unconfined => Some(StoredAppArmor::Unconfined(true)),
+            AppArmor::Named(name) => Some(StoredAppArmor::Named(name.clone())),
+        },
+        selinux: config.selinux.clone().map(|SelinuxLabel { user, role, kind, level }| StoredSelinux {
+            user,
+            role,
+            kind,
+            level,
+        }),
+        id_mappings: config.id_mappings.as_ref().map(|maps| {
+            let ranges = |list: &[IdRange]| {
+                list.iter()
+                    .map(|&IdRange { inside, outside, count }| StoredIdRange { inside, outside, count })
+                    .collect()
+            };
+            StoredIdMappings { uids: ranges(&maps.uids), gids: ranges(&maps.gids) }
+        }),
     }
 }
 
@@ -336,14 +420,39 @@ pub(crate) fn config_from(stored: StoredConfig) -> Result<ContainerConfig, Strin
         },
         init: stored.init,
         tty: stored.tty,
+        seccomp: match stored.seccomp {
+            None => Seccomp::Default,
+            Some(StoredSeccomp::Unconfined(_)) => Seccomp::Unconfined,
+            Some(StoredSeccomp::Custom(profile)) => Seccomp::Custom(profile),
+        },
+        apparmor: match stored.apparmor {
+            None => AppArmor::Default,
+            Some(StoredAppArmor::Unconfined(_)) => AppArmor::Unconfined,
+            Some(StoredAppArmor::Named(name)) => AppArmor::Named(name),
+        },
+        selinux: stored.selinux.map(|StoredSelinux { user, role, kind, level }| SelinuxLabel {
+            user,
+            role,
+            kind,
+            level,
+        }),
+        id_mappings: stored.id_mappings.map(|maps| {
+            let ranges = |list: Vec<StoredIdRange>| {
+                list.into_iter()
+                    .map(|StoredIdRange { inside, outside, count }| IdRange { inside, outside, count })
+                    .collect()
+            };
+            IdMappings { uids: ranges(maps.uids), gids: ranges(maps.gids) }
+        }),
     })
 }
 
 fn mount_into(mount: &Mount) -> StoredMount {
     let kind = match &mount.kind {
-        MountKind::Bind { source, recursive, propagation } => StoredMountKind::Bind(StoredBind {
+        MountKind::Bind { source, recursive, readonly_below, propagation } => StoredMountKind::Bind(StoredBind {
             source: path_into(source),
             recursive: *recursive,
+            writable_below: !readonly_below,
             propagation: match propagation {
                 Propagation::RPrivate => 0,
                 Propagation::Private => 1,
@@ -361,6 +470,7 @@ fn mount_from(stored: StoredMount) -> Result<Mount, String> {
         Some(StoredMountKind::Bind(bind)) => MountKind::Bind {
             source: path_from(bind.source),
             recursive: bind.recursive,
+            readonly_below: !bind.writable_below,
             propagation: match bind.propagation {
                 0 => Propagation::RPrivate,
                 1 => Propagation::Private,

@@ -247,7 +247,12 @@ mod tests {
             readonly_root: true,
             mounts: vec![
                 Mount {
-                    kind: MountKind::Bind { source: "/s".into(), recursive: true, propagation: Propagation::RSlave },
+                    kind: MountKind::Bind {
+                        source: "/s".into(),
+                        recursive: true,
+                        readonly_below: true,
+                        propagation: Propagation::RSlave,
+                    },
                     target: "/t".into(),
                     readonly: true,
                 },
@@ -286,12 +291,24 @@ mod tests {
             },
             init: true,
             tty: true,
+            seccomp: Seccomp::Custom("{}".into()),
+            apparmor: AppArmor::Named("mine".into()),
+            selinux: Some(SelinuxLabel { level: "s0".into(), ..SelinuxLabel::default() }),
+            id_mappings: Some(IdMappings {
+                uids: vec![IdRange { inside: 0, outside: 100_000, count: 65_536 }],
+                gids: vec![IdRange { inside: 0, outside: 200_000, count: 65_536 }],
+            }),
         }
     }
 
     #[test]
     fn a_configuration_comes_back_whole() {
-        for config in [full_config(), ContainerConfig::default()] {
+        let unconfined = ContainerConfig {
+            seccomp: Seccomp::Unconfined,
+            apparmor: AppArmor::Unconfined,
+            ..ContainerConfig::default()
+        };
+        for config in [full_config(), unconfined, ContainerConfig::default()] {
             let stored = StoredContainer { created_at_nanos: 5, config: Some(config_into(&config)) };
             let back: StoredContainer = decode(&encode(&stored)).unwrap();
             assert_eq!(config_from(back.config.unwrap_or_default()), Ok(config));
@@ -351,7 +368,12 @@ mod tests {
             \x03abc\x12\x06\x0a\x01k\x12\x01v*\x07/bin/shZ\x10\x0a\x02/t\x10\x01\x1a\x08\x0a\x02/s\x10\x01\
             \x18\x02\xd0\x01\x80\x80\x80\x05\xd8\x01\x03";
         let config = config_from(decode::<StoredContainer>(container).unwrap().config.unwrap_or_default()).unwrap();
-        let bind = MountKind::Bind { source: "/s".into(), recursive: true, propagation: Propagation::RSlave };
+        let bind = MountKind::Bind {
+            source: "/s".into(),
+            recursive: true,
+            readonly_below: true,
+            propagation: Propagation::RSlave,
+        };
         let expected = ContainerConfig {
             id: "abc".into(),
             labels: [("k".to_owned(), "v".to_owned())].into(),

@@ -9,9 +9,10 @@ mod fork;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use crate::plan::{SeccompFilter, SockFilter};
 pub(crate) use bpf::{attach_device_program, device_programs, load_device_program};
 pub(crate) use fork::continue_in_cgroup;
 
@@ -319,7 +320,7 @@ pub(crate) fn permitted_capabilities() -> Result<u64, Errno> {
     Ok(u64::from(data[0].permitted) | u64::from(data[1].permitted) << 32)
 }
 
-/// The permitted set survives the next change of the user.
+/// Lets the permitted capabilities survive the next change of the user id, until an exec.
 pub(crate) fn keep_capabilities() -> Result<(), Errno> {
     // SAFETY: this prctl takes a number and touches no memory.
     checked(c_long::from(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1u64, 0, 0, 0) })).map(drop)
@@ -333,6 +334,30 @@ pub(crate) fn raise_ambient(mask: u64) -> Result<(), Errno> {
         checked(c_long::from(result))?;
     }
     Ok(())
+}
+
+/// Joins a new session keyring without a name, which nobody else can find.
+pub(crate) fn new_session_keyring() -> Result<(), Errno> {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1;
+    let no_name: *const c_char = ptr::null();
+    // SAFETY: a null name is allowed and means a new, anonymous keyring.
+    checked(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, no_name) }).map(drop)
+}
+
+/// Filters the system calls of the calling thread from now on.
+pub(crate) fn load_filter(filter: &SeccompFilter) -> Result<(), Errno> {
+    const SECCOMP_SET_MODE_FILTER: u32 = 1;
+    #[repr(C)]
+    struct Program {
+        length: u16,
+        instructions: *const SockFilter,
+    }
+    let length = u16::try_from(filter.program.len()).map_err(|_| libc::EINVAL)?;
+    let program = Program { length, instructions: filter.program.as_ptr() };
+    // SAFETY: `Program` has the layout of the kernel's sock_fprog and `SockFilter` that of its instructions; both live
+    // through the call, which copies them.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, filter.flags, &raw const program) };
+    checked(result).map(drop)
 }
 
 /// Brings up the loopback device of the calling process's network namespace.
@@ -441,6 +466,31 @@ impl ExecArgs {
         }
     }
 
+    /// Replaces the process by the reaper, whose arguments these are, with the report's pipe at descriptor 3. Returns
+    /// only when that failed.
+    pub(crate) fn exec_reaper(&self, reaper: BorrowedFd<'_>, report: BorrowedFd<'_>) -> Errno {
+        const REPORT: RawFd = 3;
+        // Out of the way: what is at 3 now may be the program itself. It closes with the exec.
+        // SAFETY: F_DUPFD_CLOEXEC touches no memory.
+        let program = unsafe { libc::fcntl(reaper.as_raw_fd(), libc::F_DUPFD_CLOEXEC, REPORT + 1) };
+        if program < 0 {
+            return last_errno();
+        }
+        // SAFETY: fcntl returned a fresh descriptor.
+        let program = unsafe { OwnedFd::from_raw_fd(program) };
+        let moved = if report.as_raw_fd() == REPORT {
+            // SAFETY: F_SETFD touches no memory.
+            checked(c_long::from(unsafe { libc::fcntl(REPORT, libc::F_SETFD, 0) })).map(drop)
+        } else {
+            // What was there is closed behind its owner's back, who lets go of nothing before the exec or the exit.
+            duplicate_onto(report, REPORT)
+        };
+        if let Err(errno) = moved {
+            return errno;
+        }
+        self.exec_fd(program.as_fd())
+    }
+
     /// The same for an open file.
     pub(crate) fn exec_fd(&self, file: BorrowedFd<'_>) -> Errno {
         debug_assert_eq!(self.arg_pointers.len(), self.args.len() + 1);
@@ -457,5 +507,34 @@ impl ExecArgs {
         // that `self` owns and does not change while borrowed.
         unsafe { libc::execve(path.as_ptr(), self.arg_pointers.as_ptr(), self.env_pointers.as_ptr()) };
         last_errno()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The number of this thread's session keyring.
+    fn session_keyring() -> Result<c_long, Errno> {
+        const KEYCTL_GET_KEYRING_ID: c_int = 0;
+        const KEY_SPEC_SESSION_KEYRING: c_int = -3;
+        // SAFETY: it takes numbers.
+        checked(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0) })
+    }
+
+    #[test]
+    fn a_new_session_keyring_is_nobody_elses() {
+        let one = || {
+            let before = session_keyring();
+            let outcome = new_session_keyring();
+            (before, outcome, session_keyring())
+        };
+        let ((before, outcome, after), (_, _, other)) =
+            (std::thread::spawn(one).join().unwrap(), std::thread::spawn(one).join().unwrap());
+        if outcome == Err(libc::ENOSYS) {
+            return;
+        }
+        assert_eq!(outcome, Ok(()));
+        assert!(after.is_ok() && after != before && after != other, "{before:?} {after:?} {other:?}");
     }
 }

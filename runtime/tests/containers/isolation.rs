@@ -21,7 +21,12 @@ pub const TESTS: &[(&str, fn())] = &[
 ];
 
 fn bind(source: &std::path::Path, target: &str, readonly: bool) -> Mount {
-    let kind = MountKind::Bind { source: source.to_owned(), recursive: true, propagation: Propagation::RPrivate };
+    let kind = MountKind::Bind {
+        source: source.to_owned(),
+        recursive: true,
+        readonly_below: true,
+        propagation: Propagation::RPrivate,
+    };
     Mount { kind, target: target.into(), readonly }
 }
 

@@ -147,7 +147,6 @@ fn create_failures_leave_nothing() {
         assert_eq!(fixture.leftovers(), Default::default(), "after {message}");
     };
     fails(&|config| config.tty = true, "tty is not supported");
-    fails(&|config| config.init = true, "init is not supported");
     fails(&|config| config.args.clear(), "no command specified");
     fails(&|config| config.layers = vec!["/nosuch/layer".into()], "/nosuch/layer: No such file");
     fails(&|config| config.user = "nobody-here".into(), "find user nobody-here: no matching entries in passwd file");
@@ -157,6 +156,7 @@ fn create_failures_leave_nothing() {
             config.mounts.push(runtime::Mount {
                 kind: runtime::MountKind::Bind {
                     source: "/nosuch/source".into(),
+                    readonly_below: true,
                     recursive: true,
                     propagation: runtime::Propagation::RPrivate,
                 },

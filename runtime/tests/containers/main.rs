@@ -4,6 +4,7 @@
 //! otherwise empty root) the program in the containers.
 #![allow(clippy::unwrap_used, clippy::print_stdout, unreachable_pub)]
 
+mod confinement;
 mod cycles;
 mod disk;
 mod engine;
@@ -68,6 +69,7 @@ fn run(args: &[String]) -> ExitCode {
         logging::TESTS,
         disk::TESTS,
         isolation::TESTS,
+        confinement::TESTS,
         survival::TESTS,
         cycles::TESTS,
         upgrade::TESTS,

@@ -55,6 +55,22 @@ fn act(verb: &str, args: &[String]) -> Option<u8> {
         "forks" => forks(number()),
         "allocate" => allocate(number()),
         "grandchild" => grandchild(),
+        "try" => println!("try {}: {}", first(), attempt(first())),
+        "orphans" => orphans(number()),
+        "with-zombies" => {
+            while zombies() < number() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            println!("{} zombies", first());
+        }
+        "without-zombies" => {
+            while zombies() > 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            println!("no zombies");
+        }
+        "child-of-orphan" => drop(std::hint::black_box(spawn(&["sleepless"]))),
+        "sleepless" => {}
         "mknod" => {
             let status = rustix::fs::mknodat(
                 rustix::fs::CWD,
@@ -171,4 +187,44 @@ fn grandchild() {
     #[allow(clippy::zombie_processes, reason = "that is what is tested")]
     let child = spawned.expect("spawn");
     println!("child {}", child.id());
+}
+
+/// Something that the default policy of system calls has an opinion on. Says how it went.
+fn attempt(what: &str) -> String {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let socket = |family| socket(family, SockType::SeqPacket, SockFlag::empty(), None).map(drop);
+    let outcome = match what {
+        "unshare" => nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER),
+        "personality" => nix::sys::personality::set(nix::sys::personality::Persona::ADDR_NO_RANDOMIZE).map(drop),
+        "alg" => socket(AddressFamily::Alg),
+        "vsock" => socket(AddressFamily::Vsock),
+        "mkdir" => nix::unistd::mkdir("/made", nix::sys::stat::Mode::S_IRWXU),
+        "mount" => {
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(Some("tmpfs"), "/bin", Some("tmpfs"), flags, None::<&str>)
+        }
+        "abort" => std::process::abort(),
+        other => panic!("unknown attempt {other}"),
+    };
+    match outcome {
+        Ok(()) => "done".to_owned(),
+        Err(errno) => format!("{errno:?}"),
+    }
+}
+
+fn spawn(args: &[&str]) -> std::process::Child {
+    Command::new("/payload").arg("payload").args(args).spawn().expect("spawn")
+}
+
+/// Children whose own children outlive them, for process 1 to collect.
+fn orphans(count: usize) {
+    for _ in 0..count {
+        spawn(&["child-of-orphan"]).wait().expect("wait");
+    }
+}
+
+fn zombies() -> usize {
+    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let statuses = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("status")).ok());
+    statuses.filter(|status| status.contains("State:\tZ")).count()
 }

@@ -58,7 +58,6 @@ fn no_effect_yet(container: &ContainerSpec) -> Result<(), ControlError> {
     }
     unsupported("TaskTemplate.ContainerSpec.TTY", container.tty)?;
     unsupported("TaskTemplate.ContainerSpec.OpenStdin", container.open_stdin)?;
-    unsupported("TaskTemplate.ContainerSpec.Init", container.init == Some(true))?;
     unsupported("TaskTemplate.ContainerSpec.Secrets", !container.secrets.is_empty())?;
     unsupported("TaskTemplate.ContainerSpec.Configs", !container.configs.is_empty())?;
     if !["", "default"].contains(&container.isolation.as_str()) {
@@ -143,12 +142,34 @@ fn environment(env: &[String]) -> Result<(), ControlError> {
     Ok(())
 }
 
+/// Bytes of a custom seccomp profile; Docker's own has 20 000.
+const MAX_SECCOMP_PROFILE: usize = 64 << 10;
+
+/// Whether a host can do it (AppArmor, SELinux) is for the host to say: its task is rejected with the reason.
 fn privileges(privileges: &Privileges) -> Result<(), ControlError> {
-    let field = |name: &str| format!("TaskTemplate.ContainerSpec.Privileges.{name}");
-    unsupported(&field("SELinuxContext"), privileges.selinux_disabled || !privileges.selinux_label.is_empty())?;
-    let seccomp = !["", "default"].contains(&privileges.seccomp_mode.as_str());
-    unsupported(&field("Seccomp"), seccomp || !privileges.seccomp_profile.is_empty())?;
-    unsupported(&field("AppArmor"), !["", "default"].contains(&privileges.apparmor_mode.as_str()))
+    let wrong = |text: &str| Err(invalid(format!("TaskTemplate.ContainerSpec.Privileges.{text}")));
+    let custom = privileges.seccomp_mode == "custom";
+    if !["", "default", "unconfined", "custom"].contains(&privileges.seccomp_mode.as_str()) {
+        return wrong(&format!("Seccomp.Mode: unknown mode {:?}", shorten(&privileges.seccomp_mode)));
+    }
+    if custom == privileges.seccomp_profile.is_empty() {
+        return wrong("Seccomp: a profile goes with mode \"custom\", and with no other");
+    }
+    if privileges.seccomp_profile.len() > MAX_SECCOMP_PROFILE {
+        return wrong(&format!("Seccomp.Profile: longer than {MAX_SECCOMP_PROFILE} bytes"));
+    }
+    if !["", "default", "disabled"].contains(&privileges.apparmor_mode.as_str()) {
+        return wrong(&format!("AppArmor.Mode: unknown mode {:?}", shorten(&privileges.apparmor_mode)));
+    }
+    if privileges.selinux_disabled && !privileges.selinux_label.is_empty() {
+        return wrong("SELinuxContext: disabled, and with a label");
+    }
+    let in_label = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | ':' | ',');
+    let part_ok = |part: &String| part.len() <= 255 && part.chars().all(in_label);
+    if ![0, 4].contains(&privileges.selinux_label.len()) || !privileges.selinux_label.iter().all(part_ok) {
+        return wrong("SELinuxContext: not a user, role, type and level");
+    }
+    Ok(())
 }
 
 fn mounts(mounts: &[Mount]) -> Result<(), ControlError> {
@@ -213,8 +234,7 @@ fn one_mount(mount: &Mount) -> Result<(), ControlError> {
                 return Err(invalid(format!("invalid propagation mode: {}", shorten(&mount.propagation))));
             }
             option("BindOptions.CreateMountpoint", mount.create_mountpoint)?;
-            option("BindOptions.ReadOnlyForceRecursive", mount.read_only_force_recursive)?;
-            option("BindOptions.ReadOnlyNonRecursive", mount.read_only_non_recursive)
+            read_only(mount)
         }
         Ok(MountKind::Tmpfs) => {
             if !mount.source.is_empty() {
@@ -234,6 +254,23 @@ fn one_mount(mount: &Mount) -> Result<(), ControlError> {
         Ok(MountKind::Image) => kind("image"),
         Err(_) => Err(invalid("TaskTemplate.ContainerSpec.Mounts.Type: unknown")),
     }
+}
+
+/// Docker's rules: a read-only bind is so with all mounts below it, unless they are excepted or left out.
+fn read_only(mount: &Mount) -> Result<(), ControlError> {
+    let (force, except) = (mount.read_only_force_recursive, mount.read_only_non_recursive);
+    if (force || except) && !mount.read_only {
+        return Err(invalid("BindOptions: ReadOnlyForceRecursive and ReadOnlyNonRecursive need ReadOnly"));
+    }
+    if force && (except || mount.non_recursive) {
+        return Err(invalid(
+            "BindOptions: ReadOnlyForceRecursive goes with neither NonRecursive nor ReadOnlyNonRecursive",
+        ));
+    }
+    if force && !["", "rprivate"].contains(&mount.propagation.as_str()) {
+        return Err(invalid("BindOptions: ReadOnlyForceRecursive needs Propagation rprivate"));
+    }
+    Ok(())
 }
 
 fn stop(container: &ContainerSpec) -> Result<(), ControlError> {

@@ -112,14 +112,20 @@ fn privileges_from_wire(w: wire::Privileges) -> Result<Privileges, ApiError> {
     let selinux = w.selinux_context.unwrap_or_default();
     let label = [selinux.user, selinux.role, selinux.kind, selinux.level].map(Option::unwrap_or_default);
     let seccomp = w.seccomp.unwrap_or_default();
+    let seccomp_profile = BASE64
+        .decode(seccomp.profile.unwrap_or_default())
+        .map_err(|e| ApiError::invalid(format!("{AT}.Privileges.Seccomp.Profile is not base64: {e}")))?;
+    if !seccomp_profile.is_empty() {
+        // The host that runs the task would refuse it; whoever sends it should hear so first.
+        runtime::check_seccomp_profile(&seccomp_profile)
+            .map_err(|e| ApiError::invalid(format!("{AT}.Privileges.Seccomp.Profile: {e}")))?;
+    }
     Ok(Privileges {
         no_new_privileges: w.no_new_privileges.unwrap_or_default(),
         selinux_disabled: selinux.disable.unwrap_or_default(),
         selinux_label: if label.iter().all(String::is_empty) { Vec::new() } else { label.to_vec() },
         seccomp_mode: seccomp.mode.unwrap_or_default(),
-        seccomp_profile: BASE64
-            .decode(seccomp.profile.unwrap_or_default())
-            .map_err(|e| ApiError::invalid(format!("{AT}.Privileges.Seccomp.Profile is not base64: {e}")))?,
+        seccomp_profile,
         apparmor_mode: w.apparmor.unwrap_or_default().mode.unwrap_or_default(),
     })
 }
