@@ -252,23 +252,31 @@ impl Cgroups {
         self.group(id).entrances()
     }
 
-    /// Moves the calling process, which must have one thread, among the shims. Where there is cgroup v2 it goes on as a
-    /// new process there, and the old one ends: an orphan, whom the first process of the machine reaps.
-    pub(crate) fn enter_shims(&self) -> Result<(), CgroupError> {
-        let (tasks, unified) = Group::new(self.host.clone(), self.engine.join(SHIMS)).entrances();
-        if let Some(dir) = unified {
-            let cgroup = fs::File::open(&dir).map_err(failed("enter", &dir))?;
-            // A daemon that is the first process itself knows only of children of its own, and would leave a zombie.
-            let has_heir = rustix::process::getppid().is_some_and(|parent| !parent.is_init());
-            if !has_heir || crate::sys::continue_in_cgroup(cgroup.as_fd()).is_err() {
-                let path = dir.join("cgroup.procs");
-                put(&path, "0").map_err(failed("enter", &path))?;
-            }
-        }
-        for path in tasks {
+    /// The calling process, which must have one thread, goes on among the shims, as far as cgroup v2 is concerned: as a
+    /// new process, with another pid; the old one ends. It becomes an orphan, whom the first process of the machine reaps.
+    /// To be called before anything hangs on the pid, children above all.
+    pub(crate) fn go_on_among_shims(&self) -> Result<(), CgroupError> {
+        let Some(dir) = self.shims().entrances().1 else { return Ok(()) };
+        let cgroup = fs::File::open(&dir).map_err(failed("enter", &dir))?;
+        // A daemon that is the first process itself knows only of children of its own, and would leave a zombie.
+        let has_heir = rustix::process::getppid().is_some_and(|parent| !parent.is_init());
+        if !has_heir || crate::sys::continue_in_cgroup(cgroup.as_fd()).is_err() {
+            let path = dir.join("cgroup.procs");
             put(&path, "0").map_err(failed("enter", &path))?;
         }
         Ok(())
+    }
+
+    /// Moves the calling process, which must have one thread, among the shims of cgroup v1.
+    pub(crate) fn move_among_shims(&self) -> Result<(), CgroupError> {
+        for path in self.shims().entrances().0 {
+            put(&path, "0").map_err(failed("enter", &path))?;
+        }
+        Ok(())
+    }
+
+    fn shims(&self) -> Group {
+        Group::new(self.host.clone(), self.engine.join(SHIMS))
     }
 
     /// Whether the kernel's OOM killer has killed inside of this container's cgroup.

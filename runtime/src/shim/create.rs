@@ -48,6 +48,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub(super) fn create(arguments: Arguments) -> Result<Made, Box<Failed>> {
     let prepare = |error: io::Error| failed(Step::Prepare, "", &error);
     let cgroups = Cgroups::detect(&arguments.engine_id).map_err(|error| told(Step::EnterCgroup, &error))?;
+    // First of all: it changes the pid.
+    cgroups.go_on_among_shims().map_err(|error| told(Step::EnterCgroup, &error))?;
     let children = sys::child_events().map_err(|errno| prepare(io::Error::from_raw_os_error(errno)))?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|e| prepare(e.into()))?;
     let config = read_config(&arguments.dir)?;

@@ -13,8 +13,8 @@ const LATEST: Duration = Duration::from_secs(1);
 
 /// What is still to be done.
 pub(super) struct Settling {
-    /// Not yet in the shims' cgroup, but where it was started: in the daemon's. Until then stopping the daemon's unit with
-    /// everything in it would end the shim too.
+    /// In the hierarchies of cgroup v1 still where it was started, with the daemon. Until it has moved (each move waits for
+    /// the whole machine), stopping the daemon's unit with everything in it would end the shim too.
     homeless: bool,
     /// Still holds memory that only the creation, or the start, has used.
     fat: bool,
@@ -48,7 +48,7 @@ impl Shim {
         if self.settling.homeless {
             // Without room the exit finds its own, or is tried again and again.
             let _ = stored::reserve(&self.made.dir, names::EXIT);
-            self.settling.homeless = self.made.cgroups.enter_shims().is_err();
+            self.settling.homeless = self.made.cgroups.move_among_shims().is_err();
             // Somebody has removed the engine's cgroups; the daemon makes them again with its next container.
             self.settling.pause = RETRY;
         }
