@@ -114,7 +114,12 @@ pub(super) async fn info<E: Engine>(State(app): State<App<E>>) -> Json<Value> {
         "DockerRootDir": app.engine.data_dir(),
         // Not Docker's; clients ignore what they do not know.
         "Timing": app.engine.timing().to_string(),
-        "Plugins": {"Volume": [], "Network": ["overlay"], "Authorization": null, "Log": ["json-file", "local"]},
+        "Plugins": {
+            "Volume": [],
+            "Network": ["overlay"],
+            "Authorization": null,
+            "Log": ["journald", "json-file", "local", "none", "syslog"],
+        },
         "MemoryLimit": true,
         "PidsLimit": true,
         "CpuCfsPeriod": true,

@@ -261,7 +261,7 @@ pub(super) struct Settings {
     /// Command in place of the image's entry point, in shell words
     #[arg(long, value_name = "COMMAND", help_heading = "Container")]
     pub(super) entrypoint: Option<String>,
-    /// Log driver: json-file, local or none
+    /// Log driver: json-file, local, syslog, journald or none
     #[arg(long, value_name = "NAME", help_heading = "Container")]
     pub(super) log_driver: Option<String>,
     /// Option of the log driver, e.g. max-size=10m; may be repeated

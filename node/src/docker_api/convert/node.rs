@@ -40,7 +40,14 @@ pub(crate) fn role_name(role: NodeRole) -> &'static str {
 }
 
 /// What an engine can do, in the form in which nodes announce it.
-const PLUGINS: [(&str, &str); 3] = [("Log", "json-file"), ("Log", "local"), ("Network", "overlay")];
+const PLUGINS: [(&str, &str); 6] = [
+    ("Log", "journald"),
+    ("Log", "json-file"),
+    ("Log", "local"),
+    ("Log", "none"),
+    ("Log", "syslog"),
+    ("Network", "overlay"),
+];
 
 /// A node as Docker's clients read it; `view` says how Raft stands, `tls` what it trusts.
 pub fn node_to_wire(m: &Node, view: &ManagerView, tls: Option<wire::TlsInfo>) -> wire::Node {
