@@ -4,7 +4,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=proto/node.proto");
     let descriptors = protox::compile(["proto/node.proto"], ["proto"])?;
-    tonic_prost_build::configure().bytes(".shoal.node.v1.LogChunk.data").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".shoal.node.v1.LogChunk.data")
+        .bytes(".shoal.node.v1.BlobPiece.data")
+        .compile_fds(descriptors)?;
     link_at_a_fixed_address();
     Ok(())
 }

@@ -9,5 +9,6 @@
 pub mod bench;
 pub mod check;
 pub mod hosts;
+pub mod noise;
 pub mod sim;
 pub mod soak;

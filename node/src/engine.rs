@@ -6,8 +6,8 @@ use deploy::control::{ControlError, Reply, Request};
 use deploy::dispatcher::{AssignmentSet, Stamp};
 use deploy::model::{ClusterId, NodeId, TaskId, TaskState};
 use deploy::store::Store;
-use runtime::image::ImageStore;
-use runtime::image::registry::Registries;
+use runtime::image::registry::{Credentials, Registries};
+use runtime::image::{ImageStore, Reference};
 use tokio::sync::mpsc;
 
 /// Where this node stands in a cluster; Docker's `LocalNodeState` and what belongs to it.
@@ -231,6 +231,9 @@ pub enum EngineError {
     /// The write was sent but its outcome is unknown: it may or may not have been carried out.
     #[error("the outcome of the write is unknown: {0}")]
     OutcomeUnknown(String),
+    /// No host has the image, nor its registry (Docker's text, and more; status 404).
+    #[error("No such image: {0}")]
+    NoSuchImage(String),
     /// Something failed that is not the user's fault.
     #[error("{0}")]
     Internal(String),
@@ -274,6 +277,13 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn images(&self) -> ImageStore;
     /// The way to registries, into the same images.
     fn registries(&self) -> Registries;
+    /// The digest that an image's name stands for: in this host's store, else on the other hosts, as the managers know
+    /// them, else at its registry; [`EngineError::NoSuchImage`] if it is nowhere.
+    fn resolve_image(
+        &self,
+        name: Reference,
+        credentials: Credentials,
+    ) -> impl Future<Output = Result<String, EngineError>> + Send;
     /// Ids of images that containers of this host use.
     fn images_in_use(&self) -> impl Future<Output = Vec<String>> + Send;
     /// Output of tasks, wherever they ran, in the order of arrival; the channel closes at the end.

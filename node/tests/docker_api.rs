@@ -14,3 +14,5 @@ mod http;
 mod images;
 #[path = "docker_api/objects.rs"]
 mod objects;
+#[path = "docker_api/pinning.rs"]
+mod pinning;

@@ -12,6 +12,8 @@ mod archives;
 mod formats;
 #[path = "images/hostile.rs"]
 mod hostile;
+#[path = "images/keeping.rs"]
+mod keeping;
 #[path = "images/store.rs"]
 mod store;
 #[path = "images/tree.rs"]

@@ -9,6 +9,7 @@ mod certificates;
 mod cut_off;
 mod elections;
 mod headless;
+mod images;
 mod joins;
 mod kills;
 mod members;

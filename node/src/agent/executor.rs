@@ -8,8 +8,8 @@ use std::time::Duration;
 use deploy::lifecycle::{Action, Event};
 use deploy::model::{Task, TaskId};
 use overlay_net::{DnsSockets, EndpointConfig, Overlay};
+use runtime::image::Reference;
 use runtime::image::registry::{Credentials, Registries};
-use runtime::image::{Image, ImageErrorKind, Reference};
 use runtime::{Runtime, RuntimeError, Signal, Status};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::container::{self, TASK_LABEL};
 use super::counters::Counters;
 use super::network;
+use crate::images::{ClusterPeers, FromRegistry, HeldImage, Images, Upstream};
 
 /// Tasks that are made ready at once; more only take the cores from each other.
 const PREPARING: usize = 8;
@@ -59,6 +60,7 @@ pub(super) struct Executor {
 /// What an executor works with.
 pub(super) struct Parts {
     pub(super) runtime: Runtime,
+    pub(super) images: Images<ClusterPeers>,
     pub(super) registries: Registries,
     pub(super) overlay: Overlay,
     /// This node's.
@@ -210,11 +212,11 @@ impl Executor {
         revision: u64,
         cancel: &CancellationToken,
     ) -> Result<(), String> {
-        // Before its turn: others have what they need, and need not wait for a network.
-        let image = tokio::select! {
+        // Before its turn: others have what they need, and need not wait for a network. Held until the container is made.
+        let held = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err("cancelled".into()),
-            image = self.image(task) => image?,
+            held = self.image(task) => held?,
         };
         let permit = tokio::select! {
             biased;
@@ -222,7 +224,7 @@ impl Executor {
             permit = self.shared.slots.acquire() => permit,
         };
         let Ok(_permit) = permit else { return Err("the agent stops".into()) };
-        let config = container::config(task, &self.inner.hostname, &image, attempt).map_err(|e| e.to_string())?;
+        let config = container::config(task, &self.inner.hostname, &held.image, attempt).map_err(|e| e.to_string())?;
         let (id, hostname) = (config.id.clone(), config.hostname.clone());
         if self.containers(&task.id).await.iter().any(|container| container.id == id) {
             // A daemon was killed between making it and starting it.
@@ -245,19 +247,15 @@ impl Executor {
         result
     }
 
-    /// The task's image, which is pulled where this host does not have it.
-    async fn image(&self, task: &Task) -> Result<Image, String> {
-        let (images, name) = (self.inner.registries.store().clone(), task.spec.container.image.clone());
-        let resolved = tokio::task::spawn_blocking(move || images.resolve(&name)).await;
-        let missing = match resolved.map_err(|e| e.to_string())? {
-            Ok(image) => return Ok(image),
-            Err(e) if e.kind() == ImageErrorKind::NotFound => e,
-            Err(e) => return Err(crate::chain(&e)),
-        };
+    /// The task's image: from this host, from others, or from its registry.
+    async fn image(&self, task: &Task) -> Result<HeldImage, String> {
+        let name = &task.spec.container.image;
         // The beginning of an id is no name that a registry would know.
-        let Ok(reference) = Reference::parse(&task.spec.container.image) else { return Err(crate::chain(&missing)) };
-        tracing::info!(task.id = %task.id, image = %reference, "pulling an image that this host does not have");
-        self.inner.registries.ensure(&reference, &Credentials::Anonymous).await.map_err(|e| crate::chain(&e))
+        let upstream: Option<Arc<dyn Upstream>> = Reference::parse(name).ok().map(|reference| {
+            let registries = self.inner.registries.clone();
+            Arc::new(FromRegistry { registries, reference, credentials: Credentials::Anonymous }) as _
+        });
+        self.inner.images.provide(name, upstream).await.map_err(|e| crate::chain(&e))
     }
 
     /// Connects a task, once its networks are there. What else of the networks could not be set up is no concern of it:

@@ -40,8 +40,9 @@ use self::executor::{Basis, Executor, NetworkAttempt};
 use self::session::{Line, SessionEvent};
 use crate::datadir::ManagerRecord;
 use crate::engine::AgentState;
+use crate::images::{ClusterPeers, Images, Rate, Serving};
 use crate::metrics::AgentReadings;
-use crate::rpc::{known, pb};
+use crate::rpc::{Lane, known, pb};
 use crate::stored;
 use crate::timing::Timing;
 
@@ -74,12 +75,14 @@ pub struct AgentConfig {
     pub generation: u64,
     /// What the host says of itself.
     pub description: NodeDescription,
-    /// Channels to managers.
+    /// Channels to managers and other hosts.
     pub channels: crate::rpc::Channels,
     /// Runs containers.
     pub runtime: Runtime,
-    /// Has images, and brings those that are missing.
+    /// Has images, and brings from registries those that are missing.
     pub registries: Registries,
+    /// Bytes of image content per second that other hosts are given; 0 for as many as they take.
+    pub image_rate: u64,
     /// Connects them.
     pub overlay: Overlay,
     /// Managers known from before.
@@ -158,6 +161,7 @@ pub struct Agent {
     remembered: Stamp,
     commands: mpsc::Sender<Command>,
     runtime: Runtime,
+    serving: Serving,
     counters: Arc<Counters>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -210,9 +214,11 @@ impl Agent {
             tracing::warn!(error = crate::chain(&error), "links of tasks that are gone could not all be removed");
         }
         let counters = Arc::new(Counters::default());
+        let peers = ClusterPeers::new(config.node_id.to_string(), config.channels.lane(Lane::Images), view_out.clone());
         let executor = Executor::new(executor::Parts {
             runtime: config.runtime.clone(),
-            registries: config.registries,
+            images: Images::new(config.registries.store().clone(), peers),
+            registries: config.registries.clone(),
             overlay: config.overlay.clone(),
             hostname: config.description.hostname.clone(),
             events,
@@ -232,12 +238,13 @@ impl Agent {
             generation: config.generation,
             boot: rand::random_range(1..=u64::MAX),
             description: config.description,
-            channels: config.channels,
+            channels: config.channels.lane(Lane::Session),
             managers: managers_out,
             members: config.members,
             unwanted: unwanted_out,
             events: session,
             timing: config.timing,
+            images: config.registries.store().clone(),
         };
         let actions = executor.tasks();
         let agent_loop = Loop {
@@ -269,7 +276,9 @@ impl Agent {
         tasks.spawn(line.run());
         tasks.spawn(apply_networks(config.overlay, desired_out, attempts, stop.clone()));
         tasks.spawn(memory::keep(config.cache, config.vault, memory_out, written));
-        Ok(Self { view: view_out, remembered, commands, runtime: config.runtime, counters, stop, tasks, actions })
+        let serving = Serving::new(config.registries.store().clone(), Rate::new(config.image_rate));
+        let runtime = config.runtime;
+        Ok(Self { view: view_out, remembered, commands, runtime, serving, counters, stop, tasks, actions })
     }
 
     /// What the agent knows of the cluster, as it changes.
@@ -294,6 +303,16 @@ impl Agent {
     {
         let logs = logs::LogsService { runtime: self.runtime.clone(), view: self.view.clone() };
         InterceptedService::new(pb::logs_server::LogsServer::new(logs), known)
+    }
+
+    /// The service that gives this host's image content to other hosts.
+    pub fn content_service(
+        &self,
+    ) -> InterceptedService<
+        pb::content_server::ContentServer<impl pb::content_server::Content>,
+        impl Interceptor + Clone + 'static,
+    > {
+        InterceptedService::new(pb::content_server::ContentServer::new(self.serving.clone()), known)
     }
 
     /// What the agent acts on at this moment; nothing once it has ended.

@@ -7,6 +7,7 @@ use deploy::model::NodeDescription;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use prost::Message;
+use runtime::image::ImageStore;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,6 +15,7 @@ use tonic::Code;
 
 use crate::clock;
 use crate::datadir::ManagerRecord;
+use crate::images::Announcer;
 use crate::rpc::{Channels, MAX_MESSAGE, Refused, pb};
 use crate::timing::Timing;
 
@@ -100,6 +102,8 @@ pub(super) struct Line {
     pub(super) unwanted: watch::Receiver<u64>,
     pub(super) events: mpsc::Sender<SessionEvent>,
     pub(super) timing: Timing,
+    /// What managers are told of, so that other hosts find it.
+    pub(super) images: ImageStore,
 }
 
 impl Line {
@@ -248,6 +252,10 @@ impl Line {
         // What the cluster thinks that this node's certificate is; nothing is said to one that does not ask.
         let mut known_key = Vec::new();
         let mut said: Option<Instant> = None;
+        // Nothing is said of images either to one that does not ask.
+        let mut announcer: Option<Announcer> = None;
+        // There was no room for the news; after a moment there may be.
+        let mut crowded = false;
         loop {
             tokio::select! {
                 biased;
@@ -260,6 +268,9 @@ impl Line {
                         Ok(Some(pb::ManagerMessage { kind: Some(kind) })) => match kind {
                             pb::manager_message::Kind::Assignments(a) => {
                                 known_key.clone_from(&a.certificate_key);
+                                if a.wants_content && announcer.is_none() {
+                                    announcer = Some(Announcer::new(self.images.clone()));
+                                }
                                 SessionEvent::Assignments(a)
                             }
                             pb::manager_message::Kind::StatusesCommitted(c) => SessionEvent::Committed(c.sequence),
@@ -292,7 +303,9 @@ impl Line {
                     let others = managers.into_iter().filter(|m| m.node_id != session.manager.node_id).collect();
                     other = Some(Box::pin(self.open_any(others)));
                 }
+                () = news(&mut announcer), if !crowded => crowded = !announce(&mut announcer, &session.sender),
                 _ = look.tick() => {
+                    crowded = false;
                     if heard.elapsed() > self.timing.silence() {
                         return End::Broken;
                     }
@@ -335,6 +348,26 @@ async fn opened(other: &mut Option<Opening<'_>>) -> Result<Session, Unopened> {
 /// of that, means nothing.
 async fn is_unwanted(unwanted: &mut watch::Receiver<u64>, number: u64) {
     let _ = unwanted.wait_for(|unwanted| *unwanted == number).await;
+}
+
+/// Until there may be news of this host's images for the manager; never, if it does not ask.
+async fn news(announcer: &mut Option<Announcer>) {
+    match announcer {
+        Some(announcer) => announcer.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Says the news, unless there is no room for them.
+fn announce(announcer: &mut Option<Announcer>, sender: &mpsc::Sender<pb::AgentMessage>) -> bool {
+    let mut taken = true;
+    if let Some(announcer) = announcer {
+        announcer.tell(|held| {
+            taken = sender.try_send(message(pb::agent_message::Kind::Content(held))).is_ok();
+            taken
+        });
+    }
+    taken
 }
 
 pub(super) fn message(kind: pb::agent_message::Kind) -> pb::AgentMessage {

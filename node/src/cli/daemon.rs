@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use runtime::image::Room;
 use runtime::image::registry::RegistrySettings;
 use tracing_subscriber::EnvFilter;
 
 use super::error::CliError;
 use super::host::{DEFAULT_RUN_DIR, socket_in};
-use crate::daemon::{Config, ConfigFile, parse_labels};
+use super::values;
+use crate::daemon::{Config, ConfigFile, IMAGE_ROOM, IMAGE_SERVE_RATE, parse_labels};
 use crate::timing::Timing;
 
 const DEFAULT_DATA_DIR: &str = "/var/lib/shoal";
@@ -66,6 +68,16 @@ pub(super) struct DaemonArgs {
     /// host's own certificate there; may be repeated [default: /etc/shoal/certs.d and /etc/docker/certs.d]
     #[arg(long, value_name = "DIR")]
     registry_certs_dir: Vec<PathBuf>,
+    /// Bytes per second of image content that other hosts are given, all together, e.g. 50m; 0 for no limit
+    /// [default: 100m]
+    #[arg(long, value_name = "BYTES")]
+    image_serve_rate: Option<String>,
+    /// Images that came only for tasks stay this long after the last one used them [default: 1h]
+    #[arg(long, value_name = "DURATION")]
+    image_gc_grace: Option<String>,
+    /// Share of the disk in use, in percent, from which on such images are removed [default: 85]
+    #[arg(long, value_name = "PERCENT")]
+    image_gc_disk: Option<u64>,
     /// error, warn, info, debug, trace, or a filter such as "info,node::agent=debug" [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -139,6 +151,12 @@ fn settings(args: DaemonArgs) -> anyhow::Result<Settings> {
         ..RegistrySettings::default()
     };
     registries.check()?;
+    let image_serve_rate = match args.image_serve_rate.or(file.image_serve_rate) {
+        Some(text) => values::memory(&text).map_err(|why| anyhow::anyhow!("image serve rate {text:?}: {why}"))?,
+        None => i64::try_from(IMAGE_SERVE_RATE)?,
+    };
+    let image_room =
+        image_room(args.image_gc_grace.or(file.image_gc_grace), args.image_gc_disk.or(file.image_gc_disk))?;
     let level = args.log_level.or(file.log_level).unwrap_or_else(|| DEFAULT_LEVEL.to_owned());
     let filter = EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))?;
     let format = match args.log_format.or(file.log_format).as_deref() {
@@ -146,16 +164,25 @@ fn settings(args: DaemonArgs) -> anyhow::Result<Settings> {
         Some("json") => LogFormat::Json,
         Some(other) => anyhow::bail!("log format {other:?} must be text or json"),
     };
-    Ok(Settings {
-        config: Config { data_dir, run_dir, hosts, labels, metrics_addr, timing, registries },
-        filter,
-        format,
-    })
+    let image_serve_rate = u64::try_from(image_serve_rate)?;
+    let config =
+        Config { data_dir, run_dir, hosts, labels, metrics_addr, timing, registries, image_serve_rate, image_room };
+    Ok(Settings { config, filter, format })
 }
 
 /// What the flags say, else the file.
 fn either<T>(flags: Vec<T>, file: Option<Vec<T>>) -> Vec<T> {
     if flags.is_empty() { file.unwrap_or_default() } else { flags }
+}
+
+fn image_room(grace: Option<String>, full_percent: Option<u64>) -> anyhow::Result<Room> {
+    let grace = match grace {
+        Some(text) => humantime::parse_duration(&text).with_context(|| format!("image gc grace {text:?}"))?,
+        None => IMAGE_ROOM.grace,
+    };
+    let full_percent = full_percent.unwrap_or(IMAGE_ROOM.full_percent);
+    anyhow::ensure!((1..=100).contains(&full_percent), "image gc disk {full_percent} must be 1 to 100 percent");
+    Ok(Room { grace, full_percent })
 }
 
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
@@ -198,6 +225,19 @@ mod tests {
         assert_eq!(config.hosts, ["unix:///run/shoal/shoal.sock"]);
         assert_eq!(config.metrics_addr, None);
         assert_eq!(config.timing, Timing::Lan);
+        assert_eq!((config.image_serve_rate, config.image_room), (IMAGE_SERVE_RATE, IMAGE_ROOM));
+    }
+
+    #[test]
+    fn images_between_hosts() {
+        let config =
+            of(&["--image-serve-rate", "5m", "--image-gc-grace", "2h", "--image-gc-disk", "90"]).unwrap().config;
+        assert_eq!(config.image_serve_rate, 5 << 20);
+        assert_eq!((config.image_room.grace.as_secs(), config.image_room.full_percent), (7200, 90));
+        assert_eq!(of(&["--image-serve-rate", "0"]).unwrap().config.image_serve_rate, 0);
+        refused(&["--image-serve-rate", "much"], "much");
+        refused(&["--image-gc-grace", "long"], "long");
+        refused(&["--image-gc-disk", "101"], "101");
     }
 
     #[test]

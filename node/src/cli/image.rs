@@ -1,9 +1,10 @@
 //! `shoal image`: the images of one host.
 
+mod save;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use bytes::Bytes;
 use clap::{Args, Subcommand};
 use runtime::image::Reference;
 use serde_json::Value;
@@ -24,7 +25,8 @@ const MAX_LINE: usize = 1 << 20;
 /// `shoal image`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Every host has its own images; what a task needs and its host does not have is pulled from its registry.
+Every host has its own images. What one host of a cluster has, the others fetch from it when their tasks need it: load an
+image on any of them. What none has is pulled from its registry.
 
 Examples:
   shoal image pull registry.example/web:1
@@ -34,7 +36,9 @@ Examples:
   tar -C rootfs -c . | shoal image import - web:1 --change 'CMD [\"/bin/web\"]'
   shoal image ls
   shoal image tag web:1 web:stable
-  shoal image rm web:1")]
+  shoal image save -o web.tar web:1 web:stable
+  shoal image rm web:1
+  shoal image prune --all --filter until=240h")]
 pub(super) struct ImageArgs {
     #[command(subcommand)]
     command: ImageCommand,
@@ -80,8 +84,32 @@ enum ImageCommand {
         /// Only those that fit, e.g. reference=web or dangling=true
         #[arg(short, long, value_name = "KEY=VALUE")]
         filter: Vec<String>,
+        /// Show the digests of their manifests, which services are pinned to
+        #[arg(long)]
+        digests: bool,
         #[command(flatten)]
         format: ListFormat,
+    },
+    /// Show how an image was made
+    History {
+        #[arg(value_name = "IMAGE", value_parser = values::name)]
+        image: String,
+        #[command(flatten)]
+        format: ListFormat,
+    },
+    /// Write images into an archive
+    Save(save::SaveArgs),
+    /// Remove images that no container uses: those without a name, or all
+    Prune {
+        /// Also images that have names
+        #[arg(short, long)]
+        all: bool,
+        /// Only those that fit: label=KEY[=VALUE], label!=KEY[=VALUE], until=24h
+        #[arg(long, value_name = "KEY=VALUE")]
+        filter: Vec<String>,
+        /// Do not ask
+        #[arg(short, long)]
+        force: bool,
     },
     /// Remove images of this host
     Rm {
@@ -122,7 +150,10 @@ pub(super) async fn run(client: Client, args: ImageArgs) -> Result<(), CliError>
             let answer = client.upload(&route(&["images", "create"], &query), archive(file).await?).await?;
             progress(answer).await
         }
-        ImageCommand::Ls { filter, format } => list(&client, &filter, &format).await,
+        ImageCommand::Ls { filter, digests, format } => list(&client, &filter, digests, &format).await,
+        ImageCommand::History { image, format } => history(&client, &image, &format).await,
+        ImageCommand::Save(args) => save::run(&client, args).await,
+        ImageCommand::Prune { all, filter, force } => prune(&client, all, filter, force).await,
         ImageCommand::Rm { images, force } => remove(&client, &images, force).await,
         ImageCommand::Inspect { images } => inspect(&client, &images).await,
         ImageCommand::Tag { image, name } => {
@@ -234,56 +265,121 @@ fn say(line: &[u8], steps: &mut BTreeMap<String, String>) -> Result<(), CliError
     }
 }
 
-async fn list(client: &Client, filter: &[String], format: &ListFormat) -> Result<(), CliError> {
+async fn list(client: &Client, filter: &[String], digests: bool, format: &ListFormat) -> Result<(), CliError> {
     let filters = filters(filter)?;
     let query: Vec<(&str, &str)> = filters.iter().map(|f| ("filters", f.as_str())).collect();
     let mut images: Vec<Value> = client.get(&route(&["images", "json"], &query)).await?;
     images.sort_by_key(|image| std::cmp::Reverse(image["Created"].as_i64()));
-    table(&images, format).print(format)
+    table(&images, digests, format).print(format)
 }
 
-fn table(images: &[Value], format: &ListFormat) -> List {
-    let mut list = List::new(&[
-        ("IMAGE ID", "ID"),
-        ("REPOSITORY", "Repository"),
-        ("TAG", "Tag"),
-        ("CREATED", "CreatedSince"),
-        ("SIZE", "Size"),
-    ]);
+fn table(images: &[Value], digests: bool, format: &ListFormat) -> List {
+    let mut columns = vec![("IMAGE ID", "ID"), ("REPOSITORY", "Repository"), ("TAG", "Tag")];
+    if digests {
+        columns.push(("DIGEST", "Digest"));
+    }
+    columns.extend([("CREATED", "CreatedSince"), ("SIZE", "Size")]);
+    let mut list = List::new(&columns);
     for image in images {
         let id = image["Id"].as_str().unwrap_or_default();
         let id = if format.no_trunc { id.to_owned() } else { format.id(id.trim_start_matches("sha256:")) };
         let names: Vec<&str> = image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let names = if names.is_empty() { vec!["<none>:<none>"] } else { names };
+        let digest = image["RepoDigests"][0].as_str().and_then(|name| name.split_once('@'));
         for name in names {
             let (repository, tag) = split_tag(name);
-            list.row([
-                id.clone(),
-                repository.to_owned(),
-                tag.to_owned(),
-                age::ago_unix(image["Created"].as_i64().unwrap_or_default()),
-                values::bytes(image["Size"].as_u64().unwrap_or_default()),
-            ]);
+            let mut row = vec![id.clone(), repository.to_owned(), tag.to_owned()];
+            if digests {
+                row.push(digest.map_or("<none>", |(_, digest)| digest).to_owned());
+            }
+            row.push(age::ago_unix(image["Created"].as_i64().unwrap_or_default()));
+            row.push(values::bytes(image["Size"].as_u64().unwrap_or_default()));
+            list.row(row);
         }
     }
     list
+}
+
+async fn history(client: &Client, image: &str, format: &ListFormat) -> Result<(), CliError> {
+    let steps: Vec<Value> = client.get(&route(&["images", image, "history"], &[])).await?;
+    let mut list = List::new(&[
+        ("IMAGE", "ID"),
+        ("CREATED", "CreatedSince"),
+        ("CREATED BY", "CreatedBy"),
+        ("SIZE", "Size"),
+        ("COMMENT", "Comment"),
+    ]);
+    for step in &steps {
+        let text = |key: &str| step[key].as_str().unwrap_or_default();
+        let id =
+            if format.no_trunc { text("Id").to_owned() } else { format.id(text("Id").trim_start_matches("sha256:")) };
+        list.row([
+            id,
+            age::ago_unix(step["Created"].as_i64().unwrap_or_default()),
+            if format.no_trunc { text("CreatedBy").to_owned() } else { shortened(text("CreatedBy")) },
+            values::bytes(step["Size"].as_u64().unwrap_or_default()),
+            text("Comment").to_owned(),
+        ]);
+    }
+    list.print(format)
+}
+
+/// As long as Docker shows it.
+fn shortened(text: &str) -> String {
+    const MOST: usize = 45;
+    if text.chars().count() <= MOST {
+        return text.to_owned();
+    }
+    text.chars().take(MOST - 1).chain(['…']).collect()
+}
+
+async fn prune(client: &Client, all: bool, mut filter: Vec<String>, force: bool) -> Result<(), CliError> {
+    if !force {
+        let which = if all { "all images that no container uses" } else { "all images that have no name" };
+        if !confirmed(&format!("This removes {which} from this host. Go on? [y/N]"))? {
+            return Ok(());
+        }
+    }
+    filter.push(format!("dangling={}", !all));
+    let filters = filters(&filter)?;
+    let query: Vec<(&str, &str)> = filters.iter().map(|f| ("filters", f.as_str())).collect();
+    let answer = client.post_empty(&route(&["images", "prune"], &query)).await?;
+    let pruned: Value = serde_json::from_slice(&answer)
+        .map_err(|e| CliError::Failed(format!("the engine's answer has bad JSON: {e}")))?;
+    say_removed(pruned["ImagesDeleted"].as_array().map(Vec::as_slice).unwrap_or_default())?;
+    let freed = values::bytes(pruned["SpaceReclaimed"].as_u64().unwrap_or_default());
+    output::line(format_args!("Total reclaimed space: {freed}"))
+}
+
+/// Asks a person. Who is none has to say it with a flag.
+fn confirmed(question: &str) -> Result<bool, CliError> {
+    use std::io::IsTerminal;
+    if !std::io::stdin().is_terminal() {
+        return Err(CliError::usage("standard input is no terminal to ask at: say --force"));
+    }
+    output::note(question);
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).map_err(|e| CliError::usage(format!("cannot read the answer: {e}")))?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
 async fn remove(client: &Client, images: &[String], force: bool) -> Result<(), CliError> {
     let mut errors = Vec::new();
     for image in images {
         match client.delete(&route(&["images", image], if force { &[("force", "1")] } else { &[] })).await {
-            Ok(answer) => say_removed(&answer)?,
+            Ok(answer) => {
+                let removed: Vec<Value> = serde_json::from_slice(&answer)
+                    .map_err(|e| CliError::Failed(format!("the engine's answer has bad JSON: {e}")))?;
+                say_removed(&removed)?;
+            }
             Err(e) => errors.push(e),
         }
     }
     CliError::all(errors)
 }
 
-fn say_removed(answer: &Bytes) -> Result<(), CliError> {
-    let removed: Vec<Value> = serde_json::from_slice(answer)
-        .map_err(|e| CliError::Failed(format!("the engine's answer has bad JSON: {e}")))?;
-    for line in &removed {
+fn say_removed(removed: &[Value]) -> Result<(), CliError> {
+    for line in removed {
         for what in ["Untagged", "Deleted"] {
             if let Some(name) = line[what].as_str() {
                 output::line(format_args!("{what}: {name}"))?;

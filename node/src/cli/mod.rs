@@ -69,7 +69,7 @@ enum Command {
     /// Show a cluster at work on this machine, and clean up
     Demo(demo::DemoArgs),
     /// Run the node process in the foreground
-    Daemon(daemon::DaemonArgs),
+    Daemon(Box<daemon::DaemonArgs>),
     /// The cluster and its hosts
     Node(node::NodeArgs),
     /// Services: what should run
@@ -126,7 +126,7 @@ fn dispatch(engine: &Engine, command: Command) -> Result<(), CliError> {
             demo::run(&args);
             Ok(())
         }
-        Command::Daemon(args) => daemon::run(args),
+        Command::Daemon(args) => daemon::run(*args),
         Command::Node(args) => node::run(engine, args),
         Command::Service(args) => {
             let command = args.check()?;

@@ -24,7 +24,7 @@ use crate::ca::TlsContext;
 use crate::datadir::{ManagerRecord, MembershipRecord};
 use crate::engine::{EngineError, Member};
 use crate::manager::{self, Manager, ManagerError};
-use crate::rpc::{Channels, Connections, Lane, serve};
+use crate::rpc::{Channels, Connections, serve};
 
 /// A new cluster's first manager leads within this time.
 const BOOTSTRAP: Duration = Duration::from_secs(15);
@@ -93,9 +93,10 @@ impl Active {
             node_id: NodeId::new(record.node_id.clone()),
             generation: engine.identity().generation,
             description,
-            channels: channels.lane(Lane::Session),
+            channels: channels.clone(),
             runtime: engine.runtime().clone(),
             registries: engine.image_registries().clone(),
+            image_rate: engine.config().image_serve_rate,
             overlay: overlay.clone(),
             managers: record.managers.clone(),
             members: gossip.watch(),
@@ -333,6 +334,7 @@ impl Active {
             Some(manager) => manager.routes().add_service(logs),
             None => Routes::new(logs),
         };
+        let routes = routes.add_service(self.agent.content_service());
         let stop = self.stop.child_token();
         let before = std::mem::replace(&mut *self.server.lock().unwrap_or_else(PoisonError::into_inner), stop.clone());
         before.cancel();

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use runtime::image::Room;
 use runtime::image::registry::RegistrySettings;
 use serde::Deserialize;
 
@@ -26,7 +28,16 @@ pub struct Config {
     pub timing: Timing,
     /// How registries are reached.
     pub registries: RegistrySettings,
+    /// Bytes of image content per second that this host gives to the others, all together; 0 for as many as they take.
+    pub image_serve_rate: u64,
+    /// When images that only tasks needed are removed.
+    pub image_room: Room,
 }
+
+/// 100 MiB/s leave a sixth of a gigabit to everything else.
+pub const IMAGE_SERVE_RATE: u64 = 100 << 20;
+/// As early as the disk is short, but nothing that a task used in the last hour: it may be back any moment.
+pub const IMAGE_ROOM: Room = Room { grace: Duration::from_secs(3600), full_percent: 85 };
 
 /// What the TOML file may say; the same keys as the flags.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -50,6 +61,12 @@ pub struct ConfigFile {
     pub registry_mirror: Option<Vec<String>>,
     /// `--registry-certs-dir`
     pub registry_certs_dir: Option<Vec<PathBuf>>,
+    /// `--image-serve-rate`
+    pub image_serve_rate: Option<String>,
+    /// `--image-gc-grace`
+    pub image_gc_grace: Option<String>,
+    /// `--image-gc-disk`
+    pub image_gc_disk: Option<u64>,
     /// `--log-level`
     pub log_level: Option<String>,
     /// `--log-format`

@@ -11,8 +11,8 @@ use deploy::control::{Reply, Request};
 use deploy::model::{NodeId, TaskId};
 use deploy::store::Store;
 use runtime::Runtime;
-use runtime::image::ImageStore;
-use runtime::image::registry::Registries;
+use runtime::image::registry::{Credentials, Registries};
+use runtime::image::{Image, ImageErrorKind, ImageStore, Reference};
 use tokio::sync::mpsc;
 
 use super::active::{Active, internal, overlay_is_left, remove_overlay, renounce};
@@ -37,6 +37,13 @@ const JOIN: Duration = Duration::from_secs(60);
 const UNLOCK: Duration = Duration::from_secs(20);
 /// Pause before another try to take up a membership.
 const RESUME_RETRY: Duration = Duration::from_secs(2);
+
+/// How often an image's name is looked for before nobody has it.
+const RESOLVE_TRIES: u32 = 3;
+/// After this time a registry has not answered what a name stands for.
+const ASK_REGISTRY: Duration = Duration::from_secs(15);
+/// Pause between two of these looks. An agent tells its manager of a new image within milliseconds.
+const RESOLVE_PAUSE: Duration = Duration::from_millis(200);
 
 // Docker's texts, which its users and tools know; Shoal's own command line says "shoal node" where they say "docker swarm".
 const ALREADY: &str = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join \
@@ -557,9 +564,39 @@ impl Engine for LocalEngine {
         self.inner.registries.clone()
     }
 
+    async fn resolve_image(&self, name: Reference, credentials: Credentials) -> Result<String, EngineError> {
+        let manager = self.manager()?;
+        for attempt in 0..RESOLVE_TRIES {
+            let (images, wanted) = (self.images(), name.to_string());
+            let found = tokio::task::spawn_blocking(move || images.resolve(&wanted)).await;
+            match found.map_err(|e| internal("the image store's thread failed")(&e))? {
+                Ok(Image { manifest_digest: Some(digest), .. }) => return Ok(digest),
+                Ok(_) => {}
+                Err(error) if error.kind() == ImageErrorKind::NotFound => {}
+                Err(error) => return Err(internal("the image store")(&error)),
+            }
+            if let Some(digest) = manager.resolve_image(&name).await {
+                return Ok(digest.to_string());
+            }
+            // What was loaded a moment ago is on its way to the managers.
+            if attempt + 1 < RESOLVE_TRIES {
+                tokio::time::sleep(RESOLVE_PAUSE).await;
+            }
+        }
+        let asked = tokio::time::timeout(ASK_REGISTRY, self.inner.registries.inspect(&name, &credentials)).await;
+        let reason = match asked {
+            Ok(Ok(found)) => return Ok(found.digest.to_string()),
+            Ok(Err(error)) => crate::chain(&error),
+            Err(_) => "it does not answer".to_owned(),
+        };
+        Err(EngineError::NoSuchImage(format!(
+            "{name}. No host of the cluster has it: load it on any of them with `shoal image load -i FILE`. Nor does its \
+             registry give it: {reason}"
+        )))
+    }
+
     async fn images_in_use(&self) -> Vec<String> {
-        let containers = self.inner.runtime.list().await;
-        containers.into_iter().filter_map(|c| c.labels.get(crate::agent::IMAGE_LABEL).cloned()).collect()
+        crate::images::gc::in_use(&self.inner.runtime).await
     }
 
     async fn logs(

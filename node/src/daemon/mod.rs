@@ -27,7 +27,7 @@ use runtime::{Runtime, RuntimeConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, ConfigError, ConfigFile, parse_labels};
+pub use config::{Config, ConfigError, ConfigFile, IMAGE_ROOM, IMAGE_SERVE_RATE, parse_labels};
 pub use local::LocalEngine;
 pub(crate) use priority::raise as raise_priority;
 pub use recover::recover;
@@ -111,8 +111,12 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         version = env!("CARGO_PKG_VERSION"),
         "shoal daemon"
     );
-    let engine = LocalEngine::new(config.clone(), data, identity, runtime, registries);
     let stop = CancellationToken::new();
+    // Ends with the daemon.
+    let mut chores = tokio::task::JoinSet::new();
+    let images = registries.store().clone();
+    chores.spawn(crate::images::gc::run(images, runtime.clone(), config.image_room, stop.clone()));
+    let engine = LocalEngine::new(config.clone(), data, identity, runtime, registries);
     let mut servers = tokio::task::JoinSet::new();
     if let Some(addr) = config.metrics_addr {
         let listener = metrics::bind(addr).await.map_err(io_error(format!("cannot serve metrics at {addr}")))?;

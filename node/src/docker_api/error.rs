@@ -77,6 +77,7 @@ impl From<EngineError> for ApiError {
             | EngineError::Locked
             | EngineError::Behind => StatusCode::SERVICE_UNAVAILABLE,
             EngineError::Invalid(_) => StatusCode::BAD_REQUEST,
+            EngineError::NoSuchImage(_) => StatusCode::NOT_FOUND,
             EngineError::NoLeader | EngineError::OutcomeUnknown(_) | EngineError::Internal(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }

@@ -22,7 +22,9 @@ use super::containers::not_built;
 use super::error::ApiError;
 use super::extract::{ApiVersion, Params};
 use super::registry::{self, RegistryAuth};
+use super::{image_prune, image_save};
 use crate::engine::Engine;
+use crate::images::gc::used;
 
 /// A failure of the image store.
 pub(super) fn error(e: &ImageError) -> ApiError {
@@ -44,7 +46,7 @@ pub(super) fn error(e: &ImageError) -> ApiError {
 }
 
 /// Runs something on the image store where it may block.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     images: ImageStore,
     work: impl FnOnce(&ImageStore) -> Result<T, ImageError> + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -71,13 +73,26 @@ pub(super) async fn list<E: Engine>(
     version: ApiVersion,
     params: Params,
 ) -> Result<Json<Vec<Value>>, ApiError> {
-    let filters = params.filters(&["dangling", "label", "reference"])?;
+    let filters = params.filters(&["dangling", "label", "reference", "before", "since", "until"])?;
     let dangling = filters.flag("dangling")?;
-    let images = blocking(app.engine.images(), |images| Ok(images.list())).await?;
+    let until = image_prune::until(&filters)?;
+    let bounds = filters.clone();
+    let (images, before, since) = blocking(app.engine.images(), move |images| {
+        // When the images were made that others must be older or newer than.
+        let of = |key: &str| match bounds.values(key).and_then(|names| names.first()) {
+            Some(name) => images.resolve(name).map(|image| Some(image.config.created_unix())),
+            None => Ok(None),
+        };
+        Ok((images.list(), of("before")?, of("since")?))
+    })
+    .await?;
     let wanted = |image: &ImageSummary| {
         dangling.is_none_or(|yes| yes == image.references.is_empty())
             && filters.labels("label", &image.labels)
             && filters.any("reference", |pattern| image.references.iter().any(|r| matches_reference(pattern, r)))
+            && before.is_none_or(|before| image.created < before)
+            && since.is_none_or(|since| image.created > since)
+            && until.is_none_or(|until| image.created < until)
     };
     Ok(Json(images.iter().filter(|i| wanted(i)).map(|i| summary(i, version)).collect()))
 }
@@ -218,20 +233,22 @@ pub(super) async fn get<E: Engine>(
     State(app): State<App<E>>,
     Path(rest): Path<String>,
     version: ApiVersion,
-) -> Result<Json<Value>, ApiError> {
+    params: Params,
+) -> Result<Response, ApiError> {
     let Some((name, verb)) = split_name(&rest, &["json", "history", "get"]) else {
-        return Err(match rest.as_str() {
-            "get" | "search" => not_built(&Method::GET, &format!("/images/{rest}")),
-            _ => ApiError::not_found("page not found"),
-        });
+        return match rest.as_str() {
+            "get" => image_save::save(app.engine.images(), params.all("names").map(str::to_owned).collect()).await,
+            "search" => Err(not_built(&Method::GET, "/images/search")),
+            _ => Err(ApiError::not_found("page not found")),
+        };
     };
-    if verb == "get" {
-        return Err(not_built(&Method::GET, "/images/{name}/get"));
-    }
     let name = name.to_owned();
+    if verb == "get" {
+        return image_save::save(app.engine.images(), vec![name]).await;
+    }
     blocking(app.engine.images(), move |images| {
         let image = images.resolve(&name)?;
-        Ok(Json(if verb == "json" { inspect(&image, version) } else { history(&image) }))
+        Ok(Json(if verb == "json" { inspect(&image, version) } else { history(&image) }).into_response())
     })
     .await
 }
@@ -270,19 +287,34 @@ fn inspect(image: &Image, version: ApiVersion) -> Value {
         "Id": image.id.to_string(),
         "RepoTags": tags(&image.references),
         "RepoDigests": digests(&image.references, image.manifest_digest.as_deref()),
+        "Parent": "",
         "Comment": comment,
         "Created": c.created,
+        "DockerVersion": "",
         "Author": c.author.clone().unwrap_or_default(),
         "Config": config,
         "Architecture": c.architecture,
         "Os": c.os,
         "Size": image.size,
+        "GraphDriver": {"Name": "overlay2", "Data": graph(&image.layers)},
         "RootFS": {"Type": "layers", "Layers": image.diff_ids},
+        "Metadata": {"LastTagTime": "0001-01-01T00:00:00Z"},
     });
     if version < ApiVersion(1, 44) {
         w["VirtualSize"] = image.size.into();
     }
     w
+}
+
+/// Where the layers are: the uppermost, and below it the others from the top down, as overlayfs takes them.
+fn graph(layers: &[std::path::PathBuf]) -> Value {
+    let mut from_the_top = layers.iter().rev().map(|layer| layer.display().to_string());
+    let mut data = json!({ "UpperDir": from_the_top.next() });
+    let below: Vec<String> = from_the_top.collect();
+    if !below.is_empty() {
+        data["LowerDir"] = below.join(":").into();
+    }
+    data
 }
 
 /// The steps of an image's making, newest first.
@@ -338,10 +370,10 @@ pub(super) async fn post<E: Engine>(
     auth: RegistryAuth,
 ) -> Result<Response, ApiError> {
     let Some((name, verb)) = split_name(&rest, &["tag", "push"]) else {
-        return Err(match rest.as_str() {
-            "prune" => not_built(&Method::POST, "/images/prune"),
-            _ => ApiError::not_found("page not found"),
-        });
+        return match rest.as_str() {
+            "prune" => image_prune::prune(&app, &params).await.map(IntoResponse::into_response),
+            _ => Err(ApiError::not_found("page not found")),
+        };
     };
     if verb == "push" {
         return registry::push(&app, &params, name, auth).await;
@@ -361,17 +393,23 @@ pub(super) async fn remove<E: Engine>(
     Path(name): Path<String>,
     params: Params,
 ) -> Result<Json<Vec<Value>>, ApiError> {
-    let used: BTreeSet<String> = app.engine.images_in_use().await.into_iter().collect();
     let force = params.flag("force");
-    let removed = blocking(app.engine.images(), move |images| {
-        images.remove(&name, force, &|id| used.contains(&id.to_string()) || used.contains(&id.hex()))
-    })
-    .await?;
-    let lines = removed.into_iter().map(|r| match r {
+    let ask = ask_in_use(&app);
+    let removed = blocking(app.engine.images(), move |images| images.remove(&name, force, &used(ask))).await?;
+    Ok(Json(removed.iter().map(removed_line).collect()))
+}
+
+/// Asks from a thread that may block which images containers are made of.
+pub(super) fn ask_in_use<E: Engine>(app: &App<E>) -> impl Fn() -> BTreeSet<String> + use<E> {
+    let (engine, handle) = (app.engine.clone(), tokio::runtime::Handle::current());
+    move || handle.block_on(engine.images_in_use()).into_iter().collect()
+}
+
+pub(super) fn removed_line(removed: &Removed) -> Value {
+    match removed {
         Removed::Untagged(name) => json!({ "Untagged": name }),
         Removed::Deleted(id) => json!({ "Deleted": id }),
-    });
-    Ok(Json(lines.collect()))
+    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ mod error;
 mod events;
 mod extract;
 mod filters;
+mod image_prune;
+mod image_save;
 mod images;
 mod logs;
 mod names;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use deploy::control::{CreateService, Op, RemoveService, UpdateService};
-use deploy::model::{DesiredState, NodeAvailability, Service, ServiceMode, ServiceSpec, TaskState};
+use deploy::model::{DesiredState, Service, ServiceMode, ServiceSpec, TaskState};
 use deploy::store::Store;
 use hyper::StatusCode;
-use runtime::image::{ImageErrorKind, Reference};
+use runtime::image::Reference;
 use serde_json::{Value, json};
 
 use super::App;
@@ -17,9 +17,10 @@ use super::error::ApiError;
 use super::extract::{ApiVersion, JsonBody, Params};
 use super::names::free_name;
 use super::networks;
+use super::registry::RegistryAuth;
 use super::resolve::resolve;
 use super::wire;
-use crate::engine::{Engine, Membership};
+use crate::engine::Engine;
 
 /// The service that a user means by an id, a name or the beginning of an id.
 pub(super) fn find<'a>(store: &'a Store, wanted: &str) -> Result<&'a Arc<Service>, ApiError> {
@@ -101,6 +102,7 @@ pub(super) async fn create<E: Engine>(
     State(app): State<App<E>>,
     version: ApiVersion,
     params: Params,
+    auth: RegistryAuth,
     JsonBody(w): JsonBody<wire::ServiceSpec>,
 ) -> Result<(StatusCode, Json<wire::IdResponse>), ApiError> {
     let mut spec = service_spec_from_wire(w)?;
@@ -109,7 +111,7 @@ pub(super) async fn create<E: Engine>(
         spec.name = free_name(&store, rand::random);
     }
     resolve_networks(&store, &mut spec)?;
-    require_image(&app, &store, &spec.task.container.image).await?;
+    pin_image(&app, &mut spec, None, auth).await?;
     let reply = app.control(Op::CreateService(Box::new(CreateService { spec }))).await?;
     // One string before version 1.44, a list since.
     let (warning, warnings) = match reply.warnings {
@@ -124,6 +126,7 @@ pub(super) async fn update<E: Engine>(
     State(app): State<App<E>>,
     Path(id): Path<String>,
     params: Params,
+    auth: RegistryAuth,
     JsonBody(w): JsonBody<wire::ServiceSpec>,
 ) -> Result<Json<Value>, ApiError> {
     let version = params.version("service")?;
@@ -140,10 +143,7 @@ pub(super) async fn update<E: Engine>(
     } else {
         let mut spec = service_spec_from_wire(w)?;
         resolve_networks(&store, &mut spec)?;
-        // A service goes on with its image even where this host has lost it.
-        if spec.task.container.image != service.spec.task.container.image {
-            require_image(&app, &store, &spec.task.container.image).await?;
-        }
+        pin_image(&app, &mut spec, Some(&service.spec), auth).await?;
         spec
     };
     let id = service.id.clone();
@@ -171,32 +171,61 @@ fn resolve_networks(store: &Store, spec: &mut ServiceSpec) -> Result<(), ApiErro
     Ok(())
 }
 
-/// Refuses an image that tasks could not be made of.
+/// Has all tasks run the same image, whatever becomes of its name meanwhile: adds to the name the digest that it stands
+/// for now, on this host or another. What an empty name means is said by `deploy::control`.
 ///
-/// Each host has its own images, and this one can only look at its own; so a host that gets no tasks (drained)
-/// cannot judge, and what an empty name means is said by `deploy::control`.
-async fn require_image<E: Engine>(app: &App<E>, store: &Store, image: &str) -> Result<(), ApiError> {
-    if image.is_empty() {
+/// # Errors
+/// 400 for a name that is none, 404 for an image that nobody has.
+async fn pin_image<E: Engine>(
+    app: &App<E>,
+    spec: &mut ServiceSpec,
+    before: Option<&ServiceSpec>,
+    RegistryAuth(credentials): RegistryAuth,
+) -> Result<(), ApiError> {
+    let image = &mut spec.task.container.image;
+    let before = before.map(|before| before.task.container.image.as_str());
+    // A service goes on with its image even where nobody has it any more.
+    if image.is_empty() || before == Some(image) {
         return Ok(());
     }
-    if let Membership::Active(member) = app.engine.membership()
-        && store.node(&member.node_id).is_some_and(|n| n.spec.availability() == NodeAvailability::Drain)
-    {
-        Reference::parse(image).map_err(|e| ApiError::invalid(e.to_string()))?;
+    let name = Reference::parse(image).map_err(|e| ApiError::invalid(e.to_string()))?;
+    if name.digest().is_some() {
         return Ok(());
     }
-    let (images, name) = (app.engine.images(), image.to_owned());
-    let found = tokio::task::spawn_blocking(move || images.resolve(&name)).await;
-    match found.map_err(|e| ApiError::internal(format!("looking for image {image} failed: {e}")))? {
-        Ok(_) => Ok(()),
-        Err(e) if e.kind() == ImageErrorKind::NotFound => {
-            // A malformed name is told apart from a missing image.
-            let reference = Reference::parse(image).map_err(|e| ApiError::invalid(e.to_string()))?;
-            Err(ApiError::not_found(format!(
-                "No such image: {reference}. Images are not pulled from registries yet: load it on each host with \
-                 `shoal image load -i FILE`"
-            )))
+    let digest = match app.engine.resolve_image(name.clone(), credentials).await {
+        Ok(digest) => digest,
+        Err(error) => {
+            let Some(before) = before.filter(|before| is_pinned_form_of(before, &name)) else {
+                return Err(error.into());
+            };
+            before.clone_into(image);
+            return Ok(());
         }
-        Err(e) => Err(super::images::error(&e)),
+    };
+    let pinned = name.with_digest(&digest).map_err(|e| ApiError::internal(e.to_string()))?;
+    *image = pinned.to_string();
+    Ok(())
+}
+
+fn is_pinned_form_of(pinned: &str, name: &Reference) -> bool {
+    Reference::parse(pinned)
+        .is_ok_and(|pinned| pinned.digest().is_some() && pinned.same_repository(name) && pinned.tag() == name.tag())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_digest_makes_the_pinned_form_another_one() {
+        let digest = format!("@sha256:{}", "a".repeat(64));
+        let check = |pinned: String, name: &str, expected: bool| {
+            assert_eq!(is_pinned_form_of(&pinned, &Reference::parse(name).unwrap()), expected, "{pinned} {name}");
+        };
+        check(format!("web:latest{digest}"), "web", true);
+        check(format!("docker.io/library/web:1{digest}"), "web:1", true);
+        check(format!("web:1{digest}"), "web:2", false);
+        check(format!("web:1{digest}"), "x.example/web:1", false);
+        check("web:1".to_owned(), "web:1", false);
     }
 }

@@ -3,12 +3,13 @@
 //! `machine` applies the log · `leader` decides while this manager leads · `forward` finds the leader for the others ·
 //! `sessions` serves agents · `liveness` turns silence into Down · `members` keeps Raft's voters as the store wants
 //! them · `services` answers managers and nodes that join · `certificates` issues ·
-//! `skew` compares clocks.
+//! `skew` compares clocks · `holdings` and `whereabouts` tell who has image content.
 
 mod certificates;
 mod confirm;
 mod counters;
 mod forward;
+mod holdings;
 mod leader;
 mod liveness;
 mod machine;
@@ -18,6 +19,7 @@ mod services;
 mod sessions;
 mod skew;
 pub mod verdict;
+mod whereabouts;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -145,6 +147,7 @@ struct Inner {
     channels: Channels,
     heard: liveness::Heard,
     contact: liveness::Contact,
+    holdings: holdings::Holdings,
     timing: Timing,
     gossip: Gossip,
     /// Nobody becomes a voter any more: this manager is about to begin anew.
@@ -177,6 +180,7 @@ impl Manager {
                 channels,
                 heard: liveness::Heard::default(),
                 contact: liveness::Contact::new(config.timing.out_of_touch()),
+                holdings: holdings::Holdings::default(),
                 timing: config.timing,
                 gossip,
                 closed: AtomicBool::new(false),

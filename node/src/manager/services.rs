@@ -13,7 +13,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::certificates::Issued;
 use super::leader::NotDone;
-use super::{Manager, certificates, sessions};
+use super::{Manager, certificates, sessions, whereabouts};
 use crate::ca::{Caller, PeerIdentity, Role, Shown, may_renew_late};
 use crate::clock;
 use crate::engine::{Consistency, EngineError};
@@ -47,6 +47,7 @@ pub(super) fn routes(manager: Manager) -> Routes {
             pb::managers_server::ManagersServer::new(service).max_decoding_message_size(MAX_MESSAGE),
             known,
         ))
+        .add_service(InterceptedService::new(whereabouts::service(manager.clone()), known))
         .add_service(InterceptedService::new(sessions::service(manager.clone()), move |request: Request<()>| {
             // Who was removed must hear that, also with a certificate that has run out.
             if let Caller::Known(shown) | Caller::Stale(shown, _) = shown(&request)? {
@@ -121,7 +122,7 @@ impl Manager {
     }
 
     /// Whether a caller is a manager, as the store says.
-    fn authorize_manager(&self, peer: &PeerIdentity) -> Result<NodeId, Status> {
+    pub(super) fn authorize_manager(&self, peer: &PeerIdentity) -> Result<NodeId, Status> {
         let (node_id, standing) = self.standing(peer);
         standing.as_manager().map(|()| node_id)
     }
@@ -443,6 +444,7 @@ pub(super) fn to_status(error: &EngineError) -> Status {
         EngineError::NoLeader | EngineError::Behind | EngineError::NotManager(_) | EngineError::Locked => {
             Status::unavailable(error.to_string())
         }
+        EngineError::NoSuchImage(_) => Status::not_found(error.to_string()),
         EngineError::OutcomeUnknown(_) => Status::unknown(error.to_string()),
         EngineError::Internal(_) => Status::internal(error.to_string()),
     }

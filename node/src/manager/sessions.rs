@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::holdings::Telling;
 use super::services::{gossip_keys, to_status};
 use super::{Manager, Published, certificates, skew};
 use crate::ca::{Caller, Shown, read_certificate};
@@ -99,7 +100,8 @@ impl pb::sessions_server::Sessions for Service {
                 .map_err(|error| refused_session(&node_id, &error))?;
         }
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        let session = Session { manager: self.manager.clone(), registration, opened: Instant::now(), sender };
+        let content = self.manager.inner.holdings.session(node_id);
+        let session = Session { manager: self.manager.clone(), registration, opened: Instant::now(), sender, content };
         self.manager.spawn(async move {
             session.run(messages).await;
             drop(open);
@@ -151,6 +153,8 @@ struct Session {
     registration: NodeSession,
     opened: Instant,
     sender: mpsc::Sender<Result<pb::ManagerMessage, Status>>,
+    /// What the host has of images, until the session ends.
+    content: Telling,
 }
 
 impl Session {
@@ -210,6 +214,7 @@ impl Session {
                         self.certificate_in_use(&used.cert_pem).map(|news| Box::pin(self.note_certificate(news)) as _);
                 }
                 Some(pb::agent_message::Kind::Certificate(_)) => {}
+                Some(pb::agent_message::Kind::Content(held)) => self.content.tell(&held),
                 Some(pb::agent_message::Kind::Hello(_)) | None => return "the agent said what it should not",
             }
         }
@@ -385,6 +390,7 @@ impl Session {
             trust_pem: told.trust.clone(),
             root_digest: told.root.clone(),
             certificate_key: told.certificate.clone(),
+            wants_content: true,
         };
         self.manager.inner.counters.updates.add_one();
         self.manager.inner.counters.update_bytes.add(message.update.len() as u64);

@@ -192,7 +192,13 @@ async fn images() {
     cli.ok("tag app:1 quay.io/a/app:2").await;
     has(&cli.ok("image ls quay.io/a/app").await, &["quay.io/a/app"]);
     cli.fails("pull -a busybox", "not supported yet").await;
+    has(&cli.ok("images --digests app").await, &["sha256:"]);
+    cli.ok("save -o saved.tar app:1 quay.io/a/app:2 root:7").await;
     has(&cli.ok("rmi app:1 quay.io/a/app:2").await, &["Untagged: app:1", "Deleted: sha256:"]);
     cli.fails("image inspect app:1", "No such image").await;
+    has(&cli.ok("image prune -f").await, &["Total reclaimed space: 0B"]);
+    has(&cli.ok("image prune -af").await, &["untagged: root:7", "deleted: sha256:"]);
+    has(&cli.ok("load -i saved.tar").await, &["app:1", "quay.io/a/app:2", "root:7"]);
+    cli.fails("save -o x.tar nope", "No such image").await;
     cli.fails("ps", "does not list single containers").await;
 }

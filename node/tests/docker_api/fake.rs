@@ -18,7 +18,7 @@ use node::engine::{
     AgentState, AppliedStore, Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest,
     ManagerView, Member, Membership, RecoverRequest, Recovered, RestoreRequest,
 };
-use runtime::image::registry::{Registries, RegistrySettings};
+use runtime::image::registry::{Credentials, Registries, RegistrySettings};
 use runtime::image::{ImageStore, ImportChanges, Limits as ImageLimits, Reference};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,8 @@ struct State {
     /// Keeps followed logs open.
     followers: Vec<mpsc::Sender<Result<LogRecord, EngineError>>>,
     in_use: Vec<String>,
+    /// Digests of images that only other hosts have.
+    elsewhere: std::collections::BTreeMap<String, String>,
     leaderless: bool,
     /// What the membership is again when it is unlocked.
     locked: Option<Membership>,
@@ -102,6 +104,7 @@ impl Fake {
             last_id: 7,
             followers: Vec::new(),
             in_use: Vec::new(),
+            elsewhere: Default::default(),
             leaderless: false,
             locked: None,
         };
@@ -126,6 +129,14 @@ impl Fake {
 
     pub(crate) fn set_in_use(&self, images: Vec<String>) {
         self.state.lock().unwrap().in_use = images;
+    }
+
+    pub(crate) fn set_elsewhere(&self, name: &str, digest: Option<&str>) {
+        let elsewhere = &mut self.state.lock().unwrap().elsewhere;
+        match digest {
+            Some(digest) => elsewhere.insert(name.to_owned(), digest.to_owned()),
+            None => elsewhere.remove(name),
+        };
     }
 
     pub(crate) fn set_leaderless(&self) {
@@ -426,6 +437,12 @@ impl Engine for Fake {
 
     fn registries(&self) -> Registries {
         self.registries.clone()
+    }
+
+    async fn resolve_image(&self, name: Reference, _: Credentials) -> Result<String, EngineError> {
+        let here = self.images.resolve(&name.to_string()).ok().and_then(|image| image.manifest_digest);
+        let found = here.or_else(|| self.state.lock().unwrap().elsewhere.get(&name.to_string()).cloned());
+        found.ok_or_else(|| EngineError::NoSuchImage(format!("{name}. No host of the cluster has it")))
     }
 
     async fn images_in_use(&self) -> Vec<String> {

@@ -18,7 +18,7 @@ fn full_spec() -> Value {
         "Labels": {"l": "1"},
         "TaskTemplate": {
             "ContainerSpec": {
-                "Image": "web:1",
+                "Image": format!("web:1@sha256:{}", "a".repeat(64)),
                 "Labels": {"cl": "1"},
                 "Command": ["sh"],
                 "Args": ["-c", "date"],

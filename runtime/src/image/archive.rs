@@ -370,7 +370,7 @@ fn index_references(descriptor: &Descriptor) -> Result<Vec<Reference>, ImageErro
     }
 }
 
-fn runs_here(platform: &Platform) -> bool {
+pub(crate) fn runs_here(platform: &Platform) -> bool {
     platform.os == HOST_OS && platform.architecture == host_architecture()
 }
 

@@ -26,7 +26,8 @@ const ROOT: &str = "the root file system";
 
 impl ImageStore {
     /// Makes an image of one layer from a root file system's tar, which may be compressed with gzip
-    /// or zstd. It is made now, so that the same tar gives a new image each time.
+    /// or zstd. It was made when its newest file was changed, so that the same tar with the same
+    /// changes and message gives the same image on each host, whenever it is imported there.
     pub fn import(
         &self,
         reader: impl Read,
@@ -49,13 +50,14 @@ impl ImageStore {
         let (path, bytes) = ingest.unpack(&mut content, ROOT, EndMarker::Required, &[])?;
         let (decoder, diff) = content.finish();
         drain(decoder.into_source(), ROOT)?;
+        let made = newest_file(&path)?.and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
+        let made = made.and_then(|at| at.format(&Rfc3339).ok());
         ingest.layers.insert(diff, (path, bytes));
         let (_, digest, size) = tee.to.finish();
 
-        let now = OffsetDateTime::now_utc().format(&Rfc3339).ok();
-        let config = ImageConfig { created: now.clone(), ..for_this_host(changes.into_config()) };
+        let config = ImageConfig { created: made.clone(), ..for_this_host(changes.into_config()) };
         let history =
-            History { created: now, comment: (!message.is_empty()).then(|| message.to_owned()), ..History::default() };
+            History { created: made, comment: (!message.is_empty()).then(|| message.to_owned()), ..History::default() };
         let stored = StoredConfig::new(&config, &[diff], vec![history]);
         let layer = Layer { chain: diff, bytes };
         let blob = SpooledFile { path: blob_path, digest, size };
@@ -109,6 +111,25 @@ impl ImageStore {
         tracing::info!(image.id = %image.id, names = %names(&image.references), "image installed");
         Ok(ImageId(image.id))
     }
+}
+
+/// When the newest file below a directory was changed, in Unix seconds; nothing where none says. Directories do not
+/// count: those that an archive does not name are made while it is unpacked.
+fn newest_file(root: &Path) -> Result<Option<i64>, ImageError> {
+    let mut newest = None;
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).map_err(ImageError::io("list", &directory))? {
+            let entry = entry.map_err(ImageError::io("list", &directory))?;
+            let found = entry.metadata().map_err(ImageError::io("read", &entry.path()))?;
+            if found.is_dir() {
+                directories.push(entry.path());
+            } else if found.is_file() && found.mtime() > 0 {
+                newest = newest.max(Some(found.mtime()));
+            }
+        }
+    }
+    Ok(newest)
 }
 
 fn for_this_host(mut config: ImageConfig) -> ImageConfig {
@@ -194,7 +215,7 @@ fn write_tar(ingest: &mut Ingest<'_>, tree: &BTreeMap<PathBuf, (u32, PathBuf)>) 
     Ok(SpooledFile { path, digest, size })
 }
 
-fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
+pub(crate) fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);

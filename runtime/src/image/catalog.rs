@@ -18,6 +18,8 @@ const LAYER_BYTES: &str = "shoal.image.layer-bytes";
 const SOURCE_STAMP: &str = "shoal.image.source-stamp";
 /// Digests of the multi-platform indexes that led to an image, separated by commas.
 const INDEXES: &str = "shoal.image.indexes";
+/// Present on an image that came only because a task needed it.
+const FOR_TASK: &str = "shoal.image.for-task";
 /// A manifest in `index.json` may carry this much.
 const MAX_INDEX_BYTES: u64 = 256 << 20;
 
@@ -27,6 +29,16 @@ pub(crate) struct StoredManifest {
     pub(crate) digest: Digest,
     pub(crate) size: u64,
     pub(crate) layer_blobs: Vec<Digest>,
+}
+
+/// Why an image is here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// Somebody loaded, imported, pulled or named it: it stays until somebody removes it.
+    #[default]
+    User,
+    /// A task needed it: it may go when none does any more.
+    Task,
 }
 
 /// One image.
@@ -44,6 +56,7 @@ pub(crate) struct Record {
     /// Multi-platform indexes that led to it; it is found by their digests too.
     pub(crate) indexes: BTreeSet<Digest>,
     pub(crate) source_stamp: Option<String>,
+    pub(crate) origin: Origin,
 }
 
 impl Record {
@@ -132,6 +145,9 @@ impl Catalog {
             if image.source_stamp.is_some() {
                 record.source_stamp.clone_from(&image.source_stamp);
             }
+            if image.origin == Origin::User {
+                record.origin = Origin::User;
+            }
         } else {
             let record = Record {
                 id: image.id,
@@ -143,6 +159,7 @@ impl Catalog {
                 references: BTreeSet::new(),
                 indexes: BTreeSet::new(),
                 source_stamp: image.source_stamp.clone(),
+                origin: image.origin,
             };
             self.images.insert(image.id, record);
         }
@@ -164,6 +181,13 @@ impl Catalog {
                 image.references.remove(reference);
             }
         }
+    }
+
+    /// Bytes of all unpacked layers, each counted once.
+    pub(crate) fn layers_size(&self) -> u64 {
+        let layers = self.images.values().flat_map(|image| &image.layers);
+        let layers: BTreeMap<Digest, u64> = layers.map(|layer| (layer.chain, layer.bytes)).collect();
+        layers.values().sum()
     }
 
     /// What must not be collected.
@@ -194,6 +218,9 @@ impl Catalog {
                 }
                 if let Some(stamp) = &image.source_stamp {
                     annotations.insert(SOURCE_STAMP.to_owned(), stamp.clone());
+                }
+                if image.origin == Origin::Task {
+                    annotations.insert(FOR_TASK.to_owned(), "1".to_owned());
                 }
                 // All manifests of an image have its names; writing them once is enough.
                 let names: Vec<Option<&Reference>> = match nth {
@@ -283,10 +310,15 @@ fn read_image(dir: &Path, descriptor: &Descriptor, limits: &Limits) -> Result<Pr
             .filter_map(|digest| digest.parse().ok())
             .collect(),
         source_stamp: descriptor.annotation(SOURCE_STAMP).map(str::to_owned),
+        origin: if descriptor.annotation(FOR_TASK).is_some() { Origin::Task } else { Origin::User },
     })
 }
 
-fn read_blob<T: serde::de::DeserializeOwned>(dir: &Path, digest: &Digest, limits: &Limits) -> Result<T, ImageError> {
+pub(crate) fn read_blob<T: serde::de::DeserializeOwned>(
+    dir: &Path,
+    digest: &Digest,
+    limits: &Limits,
+) -> Result<T, ImageError> {
     let path = blob_path(dir, digest);
     let bytes = std::fs::read(&path).map_err(ImageError::io("read", &path))?;
     if Digest::of(&bytes) != *digest {

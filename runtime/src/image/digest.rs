@@ -21,6 +21,18 @@ impl Digest {
         Digest::from_hash(hash)
     }
 
+    /// The digest that these bytes are.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 32]) -> Digest {
+        Digest(bytes)
+    }
+
+    /// Its 32 bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     fn from_hash(hash: Context) -> Digest {
         let mut digest = Digest([0; 32]);
         // SHA-256 has 32 bytes.

@@ -7,6 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::archive::{Capped, SpooledFile, drain};
+use super::catalog::Origin;
 use super::compression::{Compression, Decoder};
 use super::config::StoredConfig;
 use super::digest::{Digest, HashReader, chain_id};
@@ -37,6 +38,7 @@ pub(crate) struct PreparedImage {
     /// Multi-platform indexes that led to it.
     pub(crate) indexes: Vec<Digest>,
     pub(crate) source_stamp: Option<String>,
+    pub(crate) origin: Origin,
 }
 
 /// What of a layer the store has already, asked while the ingest keeps it from being collected.
@@ -243,6 +245,7 @@ impl<'a> Ingest<'a> {
             references: Vec::new(),
             indexes: Vec::new(),
             source_stamp: None,
+            origin: Origin::User,
         })
     }
 }

@@ -12,6 +12,9 @@
 //! * `build`: images made here
 //! * `registry`: images from registries and to them
 //! * `pins`: what is kept while an image comes in
+//! * `lease`: what is kept though nothing names it, and content on its way from other hosts
+//! * `save`: from the store to an archive
+//! * `gc`: what goes when nobody needs it any more
 
 mod archive;
 mod build;
@@ -21,22 +24,29 @@ mod compression;
 mod config;
 mod digest;
 mod error;
+mod gc;
 mod ingest;
+mod lease;
 mod limits;
 mod oci;
 mod pins;
 mod reference;
 pub mod registry;
 mod root;
+mod save;
 mod settle;
 mod store;
 mod tarball;
 mod unpack;
 
+pub use catalog::Origin;
 pub use changes::ImportChanges;
 pub use config::{History, ImageConfig};
 pub use digest::{Digest, DigestError};
 pub use error::{ImageError, ImageErrorKind};
+pub use gc::{Pruned, Room};
+pub use lease::{BlobWriter, Lease};
 pub use limits::Limits;
 pub use reference::{Reference, ReferenceError};
+pub use save::Saving;
 pub use store::{Image, ImageId, ImageStore, ImageSummary, Loaded, Removed};

@@ -84,6 +84,8 @@ impl Pins {
             put(from, &blob_path(&self.inner.dir, &digest))?;
             self.inner.pins().blobs.entry(digest).or_insert((0, Some(diff))).0 += 1;
             self.held().blobs.push(digest);
+            // Other hosts may have it from here on.
+            self.inner.changed();
         }
         Ok(())
     }
@@ -138,6 +140,7 @@ impl Drop for Pins {
         match self.inner.collect(&writer) {
             Ok(garbage) => {
                 drop(writer);
+                self.inner.changed();
                 garbage.remove();
             }
             Err(error) => tracing::warn!(%error, "unused layers stay until the next removal"),

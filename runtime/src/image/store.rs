@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! index.json            names → manifests (an OCI index); what it does not list does not exist
-//! blobs/sha256/<hex>    manifests, configurations, layers as they came
+//! blobs/sha256/<hex>    manifests, configurations, layers as they came; a configuration's
+//!                       modification time says when a task last used the image
 //! layers/<chain id>/    unpacked layers, shared between images, lower directories for overlayfs
 //! empty/                stands in for the layers of an image that has none
 //! tmp/                  content on its way in or out; emptied when the store is opened
@@ -10,7 +11,8 @@
 //!
 //! A change is: new content is synced and renamed into place, `index.json` is replaced, what nothing
 //! names any more is removed. A crash in between leaves content that nothing names, and the next
-//! open removes it.
+//! open removes it. What is in use without being named, or must not vanish meanwhile, is held by a
+//! [`Lease`](super::lease::Lease).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,11 +22,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::archive::Archive;
-use super::catalog::{Catalog, Match, Record, blob_path, layer_path};
+use super::catalog::{Catalog, Match, Origin, Record, blob_path, layer_path};
 use super::config::{History, ImageConfig};
 use super::digest::Digest;
 use super::error::ImageError;
 use super::ingest::{Ingest, PreparedImage, to_json};
+use super::lease::Held;
 use super::limits::Limits;
 use super::pins::{PinTable, Pins};
 use super::reference::Reference;
@@ -105,6 +108,8 @@ pub struct ImageSummary {
     pub size: u64,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// Why it is here.
+    pub origin: Origin,
 }
 
 /// An image that [`ImageStore::load`] brought in.
@@ -143,6 +148,10 @@ pub(crate) struct Inner {
     writer: Mutex<()>,
     /// What running ingests and pulls count on.
     pub(super) pins: Mutex<PinTable>,
+    /// What is held by leases.
+    held: Mutex<Held>,
+    /// Counts the changes of what this host can give to others: complete blobs, and names.
+    changes: tokio::sync::watch::Sender<u64>,
 }
 
 impl ImageStore {
@@ -170,6 +179,8 @@ impl ImageStore {
                 catalog: RwLock::new(Arc::new(catalog)),
                 writer: Mutex::new(()),
                 pins: Mutex::default(),
+                held: Mutex::default(),
+                changes: tokio::sync::watch::Sender::new(0),
             }),
         };
         let writer = store.inner.lock();
@@ -216,6 +227,7 @@ impl ImageStore {
                 references: image.references.into_iter().filter(|name| name.digest().is_none()).collect(),
                 indexes: Vec::new(),
                 source_stamp: None,
+                origin: Origin::User,
             });
         }
         self.inner.commit(&ingest, &prepared)?;
@@ -232,18 +244,7 @@ impl ImageStore {
     #[must_use]
     pub fn list(&self) -> Vec<ImageSummary> {
         let catalog = self.inner.catalog();
-        let mut list: Vec<ImageSummary> = catalog
-            .images
-            .values()
-            .map(|image| ImageSummary {
-                id: ImageId(image.id),
-                references: image.references.iter().cloned().collect(),
-                manifest_digest: manifest_digest(image),
-                created: image.config.created_unix(),
-                size: image.size(),
-                labels: image.config.labels.clone(),
-            })
-            .collect();
+        let mut list: Vec<ImageSummary> = catalog.images.values().map(summary).collect();
         list.sort_by_key(|image| (std::cmp::Reverse(image.created), image.id));
         list
     }
@@ -251,10 +252,7 @@ impl ImageStore {
     /// Bytes of all unpacked layers, each counted once however many images share it.
     #[must_use]
     pub fn layers_size(&self) -> u64 {
-        let catalog = self.inner.catalog();
-        let layers = catalog.images.values().flat_map(|image| &image.layers);
-        let layers: BTreeMap<Digest, u64> = layers.map(|layer| (layer.chain, layer.bytes)).collect();
-        layers.values().sum()
+        self.inner.catalog().layers_size()
     }
 
     /// Finds an image by name, `name:tag`, `name@digest`, digest, id, or the beginning of its id.
@@ -293,6 +291,10 @@ impl ImageStore {
         let mut catalog = (*self.inner.catalog()).clone();
         let id = catalog.find(source)?.0.id;
         catalog.name(&id, target);
+        // Who names an image wants to keep it.
+        if let Some(record) = catalog.images.get_mut(&id) {
+            record.origin = Origin::User;
+        }
         self.inner.replace(&writer, catalog)?;
         Ok(ImageId(id))
     }
@@ -312,7 +314,8 @@ impl ImageStore {
         let mut catalog = (*self.inner.catalog()).clone();
         let (record, matched) = catalog.find(name)?;
         let id = record.id;
-        let used = in_use(&ImageId(id));
+        // In this order: a lease that is let go of in between has left a container behind.
+        let used = self.inner.held().has_image(&id) || in_use(&ImageId(id));
         let untagged: Vec<Reference> = match matched {
             Match::Reference(reference) => vec![reference],
             Match::Id => record.references.iter().cloned().collect(),
@@ -347,6 +350,18 @@ pub(crate) fn names(references: &[Reference]) -> String {
     references.iter().map(Reference::to_string).collect::<Vec<_>>().join(", ")
 }
 
+pub(crate) fn summary(image: &Record) -> ImageSummary {
+    ImageSummary {
+        id: ImageId(image.id),
+        references: image.references.iter().cloned().collect(),
+        manifest_digest: manifest_digest(image),
+        created: image.config.created_unix(),
+        size: image.size(),
+        labels: image.config.labels.clone(),
+        origin: image.origin,
+    }
+}
+
 fn several_repositories(references: &[Reference]) -> bool {
     references.windows(2).any(|pair| !pair[0].same_repository(&pair[1]))
 }
@@ -364,6 +379,7 @@ impl Inner {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// While this is held nothing enters the store, leaves it or gets another name.
     pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -372,7 +388,20 @@ impl Inner {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn image(&self, record: &Record) -> Image {
+    pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What this host can give to others has changed.
+    pub(crate) fn changed(&self) {
+        self.changes.send_modify(|number| *number += 1);
+    }
+
+    pub(crate) fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub(crate) fn image(&self, record: &Record) -> Image {
         let mut layers: Vec<PathBuf> = Vec::new();
         for layer in &record.layers {
             let path = layer_path(&self.dir, &layer.chain);
@@ -431,7 +460,7 @@ impl Inner {
     }
 
     /// Makes `catalog` the truth, on disk first.
-    fn replace(&self, _writer: &MutexGuard<'_, ()>, catalog: Catalog) -> Result<(), ImageError> {
+    pub(crate) fn replace(&self, _writer: &MutexGuard<'_, ()>, catalog: Catalog) -> Result<(), ImageError> {
         let path = self.dir.join("index.json");
         let new = self.tmp().join("index.json");
         let mut file = File::create(&new).map_err(ImageError::io("create", &new))?;
@@ -441,13 +470,15 @@ impl Inner {
         fs::rename(&new, &path).map_err(ImageError::io("replace", &path))?;
         // The file is what counts from here on, also if the disk fails to promise that it stays.
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
+        self.changed();
         sync_dir(&self.dir)
     }
 
-    /// Moves everything that no image names and no ingest counts on out of sight.
+    /// Moves everything that no image names and nobody counts on out of sight.
     pub(super) fn collect(&self, _writer: &MutexGuard<'_, ()>) -> Result<Garbage, ImageError> {
         let mut live = self.catalog().live();
         self.pins().extend(&mut live);
+        self.held().keep(&mut live);
         let tmp = self.tmp();
         let dir = tempfile::Builder::new()
             .prefix("garbage-")

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::catalog::layer_path;
+use super::super::catalog::{Origin, layer_path};
 use super::super::config::StoredConfig;
 use super::super::digest::{Digest, chain_id};
 use super::super::error::ImageError;
@@ -57,6 +57,17 @@ impl Registries {
         credentials: &Credentials,
         progress: Option<mpsc::Sender<Progress>>,
     ) -> Result<Pulled, RegistryError> {
+        self.pull_for(Origin::User, reference, platform, credentials, progress).await
+    }
+
+    async fn pull_for(
+        &self,
+        origin: Origin,
+        reference: &Reference,
+        platform: Option<ImagePlatform>,
+        credentials: &Credentials,
+        progress: Option<mpsc::Sender<Progress>>,
+    ) -> Result<Pulled, RegistryError> {
         let inner = &*self.inner;
         let mut sessions: Vec<Session<'_>> = inner
             .settings
@@ -68,6 +79,7 @@ impl Registries {
         let workspace = Held::new(inner).await?;
         let pull = Pull {
             inner,
+            origin,
             reference,
             platform: platform.unwrap_or_else(ImagePlatform::host),
             origins: Origins { sources, sessions },
@@ -94,7 +106,7 @@ impl Registries {
             Err(error) if error.kind() == RegistryErrorKind::NotFound => {}
             found => return found,
         }
-        let pulled = self.pull(reference, None, credentials, None).await?;
+        let pulled = self.pull_for(Origin::Task, reference, None, credentials, None).await?;
         self.resolve(pulled.id.to_string()).await
     }
 
@@ -179,6 +191,8 @@ struct Plan {
 
 struct Pull<'a> {
     inner: &'a Inner,
+    /// Why it is pulled.
+    origin: Origin,
     reference: &'a Reference,
     platform: ImagePlatform,
     origins: Origins<'a>,
@@ -470,7 +484,7 @@ impl Pull<'_> {
     /// Makes the image show.
     async fn commit(self, plan: Plan, layers: Vec<Layer>) -> Result<(), RegistryError> {
         let store = self.inner.store.clone();
-        let workspace = Arc::clone(&self.workspace);
+        let (workspace, origin) = (Arc::clone(&self.workspace), self.origin);
         let references: Vec<Reference> = match self.reference.digest() {
             // Content has its digest anyway; in the store, only tags are names.
             Some(_) => Vec::new(),
@@ -493,6 +507,7 @@ impl Pull<'_> {
                 references,
                 indexes,
                 source_stamp: None,
+                origin,
             };
             store.inner.commit(&ingest, std::slice::from_ref(&image))?;
             tracing::info!(image.id = %image.id, names = %names(&image.references), "image pulled");

@@ -1,0 +1,347 @@
+//! One blob from whoever has it to this host's store: another host first, the registry for what none has.
+//!
+//! A transfer that breaks is taken up where it broke, from another host. Whoever is alone to blame for bytes that do not
+//! have the digest is not asked for that blob again. The order of the hosts is random, so that a hundred hosts that start
+//! one image spread over those that have it already.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use rand::seq::SliceRandom;
+use runtime::image::{BlobWriter, Digest, ImageError, Lease};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+
+use super::blocking;
+
+/// Hosts that are asked before a pause; those that have it may be many and busy.
+const TRIES: usize = 4;
+/// Rounds in which nobody has it: what a host has got reaches the managers a moment later, and agents that change
+/// their manager tell it again.
+const NOBODY: u32 = 8;
+/// Rounds in which somebody has it and gives it to nobody, without being busy.
+const FAILED: u32 = 20;
+/// After so many of those a registry is asked nevertheless.
+const HOPELESS: u32 = 5;
+/// Pieces that wait for the disk.
+const AHEAD: usize = 4;
+
+/// Transfers to this host at a time, of all images.
+const TRANSFERS: usize = 6;
+
+/// How many transfers there are at a time, and how long they wait for what.
+#[derive(Clone, Debug)]
+pub(crate) struct Pace {
+    pub(crate) transfers: Arc<Semaphore>,
+    /// A transfer in which nothing came for so long has broken.
+    pub(crate) idle: Duration,
+    /// Pauses between two rounds grow from the first to the second, each by a random half shorter.
+    pub(crate) pauses: (Duration, Duration),
+    /// So long another host may ask the registry for a blob before this one helps itself.
+    pub(crate) help_yourself: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            transfers: Arc::new(Semaphore::new(TRANSFERS)),
+            idle: Duration::from_secs(15),
+            pauses: (Duration::from_millis(200), Duration::from_secs(2)),
+            help_yourself: Duration::from_secs(120),
+        }
+    }
+}
+
+/// A host that may have something.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Peer {
+    pub(crate) node_id: String,
+    /// `ip:port`
+    pub(crate) addr: String,
+}
+
+/// Why somebody does not give a blob.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// Enough others are being given to.
+    #[error("it is busy")]
+    Busy,
+    /// It has it not.
+    #[error("it has it not")]
+    Missing,
+    /// Anything else; the text says what.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A blob on its way, from the offset that was asked for.
+pub(crate) type Pieces = BoxStream<'static, Result<Bytes, Refusal>>;
+
+/// Whether this host may ask the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// It is the one, and says so again after this time.
+    Granted(Duration),
+    /// Another one asks.
+    Taken,
+    /// There is nobody to say.
+    Unknown,
+}
+
+/// The other hosts of the cluster.
+pub(crate) trait Source: Send + Sync + 'static {
+    /// Those that have a blob, or may have it.
+    fn find(&self, blob: Digest) -> impl Future<Output = Vec<Peer>> + Send;
+    /// Asks one of them.
+    fn open(&self, peer: &Peer, blob: Digest, offset: u64) -> impl Future<Output = Result<Pieces, Refusal>> + Send;
+    /// Asks for the right to be the one that asks the registry for an image, for the first time or again.
+    fn claim(&self, image: Digest) -> impl Future<Output = Claim> + Send;
+    /// Gives it up.
+    fn release(&self, image: Digest) -> impl Future<Output = ()> + Send;
+}
+
+/// Where content comes from that no host has: a registry, for one image.
+pub(crate) trait Upstream: Send + Sync {
+    /// Brings the image into the store, as far as it is not there; the text says why not.
+    fn bring(&self) -> BoxFuture<'_, Result<(), String>>;
+}
+
+/// What is fetched, and with what.
+pub(crate) struct Errand<'a, P> {
+    pub(crate) peers: &'a P,
+    pub(crate) upstream: Option<&'a dyn Upstream>,
+    /// The image that blobs belong to: one host at a time asks a registry for it.
+    pub(crate) image: Digest,
+    pub(crate) lease: &'a Arc<Lease>,
+    pub(crate) pace: &'a Pace,
+}
+
+/// What is known of a blob's length beforehand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// In bytes.
+    Exactly(u64),
+    /// In bytes.
+    AtMost(u64),
+}
+
+/// Why a blob could not be had. The store is as it was.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    /// Nobody has it.
+    #[error("no host of the cluster has {blob}")]
+    Nowhere {
+        /// The blob.
+        blob: Digest,
+    },
+    /// Who has it does not give it, or gives something else.
+    #[error("{blob} could not be had: {reason}")]
+    Failed {
+        /// The blob.
+        blob: Digest,
+        /// What went wrong last.
+        reason: String,
+    },
+    /// This host's own trouble.
+    #[error(transparent)]
+    Store(#[from] ImageError),
+}
+
+/// Bytes of a blob, and whose they are.
+struct Partial {
+    writer: BlobWriter,
+    from: BTreeSet<String>,
+}
+
+/// A fetch that is under way.
+struct Fetch<'a> {
+    pace: &'a Pace,
+    lease: &'a Arc<Lease>,
+    blob: Digest,
+    size: Size,
+    partial: Option<Partial>,
+    /// Who gave wrong bytes.
+    liars: BTreeSet<String>,
+    /// Bytes of several were wrong together, so that none could be blamed: from now on each has to give all of it.
+    apart: bool,
+}
+
+/// What came of asking somebody.
+enum Poured {
+    Done,
+    /// It broke off, or never began.
+    Broken(String),
+    /// The bytes are not those of the blob.
+    Wrong,
+}
+
+/// Brings a blob into the store, held by the lease.
+pub(crate) async fn blob<P: Source>(errand: &Errand<'_, P>, blob: Digest, size: Size) -> Result<(), FetchError> {
+    let Errand { peers, upstream, lease, pace, .. } = *errand;
+    let mut fetch = Fetch { pace, lease, blob, size, partial: None, liars: BTreeSet::new(), apart: false };
+    let (mut nobody, mut failed) = (0, 0);
+    let mut pause = pace.pauses.0;
+    let mut waiting: Option<Instant> = None;
+    let mut reason = String::new();
+    loop {
+        if fetch.is_here().await {
+            return Ok(());
+        }
+        let mut found = peers.find(blob).await;
+        found.retain(|peer| !fetch.liars.contains(&peer.node_id));
+        found.shuffle(&mut rand::rng());
+        let mut busy = false;
+        for peer in found.iter().take(TRIES) {
+            // Closed by nobody.
+            let _transfer = pace.transfers.acquire().await;
+            let poured = match peers.open(peer, blob, fetch.written()).await {
+                Ok(pieces) => fetch.pour(&peer.node_id, pieces).await?,
+                Err(Refusal::Busy) => {
+                    busy = true;
+                    continue;
+                }
+                Err(refusal) => Poured::Broken(refusal.to_string()),
+            };
+            match poured {
+                Poured::Done => return Ok(()),
+                Poured::Wrong => {
+                    tracing::warn!(node.id = peer.node_id, %blob, "a host gave other bytes than were asked for");
+                    reason = format!("what node {} gave does not have the digest", peer.node_id);
+                }
+                Poured::Broken(why) => {
+                    tracing::debug!(node.id = peer.node_id, %blob, why, "a host did not give a blob");
+                    reason = format!("node {}: {why}", peer.node_id);
+                }
+            }
+        }
+        match (found.is_empty() || failed >= HOPELESS, upstream) {
+            (true, Some(upstream)) => {
+                let helps_itself = waiting.is_some_and(|since| since.elapsed() > pace.help_yourself);
+                let claim = if helps_itself { Claim::Unknown } else { peers.claim(errand.image).await };
+                if claim == Claim::Taken {
+                    waiting.get_or_insert_with(Instant::now);
+                } else {
+                    // It tries as often as makes sense by itself.
+                    return match bring(errand, upstream, claim).await {
+                        Ok(()) if fetch.is_here().await => Ok(()),
+                        Ok(()) => Err(FetchError::Nowhere { blob }),
+                        Err(reason) => Err(FetchError::Failed { blob, reason }),
+                    };
+                }
+            }
+            (_, None) if found.is_empty() => nobody += 1,
+            // Whoever is busy gives it later.
+            _ if busy => {}
+            _ => failed += 1,
+        }
+        if nobody >= NOBODY || failed >= FAILED {
+            return Err(match reason.is_empty() {
+                true => FetchError::Nowhere { blob },
+                false => FetchError::Failed { blob, reason },
+            });
+        }
+        tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+        pause = (pause * 3 / 2).min(pace.pauses.1);
+    }
+}
+
+impl Fetch<'_> {
+    async fn is_here(&self) -> bool {
+        let (lease, blob) = (Arc::clone(self.lease), self.blob);
+        blocking(move || lease.hold_blob(&blob)).await
+    }
+
+    fn written(&self) -> u64 {
+        self.partial.as_ref().map_or(0, |partial| partial.writer.written())
+    }
+
+    /// Takes what somebody gives, from where the last one stopped.
+    async fn pour(&mut self, from: &str, mut pieces: Pieces) -> Result<Poured, FetchError> {
+        let limit = match self.size {
+            Size::Exactly(size) | Size::AtMost(size) => size,
+        };
+        let mut partial = match self.partial.take() {
+            Some(partial) => partial,
+            None => Partial { writer: self.lease.writer(self.blob, limit)?, from: BTreeSet::new() },
+        };
+        partial.from.insert(from.to_owned());
+        let Partial { mut writer, from } = partial;
+        let (sender, mut queue) = mpsc::channel::<Bytes>(AHEAD);
+        let writing = tokio::task::spawn_blocking(move || {
+            while let Some(piece) = queue.blocking_recv() {
+                if let Err(error) = writer.write(&piece) {
+                    return (writer, Err(error));
+                }
+            }
+            (writer, Ok(()))
+        });
+        let end = loop {
+            match tokio::time::timeout(self.pace.idle, pieces.next()).await {
+                Ok(Some(Ok(piece))) => {
+                    if sender.send(piece).await.is_err() {
+                        break Ok(());
+                    }
+                }
+                Ok(Some(Err(refusal))) => break Err(refusal.to_string()),
+                Ok(None) => break Ok(()),
+                Err(_) => break Err("it went silent".to_owned()),
+            }
+        };
+        drop((sender, pieces));
+        let (writer, wrote) = writing.await.map_err(|error| FetchError::Failed {
+            blob: self.blob,
+            reason: format!("the writing thread failed: {error}"),
+        })?;
+        match wrote {
+            Err(ImageError::LimitExceeded { .. }) => return Ok(self.blame(&from)),
+            wrote => wrote?,
+        }
+        if let Err(why) = end {
+            if !self.apart {
+                self.partial = Some(Partial { writer, from });
+            }
+            return Ok(Poured::Broken(why));
+        }
+        if matches!(self.size, Size::Exactly(size) if writer.written() < size) {
+            return Ok(self.blame(&from));
+        }
+        let lease = Arc::clone(self.lease);
+        match blocking(move || lease.keep(writer)).await {
+            Ok(()) => Ok(Poured::Done),
+            Err(ImageError::DigestMismatch { .. }) => Ok(self.blame(&from)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The bytes are wrong, and so everything begins anew.
+    fn blame(&mut self, from: &BTreeSet<String>) -> Poured {
+        match from.len() {
+            1 => self.liars.extend(from.iter().cloned()),
+            _ => self.apart = true,
+        }
+        Poured::Wrong
+    }
+}
+
+/// Has the registry asked, and says meanwhile that this host does it.
+async fn bring<P: Source>(errand: &Errand<'_, P>, upstream: &dyn Upstream, claim: Claim) -> Result<(), String> {
+    let Claim::Granted(again) = claim else { return upstream.bring().await };
+    let renewing = async {
+        loop {
+            tokio::time::sleep(again).await;
+            errand.peers.claim(errand.image).await;
+        }
+    };
+    let brought = tokio::select! {
+        biased;
+        brought = upstream.bring() => brought,
+        _ = renewing => unreachable!("it goes on for ever"),
+    };
+    errand.peers.release(errand.image).await;
+    brought
+}
