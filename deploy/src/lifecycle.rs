@@ -33,7 +33,19 @@ pub enum Event {
         /// For people.
         error: String,
     },
-    /// The container runs.
+    /// What is being prepared has to wait for something, and goes on by itself.
+    Delayed {
+        /// For what, for people.
+        reason: String,
+    },
+    /// The container runs, and has a health check that it has not passed yet. `Started` or `Unhealthy` follows.
+    Launched {
+        /// Its id.
+        container: String,
+        /// Its first process.
+        pid: u32,
+    },
+    /// The container runs (and is healthy, where there is a health check).
     Started {
         /// Its id.
         container: String,
@@ -45,6 +57,8 @@ pub enum Event {
         /// For people.
         error: String,
     },
+    /// The container's health check says that it does not work.
+    Unhealthy,
     /// The container ended, by itself or because it was stopped.
     Exited {
         /// Its exit code; `None` when nobody saw it end.
@@ -117,8 +131,12 @@ enum Phase {
     /// Prepared, waits for the order to start.
     Ready,
     Starting,
+    /// Runs, and was not healthy yet.
+    Checking,
     Running,
     Stopping,
+    /// Is being stopped because it is unhealthy.
+    Failing,
     /// Ended while no manager could be reached; a new attempt starts then, unless a manager takes over before.
     Resting {
         until: Timestamp,
@@ -178,10 +196,13 @@ impl Lifecycle {
         let mut actions = Vec::new();
         match found {
             _ if this.status.state().is_terminal() => this.phase = Phase::Ended,
-            Found::Running { container, pid } => {
-                this.phase = Phase::Starting;
+            Found::Running { container, pid }
+                if this.status.state() == TaskState::Running && !this.status.unhealthy =>
+            {
                 this.started(now, container, pid, &mut actions);
             }
+            // Whether it was only not written down that it runs, or it was not healthy yet, is found out.
+            Found::Running { container, pid } => this.launched(now, container, pid, &mut actions),
             Found::Exited { exit_code, oom_killed } => {
                 this.phase = Phase::Running;
                 this.exited(now, exit_code, oom_killed, &mut actions);
@@ -262,7 +283,19 @@ impl Lifecycle {
                 self.status.err = error;
                 self.end(now, TaskState::Rejected, "preparing", &mut actions);
             }
-            (Event::Started { container, pid }, Phase::Starting) => self.started(now, container, pid, &mut actions),
+            (Event::Delayed { reason }, Phase::Preparing) => {
+                self.note(now, TaskState::Preparing, &reason, &mut actions);
+            }
+            (Event::Launched { container, pid }, Phase::Starting) => self.launched(now, container, pid, &mut actions),
+            (Event::Started { container, pid }, Phase::Starting | Phase::Checking) => {
+                self.started(now, container, pid, &mut actions);
+            }
+            (Event::Unhealthy, Phase::Checking | Phase::Running) if !self.must_stop() => {
+                self.phase = Phase::Failing;
+                self.status.unhealthy = true;
+                self.note(now, self.status.state(), "unhealthy container", &mut actions);
+                actions.push(self.stop());
+            }
             (Event::StartFailed { error }, Phase::Starting) => {
                 if self.must_stop() {
                     self.end(now, TaskState::Shutdown, "shutdown", &mut actions);
@@ -271,9 +304,10 @@ impl Lifecycle {
                     self.ended_by_itself(now, TaskState::Failed, "starting", &mut actions);
                 }
             }
-            (Event::Exited { exit_code, oom_killed }, Phase::Starting | Phase::Running | Phase::Stopping) => {
-                self.exited(now, exit_code, oom_killed, &mut actions);
-            }
+            (
+                Event::Exited { exit_code, oom_killed },
+                Phase::Starting | Phase::Checking | Phase::Running | Phase::Stopping | Phase::Failing,
+            ) => self.exited(now, exit_code, oom_killed, &mut actions),
             (Event::Removed, Phase::Removing) => self.phase = Phase::Gone,
             _ => {}
         }
@@ -302,10 +336,9 @@ impl Lifecycle {
                 self.note(now, TaskState::Starting, "starting", actions);
                 actions.push(Action::Start { attempt: self.attempt() });
             }
-            Phase::Running if self.must_stop() => {
+            Phase::Checking | Phase::Running if self.must_stop() => {
                 self.phase = Phase::Stopping;
-                let container = &self.task.spec.container;
-                actions.push(Action::Stop { signal: container.stop_signal.clone(), grace: container.stop_grace() });
+                actions.push(self.stop());
             }
             Phase::Resting { tell_at: Some(at), state, message, .. } if now >= at => {
                 self.end(now, state, message, actions);
@@ -329,13 +362,31 @@ impl Lifecycle {
         self.withdrawn || !self.task.is_wanted()
     }
 
+    fn stop(&self) -> Action {
+        let container = &self.task.spec.container;
+        Action::Stop { signal: container.stop_signal.clone(), grace: container.stop_grace() }
+    }
+
+    fn launched(&mut self, now: Timestamp, container: String, pid: u32, actions: &mut Vec<Action>) {
+        self.phase = Phase::Checking;
+        self.runs(container, pid);
+        // A new attempt of a task that ran: it is Running for the cluster, and nobody is to be led there yet.
+        self.status.unhealthy = self.status.state() == TaskState::Running;
+        self.note(now, TaskState::Starting, "starting", actions);
+    }
+
     fn started(&mut self, now: Timestamp, container: String, pid: u32, actions: &mut Vec<Action>) {
         self.phase = Phase::Running;
+        self.runs(container, pid);
+        self.status.unhealthy = false;
+        self.note(now, TaskState::Running, "started", actions);
+    }
+
+    fn runs(&mut self, container: String, pid: u32) {
         let local_restarts = self.attempt();
         self.status.container =
             Some(ContainerStatus { id: container, pid, exit_code: None, oom_killed: false, local_restarts });
         self.status.err.clear();
-        self.note(now, TaskState::Running, "started", actions);
     }
 
     fn exited(&mut self, now: Timestamp, exit_code: Option<i32>, oom_killed: bool, actions: &mut Vec<Action>) {
@@ -347,8 +398,12 @@ impl Lifecycle {
             return self.end(now, TaskState::Shutdown, "shutdown", actions);
         }
         let (state, message, err) = match exit_code {
-            Some(0) => (TaskState::Complete, "finished", String::new()),
             // Docker's words.
+            Some(code) if self.phase == Phase::Failing => {
+                let exit = if code == 0 { String::new() } else { format!("task: non-zero exit ({code}): ") };
+                (TaskState::Failed, "started", format!("{exit}unhealthy container"))
+            }
+            Some(0) => (TaskState::Complete, "finished", String::new()),
             Some(code) if oom_killed => {
                 (TaskState::Failed, "started", format!("task: non-zero exit ({code}): OOM killed"))
             }
@@ -601,6 +656,89 @@ mod tests {
         assert_eq!(short(&life.handle(Timestamp::from_millis(6000), Event::Timer)), "start#1");
         check(&mut life, started(), "Running");
         check(&mut life, Event::Unheard, "");
+    }
+
+    fn launched() -> Event {
+        Event::Launched { container: "c1".into(), pid: 7 }
+    }
+
+    #[test]
+    fn a_task_with_a_health_check_is_starting_until_it_is_healthy() {
+        let (mut life, _) = new_task(DesiredState::Running);
+        life.handle(NOW, Event::Prepared);
+        check(&mut life, launched(), "Starting");
+        assert_eq!(life.status().container.as_ref().map(|c| c.pid), Some(7));
+        let mut stopped = life.clone();
+        check(&mut stopped, want(DesiredState::Shutdown), "stop");
+        check(&mut stopped, started(), "");
+        check(&mut stopped, exited(143), "Shutdown");
+        let mut died = life.clone();
+        check(&mut died, exited(3), "Failed");
+        let mut failed = life.clone();
+        check(&mut failed, Event::Unhealthy, "Starting stop");
+        check(&mut failed, started(), "");
+        check(&mut failed, exited(137), "Failed");
+        assert_eq!(failed.status().err, "task: non-zero exit (137): unhealthy container");
+        check(&mut life, started(), "Running");
+        assert!(!life.status().unhealthy);
+    }
+
+    #[test]
+    fn an_unhealthy_task_is_stopped_and_has_failed() {
+        let (mut life, _) = new_task(DesiredState::Running);
+        life.handle(NOW, Event::Prepared);
+        life.handle(NOW, launched());
+        life.handle(NOW, started());
+        let mut unwanted = life.clone();
+        check(&mut life, Event::Unhealthy, "Running stop");
+        assert!(life.status().unhealthy, "nobody is led there while it stops");
+        check(&mut life, Event::Unhealthy, "");
+        let mut taken_away = life.clone();
+        check(&mut taken_away, want(DesiredState::Shutdown), "");
+        check(&mut taken_away, exited(0), "Shutdown");
+        check(&mut life, exited(0), "Failed");
+        assert_eq!(life.status().err, "unhealthy container");
+        check(&mut unwanted, want(DesiredState::Shutdown), "stop");
+        check(&mut unwanted, Event::Unhealthy, "");
+    }
+
+    #[test]
+    fn a_new_attempt_serves_nobody_before_it_is_healthy() {
+        let (mut life, _) = new_task(DesiredState::Running);
+        life.handle(NOW, Event::Prepared);
+        life.handle(NOW, launched());
+        life.handle(NOW, started());
+        check(&mut life, Event::Connected(false), "");
+        check(&mut life, Event::Unhealthy, "Running stop");
+        check(&mut life, exited(137), "Running wake@6000");
+        assert_eq!(short(&life.handle(Timestamp::from_millis(6000), Event::Timer)), "start#1");
+        check(&mut life, launched(), "Running");
+        assert!(life.status().unhealthy);
+        check(&mut life, started(), "Running");
+        assert!(!life.status().unhealthy);
+    }
+
+    #[test]
+    fn a_restarted_agent_asks_again_what_was_not_healthy_yet() {
+        let found = || Found::Running { container: "c1".into(), pid: 7 };
+        for state in [TaskState::New, TaskState::Starting] {
+            let mut status = TaskStatus::default();
+            status.set_state(state);
+            let (mut life, first) = Lifecycle::resumed(task(DesiredState::Running), status, found(), true, NOW);
+            assert_eq!(short(&first), "Starting");
+            let mut stopped = life.clone();
+            check(&mut stopped, want(DesiredState::Shutdown), "stop");
+            check(&mut life, started(), "Running");
+        }
+    }
+
+    #[test]
+    fn what_waits_says_so() {
+        let (mut life, _) = new_task(DesiredState::Running);
+        check(&mut life, Event::Delayed { reason: "waiting for secrets".into() }, "Preparing");
+        assert_eq!(life.status().message, "waiting for secrets");
+        check(&mut life, Event::Prepared, "Ready Starting start#0");
+        check(&mut life, Event::Delayed { reason: "late".into() }, "");
     }
 
     #[test]

@@ -141,6 +141,7 @@ fn full_task(service: &Service) -> Task {
             oom_killed: true,
             local_restarts: 2,
         }),
+        unhealthy: true,
     };
     task
 }

@@ -6,6 +6,7 @@ use deploy::control::{ControlError, Reply, Request};
 use deploy::dispatcher::{AssignmentSet, Stamp};
 use deploy::model::{ClusterId, NodeId, TaskId, TaskState};
 use deploy::store::Store;
+use runtime::Volumes;
 use runtime::image::registry::{Credentials, Registries};
 use runtime::image::{ImageStore, Reference};
 use tokio::sync::mpsc;
@@ -284,6 +285,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
         name: Reference,
         credentials: Credentials,
     ) -> impl Future<Output = Result<String, EngineError>> + Send;
+    /// Volumes of this host.
+    fn volumes(&self) -> Volumes;
     /// Ids of images that containers of this host use.
     fn images_in_use(&self) -> impl Future<Output = Vec<String>> + Send;
     /// Output of tasks, wherever they ran, in the order of arrival; the channel closes at the end.

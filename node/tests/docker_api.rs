@@ -16,3 +16,5 @@ mod images;
 mod objects;
 #[path = "docker_api/pinning.rs"]
 mod pinning;
+#[path = "docker_api/volumes.rs"]
+mod volumes;

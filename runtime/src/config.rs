@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::plan::limits::oci::LinuxResources;
+use crate::volume::{PrivateFile, VolumeMount};
 
 /// Where the runtime keeps its things and which binary becomes the shims.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub struct ContainerConfig {
     pub init: bool,
     /// A pseudo terminal. Refused: see [`crate::PlanError::Unsupported`].
     pub tty: bool,
+    /// Files that are kept in memory alone, never on a disk, and appear read-only in the container; at most 1000.
+    pub private_files: Vec<PrivateFile>,
 }
 
 /// One mount that the user asked for.
@@ -111,9 +114,11 @@ pub enum MountKind {
         /// Permission bits of its root; 0o1777 when absent.
         mode: Option<u32>,
     },
+    /// A volume of this host; see [`crate::Volumes`].
+    Volume(VolumeMount),
 }
 
-/// Mount propagation of a bind mount. Shared propagation is refused: the container's root is a slave of the host's.
+/// Mount propagation of a bind mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Propagation {
     /// Nothing travels, for the whole tree.
@@ -125,6 +130,10 @@ pub enum Propagation {
     RSlave,
     /// The host's later mounts appear, for the top mount.
     Slave,
+    /// Mounts travel both ways, for the whole tree. The source must be on a shared mount of the host.
+    RShared,
+    /// Mounts travel both ways, for the top mount.
+    Shared,
 }
 
 /// Contents of the files that the runtime writes and mounts over the image's; at most 1 MiB each.

@@ -123,6 +123,9 @@ pub enum RuntimeError {
     /// The log goes elsewhere, or nowhere. Docker's words. Retrying does not help.
     #[error("configured logging driver does not support reading")]
     LogUnreadable,
+    /// A volume, or a path that is to be mounted.
+    #[error(transparent)]
+    Volume(#[from] crate::volume::VolumeError),
     /// The process's namespace could not be opened.
     #[error("network namespace of container {id}")]
     Namespace {
@@ -138,6 +141,17 @@ pub enum RuntimeError {
     /// The runtime is shutting down.
     #[error("the runtime is closing")]
     Closing,
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 fn subject_text(subject: &str) -> String {

@@ -1,4 +1,4 @@
-//! Runs one task: images on one side ([`image`]), containers on the other ([`Runtime`]).
+//! Runs one task: images on one side ([`image`]), containers on the other ([`Runtime`]), volumes ([`Volumes`]) between.
 //!
 //! A container is made by its shim, a small process of its own that outlives the daemon: namespaces, an overlay root,
 //! cgroups, limits, a log. The daemon keeps a view of it and asks. What is not here: networks (callers wire the
@@ -26,6 +26,7 @@ mod shim;
 mod signal;
 mod stored;
 mod sys;
+mod volume;
 
 use std::env::ArgsOs;
 use std::process::ExitCode;
@@ -35,7 +36,7 @@ pub use config::{
     AppArmor, Capabilities, ContainerConfig, EtcFiles, IdMappings, IdRange, LogConfig, LogForward, LogTarget, Mount,
     MountKind, Propagation, Resources, RuntimeConfig, Seccomp, SelinuxLabel, SyslogAddress, Ulimit,
 };
-pub use container::{ContainerState, Created, ExitStatus, Runtime, Status};
+pub use container::{ContainerState, Created, ExitStatus, MountPoint, Runtime, Status};
 pub use error::RuntimeError;
 pub use fake::{ContainerRuntime, FakeOutcome, FakeRuntime, Pending};
 pub use init::Step;
@@ -46,14 +47,15 @@ pub use plan::limits::oci::{
 };
 pub use plan::{PlanError, check_seccomp_profile};
 pub use signal::{InvalidSignal, Signal};
+pub use volume::{ANONYMOUS_LABEL, PrivateFile, Pruned, Volume, VolumeError, VolumeMount, VolumeSpec, Volumes};
 
-/// Becomes a shim when the process was started as one (`<exe> __shim ...`), or does what an OCI runtime does (`<exe>
-/// runtime ...`), and returns its exit code at the end of its life. `None`: it was neither; `args` (fresh from
-/// [`std::env::args_os`]) is untouched. Must be called before any thread exists.
+/// Becomes a shim when the process was started as one (`<exe> __shim ...`), or what fills a volume (`<exe> __fill ...`),
+/// or does what an OCI runtime does (`<exe> runtime ...`), and returns its exit code at the end of its life. `None`: it
+/// was none of these; `args` (fresh from [`std::env::args_os`]) is untouched. Must be called before any thread exists.
 pub fn dispatch(args: &mut ArgsOs) -> Option<ExitCode> {
     match std::env::args_os().nth(1)?.to_str()? {
         "__shim" => Some(shim::main(args.skip(2))),
-
+        volume::FILL => Some(volume::fill_main(args.skip(2))),
         _ => None,
     }
 }

@@ -150,6 +150,10 @@ impl World {
         host.agent = agent;
         let boot = host.boot;
         self.note(|| format!("daemon of {} starts", short(id)));
+        for (task, _) in found.into_iter().filter(|(_, found)| matches!(found, Found::Running { .. })) {
+            let event = TaskEvent::Started { container: "c0".repeat(32), pid: 4242 };
+            self.after_ms(1, Event::Task { host: id.clone(), boot, task, event });
+        }
         self.carry_out(id, steps);
         self.after_ms(5, Event::Connect { host: id.clone(), boot });
     }

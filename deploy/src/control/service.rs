@@ -8,8 +8,8 @@ use super::{
 };
 use crate::cx::Cx;
 use crate::model::{
-    DesiredState, NetworkId, PortConfig, PublishMode, Service, ServiceId, ServiceMode, ServiceSpec, UpdateState,
-    UpdateStatus,
+    ConfigId, DesiredState, NetworkId, PayloadReference, PortConfig, PublishMode, SecretId, Service, ServiceId,
+    ServiceMode, ServiceSpec, UpdateState, UpdateStatus,
 };
 use crate::store::{Key, Store, Txn};
 
@@ -17,6 +17,7 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateService) -> Resu
     let mut spec = op.spec.clone();
     validate::service_spec(&spec)?;
     resolve_networks(txn, &mut spec)?;
+    check_payloads(txn, &spec)?;
     if txn.service_by_name(&spec.name).is_some() {
         let text = format!("name conflicts with an existing object: service {} already exists", spec.name);
         return Err(ControlError::new(ErrorKind::AlreadyExists, text));
@@ -38,6 +39,7 @@ pub(super) fn update(txn: &mut Txn, op: &UpdateService) -> Result<Reply, Control
             return Err(precondition(format!("service {} does not have a previous spec", op.id)));
         };
         check_still_there(txn, previous)?;
+        check_payloads(txn, previous)?;
         check_ports(txn, &op.id, previous)?;
         service.roll_back(txn.now(), "manually requested rollback");
         txn.put_service(service);
@@ -52,6 +54,7 @@ pub(super) fn update(txn: &mut Txn, op: &UpdateService) -> Result<Reply, Control
     }
     validate::service_spec(&spec)?;
     resolve_networks(txn, &mut spec)?;
+    check_payloads(txn, &spec)?;
     check_ports(txn, &op.id, &spec)?;
     change(&mut service, spec, txn);
     txn.put_service(service);
@@ -151,6 +154,31 @@ fn check_still_there(store: &Store, spec: &ServiceSpec) -> Result<(), ControlErr
         Some(network) => Err(not_found("network", &network.target)),
         None => Ok(()),
     }
+}
+
+/// Refuses secrets and configs that are not there, or not under that name; Docker's words.
+fn check_payloads(store: &Store, spec: &ServiceSpec) -> Result<(), ControlError> {
+    let container = &spec.task.container;
+    let secret = |used: &PayloadReference| {
+        store.secret(&SecretId::new(&used.id)).is_some_and(|secret| secret.spec.name == used.name)
+    };
+    let config = |used: &PayloadReference| {
+        store.config(&ConfigId::new(&used.id)).is_some_and(|config| config.spec.name == used.name)
+    };
+    let missing = |references: &[PayloadReference], is_there: &dyn Fn(&PayloadReference) -> bool| -> Vec<String> {
+        let wrong = references.iter().filter(|used| !is_there(used));
+        wrong.map(|used| used.name.chars().take(100).collect()).collect()
+    };
+    for (kind, missing) in
+        [("secret", missing(&container.secrets, &secret)), ("config", missing(&container.configs, &config))]
+    {
+        match missing.len() {
+            0 => {}
+            1 => return Err(invalid(format!("{kind} {} not found", missing[0]))),
+            _ => return Err(invalid(format!("{kind}s {} not found", missing.join(", ")))),
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a published port that another service has, or has asked for.

@@ -49,6 +49,7 @@ fn observed(txn: &Txn, node: &NodeId, report: &TaskReport) -> Option<Task> {
         message: cut(&report.status.message),
         err: cut(&report.status.err),
         container: report.status.container.as_ref().map(bounded).or_else(|| task.status.container.clone()),
+        unhealthy: report.status.unhealthy,
     };
     (next != **task).then_some(next)
 }

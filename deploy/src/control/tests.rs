@@ -523,7 +523,106 @@ fn mounts_follow_dockers_rules() {
         },
         bad("duplicate mount point"),
     );
-    check_spec(with(MountKind::Volume, "data", "/data"), Err((ErrorKind::Unimplemented, "of type volume")));
+    let change = |name: &str, change: fn(&mut Mount)| {
+        let kind = if name.starts_with('/') { MountKind::Bind } else { MountKind::Volume };
+        let mut mount = Mount { kind: kind as i32, source: name.into(), target: "/data".into(), ..Mount::default() };
+        change(&mut mount);
+        move |spec: &mut ServiceSpec| spec.task.container.mounts.push(mount)
+    };
+    for name in ["", "data", "a.b-c_d"] {
+        check_spec(with(MountKind::Volume, name, "/data"), Ok(()));
+    }
+    for name in ["a", "a/b", ".a", "a b", &"a".repeat(201)] {
+        check_spec(with(MountKind::Volume, name, "/data"), bad("for a local volume name"));
+    }
+    check_spec(
+        change("data", |m| m.volume_driver = "rexray".into()),
+        Err((ErrorKind::Unimplemented, "DriverConfig.Name \"rexray\" is not supported yet")),
+    );
+    check_spec(change("data", |m| m.volume_driver = "local".into()), Ok(()));
+    check_spec(
+        change("data", |m| m.volume_options = [("bad".to_owned(), "1".to_owned())].into()),
+        bad("invalid option: \"bad\""),
+    );
+    check_spec(change("data", |m| m.subpath = "a/b".into()), Ok(()));
+    for subpath in ["/a", "..", "a/../.."] {
+        let mut mount = Mount { source: "data".into(), target: "/data".into(), ..Mount::default() };
+        mount.set_kind(MountKind::Volume);
+        mount.subpath = subpath.into();
+        check_spec(|spec| spec.task.container.mounts.push(mount), bad("relative path within the volume"));
+    }
+    check_spec(change("", |m| m.subpath = "a".into()), bad("must not set Subpath when using anonymous volumes"));
+    check_spec(change("data", |m| m.propagation = "rslave".into()), bad("neither bind nor tmpfs options"));
+    check_spec(change("/srv", |m| m.propagation = "rshared".into()), Ok(()));
+    check_spec(change("/srv", |m| m.propagation = "odd".into()), bad("invalid propagation mode"));
+    check_spec(change("/srv", |m| m.create_mountpoint = true), Ok(()));
+    check_spec(change("/srv", |m| m.read_only_force_recursive = true), bad("need ReadOnly"));
+}
+
+#[test]
+fn health_checks_follow_dockers_rules() {
+    fn test(words: &str) -> impl FnOnce(&mut ServiceSpec) {
+        let test: Vec<String> = words.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect();
+        move |spec| spec.task.container.healthcheck.get_or_insert_default().test = test
+    }
+    let bad = |words| Err((ErrorKind::Invalid, words));
+    for good in ["", "NONE"] {
+        check_spec(test(good), Ok(()));
+    }
+    check_spec(test("true"), bad("Unknown healthcheck type 'true' (expected 'CMD')"));
+    check_spec(test("CMD"), bad("has no command"));
+    check_spec(test("CMD-SHELL a b"), bad("too many arguments"));
+    check_spec(
+        |spec| spec.task.container.healthcheck.get_or_insert_default().interval_ns = 999_999,
+        bad("Interval in Healthcheck cannot be less than 1ms"),
+    );
+    check_spec(test("CMD true"), Err((ErrorKind::Unimplemented, "Healthcheck")));
+}
+
+#[test]
+fn secrets_and_configs_of_services_are_checked() {
+    let mut world = World::new();
+    let payload = |name: &str| PayloadSpec { name: name.into(), data: vec![1], ..PayloadSpec::default() };
+    let secret = world.run(Op::CreateSecret(CreateSecret { spec: payload("key") })).expect("a secret").id;
+    let config = world.run(Op::CreateConfig(CreateConfig { spec: payload("conf") })).expect("a config").id;
+    let reference = |id: &str, name: &str, file: &str| PayloadReference {
+        id: id.into(),
+        name: name.into(),
+        file: file.into(),
+        uid: "0".into(),
+        gid: "7".into(),
+        mode: 0o440,
+        runtime_target: false,
+    };
+    let mut create = |secrets: Vec<PayloadReference>, configs: Vec<PayloadReference>| {
+        let mut spec = web("web");
+        spec.task.container.secrets = secrets;
+        spec.task.container.configs = configs;
+        world.create(spec).map_err(|error| error.message)
+    };
+    let mut refused = |secret: PayloadReference, words: &str| {
+        let message = create(vec![secret], Vec::new()).expect_err("refused");
+        assert!(message.contains(words), "{message}");
+    };
+    refused(reference("", "key", "key"), "malformed secret reference");
+    refused(reference(&secret, "", "key"), "malformed secret reference");
+    refused(reference("nosuch", "key", "key"), "secret key not found");
+    refused(reference(&secret, "other", "key"), "secret other not found");
+    refused(reference(&config, "conf", "key"), "secret conf not found");
+    for file in ["", ".", "/", "../x", "/run/../x", "a/"] {
+        refused(reference(&secret, "key", file), "invalid target file");
+    }
+    refused(PayloadReference { uid: "web".into(), ..reference(&secret, "key", "key") }, "uid \"web\" is not a number");
+    refused(PayloadReference { mode: 0o10000, ..reference(&secret, "key", "key") }, "mode 10000");
+    let twice = vec![reference(&secret, "key", "key"), reference(&secret, "key", "/run/secrets//./key")];
+    let message = create(twice, Vec::new()).expect_err("refused");
+    assert_eq!(message, "secret references 'key' and 'key' have a conflicting target: '/run/secrets//./key'");
+    let runtime = PayloadReference { runtime_target: true, ..reference(&config, "conf", "x") };
+    assert!(create(Vec::new(), vec![runtime]).expect_err("refused").contains("Configs.Runtime"));
+    let good = reference(&secret, "key", "deep/key");
+    assert_eq!(good.secret_path().as_deref(), Some("/run/secrets/deep/key"));
+    assert_eq!(good.config_path().as_deref(), Some("/deep/key"));
+    create(vec![good], vec![reference(&config, "conf", "/etc/app.conf")]).expect("made");
 }
 
 #[test]
@@ -588,14 +687,6 @@ fn fields_without_effect_are_refused_by_name() {
     check_spec(|spec| spec.task.container.open_stdin = true, no("OpenStdin"));
     check_spec(|spec| spec.task.container.init = Some(true), Ok(()));
     check_spec(|spec| spec.task.container.init = Some(false), Ok(()));
-    let health = |test: &str| {
-        let test = vec![test.to_owned(), "true".to_owned()];
-        move |spec: &mut ServiceSpec| spec.task.container.healthcheck.get_or_insert_default().test = test
-    };
-    check_spec(health("CMD"), no("TaskTemplate.ContainerSpec.Healthcheck is not supported yet"));
-    check_spec(health("NONE"), Ok(()));
-    check_spec(|spec| spec.task.container.secrets = vec![PayloadReference::default()], no("Secrets"));
-    check_spec(|spec| spec.task.container.configs = vec![PayloadReference::default()], no("Configs"));
     check_spec(|spec| spec.task.container.env = vec!["A={{.Node.ID}}".into()], no("Env with a template"));
     check_spec(|spec| spec.task.container.hostname = "{{.Node.ID}}".into(), no("Hostname with a template"));
     check_spec(|spec| spec.task.log_driver.get_or_insert_default().name = "gelf".into(), no("LogDriver \"gelf\""));

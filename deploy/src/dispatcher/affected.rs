@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::assignment::{networks_of_host, peer};
-use crate::model::{NetworkId, NodeId, Task, TaskState};
+use crate::model::{NetworkId, NodeId, PayloadReference, Task};
 use crate::store::{Key, Store};
 
 /// Hosts whose assignment set may differ.
@@ -96,6 +96,13 @@ fn reach<'a>(before: &Store, after: &Store, keys: impl IntoIterator<Item = &'a K
             Key::Network(id) => {
                 networks.insert(id.clone());
             }
+            // Only what is gone concerns a host: what is new has no task yet, and the bytes never change.
+            Key::Secret(id) if after.secret(id).is_none() => {
+                nodes.extend(nodes_with(after, id.as_str(), |task| &task.spec.container.secrets));
+            }
+            Key::Config(id) if after.config(id).is_none() => {
+                nodes.extend(nodes_with(after, id.as_str(), |task| &task.spec.container.configs));
+            }
             Key::Secret(_) | Key::Config(_) => {}
         }
     }
@@ -104,6 +111,15 @@ fn reach<'a>(before: &Store, after: &Store, keys: impl IntoIterator<Item = &'a K
         return None;
     }
     Some(Reach { nodes, networks })
+}
+
+/// Hosts of tasks that name a secret or a config.
+fn nodes_with(
+    store: &Store,
+    id: &str,
+    references: impl Fn(&Task) -> &Vec<PayloadReference>,
+) -> impl Iterator<Item = NodeId> {
+    store.tasks().filter(move |task| references(task).iter().any(|used| used.id == id)).map(|task| task.node_id.clone())
 }
 
 /// What other hosts see of a task.
@@ -119,7 +135,7 @@ impl Face {
     fn of(task: &Task) -> Self {
         Self {
             present: task.is_placed() && !task.has_ended(),
-            serving: task.state() == TaskState::Running && task.is_wanted() && task.draining_since.is_never(),
+            serving: task.is_serving(),
             node: task.node_id.clone(),
             attachments: task.attachments.clone(),
         }

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::item::{
-    Assignment, Body, EndpointInfo, Item, NetworkInfo, Peer, Progress, PublishedPort, RemovedPeer, ServiceInfo, Station,
+    Assignment, Body, EndpointInfo, Item, NetworkInfo, PayloadInfo, Peer, Progress, PublishedPort, RemovedPeer,
+    ServiceInfo, Station,
 };
 use super::set::AssignmentSet;
 use crate::model::{
-    EndpointMode, Meta, Network, NetworkId, Node, NodeId, PublishMode, Service, Task, TaskState, TaskStatus,
+    ConfigId, EndpointMode, Meta, Network, NetworkId, Node, NodeId, PublishMode, SecretId, Service, Task, TaskState,
+    TaskStatus,
 };
 use crate::store::{Holder, Store};
 
@@ -23,6 +25,7 @@ pub fn assignment(store: &Store, node: &NodeId) -> AssignmentSet {
             .filter(|t| t.is_placed() && !t.lacks_addresses())
             .map(|t| Body::Task(Box::new(assigned(t))).into()),
     );
+    items.extend(payloads(store, &node.id));
     for network in networks_of_host(store, &node.id) {
         if let Some(network) = store.network(&network) {
             on_network(store, node, network, &mut items);
@@ -42,6 +45,23 @@ pub(super) fn networks_of_host(store: &Store, node: &NodeId) -> BTreeSet<Network
         tasks.flat_map(|t| t.attachments.iter().map(|a| a.network.clone())).collect();
     networks.extend(store.ingress_network().map(|n| n.id.clone()));
     networks
+}
+
+/// Secrets and configs of the host's tasks, as long as those have not ended.
+fn payloads(store: &Store, node: &NodeId) -> Vec<Item> {
+    let tasks = || store.tasks_on_node(node).filter(|t| t.is_placed() && !t.has_ended());
+    let secrets: BTreeSet<&str> = tasks().flat_map(|t| &t.spec.container.secrets).map(|s| s.id.as_str()).collect();
+    let configs: BTreeSet<&str> = tasks().flat_map(|t| &t.spec.container.configs).map(|c| c.id.as_str()).collect();
+    let info = |id: &str, data: &Vec<u8>| PayloadInfo { id: id.to_owned(), data: data.clone() };
+    let secrets = secrets.into_iter().filter_map(|id| {
+        let secret = store.secret(&SecretId::new(id))?;
+        Some(Body::Secret(info(id, &secret.spec.data)).into())
+    });
+    let configs = configs.into_iter().filter_map(|id| {
+        let config = store.config(&ConfigId::new(id))?;
+        Some(Body::Config(info(id, &config.spec.data)).into())
+    });
+    secrets.chain(configs).collect()
 }
 
 fn assigned(task: &Task) -> Assignment {
@@ -132,7 +152,7 @@ fn endpoint(task: &Task, network: &Network, address: &str) -> EndpointInfo {
         node: task.node_id.clone(),
         address: address.to_owned(),
         names,
-        serving: task.state() == TaskState::Running && task.is_wanted() && task.draining_since.is_never(),
+        serving: task.is_serving(),
     }
 }
 

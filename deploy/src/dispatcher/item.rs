@@ -40,13 +40,17 @@ pub enum ItemKind {
     Peer = 7,
     /// `RemovedPeer`.
     Removed = 8,
+    /// `PayloadInfo` of a secret.
+    Secret = 9,
+    /// `PayloadInfo` of a config.
+    Config = 10,
 }
 
 /// One item.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Item {
     /// What it is; absent when it comes from a newer release, and then ignored.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub body: Option<Body>,
 }
 
@@ -77,6 +81,12 @@ pub enum Body {
     /// A host that was removed and whose certificate must not be trusted.
     #[prost(message, tag = "8")]
     Removed(RemovedPeer),
+    /// A secret of a task of the host. Never written to its disk.
+    #[prost(message, tag = "9")]
+    Secret(PayloadInfo),
+    /// A config of a task of the host.
+    #[prost(message, tag = "10")]
+    Config(PayloadInfo),
 }
 
 /// A task of the host that is told.
@@ -260,6 +270,25 @@ pub struct RemovedPeer {
     pub until: Timestamp,
 }
 
+/// The bytes of a secret or a config.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[prost(skip_debug)]
+pub struct PayloadInfo {
+    /// Its id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// The bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub data: Vec<u8>,
+}
+
+impl core::fmt::Debug for PayloadInfo {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        // A secret's bytes must not reach a log through somebody's `{:?}`.
+        f.debug_struct("PayloadInfo").field("id", &self.id).field("len", &self.data.len()).finish_non_exhaustive()
+    }
+}
+
 impl Item {
     /// The item's name; `None` for one that this release does not know.
     pub fn key(&self) -> Option<ItemKey> {
@@ -275,6 +304,8 @@ impl Item {
             Body::Port(p) => key(ItemKind::Port, &format!("{}/{}", p.published, p.protocol), String::new()),
             Body::Peer(p) => key(ItemKind::Peer, p.id.as_str(), String::new()),
             Body::Removed(p) => key(ItemKind::Removed, p.id.as_str(), String::new()),
+            Body::Secret(p) => key(ItemKind::Secret, &p.id, String::new()),
+            Body::Config(p) => key(ItemKind::Config, &p.id, String::new()),
         }
     }
 }

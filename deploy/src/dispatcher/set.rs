@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
-use super::item::{Assignment, Body, EndpointInfo, Item, ItemKey, NetworkInfo, Peer, PublishedPort, RemovedPeer};
-use super::item::{ServiceInfo, Station};
+use super::item::{Assignment, Body, EndpointInfo, Item, ItemKey, NetworkInfo, PayloadInfo, Peer, PublishedPort};
+use super::item::{RemovedPeer, ServiceInfo, Station};
 
 /// Longest encoded update that is accepted, in bytes. A host in a cluster of some thousand tasks is told about 1 MiB.
 pub const MAX_UPDATE_BYTES: usize = 64 << 20;
@@ -152,6 +152,10 @@ impl AssignmentSet {
         peers: Peer(Peer),
         /// Hosts that are not trusted any more.
         removed: Removed(RemovedPeer),
+        /// Secrets of the host's tasks.
+        secrets: Secret(PayloadInfo),
+        /// Configs of the host's tasks.
+        configs: Config(PayloadInfo),
     }
 
     /// What turns this set into `new`.

@@ -144,7 +144,7 @@ pub struct Mount {
     /// A bind without the mounts below it.
     #[prost(bool, tag = "6")]
     pub non_recursive: bool,
-    /// A missing host path is made.
+    /// A host path that is missing is made, as a directory.
     #[prost(bool, tag = "7")]
     pub create_mountpoint: bool,
     /// A volume is not filled from the image.
@@ -258,6 +258,27 @@ pub struct PayloadReference {
     /// A config that the runtime itself reads (a credential spec) and that has no file.
     #[prost(bool, tag = "7")]
     pub runtime_target: bool,
+}
+
+impl PayloadReference {
+    /// Where a secret's file appears.
+    pub fn secret_path(&self) -> Option<String> {
+        Self::path("/run/secrets/", &self.file)
+    }
+
+    /// Where a config's file appears.
+    pub fn config_path(&self) -> Option<String> {
+        Self::path("/", &self.file)
+    }
+
+    /// A name that is a path of its own, or below a directory; without `.` and empty parts. `None`: it names no file,
+    /// or climbs.
+    pub(crate) fn path(below: &str, file: &str) -> Option<String> {
+        let whole = if file.starts_with('/') { file.to_owned() } else { format!("{below}{file}") };
+        let parts: Vec<&str> = whole.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        let named = file.split('/').any(|part| !part.is_empty() && part != ".") && !file.ends_with('/');
+        (named && !parts.contains(&"..")).then(|| format!("/{}", parts.join("/")))
+    }
 }
 
 /// A resource limit.

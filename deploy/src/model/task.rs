@@ -68,6 +68,14 @@ impl Task {
         self.desired() < DesiredState::Shutdown
     }
 
+    /// Whether names and virtual addresses may lead to it.
+    pub fn is_serving(&self) -> bool {
+        self.state() == TaskState::Running
+            && !self.status.unhealthy
+            && self.is_wanted()
+            && self.draining_since.is_never()
+    }
+
     /// What was observed last.
     pub fn state(&self) -> TaskState {
         self.status.state()
@@ -186,6 +194,10 @@ pub struct TaskStatus {
     /// Its container, once there is one.
     #[prost(message, optional, tag = "5")]
     pub container: Option<ContainerStatus>,
+    /// It runs, and nothing is to be led to it: its health check failed, or it was started again by its host and has
+    /// not passed yet.
+    #[prost(bool, tag = "6")]
+    pub unhealthy: bool,
 }
 
 /// The container of a task.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use deploy::logging::LoggingError;
-use deploy::model::{ContainerSpec, Mount, MountKind, Privileges, Task};
+use deploy::model::{ContainerSpec, Mount, MountKind, PayloadReference, Privileges, Task};
 use runtime::image::Image;
 use runtime::{
     AppArmor, Capabilities, ContainerConfig, EtcFiles, Mount as RuntimeMount, MountKind as RuntimeMountKind,
-    Propagation, Resources, Seccomp, SelinuxLabel, Ulimit,
+    PrivateFile, Propagation, Resources, Seccomp, SelinuxLabel, Ulimit, VolumeMount,
 };
 use sha2::{Digest, Sha256};
 
@@ -70,7 +70,7 @@ pub(super) fn config(
         user: if spec.user.is_empty() { image.config.user.clone() } else { spec.user.clone() },
         groups: spec.groups.clone(),
         readonly_root: spec.read_only,
-        mounts: spec.mounts.iter().map(mount).collect::<Result<_, _>>()?,
+        mounts: mounts(spec, &image.config.volumes)?,
         files: EtcFiles { hosts: hosts(task, &hostname), resolv_conf: resolv_conf(spec) },
         resources: resources(task),
         capabilities: Capabilities { add: spec.cap_add.clone(), drop: spec.cap_drop.clone() },
@@ -88,6 +88,7 @@ pub(super) fn config(
         log,
         init: spec.init == Some(true),
         tty: spec.tty,
+        private_files: Vec::new(),
         hostname,
         id,
     })
@@ -158,6 +159,43 @@ fn env(image: &[String], service: &[String]) -> Vec<String> {
     merged
 }
 
+/// The service's mounts and, where those leave room, the image's volumes; what lies in another after it, as Docker
+/// sorts them.
+fn mounts(spec: &ContainerSpec, of_image: &[String]) -> Result<Vec<RuntimeMount>, ContainerError> {
+    let mut mounts = spec.mounts.iter().map(mount).collect::<Result<Vec<_>, _>>()?;
+    for target in of_image {
+        let target = PathBuf::from("/").join(target);
+        let same = |mount: &RuntimeMount| mount.target.components().eq(target.components());
+        if !mounts.iter().any(same) {
+            let kind = RuntimeMountKind::Volume(VolumeMount { copy: true, ..VolumeMount::default() });
+            mounts.push(RuntimeMount { kind, target, readonly: false });
+        }
+    }
+    mounts.sort_by_key(|mount| mount.target.components().count());
+    Ok(mounts)
+}
+
+/// Secrets and configs as files, in the order of their targets' depth; `payload` has the bytes of each.
+pub(super) fn private_files(
+    spec: &ContainerSpec,
+    secret: impl Fn(&str) -> Option<Vec<u8>>,
+    config: impl Fn(&str) -> Option<Vec<u8>>,
+) -> Option<Vec<PrivateFile>> {
+    let file = |reference: &PayloadReference, target: Option<String>, data: Option<Vec<u8>>| {
+        let number = |text: &str| text.parse().unwrap_or(0);
+        Some(PrivateFile {
+            target: PathBuf::from(target?),
+            uid: number(&reference.uid),
+            gid: number(&reference.gid),
+            mode: reference.mode & 0o7777,
+            data: data?,
+        })
+    };
+    let secrets = spec.secrets.iter().map(|s| file(s, s.secret_path(), secret(&s.id)));
+    let configs = spec.configs.iter().map(|c| file(c, c.config_path(), config(&c.id)));
+    secrets.chain(configs).collect()
+}
+
 fn mount(mount: &Mount) -> Result<RuntimeMount, ContainerError> {
     let kind = match mount.kind() {
         MountKind::Bind => RuntimeMountKind::Bind {
@@ -170,6 +208,15 @@ fn mount(mount: &Mount) -> Result<RuntimeMount, ContainerError> {
             size: (mount.tmpfs_size > 0).then_some(mount.tmpfs_size),
             mode: (mount.tmpfs_mode > 0).then_some(mount.tmpfs_mode),
         },
+        MountKind::Volume => RuntimeMountKind::Volume(VolumeMount {
+            name: mount.source.clone(),
+            driver: mount.volume_driver.clone(),
+            options: mount.volume_options.clone(),
+            labels: mount.volume_labels.clone(),
+            copy: !mount.no_copy,
+            subpath: PathBuf::from(&mount.subpath),
+            source: PathBuf::new(),
+        }),
         other => {
             return Err(ContainerError::Mount { kind: kind_name(other), reason: "not supported yet".into() });
         }
@@ -194,6 +241,8 @@ fn propagation(text: &str) -> Result<Propagation, ContainerError> {
         "private" => Propagation::Private,
         "rslave" => Propagation::RSlave,
         "slave" => Propagation::Slave,
+        "rshared" => Propagation::RShared,
+        "shared" => Propagation::Shared,
         other => {
             let reason = format!("propagation {other:?} is not supported");
             return Err(ContainerError::Mount { kind: "bind", reason });
@@ -267,6 +316,55 @@ mod tests {
         assert_eq!(seccomp(&Privileges::default()), Ok(Seccomp::Default));
         let off = Privileges { seccomp_mode: "unconfined".into(), ..Privileges::default() };
         assert_eq!(seccomp(&off), Ok(Seccomp::Unconfined));
+    }
+
+    #[test]
+    fn mounts_come_in_order_and_the_images_volumes_where_nothing_else_is() {
+        let of = |kind: MountKind, source: &str, target: &str| {
+            let mut mount = Mount { source: source.into(), target: target.into(), ..Mount::default() };
+            mount.set_kind(kind);
+            mount
+        };
+        let spec = ContainerSpec {
+            mounts: vec![
+                of(MountKind::Volume, "deep", "/a/b/c"),
+                of(MountKind::Tmpfs, "", "/a"),
+                of(MountKind::Bind, "/srv", "/data/"),
+            ],
+            ..ContainerSpec::default()
+        };
+        let mounts = mounts(&spec, &strings(&["/data", "/a/b", "cache"])).unwrap();
+        let shown: Vec<String> = mounts
+            .iter()
+            .map(|mount| match &mount.kind {
+                RuntimeMountKind::Volume(volume) => format!("volume {:?} {}", volume.name, mount.target.display()),
+                _ => mount.target.display().to_string(),
+            })
+            .collect();
+        assert_eq!(shown, ["/a", "/data/", "volume \"\" /cache", "volume \"\" /a/b", "volume \"deep\" /a/b/c"]);
+    }
+
+    #[test]
+    fn secrets_and_configs_become_files() {
+        let reference = |id: &str, file: &str| PayloadReference {
+            id: id.into(),
+            file: file.into(),
+            uid: "7".into(),
+            mode: 0o440,
+            ..PayloadReference::default()
+        };
+        let spec = ContainerSpec {
+            secrets: vec![reference("s", "key")],
+            configs: vec![reference("c", "etc/app"), reference("c", "/x")],
+            ..ContainerSpec::default()
+        };
+        let have = |wanted: &'static str| move |id: &str| (id == wanted).then(|| id.as_bytes().to_vec());
+        let files = private_files(&spec, have("s"), have("c")).unwrap();
+        let shown: Vec<(String, u32, u32, u32)> =
+            files.iter().map(|f| (f.target.display().to_string(), f.uid, f.gid, f.mode)).collect();
+        let file = |target: &str| (target.to_owned(), 7, 0, 0o440);
+        assert_eq!(shown, [file("/run/secrets/key"), file("/etc/app"), file("/x")]);
+        assert_eq!(private_files(&spec, have("other"), have("c")), None);
     }
 
     #[test]

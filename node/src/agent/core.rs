@@ -9,6 +9,7 @@ use deploy::dispatcher::{AssignmentSet, Item, Progress, Stamp, Update};
 use deploy::lifecycle::{Action, Event, Found, Lifecycle};
 use deploy::model::{DesiredState, Task, TaskId, TaskState, TaskStatus, Timestamp};
 
+use super::payloads::is_payload;
 use crate::datadir::ManagerRecord;
 
 /// Reports in one batch; more wait for the next.
@@ -120,7 +121,7 @@ impl Core {
         let tasks = self.tasks.values().filter(|life| !life.is_gone());
         Memory {
             stamp: self.stamp,
-            items: self.set.items().cloned().collect(),
+            items: self.set.items().filter(|item| !is_payload(item)).cloned().collect(),
             tasks: tasks
                 .map(|life| RememberedTask { task: life.task().clone(), status: life.status().clone() })
                 .collect(),
@@ -152,10 +153,15 @@ impl Core {
         self.tasks.values().map(|life| life.status().state())
     }
 
-    /// Tasks of this host that run.
+    /// Tasks of this host that run and are healthy.
     pub(super) fn running(&self) -> BTreeSet<TaskId> {
-        let running = |life: &&Lifecycle| life.status().state() == TaskState::Running;
-        self.tasks.values().filter(running).map(|life| life.task().id.clone()).collect()
+        self.tasks.keys().filter(|id| self.is_healthy(id)).cloned().collect()
+    }
+
+    /// Whether a task runs for the cluster, and was not found unhealthy.
+    pub(super) fn is_healthy(&self, id: &TaskId) -> bool {
+        let healthy = |life: &Lifecycle| life.status().state() == TaskState::Running && !life.status().unhealthy;
+        self.tasks.get(id).is_some_and(healthy)
     }
 
     /// Whether nothing is left of any task.
@@ -471,7 +477,21 @@ mod tests {
         let adopted: Vec<(&str, &str)> = taken.adopted.iter().map(|(task, c)| (task.id.as_str(), c.as_str())).collect();
         assert_eq!(adopted, [("a", "c")], "nobody would see it end");
         assert_eq!(taken.steps, [(TaskId::new("b"), Action::Remove)]);
+        assert_eq!(core.running(), BTreeSet::new(), "who looks after it says whether it is healthy");
+        core.event(&TaskId::new("a"), Event::Started { container: "c".into(), pid: 1 }, NOW);
         assert_eq!(core.running(), BTreeSet::from([TaskId::new("a")]));
+    }
+
+    #[test]
+    fn secrets_and_configs_are_not_remembered() {
+        let mut core = core();
+        let payload = deploy::dispatcher::PayloadInfo { id: "s".into(), data: b"secret".to_vec() };
+        let put = vec![task("a"), Body::Secret(payload.clone()).into(), Body::Config(payload).into()];
+        core.update(Update { stamp: stamp(1), base: None, delta: Delta { put, remove: Vec::new() } }, NOW).unwrap();
+        assert_eq!((core.set().secrets().count(), core.set().configs().count()), (1, 1));
+        let bytes = prost::Message::encode_to_vec(&core.memory());
+        assert!(!bytes.windows(6).any(|window| window == b"secret"));
+        assert_eq!(core.memory().items.len(), 1);
     }
 
     #[test]

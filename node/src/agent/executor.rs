@@ -10,7 +10,7 @@ use deploy::model::{Task, TaskId};
 use overlay_net::{DnsSockets, EndpointConfig, Overlay};
 use runtime::image::Reference;
 use runtime::image::registry::{Credentials, Registries};
-use runtime::{Runtime, RuntimeError, Signal, Status};
+use runtime::{PrivateFile, Runtime, RuntimeError, Signal, Status};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::container::{self, TASK_LABEL};
 use super::counters::Counters;
 use super::network;
+use super::payloads::Payloads;
 use crate::images::{ClusterPeers, FromRegistry, HeldImage, Images, Upstream};
 
 /// Tasks that are made ready at once; more only take the cores from each other.
@@ -71,6 +72,8 @@ pub(super) struct Parts {
     pub(super) attempts: watch::Receiver<NetworkAttempt>,
     /// Number of the memory that is on disk.
     pub(super) written: watch::Receiver<u64>,
+    /// Secrets and configs of this host's tasks.
+    pub(super) payloads: watch::Receiver<Payloads>,
     /// What is counted.
     pub(super) counters: Arc<Counters>,
     /// Ends everything that is under way.
@@ -149,11 +152,24 @@ impl Executor {
                 biased;
                 end = this.end_of(&task.id, &container) => end,
                 () = reattached => None,
+                () = this.watch(&task.id, &container) => None,
             };
             if let Some(event) = end {
                 this.ended(&task.id, event).await;
             }
         });
+    }
+
+    /// Tells that a container runs. Never ends.
+    async fn watch(&self, task: &TaskId, container: &str) {
+        let pid = self.pid_of(container).await;
+        self.tell(task, Event::Started { container: container.to_owned(), pid }).await;
+        std::future::pending().await
+    }
+
+    async fn pid_of(&self, container: &str) -> u32 {
+        let containers = self.inner.runtime.list().await;
+        containers.iter().find(|state| state.id == container).and_then(|state| state.pid).unwrap_or_default()
     }
 
     /// Does it until the agent stops. Nothing of it may go on then: the next agent of this process, or the next daemon,
@@ -212,6 +228,12 @@ impl Executor {
         revision: u64,
         cancel: &CancellationToken,
     ) -> Result<(), String> {
+        // Before the permit: it may take until a manager is there.
+        let private_files = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err("cancelled".into()),
+            files = self.private_files(task) => files?,
+        };
         // Before its turn: others have what they need, and need not wait for a network. Held until the container is made.
         let held = tokio::select! {
             biased;
@@ -224,7 +246,10 @@ impl Executor {
             permit = self.shared.slots.acquire() => permit,
         };
         let Ok(_permit) = permit else { return Err("the agent stops".into()) };
-        let config = container::config(task, &self.inner.hostname, &held.image, attempt).map_err(|e| e.to_string())?;
+        let mut config =
+            container::config(task, &self.inner.hostname, &held.image, attempt).map_err(|e| e.to_string())?;
+        config.private_files = private_files;
+        make_mountpoints(task).await?;
         let (id, hostname) = (config.id.clone(), config.hostname.clone());
         if self.containers(&task.id).await.iter().any(|container| container.id == id) {
             // A daemon was killed between making it and starting it.
@@ -256,6 +281,30 @@ impl Executor {
             Arc::new(FromRegistry { registries, reference, credentials: Credentials::Anonymous }) as _
         });
         self.inner.images.provide(name, upstream).await.map_err(|e| crate::chain(&e))
+    }
+
+    /// The task's secrets and configs. They come with the task, and are kept while this host is up: who restarts without
+    /// them (and without a manager) waits.
+    async fn private_files(&self, task: &Task) -> Result<Vec<PrivateFile>, String> {
+        let files = |payloads: &Payloads| {
+            let (secrets, configs) = (&payloads.secrets, &payloads.configs);
+            let spec = &task.spec.container;
+            container::private_files(spec, |id| secrets.get(id).cloned(), |id| configs.get(id).cloned())
+        };
+        let mut payloads = self.inner.payloads.clone();
+        let mut told = false;
+        loop {
+            let found = files(&payloads.borrow_and_update());
+            if let Some(found) = found {
+                return Ok(found);
+            }
+            if !std::mem::replace(&mut told, true) {
+                tracing::info!(task.id = %task.id, "a task waits for its secrets and configs");
+                let reason = "waiting for a manager, which has the secrets and configs".to_owned();
+                self.tell(&task.id, Event::Delayed { reason }).await;
+            }
+            payloads.changed().await.map_err(|_| "the agent stops".to_owned())?;
+        }
     }
 
     /// Connects a task, once its networks are there. What else of the networks could not be set up is no concern of it:
@@ -305,10 +354,12 @@ impl Executor {
                 } else {
                     counters.restarts.add_one();
                 }
-                let containers = self.inner.runtime.list().await;
-                let pid = containers.iter().find(|c| c.id == id).and_then(|c| c.pid).unwrap_or_default();
-                self.tell(&task.id, Event::Started { container: id.clone(), pid }).await;
-                if let Some(event) = self.end_of(&task.id, &id).await {
+                let end = tokio::select! {
+                    biased;
+                    () = self.watch(&task.id, &id) => None,
+                    end = self.end_of(&task.id, &id) => end,
+                };
+                if let Some(event) = end {
                     self.ended(&task.id, event).await;
                 }
             }
@@ -429,6 +480,21 @@ impl Executor {
         let endpoint = network::endpoint_config(task, &hostname);
         self.inner.overlay.attach(netns, endpoint, sockets).await.map(drop).map_err(|e| crate::chain(&e))
     }
+}
+
+/// Makes the host's directories that a task's binds ask to be made. With Docker's mode, and only what is missing.
+async fn make_mountpoints(task: &Task) -> Result<(), String> {
+    let binds = task.spec.container.mounts.iter().filter(|mount| mount.create_mountpoint);
+    let paths: Vec<String> = binds.map(|mount| mount.source.clone()).collect();
+    let made = tokio::task::spawn_blocking(move || {
+        paths.iter().try_for_each(|path| {
+            // A file may be there as well.
+            let missing = !std::path::Path::new(path).exists();
+            let made = if missing { std::fs::create_dir_all(path) } else { Ok(()) };
+            made.map_err(|error| format!("error while creating mount source path '{path}': {error}"))
+        })
+    });
+    made.await.map_err(|e| e.to_string())?
 }
 
 /// The end of a container that nobody saw.

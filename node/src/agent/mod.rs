@@ -12,6 +12,7 @@ mod log_driver;
 mod logs;
 mod memory;
 mod network;
+mod payloads;
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,7 @@ use tonic::service::interceptor::InterceptedService;
 use self::container::TASK_LABEL;
 use self::core::{Core, Step};
 use self::executor::{Basis, Executor, NetworkAttempt};
+use self::payloads::Payloads;
 use self::session::{Line, SessionEvent};
 use crate::datadir::ManagerRecord;
 use crate::engine::AgentState;
@@ -172,7 +174,8 @@ pub struct Agent {
 impl Agent {
     /// Takes up what this host ran before, then looks for a manager.
     pub async fn start(config: AgentConfig) -> Result<Self, AgentError> {
-        let remembered = memory::read(&config.cache, &config.vault)?;
+        let mut remembered = memory::read(&config.cache, &config.vault)?;
+        remembered.items.extend(payloads::kept(&config.runtime).await);
         let (events, events_in) = mpsc::channel(QUEUE);
         let (session, session_in) = mpsc::channel(QUEUE);
         let (commands, commands_in) = mpsc::channel(1);
@@ -196,6 +199,7 @@ impl Agent {
         let (desired, desired_out) = watch::channel(None);
         let (memory, memory_out) = watch::channel((1, core.memory()));
         let (written, written_out) = watch::channel(0);
+        let (payloads, payloads_out) = watch::channel(Payloads::of(core.set()));
         let (unwanted, unwanted_out) = watch::channel(0);
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
@@ -224,6 +228,7 @@ impl Agent {
             events,
             attempts: attempts_out,
             written: written_out,
+            payloads: payloads_out.clone(),
             counters: counters.clone(),
             stop: stop.clone(),
         });
@@ -261,6 +266,7 @@ impl Agent {
             managers,
             desired,
             memory,
+            payloads,
             session: 0,
             unwanted,
             counters: counters.clone(),
@@ -275,6 +281,7 @@ impl Agent {
         });
         tasks.spawn(line.run());
         tasks.spawn(apply_networks(config.overlay, desired_out, attempts, stop.clone()));
+        tasks.spawn(payloads::keep(config.runtime.clone(), payloads_out));
         tasks.spawn(memory::keep(config.cache, config.vault, memory_out, written));
         let serving = Serving::new(config.registries.store().clone(), Rate::new(config.image_rate));
         let runtime = config.runtime;
@@ -383,6 +390,7 @@ struct Loop {
     managers: watch::Sender<Vec<ManagerRecord>>,
     desired: watch::Sender<Option<Desired>>,
     memory: watch::Sender<memory::Numbered>,
+    payloads: watch::Sender<Payloads>,
     /// The number of the session that was opened last.
     session: u64,
     /// The last one that is to end.
@@ -566,6 +574,13 @@ impl Loop {
         self.desired.send_if_modified(|known| {
             let changed = known.as_ref() != Some(&desired);
             *known = Some(desired);
+            changed
+        });
+        self.payloads.send_if_modified(|known| {
+            let changed = !known.are_of(self.core.set());
+            if changed {
+                *known = Payloads::of(self.core.set());
+            }
             changed
         });
         let memory = self.core.memory();

@@ -23,6 +23,7 @@ mod system;
 mod tasks;
 mod values;
 mod version;
+mod volume;
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -80,6 +81,8 @@ enum Command {
     Secret(secret::SecretArgs),
     /// Configs: files for services
     Config(config::ConfigArgs),
+    /// Volumes of this host
+    Volume(volume::VolumeArgs),
     /// Images of this host
     Image(image::ImageArgs),
     /// Logging in to registries
@@ -135,6 +138,7 @@ fn dispatch(engine: &Engine, command: Command) -> Result<(), CliError> {
         Command::Network(args) => engine.drive(|client| network::run(client, args)),
         Command::Secret(args) => engine.drive(|client| payload::run(client, payload::Kind::Secret, args.command)),
         Command::Config(args) => engine.drive(|client| payload::run(client, payload::Kind::Config, args.command)),
+        Command::Volume(args) => engine.drive(|client| volume::run(client, args)),
         Command::Image(args) => engine.drive(|client| image::run(client, args)),
         Command::Registry(args) => registry::run(engine, args),
         Command::System(args) => system::run(engine, args),

@@ -556,6 +556,10 @@ impl Engine for LocalEngine {
         self.manager()?.control(request).await
     }
 
+    fn volumes(&self) -> runtime::Volumes {
+        self.inner.runtime.volumes()
+    }
+
     fn images(&self) -> ImageStore {
         self.inner.registries.store().clone()
     }

@@ -1,4 +1,4 @@
-//! Containers, volumes, plugins: what of Docker's API is not here yet, said clearly.
+//! Containers and plugins: what of Docker's API is not here yet, said clearly.
 //!
 //! Lists that would hide something are refused; lists that are truly empty are empty. Inspecting a single object is a
 //! proper 404, because `docker inspect NAME` asks one kind after another and goes on after a 404 only.
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 
 /// First parts of paths that Docker serves and Shoal does not.
-const DOCKERS: [&str; 8] = ["build", "commit", "containers", "exec", "grpc", "session", "system", "volumes"];
+const DOCKERS: [&str; 7] = ["build", "commit", "containers", "exec", "grpc", "session", "system"];
 
 /// Whether Docker has something at this path.
 pub(super) fn is_dockers(path: &str) -> bool {
@@ -31,14 +31,6 @@ pub(super) async fn list() -> ApiError {
 
 pub(super) async fn inspect(Path(id): Path<String>) -> ApiError {
     ApiError::not_found(format!("No such container: {id}"))
-}
-
-pub(super) async fn volumes() -> Json<Value> {
-    Json(json!({"Volumes": [], "Warnings": null}))
-}
-
-pub(super) async fn volume(Path(name): Path<String>) -> ApiError {
-    ApiError::not_found(format!("get {name}: no such volume"))
 }
 
 pub(super) async fn plugins() -> Json<Value> {

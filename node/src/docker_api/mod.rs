@@ -35,6 +35,7 @@ mod streams;
 mod swarm;
 mod system;
 mod tasks;
+mod volumes;
 pub mod wire;
 
 pub use counters::Counters;
@@ -43,7 +44,7 @@ pub use server::{Listener, serve};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{delete, get, post};
+use axum::routing::{get, post};
 use deploy::control::{Op, Reply, Request};
 use deploy::store::Store;
 use hyper::{Method, Uri};
@@ -158,8 +159,10 @@ fn other_routes<E: Engine>() -> Router<App<E>> {
         .route("/events", get(events::events))
         .route("/containers/json", get(containers::list))
         .route("/containers/{id}/json", get(containers::inspect))
-        .route("/volumes", get(containers::volumes))
-        .route("/volumes/{name}", delete(containers::volume).get(containers::volume))
+        .route("/volumes", get(volumes::list::<E>))
+        .route("/volumes/create", post(volumes::create::<E>))
+        .route("/volumes/prune", post(volumes::prune::<E>))
+        .route("/volumes/{name}", get(volumes::inspect::<E>).delete(volumes::remove::<E>).put(volumes::update))
         .route("/plugins", get(containers::plugins))
         .route("/plugins/{*rest}", get(containers::plugin))
 }

@@ -115,7 +115,7 @@ pub(super) async fn info<E: Engine>(State(app): State<App<E>>) -> Json<Value> {
         // Not Docker's; clients ignore what they do not know.
         "Timing": app.engine.timing().to_string(),
         "Plugins": {
-            "Volume": [],
+            "Volume": ["local"],
             "Network": ["overlay"],
             "Authorization": null,
             "Log": ["journald", "json-file", "local", "none", "syslog"],

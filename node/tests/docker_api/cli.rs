@@ -137,7 +137,7 @@ async fn services() {
     cli.fails("service create -d --name x --constraint node.nope==1 web:1", "onstraint").await;
     cli.fails("service create -d --name x -p 8080:80 web:1", "port '8080' is already in use").await;
     cli.fails("service create -d --name x --generic-resource gpu=1 web:1", "GenericResources is not supported").await;
-    cli.fails("service create -d --name x --health-cmd true web:1", "Healthcheck").await;
+    cli.fails("service create -d --name x --health-cmd true --health-interval 1us web:1", "less than 1ms").await;
     cli.fails("service scale -d nosuch=3", "service nosuch not found").await;
     cli.fails("service scale -d web=-1", "invalid").await;
     cli.ok("service create -d web:1").await;
@@ -168,9 +168,37 @@ async fn networks_secrets_configs() {
         has(&cli.ok(&format!("{kind} ls")).await, &["one"]);
         has(&cli.ok(&format!("{kind} inspect one --pretty")).await, &["Name:", "one", "a=b"]);
         cli.fails(&format!("{kind} create one file"), "already exists").await;
+        cli.ok(&format!("service create -d --name user-{kind} --{kind} source=one,target=/x web:1")).await;
+        has(&cli.ok(&format!("service inspect user-{kind}")).await, &["\"/x\"", "\"one\""]);
+        cli.fails(&format!("{kind} rm one"), "is in use by the following service").await;
+        cli.ok(&format!("service rm user-{kind}")).await;
         cli.ok(&format!("{kind} rm one")).await;
         cli.fails(&format!("{kind} inspect one"), "not found").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes() {
+    let Some(docker) = docker() else { return };
+    let served = Served::cluster().await;
+    let cli = Cli::new(docker, &served.socket);
+    assert_eq!(cli.ok("volume create --label a=b data").await.trim(), "data");
+    assert_eq!(cli.ok("volume create").await.trim().len(), 64);
+    has(&cli.ok("volume ls").await, &["local", "data"]);
+    has(&cli.ok("volume inspect data").await, &["\"Mountpoint\"", "volumes/data/_data", "\"a\": \"b\""]);
+    cli.fails("volume inspect nope", "get nope: no such volume").await;
+    cli.fails("volume create a/b", "includes invalid characters for a local volume name").await;
+    cli.fails("volume create -d rexray x1", "error looking up volume plugin rexray").await;
+    cli.fails("volume create -o type=nfs x1", "missing required option").await;
+    // As with Docker, only what nobody gave a name; then all.
+    has(&cli.ok("volume prune -f").await, &["Deleted Volumes:", "Total reclaimed space: 0B"]);
+    assert_eq!(cli.ok("volume ls -q").await.trim(), "data");
+    let line = "service create -d --name web \
+                --mount type=volume,src=data,dst=/d,volume-label=x=y --mount type=bind,src=/srv,dst=/s web:1";
+    cli.ok(line).await;
+    has(&cli.ok("service inspect web --pretty").await, &["Target:\t/d", "Source:\tdata"]);
+    has(&cli.ok("volume rm data").await, &["data"]);
+    cli.fails("volume rm data", "no such volume").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

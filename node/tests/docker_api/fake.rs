@@ -18,6 +18,7 @@ use node::engine::{
     AgentState, AppliedStore, Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest,
     ManagerView, Member, Membership, RecoverRequest, Recovered, RestoreRequest,
 };
+use runtime::Volumes;
 use runtime::image::registry::{Credentials, Registries, RegistrySettings};
 use runtime::image::{ImageStore, ImportChanges, Limits as ImageLimits, Reference};
 use tokio::sync::mpsc;
@@ -49,6 +50,7 @@ pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
     images: ImageStore,
     registries: Registries,
+    volumes: Volumes,
     dir: Arc<tempfile::TempDir>,
 }
 
@@ -110,7 +112,8 @@ impl Fake {
         };
         // No registry can be reached: nothing resolves, and nobody waits for it.
         let registries = Registries::new(images.clone(), RegistrySettings::default()).unwrap();
-        Self { state: Arc::new(Mutex::new(state)), images, registries, dir: Arc::new(dir) }
+        let volumes = Volumes::open(&dir.path().join("volumes")).unwrap();
+        Self { state: Arc::new(Mutex::new(state)), images, registries, volumes, dir: Arc::new(dir) }
     }
 
     /// As after a restart with autolock on.
@@ -429,6 +432,10 @@ impl Engine for Fake {
         let reply = state.run(Some(&request))?;
         state.settle();
         Ok(reply)
+    }
+
+    fn volumes(&self) -> Volumes {
+        self.volumes.clone()
     }
 
     fn images(&self) -> ImageStore {

@@ -124,7 +124,6 @@ async fn fields_without_effect_are_refused_by_name() {
         ("/TaskTemplate/Runtime", json!("plugin"), "Runtime"),
         ("/TaskTemplate/PluginSpec", json!({"Name": "x"}), "PluginSpec"),
         ("/TaskTemplate/NetworkAttachmentSpec", json!({"ContainerID": "x"}), "NetworkAttachmentSpec"),
-        ("/TaskTemplate/ContainerSpec/Healthcheck", json!({"Test": ["CMD", "true"]}), "Healthcheck"),
         ("/TaskTemplate/ContainerSpec/TTY", json!(true), "TTY"),
         (
             "/TaskTemplate/ContainerSpec/Mounts",
@@ -132,7 +131,13 @@ async fn fields_without_effect_are_refused_by_name() {
             "TmpfsOptions": {"Options": [["exec"]]}}]),
             "TmpfsOptions.Options",
         ),
-        ("/TaskTemplate/ContainerSpec/Mounts", json!([{"Type": "volume", "Source": "v", "Target": "/v"}]), "ounts"),
+        (
+            "/TaskTemplate/ContainerSpec/Mounts",
+            json!([{"Type": "volume", "Source": "v1", "Target": "/v", "VolumeOptions":
+                    {"DriverConfig": {"Name": "rexray"}}}]),
+            "rexray",
+        ),
+        ("/TaskTemplate/ContainerSpec/Mounts", json!([{"Type": "image", "Source": "v", "Target": "/v"}]), "image"),
     ];
     for (at, value, named) in refused {
         let mut spec = small_spec("web");

@@ -13,13 +13,14 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::delete::{REMOVING, remove_dir};
-use super::{Container, Inner, Slot, View, client, create, monitor, storage};
+use super::{Container, Inner, Slot, View, client, create, monitor, mounts, storage};
 use crate::cgroup::Cgroups;
 use crate::config::{ContainerConfig, RuntimeConfig};
 use crate::procfs;
 use crate::protocol::{Answer, Ask, Empty};
 use crate::stored::{self, StoredContainer, StoredExit, StoredProcess, config_from, names, time_from};
 use crate::sys;
+use crate::volume::{PrivateFiles, Volumes};
 use crate::{RuntimeError, plan};
 
 impl Inner {
@@ -35,7 +36,16 @@ impl Inner {
         let cgroups = Cgroups::detect(&config.engine_id)?;
         cgroups.ensure()?;
         let shim_exe = read_only_exe(&config)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&config.run_dir)
+            .map_err(storage("create", &config.run_dir))?;
+        let volumes = Volumes::open(&config.data_dir.join("volumes"))?;
+        let private = PrivateFiles::open(&config.run_dir)?;
         let inner = Arc::new(Inner {
+            volumes,
+            private,
             config,
             cgroups,
             shim_exe,
@@ -111,6 +121,7 @@ impl Inner {
             self.find_living(&container, &process);
         }
         self.slots().insert(id.to_owned(), Slot::Here(Arc::clone(&container)));
+        self.volumes.adopt(id, container.exit().is_none(), mounts::volumes(&config));
         if container.exit().is_none() {
             info!(container.id = id, pid = process.pid, "adopted");
             self.monitor(container, None);
@@ -163,6 +174,8 @@ impl Inner {
                 let _ = fs::remove_file(entry.path());
             }
         }
+        self.private.sweep(known);
+        self.volumes.settle(known);
     }
 }
 

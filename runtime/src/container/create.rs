@@ -14,7 +14,7 @@ use tokio::process::Child;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::{Container, Created, Inner, Slot, View, client, storage};
+use super::{Container, Created, Inner, Slot, View, client, mounts, storage};
 use crate::RuntimeError;
 use crate::config::ContainerConfig;
 use crate::init::Step;
@@ -32,9 +32,11 @@ const DEADLINE: Duration = Duration::from_secs(90);
 impl Inner {
     /// Makes a container up to the moment before its exec. Blocking.
     pub(super) fn create(self: &Arc<Self>, config: &ContainerConfig) -> Result<Created, RuntimeError> {
+        let config = &self.with_volumes(config);
         let host = self.cgroups.host_view();
         plan::plan(config, &self.container_dir(&config.id), &host)?;
         let label = plan::confinement::selinux_labels(config, &host.machine)?.map(|(_, files)| files);
+        mounts::check_sources(config)?;
         let stop_signal = stop_signal(config);
         let lock = self.lock_of(&config.id);
         let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -63,10 +65,12 @@ impl Inner {
     ) -> Result<Created, RuntimeError> {
         let created_at = time_from(nanos(SystemTime::now()));
         let dir = self.container_dir(&config.id);
+        let config = &self.with_private_files(config)?;
         write_directory(&dir, config, created_at)?;
         if let Some(label) = label {
             label_etc(&dir.join("etc"), label)?;
         }
+        self.take_volumes(config, &dir)?;
         self.cgroups.create(&config.id, &config.resources)?;
         let (state, child) = self.spawn_shim(config, &dir)?;
         let pid_start = procfs::start_ticks(state.pid);

@@ -37,7 +37,9 @@ impl Inner {
         let doomed = self.containers_dir().join(format!("{REMOVING}{id}"));
         remove_dir(&doomed)?;
         absent_is_fine(fs::rename(&dir, &doomed)).map_err(storage("rename", &dir))?;
-        remove_dir(&doomed)
+        remove_dir(&doomed)?;
+        self.private.remove(id)?;
+        self.volumes.release(id)
     }
 }
 

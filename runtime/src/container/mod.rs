@@ -10,6 +10,8 @@ mod create;
 mod delete;
 mod durable;
 mod monitor;
+mod mounts;
+mod notes;
 mod runtime;
 mod update;
 
@@ -24,12 +26,14 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+pub use mounts::MountPoint;
 pub use runtime::{Created, Runtime};
 
 use crate::cgroup::Cgroups;
 use crate::config::RuntimeConfig;
 use crate::signal::Signal;
 use crate::stored::{StoredExit, time_from};
+use crate::volume::{PrivateFiles, Volumes};
 use crate::{RuntimeError, plan};
 
 /// How a container ended.
@@ -164,6 +168,8 @@ pub(crate) struct Inner {
     monitors: Mutex<JoinSet<()>>,
     /// See [`Inner::make_durable`].
     unsynced: Mutex<BTreeSet<String>>,
+    volumes: Volumes,
+    private: PrivateFiles,
 }
 
 /// An id that is taken.
@@ -226,7 +232,7 @@ pub(crate) fn through_fd(dir: &File, name: &OsStr) -> PathBuf {
     Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name)
 }
 
-fn storage(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RuntimeError {
+pub(crate) fn storage(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RuntimeError {
     let path = path.to_owned();
     move |source| RuntimeError::Storage { operation, path, source }
 }

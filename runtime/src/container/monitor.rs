@@ -25,6 +25,7 @@ impl Inner {
     /// Starts the task that follows a container's shim. Must be called within the async runtime.
     pub(super) fn monitor(self: &Arc<Self>, container: Arc<Container>, child: Option<Child>) {
         let (socket, cgroups, inner) = (self.socket(&container.id), self.cgroups.clone(), Arc::downgrade(self));
+        let volumes = self.volumes.clone();
         let mut monitors = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
         while monitors.try_join_next().is_some() {}
         monitors.spawn(async move {
@@ -32,6 +33,9 @@ impl Inner {
             if let Some(inner) = inner.upgrade() {
                 inner.make_durable(&container.id);
             }
+            let id = container.id.clone();
+            // What it had mounted for it goes with its last user. Whoever deletes it does the same.
+            let _ = tokio::task::spawn_blocking(move || volumes.rest(&id)).await;
             if let Some(mut child) = child {
                 // Ours, so it is for us to reap.
                 let _ = child.wait().await;

@@ -19,6 +19,7 @@ use crate::procfs;
 use crate::protocol::{Answer, Ask, Empty, Failed};
 use crate::signal::Signal;
 use crate::stored::{self, StoredExit, names, time_from};
+use crate::volume::Volumes;
 
 /// Runs containers. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
@@ -236,6 +237,11 @@ impl Runtime {
     pub async fn dropped_log_records(&self, id: &str) -> Result<u64, RuntimeError> {
         let (inner, container) = (Arc::clone(&self.inner), self.inner.get(id)?);
         blocking(move || inner.dropped_log_records(&container)).await
+    }
+
+    /// The volumes of this host.
+    pub fn volumes(&self) -> Volumes {
+        self.inner.volumes.clone()
     }
 
     /// Kills and removes all containers and the engine's cgroups, for a host that leaves its cluster for good.

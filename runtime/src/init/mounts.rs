@@ -16,11 +16,14 @@ use rustix::mount::{
 };
 
 use super::{AtStep, Failure, Outcome, Step};
-use crate::plan::{Action, Attributes, MS_PRIVATE, MS_REC, NodeKind, Plan, Root, Target, mount_attr, namespace};
+use crate::plan::{
+    Action, Attributes, MAX_SHARED, MS_PRIVATE, MS_REC, NodeKind, Plan, Root, Target, mount_attr, namespace,
+};
 use crate::sys;
 
 /// Mounts the root and everything in it. Returns the new root.
 pub(super) fn build_root(dir: &CStr, plan: &Plan) -> Outcome<OwnedFd> {
+    let mut shared = take_shared(plan)?;
     if plan.propagation != 0 {
         let flags = MountPropagationFlags::from_bits_retain(u32::try_from(plan.propagation).unwrap_or(0));
         mount_change(c"/", flags).at(Step::Propagation)?;
@@ -35,11 +38,8 @@ pub(super) fn build_root(dir: &CStr, plan: &Plan) -> Outcome<OwnedFd> {
         Root::Directory(path) => bind_root(path, plan).at(Step::Root)?,
     };
     for (index, action) in plan.setup.iter().enumerate() {
-        act(root.as_fd(), action).map_err(|(step, errno)| Failure {
-            step,
-            index: u16::try_from(index).unwrap_or(u16::MAX),
-            errno: errno.raw_os_error(),
-        })?;
+        let early = if action.is_shared() { shared.next().flatten() } else { None };
+        act(root.as_fd(), action, early).map_err(|failed| failure(index, failed))?;
     }
     Ok(root)
 }
@@ -98,6 +98,24 @@ impl Plan {
     }
 }
 
+/// Sources of mounts that stay peers of the host's: only before the namespace becomes the host's slave are its mounts
+/// still that. As many as fit; a plan has no more.
+fn take_shared(plan: &Plan) -> Outcome<impl Iterator<Item = Option<OwnedFd>> + use<>> {
+    let mut taken = [const { None }; MAX_SHARED];
+    let mut places = taken.iter_mut();
+    for (index, action) in plan.setup.iter().enumerate().filter(|(_, action)| action.is_shared()) {
+        let Action::Shared { source, recursive, .. } = action else { continue };
+        let Some(place) = places.next() else { return Err(failure(index, (Step::BindSource, Error::MFILE))) };
+        let tree = clone_tree(CWD, source, *recursive).map_err(|errno| failure(index, (Step::BindSource, errno)))?;
+        *place = Some(tree);
+    }
+    Ok(taken.into_iter())
+}
+
+fn failure(index: usize, (step, errno): (Step, Error)) -> Failure {
+    Failure { step, index: u16::try_from(index).unwrap_or(u16::MAX), errno: errno.raw_os_error() }
+}
+
 /// Makes the root that was built the process's own, and lets go of the host's.
 pub(super) fn switch_root(root: BorrowedFd<'_>, plan: &Plan) -> Outcome<()> {
     rustix::process::fchdir(root).at(Step::SwitchRoot)?;
@@ -128,7 +146,8 @@ pub(super) fn seal(fd: BorrowedFd<'_>) -> Result<(), sys::Errno> {
     sys::set_mount_attributes(fd, false, mount_attr::RDONLY, 0, 0)
 }
 
-fn act(root: BorrowedFd<'_>, action: &Action) -> Result<(), (Step, Error)> {
+/// `early` is the source of a mount that had to be taken before the others.
+fn act(root: BorrowedFd<'_>, action: &Action, early: Option<OwnedFd>) -> Result<(), (Step, Error)> {
     match action {
         Action::Filesystem { fs, source, options, attributes, propagation, target, optional } => {
             let made = filesystem(fs, source, options, *attributes);
@@ -146,6 +165,14 @@ fn act(root: BorrowedFd<'_>, action: &Action) -> Result<(), (Step, Error)> {
         }
         Action::Bind { source, target, recursive, attributes, propagation } => {
             let tree = clone_tree(CWD, source, *recursive).map_err(|e| (Step::BindSource, e))?;
+            bind(root, &tree, target, *attributes, *propagation).map_err(|e| (Step::Mount, e))
+        }
+        Action::Beneath { source, path, target, attributes } => {
+            let tree = clone_beneath(source, path).map_err(|e| (Step::BindSource, e))?;
+            bind(root, &tree, target, *attributes, MS_PRIVATE | MS_REC).map_err(|e| (Step::Mount, e))
+        }
+        Action::Shared { target, attributes, propagation, .. } => {
+            let tree = early.ok_or((Step::BindSource, Error::MFILE))?;
             bind(root, &tree, target, *attributes, *propagation).map_err(|e| (Step::Mount, e))
         }
         Action::Remount { target, attributes } => resolve(root, target.path(), OFlags::empty())
@@ -271,6 +298,21 @@ fn clone_tree(dir: BorrowedFd<'_>, path: &CStr, recursive: bool) -> Result<Owned
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     open_tree(dir, path, flags)
+}
+
+/// What is at `path` inside of `source`. Whoever can write there may put links on the way, and swap directories while
+/// we look: the kernel's own look-up ends inside, or fails.
+fn clone_beneath(source: &CStr, path: &CStr) -> Result<OwnedFd, Error> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(source, flags, Mode::empty())?;
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let at = loop {
+        match rustix::fs::openat2(&dir, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how) {
+            Err(Error::AGAIN | Error::INTR) => {}
+            other => break other?,
+        }
+    };
+    open_tree(&at, c"", empty_path_clone() | OpenTreeFlags::AT_RECURSIVE)
 }
 
 fn bind(

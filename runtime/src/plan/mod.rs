@@ -24,7 +24,7 @@ pub(crate) use confinement::{AppArmorHost, Confinement, Machine, SelinuxHost};
 pub use error::PlanError;
 pub(crate) use error::c_string;
 pub(crate) use mounts::{
-    Action, Attributes, MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, NodeKind, mount_attr,
+    Action, Attributes, MAX_SHARED, MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, NodeKind, mount_attr,
 };
 pub(crate) use process::{Process, Rlimit, UserSpec, Who};
 pub(crate) use seccomp::{SeccompFilter, SeccompHost, SockFilter};
@@ -168,6 +168,11 @@ pub(crate) fn validate(config: &ContainerConfig) -> Result<(), PlanError> {
         return Err(PlanError::invalid("oom_score_adj", "must be -1000 to 1000"));
     }
     log::validate(&config.log)?;
+    for file in &config.private_files {
+        if Target::new("private_files.target", &file.target)?.is_root() || file.mode > 0o7777 {
+            return Err(PlanError::invalid("private_files", "a file is not the root, and has a mode of at most 7777"));
+        }
+    }
     if let Some(signal) = &config.stop_signal {
         signal.parse::<crate::Signal>().map_err(|error| PlanError::invalid("stop_signal", error.to_string()))?;
     }

@@ -65,6 +65,11 @@ pub(crate) enum Action {
     },
     /// A file or directory of the host. `propagation` as for filesystems.
     Bind { source: CString, target: Target, recursive: bool, attributes: Attributes, propagation: u64 },
+    /// What is at `path` inside of a directory of the host, which no link may lead out of; with all that is mounted
+    /// there, and private.
+    Beneath { source: CString, path: CString, target: Target, attributes: Attributes },
+    /// As `Bind`, and what is mounted there later appears on the host as well.
+    Shared { source: CString, target: Target, recursive: bool, attributes: Attributes, propagation: u64 },
     /// What is mounted there gets other attributes.
     Remount { target: Target, attributes: Attributes },
     /// A device node, or a fifo; what is there already stays. Where nodes cannot be made (in a user namespace) the
@@ -88,6 +93,8 @@ impl Action {
         match self {
             Action::Filesystem { target, .. }
             | Action::Bind { target, .. }
+            | Action::Beneath { target, .. }
+            | Action::Shared { target, .. }
             | Action::Remount { target, .. }
             | Action::Device { target, .. }
             | Action::Link { target, .. }
@@ -96,6 +103,11 @@ impl Action {
             | Action::ReadOnly { target }
             | Action::Seal { target } => target.path(),
         }
+    }
+
+    /// Whether its source must be taken before the container's view of the host stops passing anything on.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Action::Shared { .. })
     }
 }
 
@@ -142,6 +154,8 @@ const SYSCTLS: [(&str, &str); 2] =
 
 /// At most this many mounts of the user's.
 const MAX_MOUNTS: usize = 256;
+/// At most this many of them pass mounts on to the host.
+pub(crate) const MAX_SHARED: usize = 32;
 
 pub(super) fn actions(config: &ContainerConfig, dir: &Path, host: &HostView) -> Result<Vec<Action>, PlanError> {
     let mut actions = Vec::with_capacity(64);
@@ -174,6 +188,9 @@ pub(super) fn actions(config: &ContainerConfig, dir: &Path, host: &HostView) -> 
     }
     for mount in &config.mounts {
         actions.push(user_mount(mount)?);
+    }
+    if actions.iter().filter(|action| action.is_shared()).count() > MAX_SHARED {
+        return Err(PlanError::invalid("mounts", format!("more than {MAX_SHARED} with shared propagation")));
     }
     if let Some((_, label)) = selinux_labels(config, &host.machine)? {
         label_files(&mut actions, &label)?;
@@ -351,6 +368,15 @@ fn may_be_covered(target: &Target) -> bool {
     path != b"proc" && (!path.starts_with(b"proc/") || FILES.contains(&path))
 }
 
+/// Docker's words for a subpath that cannot be one.
+fn subpath(path: &Path) -> Result<Option<CString>, PlanError> {
+    let inside = |part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir);
+    if !path.components().all(inside) || path.as_os_str().len() > 4000 {
+        return Err(PlanError::invalid("mounts.subpath", "must be a relative path within the volume"));
+    }
+    (!path.as_os_str().is_empty()).then(|| c_string("mounts.subpath", path.as_os_str().as_bytes())).transpose()
+}
+
 fn user_mount(mount: &Mount) -> Result<Action, PlanError> {
     let target = Target::new("mounts.target", &mount.target)?;
     if target.is_root() {
@@ -364,17 +390,37 @@ fn user_mount(mount: &Mount) -> Result<Action, PlanError> {
             if !source.is_absolute() {
                 return Err(PlanError::invalid("mounts.source", format!("{} is not absolute", source.display())));
             }
+            let propagation = match propagation {
+                Propagation::RPrivate => MS_PRIVATE | MS_REC,
+                Propagation::Private => MS_PRIVATE,
+                Propagation::RSlave => MS_SLAVE | MS_REC,
+                Propagation::Slave => MS_SLAVE,
+                Propagation::RShared => MS_SHARED | MS_REC,
+                Propagation::Shared => MS_SHARED,
+            };
+            if propagation & MS_SHARED != 0 {
+                return Ok(Action::Shared {
+                    source: c_string("mounts.source", source.as_os_str().as_bytes())?,
+                    target,
+                    recursive: *recursive,
+                    attributes: readonly(mount.readonly, *recursive && *readonly_below),
+                    propagation,
+                });
+            }
             Ok(Action::Bind {
                 source: c_string("mounts.source", source.as_os_str().as_bytes())?,
                 target,
                 recursive: *recursive,
                 attributes: readonly(mount.readonly, *recursive && *readonly_below),
-                propagation: match propagation {
-                    Propagation::RPrivate => MS_PRIVATE | MS_REC,
-                    Propagation::Private => MS_PRIVATE,
-                    Propagation::RSlave => MS_SLAVE | MS_REC,
-                    Propagation::Slave => MS_SLAVE,
-                },
+                propagation,
+            })
+        }
+        MountKind::Volume(volume) => {
+            let source = c_string("mounts.source", volume.source.as_os_str().as_bytes())?;
+            let attributes = readonly(mount.readonly, true);
+            Ok(match subpath(&volume.subpath)? {
+                None => Action::Bind { source, target, recursive: true, attributes, propagation: MS_PRIVATE | MS_REC },
+                Some(path) => Action::Beneath { source, path, target, attributes },
             })
         }
         MountKind::Tmpfs { size, mode } => {

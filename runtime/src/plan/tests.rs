@@ -43,6 +43,12 @@ fn story(plan: &Plan) -> Vec<String> {
                 let readonly = (attributes.set | attributes.deep_set) & mount_attr::RDONLY != 0;
                 format!("bind {} {subject}{}", source.to_string_lossy(), if readonly { " ro" } else { "" })
             }
+            Action::Beneath { source, path, .. } => {
+                format!("beneath {} {} {subject}", source.to_string_lossy(), path.to_string_lossy())
+            }
+            Action::Shared { source, propagation, .. } => {
+                format!("shared {} {subject} {propagation:#x}", source.to_string_lossy())
+            }
             Action::Remount { attributes, .. } => format!("remount {subject} {:#x}", attributes.set),
             Action::Device { major, minor, .. } => format!("device {subject} {major}:{minor}"),
             Action::Link { to, .. } => format!("link {subject} {}", to.to_string_lossy()),
@@ -239,5 +245,46 @@ proptest! {
                 prop_assert!(!name.is_empty() && name != b".." && name != b"." && !name.contains(&b'/'));
             }
         }
+    }
+}
+
+#[test]
+fn volumes_and_shared_binds() {
+    let volume = |source: &str, subpath: &str| {
+        MountKind::Volume(crate::VolumeMount {
+            name: "data".into(),
+            source: source.into(),
+            subpath: subpath.into(),
+            ..crate::VolumeMount::default()
+        })
+    };
+    let bind = MountKind::Bind {
+        source: "/srv".into(),
+        recursive: true,
+        readonly_below: true,
+        propagation: Propagation::RShared,
+    };
+    let mount = |kind: MountKind, target: &str| Mount { kind, target: target.into(), readonly: false };
+    let mut config = config();
+    config.mounts = vec![mount(volume("/v", ""), "/a"), mount(volume("/v", "x/y"), "/b"), mount(bind, "/c")];
+    let story = story(&planned(&config).unwrap());
+    assert_eq!(story[story.len() - 3..], ["bind /v a", "beneath /v x/y b", "shared /srv c 0x104000"]);
+    for subpath in ["/x", "..", "x/../.."] {
+        config.mounts = vec![mount(volume("/v", subpath), "/a")];
+        assert!(planned(&config).unwrap_err().to_string().contains("relative path within the volume"), "{subpath}");
+    }
+    let shared = MountKind::Bind {
+        source: "/srv".into(),
+        recursive: false,
+        readonly_below: true,
+        propagation: Propagation::Shared,
+    };
+    config.mounts = (0..33).map(|n| mount(shared.clone(), &format!("/m{n}"))).collect();
+    assert!(planned(&config).unwrap_err().to_string().contains("more than 32 with shared propagation"));
+    config.mounts.clear();
+    for (target, mode) in [("/", 0o444), ("relative", 0o444), ("/x", 0o10000)] {
+        let file = crate::PrivateFile { target: target.into(), mode, ..crate::PrivateFile::default() };
+        config.private_files = vec![file];
+        assert!(planned(&config).is_err(), "{target} {mode:o}");
     }
 }

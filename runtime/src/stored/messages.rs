@@ -11,6 +11,7 @@ use crate::config::{
     Resources, Seccomp, SelinuxLabel, Ulimit,
 };
 use crate::plan::limits::oci::LinuxResources;
+use crate::volume::VolumeMount;
 
 /// Written by the daemon before anything else of a container exists.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -102,6 +103,30 @@ pub(crate) struct StoredHook {
     pub(crate) env: Vec<String>,
     #[prost(int64, optional, tag = "4")]
     pub(crate) timeout_secs: Option<i64>,
+}
+
+/// What a volume was made with, beside its data.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct StoredVolume {
+    #[prost(uint64, tag = "1")]
+    pub(crate) created_at_nanos: u64,
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub(crate) options: BTreeMap<String, String>,
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub(crate) labels: BTreeMap<String, String>,
+    /// The container that it is removed with; empty for one that has a name.
+    #[prost(string, tag = "4")]
+    pub(crate) owner: String,
+    /// It is being filled from an image: what is in it is of no use until this is false again.
+    #[prost(bool, tag = "5")]
+    pub(crate) filling: bool,
+}
+
+/// What somebody wants to find again beside a container.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct StoredNote {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(crate) bytes: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -236,7 +261,7 @@ struct StoredMount {
     target: Vec<u8>,
     #[prost(bool, tag = "2")]
     readonly: bool,
-    #[prost(oneof = "StoredMountKind", tags = "3, 4")]
+    #[prost(oneof = "StoredMountKind", tags = "3, 4, 200")]
     kind: Option<StoredMountKind>,
 }
 
@@ -246,6 +271,21 @@ enum StoredMountKind {
     Bind(StoredBind),
     #[prost(message, tag = "4")]
     Tmpfs(StoredTmpfs),
+    #[prost(message, tag = "200")]
+    Volume(StoredVolumeMount),
+}
+
+/// Options and labels are the volume's, and not kept here.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredVolumeMount {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(bytes = "vec", tag = "2")]
+    subpath: Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    source: Vec<u8>,
+    #[prost(bool, tag = "4")]
+    copy: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -444,6 +484,7 @@ pub(crate) fn config_from(stored: StoredConfig) -> Result<ContainerConfig, Strin
             };
             IdMappings { uids: ranges(maps.uids), gids: ranges(maps.gids) }
         }),
+        private_files: Vec::new(),
     })
 }
 
@@ -458,9 +499,17 @@ fn mount_into(mount: &Mount) -> StoredMount {
                 Propagation::Private => 1,
                 Propagation::RSlave => 2,
                 Propagation::Slave => 3,
+                Propagation::RShared => 200,
+                Propagation::Shared => 201,
             },
         }),
         MountKind::Tmpfs { size, mode } => StoredMountKind::Tmpfs(StoredTmpfs { size: *size, mode: *mode }),
+        MountKind::Volume(volume) => StoredMountKind::Volume(StoredVolumeMount {
+            name: volume.name.clone(),
+            subpath: path_into(&volume.subpath),
+            source: path_into(&volume.source),
+            copy: volume.copy,
+        }),
     };
     StoredMount { target: path_into(&mount.target), readonly: mount.readonly, kind: Some(kind) }
 }
@@ -476,10 +525,19 @@ fn mount_from(stored: StoredMount) -> Result<Mount, String> {
                 1 => Propagation::Private,
                 2 => Propagation::RSlave,
                 3 => Propagation::Slave,
+                200 => Propagation::RShared,
+                201 => Propagation::Shared,
                 other => return Err(format!("unknown propagation {other}")),
             },
         },
         Some(StoredMountKind::Tmpfs(tmpfs)) => MountKind::Tmpfs { size: tmpfs.size, mode: tmpfs.mode },
+        Some(StoredMountKind::Volume(volume)) => MountKind::Volume(VolumeMount {
+            name: volume.name,
+            subpath: path_from(volume.subpath),
+            source: path_from(volume.source),
+            copy: volume.copy,
+            ..VolumeMount::default()
+        }),
         None => return Err("a mount without a kind".to_owned()),
     };
     Ok(Mount { kind, target: path_from(stored.target), readonly: stored.readonly })

@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 
 pub(crate) use messages::{
-    StoredBundle, StoredContainer, StoredExit, StoredHook, StoredProcess, config_from, config_into, nanos, time_from,
+    StoredBundle, StoredContainer, StoredExit, StoredHook, StoredNote, StoredProcess, StoredVolume, config_from,
+    config_into, nanos, time_from,
 };
 
 use crate::RuntimeError;
@@ -35,6 +36,10 @@ pub(crate) enum Kind {
     Exit = 3,
     /// `state`, of `shoal runtime`
     Bundle = 100,
+    /// `volume`
+    Volume = 200,
+    /// `note-...`
+    Note = 201,
 }
 
 /// The message of a kind of file.
@@ -59,8 +64,17 @@ impl Stored for StoredBundle {
     const KIND: Kind = Kind::Bundle;
 }
 
-/// Names inside of a container's directory.
+impl Stored for StoredVolume {
+    const KIND: Kind = Kind::Volume;
+}
+
+impl Stored for StoredNote {
+    const KIND: Kind = Kind::Note;
+}
+
+/// Names inside of a container's directory, and of a volume's.
 pub(crate) mod names {
+    pub(crate) const VOLUME: &str = "volume";
     pub(crate) const CONTAINER: &str = "container";
     pub(crate) const PROCESS: &str = "process";
     pub(crate) const EXIT: &str = "exit";
@@ -257,6 +271,27 @@ mod tests {
                     readonly: true,
                 },
                 Mount { kind: MountKind::Tmpfs { size: Some(1), mode: None }, target: "/u".into(), readonly: false },
+                Mount {
+                    kind: MountKind::Volume(crate::VolumeMount {
+                        name: "data".into(),
+                        subpath: "sub/dir".into(),
+                        source: "/v/data/_data".into(),
+                        copy: true,
+                        ..crate::VolumeMount::default()
+                    }),
+                    target: "/v".into(),
+                    readonly: true,
+                },
+                Mount {
+                    kind: MountKind::Bind {
+                        source: "/s".into(),
+                        recursive: false,
+                        readonly_below: true,
+                        propagation: Propagation::RShared,
+                    },
+                    target: "/w".into(),
+                    readonly: false,
+                },
             ],
             files: EtcFiles { hosts: "hosts".into(), resolv_conf: "resolv".into() },
             resources: Resources {
@@ -298,6 +333,7 @@ mod tests {
                 uids: vec![IdRange { inside: 0, outside: 100_000, count: 65_536 }],
                 gids: vec![IdRange { inside: 0, outside: 200_000, count: 65_536 }],
             }),
+            private_files: Vec::new(),
         }
     }
 

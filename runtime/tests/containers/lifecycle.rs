@@ -164,7 +164,7 @@ fn create_failures_leave_nothing() {
                 readonly: false,
             });
         },
-        "open the source of the mount at /data: no such file or directory",
+        "bind source path does not exist: /nosuch/source",
     );
     fails(&|config| config.cwd = "/payload/dir".into(), "enter the working directory /payload/dir: not a directory");
     fails(&|config| _ = config.sysctls.insert("net.no.such".into(), "1".into()), "set /proc/sys/net/no/such: no such");

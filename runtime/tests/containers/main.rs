@@ -18,6 +18,7 @@ mod logging;
 mod payload;
 mod survival;
 mod upgrade;
+mod volumes;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -73,6 +74,7 @@ fn run(args: &[String]) -> ExitCode {
         survival::TESTS,
         cycles::TESTS,
         upgrade::TESTS,
+        volumes::TESTS,
         layouts::TESTS,
     ]
     .concat()

@@ -71,6 +71,22 @@ fn act(verb: &str, args: &[String]) -> Option<u8> {
         }
         "child-of-orphan" => drop(std::hint::black_box(spawn(&["sleepless"]))),
         "sleepless" => {}
+        "stat" => match std::fs::symlink_metadata(first()) {
+            Ok(meta) => {
+                use std::os::unix::fs::MetadataExt;
+                println!("stat {}: {}:{} {:o}", first(), meta.uid(), meta.gid(), meta.mode() & 0o7777);
+            }
+            Err(error) => println!("stat {}: {error}", first()),
+        },
+        "mount" => {
+            let flags = rustix::mount::MountFlags::empty();
+            rustix::mount::mount(c"tmpfs", first(), c"tmpfs", flags, None).expect("mount");
+        }
+        "wait" => {
+            while !std::path::Path::new(first()).exists() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
         "mknod" => {
             let status = rustix::fs::mknodat(
                 rustix::fs::CWD,

@@ -1,8 +1,8 @@
-//! A container spec: image, mounts, capabilities, and the fields that have no effect yet.
+//! A container spec: image, health check, secrets, capabilities, and the fields that have no effect yet.
 
 use super::super::{ControlError, invalid};
-use super::{argument, arguments, count, labels, shorten, text, unsupported};
-use crate::model::{ContainerSpec, DnsConfig, Mount, MountKind, Privileges, parse_ipv4};
+use super::{argument, arguments, count, labels, mount, shorten, text, unsupported};
+use crate::model::{ContainerSpec, DnsConfig, Healthcheck, PayloadReference, Privileges, parse_ipv4};
 
 /// Longest wait between the stop signal and SIGKILL: a day, in nanoseconds.
 const MAX_STOP_GRACE_NS: u64 = 24 * 3600 * 1_000_000_000;
@@ -38,7 +38,10 @@ pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), ControlErr
     container.groups.iter().try_for_each(|group| text("TaskTemplate.ContainerSpec.Groups", group, 255))?;
     container.privileges.as_ref().map_or(Ok(()), privileges)?;
     count("TaskTemplate.ContainerSpec.Mounts", container.mounts.len())?;
-    mounts(&container.mounts)?;
+    mount::mounts(&container.mounts)?;
+    container.healthcheck.as_ref().map_or(Ok(()), healthcheck)?;
+    payloads("secret", &container.secrets, "/run/secrets/")?;
+    payloads("config", &container.configs, "/")?;
     stop(container)?;
     hosts(&container.hosts)?;
     container.dns.as_ref().map_or(Ok(()), dns)?;
@@ -49,17 +52,10 @@ pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), ControlErr
 fn no_effect_yet(container: &ContainerSpec) -> Result<(), ControlError> {
     if let Some(check) = &container.healthcheck {
         let off = check.test.first().is_some_and(|first| first == "NONE");
-        let timed = check.interval_ns != 0
-            || check.timeout_ns != 0
-            || check.start_period_ns != 0
-            || check.start_interval_ns != 0
-            || check.retries != 0;
-        unsupported("TaskTemplate.ContainerSpec.Healthcheck", !off && (timed || !check.test.is_empty()))?;
+        unsupported("TaskTemplate.ContainerSpec.Healthcheck", !off && *check != Healthcheck::default())?;
     }
     unsupported("TaskTemplate.ContainerSpec.TTY", container.tty)?;
     unsupported("TaskTemplate.ContainerSpec.OpenStdin", container.open_stdin)?;
-    unsupported("TaskTemplate.ContainerSpec.Secrets", !container.secrets.is_empty())?;
-    unsupported("TaskTemplate.ContainerSpec.Configs", !container.configs.is_empty())?;
     if !["", "default"].contains(&container.isolation.as_str()) {
         let text = format!("TaskTemplate.ContainerSpec.Isolation: {:?} is for Windows", shorten(&container.isolation));
         return Err(invalid(text));
@@ -117,7 +113,7 @@ fn is_reference(reference: &str) -> bool {
 }
 
 /// Templates are expanded on the host, later; until then one is refused instead of being taken literally.
-fn no_template(field: &str, value: &str) -> Result<(), ControlError> {
+pub(super) fn no_template(field: &str, value: &str) -> Result<(), ControlError> {
     unsupported(&format!("{field} with a template ({{{{)"), value.contains("{{"))
 }
 
@@ -172,103 +168,60 @@ fn privileges(privileges: &Privileges) -> Result<(), ControlError> {
     Ok(())
 }
 
-fn mounts(mounts: &[Mount]) -> Result<(), ControlError> {
-    let mut targets = std::collections::BTreeSet::new();
-    for mount in mounts {
-        let target = mount.target.trim_end_matches('/');
-        if mount.target.is_empty() {
-            return Err(invalid("ContainerSpec: mount target must not be empty"));
+/// Docker's bounds and words. Zero means the default everywhere.
+fn healthcheck(check: &Healthcheck) -> Result<(), ControlError> {
+    const MILLISECOND: u64 = 1_000_000;
+    for (name, nanos) in [
+        ("Interval", check.interval_ns),
+        ("Timeout", check.timeout_ns),
+        ("StartPeriod", check.start_period_ns),
+        ("StartInterval", check.start_interval_ns),
+    ] {
+        if nanos != 0 && nanos < MILLISECOND {
+            return Err(invalid(format!("{name} in Healthcheck cannot be less than 1ms")));
         }
-        argument("TaskTemplate.ContainerSpec.Mounts.Target", &mount.target)?;
-        argument("TaskTemplate.ContainerSpec.Mounts.Source", &mount.source)?;
-        no_template("TaskTemplate.ContainerSpec.Mounts", &mount.target)?;
-        no_template("TaskTemplate.ContainerSpec.Mounts", &mount.source)?;
-        let wrong = |why: &str| Err(invalid(format!("invalid mount target {:?}: {why}", shorten(&mount.target))));
-        if !mount.target.starts_with('/') {
-            return wrong("must be an absolute path");
-        }
-        if target.is_empty() {
-            return wrong("destination can't be '/'");
-        }
-        if target.split('/').any(|part| part == "..") {
-            return wrong("must not contain ..");
-        }
-        if !targets.insert(target.to_owned()) {
-            return Err(invalid(format!("ContainerSpec: duplicate mount point: {}", shorten(&mount.target))));
-        }
-        one_mount(mount)?;
     }
-    Ok(())
-}
-
-fn one_mount(mount: &Mount) -> Result<(), ControlError> {
-    let kind = |name: &str| unsupported(&format!("TaskTemplate.ContainerSpec.Mounts of type {name}"), true);
-    let option = |name: &str, set: bool| unsupported(&format!("TaskTemplate.ContainerSpec.Mounts.{name}"), set);
-    let volume = mount.no_copy
-        || !mount.volume_labels.is_empty()
-        || !mount.volume_driver.is_empty()
-        || !mount.volume_options.is_empty()
-        || !mount.subpath.is_empty();
-    let bind = !mount.propagation.is_empty()
-        || mount.non_recursive
-        || mount.create_mountpoint
-        || mount.read_only_force_recursive
-        || mount.read_only_non_recursive;
-    let tmpfs = mount.tmpfs_size != 0 || mount.tmpfs_mode != 0;
-    if !["", "default", "consistent", "cached", "delegated"].contains(&mount.consistency.as_str()) {
-        return Err(invalid("TaskTemplate.ContainerSpec.Mounts.Consistency: unknown"));
-    }
-    match MountKind::try_from(mount.kind) {
-        Ok(MountKind::Bind) => {
-            if !mount.source.starts_with('/') {
-                let source = shorten(&mount.source);
-                return Err(invalid(format!("invalid bind mount source, must be an absolute path: {source}")));
-            }
-            if volume || tmpfs {
-                return Err(invalid("a bind mount takes neither volume nor tmpfs options"));
-            }
-            let known = ["", "rprivate", "private", "rslave", "slave"];
-            // The container's root is a slave of the host's, so nothing can travel back.
-            option("BindOptions.Propagation rshared", ["rshared", "shared"].contains(&mount.propagation.as_str()))?;
-            if !known.contains(&mount.propagation.as_str()) {
-                return Err(invalid(format!("invalid propagation mode: {}", shorten(&mount.propagation))));
-            }
-            option("BindOptions.CreateMountpoint", mount.create_mountpoint)?;
-            read_only(mount)
-        }
-        Ok(MountKind::Tmpfs) => {
-            if !mount.source.is_empty() {
-                return Err(invalid("invalid tmpfs source, source must be empty"));
-            }
-            if volume || bind {
-                return Err(invalid("a tmpfs mount takes neither volume nor bind options"));
-            }
-            if mount.tmpfs_mode > 0o7777 || mount.tmpfs_size > 1 << 50 {
-                return Err(invalid("invalid tmpfs size or mode"));
-            }
-            Ok(())
-        }
-        Ok(MountKind::Volume) => kind("volume"),
-        Ok(MountKind::NamedPipe) => kind("npipe"),
-        Ok(MountKind::Cluster) => kind("cluster"),
-        Ok(MountKind::Image) => kind("image"),
-        Err(_) => Err(invalid("TaskTemplate.ContainerSpec.Mounts.Type: unknown")),
+    arguments("TaskTemplate.ContainerSpec.Healthcheck.Test", &check.test)?;
+    match check.test.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] | ["NONE"] | ["CMD", _, ..] | ["CMD-SHELL", _] => Ok(()),
+        ["CMD" | "CMD-SHELL"] => Err(invalid("Healthcheck.Test has no command")),
+        ["NONE" | "CMD-SHELL", ..] => Err(invalid("Healthcheck.Test has too many arguments")),
+        [kind, ..] => Err(invalid(format!("Unknown healthcheck type '{}' (expected 'CMD')", shorten(kind)))),
     }
 }
 
-/// Docker's rules: a read-only bind is so with all mounts below it, unless they are excepted or left out.
-fn read_only(mount: &Mount) -> Result<(), ControlError> {
-    let (force, except) = (mount.read_only_force_recursive, mount.read_only_non_recursive);
-    if (force || except) && !mount.read_only {
-        return Err(invalid("BindOptions: ReadOnlyForceRecursive and ReadOnlyNonRecursive need ReadOnly"));
-    }
-    if force && (except || mount.non_recursive) {
-        return Err(invalid(
-            "BindOptions: ReadOnlyForceRecursive goes with neither NonRecursive nor ReadOnlyNonRecursive",
-        ));
-    }
-    if force && !["", "rprivate"].contains(&mount.propagation.as_str()) {
-        return Err(invalid("BindOptions: ReadOnlyForceRecursive needs Propagation rprivate"));
+/// References to secrets or configs: complete, with targets that do not meet.
+fn payloads(kind: &str, references: &[PayloadReference], below: &str) -> Result<(), ControlError> {
+    count(&format!("TaskTemplate.ContainerSpec: {kind}s"), references.len())?;
+    let mut targets: std::collections::BTreeMap<String, &str> = std::collections::BTreeMap::new();
+    for reference in references {
+        if reference.id.is_empty() || reference.name.is_empty() {
+            return Err(invalid(format!("malformed {kind} reference")));
+        }
+        text("TaskTemplate.ContainerSpec", &reference.id, 64)?;
+        text("TaskTemplate.ContainerSpec", &reference.name, 255)?;
+        unsupported("TaskTemplate.ContainerSpec.Configs.Runtime", reference.runtime_target)?;
+        let target = PayloadReference::path(below, &reference.file);
+        let odd = reference.file.len() > 4000 || reference.file.contains('\0');
+        let Some(target) = target.filter(|_| !odd) else {
+            let file = shorten(&reference.file);
+            return Err(invalid(format!("malformed file {kind} reference, invalid target file \"{file}\" provided")));
+        };
+        if let Some(other) = targets.insert(target, &reference.name) {
+            let (name, file) = (shorten(&reference.name), shorten(&reference.file));
+            return Err(invalid(format!(
+                "{kind} references '{}' and '{name}' have a conflicting target: '{file}'",
+                shorten(other)
+            )));
+        }
+        for (what, id) in [("uid", &reference.uid), ("gid", &reference.gid)] {
+            if !id.is_empty() && id.parse::<u32>().is_err() {
+                return Err(invalid(format!("{kind} {what} {:?} is not a number", shorten(id))));
+            }
+        }
+        if reference.mode > 0o7777 {
+            return Err(invalid(format!("{kind} mode {:o} is more than 7777", reference.mode)));
+        }
     }
     Ok(())
 }

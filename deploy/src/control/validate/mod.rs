@@ -2,6 +2,7 @@
 //! name instead of being ignored.
 
 mod container;
+mod mount;
 mod service;
 
 use super::{ControlError, invalid, node::known_availability, unimplemented};

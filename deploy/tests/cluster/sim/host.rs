@@ -167,6 +167,9 @@ impl Sim {
             let host = self.hosts.get_mut(name).expect("host");
             host.tasks.insert(id.clone(), life);
             self.act(name, &id, actions);
+            if self.hosts[name].running.contains(&id) {
+                self.later(STEP, name, &id, Event::Started { container: "c0".repeat(32), pid: 4242 });
+            }
         }
         if let Err(error) = self.request(Op::NodeSession(Box::new(op))) {
             self.log.push(format!("session of {name}: {error}"));

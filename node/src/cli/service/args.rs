@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::cli::output::ListFormat;
-use crate::cli::values::{self, KeyValue};
+use crate::cli::values::{self, KeyValue, PayloadFlag};
 use crate::docker_api::wire::{Mount, NetworkAttachmentConfig, PortConfig, Ulimit};
 
 /// `shoal service`.
@@ -258,6 +258,27 @@ pub(super) struct Settings {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
           help_heading = "Container")]
     pub(super) read_only: Option<bool>,
+    /// Shell command that says by its exit code whether a task is healthy
+    #[arg(long, value_name = "COMMAND", help_heading = "Health")]
+    pub(super) health_cmd: Option<String>,
+    /// Time from one check to the next [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = values::duration, help_heading = "Health")]
+    pub(super) health_interval: Option<i64>,
+    /// A check that takes longer has failed [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = values::duration, help_heading = "Health")]
+    pub(super) health_timeout: Option<i64>,
+    /// Failures in a row that make a task unhealthy [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..), help_heading = "Health")]
+    pub(super) health_retries: Option<i64>,
+    /// Failures do not count for so long after the start [default: 0s]
+    #[arg(long, value_name = "TIME", value_parser = values::duration, help_heading = "Health")]
+    pub(super) health_start_period: Option<i64>,
+    /// As --health-interval, in that time and until the first success [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = values::duration, help_heading = "Health")]
+    pub(super) health_start_interval: Option<i64>,
+    /// Do not check, whatever the image says
+    #[arg(long, help_heading = "Health")]
+    pub(super) no_healthcheck: bool,
     /// Command in place of the image's entry point, in shell words
     #[arg(long, value_name = "COMMAND", help_heading = "Container")]
     pub(super) entrypoint: Option<String>,
@@ -303,9 +324,15 @@ pub(in crate::cli) struct CreateArgs {
     /// File with a variable a line; may be repeated
     #[arg(long, value_name = "FILE", help_heading = "Container")]
     pub(super) env_file: Vec<PathBuf>,
-    /// type=bind|tmpfs,source=PATH,target=PATH[,readonly]; may be repeated
+    /// type=volume|bind|tmpfs,source=NAME|PATH,target=PATH[,readonly]; may be repeated
     #[arg(long, value_name = "MOUNT", value_parser = values::parse_mount, help_heading = "Container")]
     pub(super) mount: Vec<Mount>,
+    /// Secret to show in /run/secrets, NAME or source=NAME,target=FILE,uid=N,gid=N,mode=0400; may be repeated
+    #[arg(long, value_name = "SECRET", value_parser = values::parse_payload, help_heading = "Container")]
+    pub(super) secret: Vec<PayloadFlag>,
+    /// Config to show as a file, NAME or source=NAME,target=FILE,uid=N,gid=N,mode=0444; may be repeated
+    #[arg(long, value_name = "CONFIG", value_parser = values::parse_payload, help_heading = "Container")]
+    pub(super) config: Vec<PayloadFlag>,
     /// Line of the hosts file; may be repeated
     #[arg(long = "host", value_name = "NAME:IP", value_parser = values::hosts_entry, help_heading = "Container")]
     pub(super) hosts: Vec<String>,
@@ -405,6 +432,18 @@ pub(in crate::cli) struct UpdateArgs {
     /// Target of a mount to remove; may be repeated
     #[arg(long, value_name = "PATH", help_heading = "Container")]
     pub(super) mount_rm: Vec<String>,
+    /// Secret to show, in place of one with the same target; may be repeated
+    #[arg(long, value_name = "SECRET", value_parser = values::parse_payload, help_heading = "Container")]
+    pub(super) secret_add: Vec<PayloadFlag>,
+    /// Name of a secret to take away; may be repeated
+    #[arg(long, value_name = "NAME", help_heading = "Container")]
+    pub(super) secret_rm: Vec<String>,
+    /// Config to show, in place of one with the same target; may be repeated
+    #[arg(long, value_name = "CONFIG", value_parser = values::parse_payload, help_heading = "Container")]
+    pub(super) config_add: Vec<PayloadFlag>,
+    /// Name of a config to take away; may be repeated
+    #[arg(long, value_name = "NAME", help_heading = "Container")]
+    pub(super) config_rm: Vec<String>,
     /// Line of the hosts file; may be repeated
     #[arg(long, value_name = "NAME:IP", value_parser = values::hosts_entry, help_heading = "Container")]
     pub(super) host_add: Vec<String>,

@@ -25,7 +25,7 @@ use super::error::CliError;
 use super::node::{index, retried};
 use super::output;
 use super::{filters, tasks};
-use crate::docker_api::wire::{IdResponse, Network, Service, ServiceSpec, UpdateStatus};
+use crate::docker_api::wire::{IdResponse, Network, Payload, Service, ServiceSpec, UpdateStatus};
 
 /// A command whose arguments were checked as far as that goes without asking the engine.
 #[derive(Debug)]
@@ -65,7 +65,10 @@ impl ServiceArgs {
 pub(super) async fn run(client: Client, command: Checked) -> Result<(), CliError> {
     let client = &client;
     match command {
-        Checked::Create { spec, detach, quiet } => create(client, &spec, detach, quiet).await,
+        Checked::Create { mut spec, detach, quiet } => {
+            find_payloads(client, &mut spec).await?;
+            create(client, &spec, detach, quiet).await
+        }
         Checked::Update(args) => update(client, *args).await,
         Checked::Scale { pairs, detach } => scale::run(client, &pairs, detach).await,
         Checked::Other(command) => other(client, command).await,
@@ -138,6 +141,7 @@ async fn change(
         let id = id(&found).to_owned();
         let mut spec = found.spec.unwrap_or_default();
         change(&mut spec)?;
+        find_payloads(client, &mut spec).await?;
         let answer: Value =
             client.create(&route(&["services", &id, "update"], &[("version", &version)]), &spec).await?;
         warn(&answer);
@@ -170,6 +174,21 @@ async fn with_network_ids(client: &Client, mut args: UpdateArgs) -> Result<Updat
         }
     }
     Ok(args)
+}
+
+/// Services keep secrets and configs by id and name, and users give either.
+async fn find_payloads(client: &Client, spec: &mut ServiceSpec) -> Result<(), CliError> {
+    let Some(container) = spec.task_template.as_mut().and_then(|task| task.container_spec.as_mut()) else {
+        return Ok(());
+    };
+    let secrets = container.secrets.iter_mut().flatten().map(|s| ("secrets", &mut s.id, &mut s.name));
+    let configs = container.configs.iter_mut().flatten().map(|c| ("configs", &mut c.id, &mut c.name));
+    for (noun, id, name) in secrets.chain(configs).filter(|(_, id, _)| id.is_none()) {
+        let found: Payload = client.get(&route(&[noun, name.as_deref().unwrap_or_default()], &[])).await?;
+        *id = found.id;
+        *name = found.spec.and_then(|spec| spec.name);
+    }
+    Ok(())
 }
 
 async fn rollback(client: &Client, service: &str, detach: bool, quiet: bool) -> Result<(), CliError> {

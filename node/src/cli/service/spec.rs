@@ -4,10 +4,10 @@ use std::path::Path;
 
 use super::args::{CreateArgs, EndpointMode, Mode, Settings, UpdateArgs, word};
 use crate::cli::error::CliError;
-use crate::cli::values::{KeyValue, env_key, fill_env, words};
+use crate::cli::values::{KeyValue, PayloadFlag, env_key, fill_env, words};
 use crate::docker_api::wire::{
-    ContainerSpec, Driver, Empty, EndpointSpec, Limits, Map, Placement, PortConfig, Preference, Replicated,
-    Reservations, RestartPolicy, ServiceMode, ServiceSpec, Spread, TaskSpec, UpdateConfig,
+    ContainerSpec, Driver, Empty, EndpointSpec, FileTarget, Healthcheck, Limits, Map, Placement, PortConfig,
+    Preference, Replicated, Reservations, RestartPolicy, ServiceMode, ServiceSpec, Spread, TaskSpec, UpdateConfig,
 };
 
 /// Largest `--env-file`.
@@ -49,6 +49,8 @@ pub(super) fn create(args: CreateArgs, lookup: impl Fn(&str) -> Option<String>) 
         labels: map(args.container_label),
         env: some(fill_env(&env, lookup)),
         mounts: some(args.mount),
+        secrets: some(args.secret.iter().map(PayloadFlag::secret).collect()),
+        configs: some(args.config.iter().map(PayloadFlag::config).collect()),
         hosts: some(args.hosts),
         dns_config: (!dns.is_empty() || !args.dns_search.is_empty() || !args.dns_option.is_empty()).then(|| {
             crate::docker_api::wire::DnsConfig {
@@ -179,10 +181,44 @@ fn apply_container(s: &Settings, container: &mut ContainerSpec) -> Result<(), Cl
     set(&mut container.dir, &s.workdir);
     set(&mut container.hostname, &s.hostname);
     set(&mut container.read_only, &s.read_only);
+    apply_health(s, &mut container.healthcheck)?;
     if let Some(entrypoint) = &s.entrypoint {
         let words = words(entrypoint).map_err(|why| CliError::usage(format!("--entrypoint {entrypoint:?}: {why}")))?;
         container.command = Some(words);
     }
+    Ok(())
+}
+
+fn apply_health(s: &Settings, slot: &mut Option<Healthcheck>) -> Result<(), CliError> {
+    let given = Healthcheck {
+        test: s.health_cmd.as_ref().map(|command| vec!["CMD-SHELL".to_owned(), command.clone()]),
+        interval: s.health_interval,
+        timeout: s.health_timeout,
+        start_period: s.health_start_period,
+        start_interval: s.health_start_interval,
+        retries: s.health_retries,
+    };
+    if s.no_healthcheck {
+        if given != Healthcheck::default() {
+            return Err(CliError::usage("--no-healthcheck conflicts with --health-* options"));
+        }
+        *slot = Some(Healthcheck { test: Some(vec!["NONE".to_owned()]), ..Healthcheck::default() });
+        return Ok(());
+    }
+    if given == Healthcheck::default() {
+        return Ok(());
+    }
+    let check = slot.get_or_insert_default();
+    if check.test.as_ref().is_some_and(|test| test.first().is_some_and(|first| first == "NONE")) {
+        // Checked again: whatever follows is meant.
+        check.test = None;
+    }
+    set(&mut check.test, &given.test);
+    set(&mut check.interval, &given.interval);
+    set(&mut check.timeout, &given.timeout);
+    set(&mut check.start_period, &given.start_period);
+    set(&mut check.start_interval, &given.start_interval);
+    set(&mut check.retries, &given.retries);
     Ok(())
 }
 
@@ -422,6 +458,23 @@ fn update_container(
         &args.mount_add,
         |m, path| m.target.as_deref() == Some(path),
         |a, b| target(a) == target(b),
+    )?;
+    let file = |file: &Option<FileTarget>| file.as_ref().and_then(|file| file.name.clone());
+    change_list(
+        "--secret-rm",
+        &mut container.secrets,
+        &args.secret_rm,
+        &args.secret_add.iter().map(PayloadFlag::secret).collect::<Vec<_>>(),
+        |s, name| s.name.as_deref() == Some(name),
+        |a, b| file(&a.file) == file(&b.file),
+    )?;
+    change_list(
+        "--config-rm",
+        &mut container.configs,
+        &args.config_rm,
+        &args.config_add.iter().map(PayloadFlag::config).collect::<Vec<_>>(),
+        |c, name| c.name.as_deref() == Some(name),
+        |a, b| file(&a.file) == file(&b.file),
     )?;
     let text = |a: &String, b: &str| a == b;
     let same = |a: &String, b: &String| a == b;

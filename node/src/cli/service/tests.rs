@@ -54,6 +54,35 @@ fn refused(found: Result<Value, String>, word: &str) {
 }
 
 #[test]
+fn health_checks_secrets_and_configs() {
+    let container = |line: &str| create(line).map(|spec| spec["TaskTemplate"]["ContainerSpec"].clone());
+    let line = "--name web --health-cmd 'wget -q x' --health-interval 10s --health-timeout 1s --health-retries 2 \
+        --health-start-period 1m --health-start-interval 500ms --secret key \
+        --config source=conf,target=/etc/app,mode=0440 web:1";
+    assert_eq!(
+        container(line).unwrap(),
+        json!({
+            "Image": "web:1",
+            "Healthcheck": {"Test": ["CMD-SHELL", "wget -q x"], "Interval": 10_000_000_000u64,
+                            "Timeout": 1_000_000_000u64, "Retries": 2, "StartPeriod": 60_000_000_000u64,
+                            "StartInterval": 500_000_000u64},
+            "Secrets": [{"File": {"Name": "key", "UID": "0", "GID": "0", "Mode": 0o444}, "SecretName": "key"}],
+            "Configs": [{"File": {"Name": "/etc/app", "UID": "0", "GID": "0", "Mode": 0o440}, "ConfigName": "conf"}],
+        })
+    );
+    let none = container("--name web --no-healthcheck web:1").unwrap();
+    assert_eq!(none["Healthcheck"], json!({"Test": ["NONE"]}));
+    refused(create("--name web --no-healthcheck --health-retries 2 web:1"), "--no-healthcheck conflicts");
+    let secret = |name: &str, file: &str| json!({"SecretName": name, "File": {"Name": file}});
+    check_container(
+        "--secret-rm old --health-retries 5",
+        json!({"Secrets": [secret("old", "a"), secret("kept", "b")], "Healthcheck": {"Test": ["NONE"]}}),
+        json!({"Secrets": [secret("kept", "b")], "Healthcheck": {"Retries": 5}}),
+    );
+    refused(updated("--config-rm nope", json!({})), "no such entry");
+}
+
+#[test]
 fn a_plain_service() {
     assert_eq!(
         create("--name web web:1").unwrap(),

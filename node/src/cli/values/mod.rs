@@ -1,12 +1,14 @@
 //! Reads what users type: sizes, durations, numbers of CPUs, `key=value`, ports, mounts. Pure, in Docker's syntax.
 
 mod mount;
+mod payload;
 mod port;
 
 use std::net::IpAddr;
 use std::str::FromStr;
 
 pub(super) use mount::parse_mount;
+pub(super) use payload::{PayloadFlag, parse_payload};
 pub(super) use port::parse_ports;
 
 use crate::docker_api::wire;

@@ -4,7 +4,7 @@ use super::{KeyValue, fields, memory};
 use crate::docker_api::wire::{BindOptions, Driver, Mount, TmpfsOptions, VolumeOptions};
 
 const KEYS: &str = "type, source, target, readonly, bind-propagation, bind-nonrecursive, volume-nocopy, volume-label, \
-                    volume-driver, volume-opt, tmpfs-size, tmpfs-mode";
+                    volume-driver, volume-opt, volume-subpath, bind-create-src, tmpfs-size, tmpfs-mode";
 
 /// Reads one `--mount`.
 pub(in crate::cli) fn parse_mount(text: &str) -> Result<Mount, String> {
@@ -26,6 +26,8 @@ fn set(mount: &mut Mount, key: &str, value: String) -> Result<(), String> {
         "readonly" | "ro" => mount.read_only = Some(flag(key, &value)?),
         "bind-propagation" => bind(mount).propagation = Some(value),
         "bind-nonrecursive" => bind(mount).non_recursive = Some(flag(key, &value)?),
+        "bind-create-src" => bind(mount).create_mountpoint = Some(flag(key, &value)?),
+        "volume-subpath" => volume(mount).subpath = Some(value),
         "volume-nocopy" => volume(mount).no_copy = Some(flag(key, &value)?),
         "volume-label" => {
             let label: KeyValue = value.parse()?;
@@ -121,6 +123,14 @@ mod tests {
             "type=volume,src=v,dst=/v,volume-nocopy,\"volume-opt=o=addr=1.2.3.4,rw\"",
             json!({"Type": "volume", "Source": "v", "Target": "/v", "VolumeOptions":
                    {"NoCopy": true, "DriverConfig": {"Options": {"o": "addr=1.2.3.4,rw"}}}}),
+        );
+        check(
+            "src=v,dst=/v,volume-subpath=a/b",
+            json!({"Type": "volume", "Source": "v", "Target": "/v", "VolumeOptions": {"Subpath": "a/b"}}),
+        );
+        check(
+            "type=bind,src=/a,dst=/b,bind-create-src",
+            json!({"Type": "bind", "Source": "/a", "Target": "/b", "BindOptions": {"CreateMountpoint": true}}),
         );
         check(
             "type=bind,src=/a,dst=/b,readonly=false,bind-propagation=rslave",

@@ -5,6 +5,32 @@ use serde_json::Value;
 use super::{Map, ObjectVersion, Platform, PortConfig, TaskSpec, TlsInfo, wire};
 
 wire! {
+    /// A volume of a host.
+    Volume {
+        "CreatedAt" created_at: String,
+        "Driver" driver: String,
+        "Labels" labels: Map,
+        "Mountpoint" mountpoint: String,
+        "Name" name: String,
+        "Options" options: Map,
+        "Scope" scope: String,
+    }
+
+    /// What a user wants of a volume.
+    VolumeCreate {
+        "Name" name: String,
+        "Driver" driver: String,
+        "DriverOpts" driver_opts: Map,
+        "Labels" labels: Map,
+        "ClusterVolumeSpec" cluster_volume_spec: Value,
+    }
+
+    /// The volumes of a host.
+    VolumeList { "Volumes" volumes: Vec<Volume>, "Warnings" warnings: Vec<String> }
+
+    /// What a prune has removed.
+    VolumesPruned { "VolumesDeleted" deleted: Vec<String>, "SpaceReclaimed" reclaimed: u64 }
+
     /// A host of the cluster.
     Node {
         "ID" id: String,
