@@ -279,6 +279,14 @@ impl Group {
         usage::read(v1, v2)
     }
 
+    /// Removes its directories where nothing is in them. `true`: none is left.
+    pub(crate) fn remove_if_empty(&self) -> bool {
+        self.dirs().all(|dir| match fs::remove_dir(dir) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        })
+    }
+
     /// Removes its directories, with those that its processes made in them. Idempotent; waits while they are in use.
     pub(crate) fn remove(&self, deadline: Instant) -> Result<(), CgroupError> {
         let mut first = None;

@@ -319,6 +319,11 @@ impl Cgroups {
         self.group(id).kill_all(deadline)
     }
 
+    /// See [`Group::remove_if_empty`].
+    pub(crate) fn remove_if_empty(&self, id: &str) -> bool {
+        self.group(id).remove_if_empty()
+    }
+
     /// See [`Group::remove`].
     pub(crate) fn remove(&self, id: &str, deadline: Instant) -> Result<(), CgroupError> {
         self.group(id).remove(deadline)

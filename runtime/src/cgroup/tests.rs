@@ -132,6 +132,34 @@ fn a_refused_limit_leaves_nothing_after_its_removal() {
 }
 
 #[test]
+fn who_has_processes_hands_nothing_down() {
+    let Some(cgroups) = place("inner") else { return };
+    let offered = |h: &&layout::Hierarchy| h.controllers.iter().any(|name| name == "hugetlb");
+    let Some(hierarchy) = cgroups.host.v2().filter(offered) else {
+        println!("skipping: no cgroup v2 with hugetlb");
+        return;
+    };
+    // Only v2's part of it: a child process sits where a parent should be.
+    let parent = hierarchy.mount.join(&cgroups.tasks);
+    host::make_all(hierarchy, &cgroups.tasks).unwrap();
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    put(&parent.join("cgroup.procs"), &child.id().to_string()).unwrap();
+    let resources = serde_json::from_str(r#"{"hugepageLimits": [{"pageSize": "2MB", "limit": 0}]}"#).unwrap();
+    let error = cgroups.create_for_bundle("web", &resources).unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with("hugepageLimits needs the cgroup controller \"hugetlb\", which /"), "{text}");
+    assert!(text.contains("cannot hand down: it has processes of its own"), "{text}");
+    cgroups.remove("web", soon()).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Now it can.
+    cgroups.create_for_bundle("web", &resources).unwrap();
+    assert!(!cgroups.group("web").remove_if_empty() || gone(&cgroups, "web"));
+    cgroups.remove("web", soon()).unwrap();
+    cgroups.remove_engine(soon()).unwrap();
+}
+
+#[test]
 fn the_kernel_takes_device_programs() {
     let Some(cgroups) = place("devices") else { return };
     if cgroups.host.v2().is_none() || cgroups.program().is_none() {

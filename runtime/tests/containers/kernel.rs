@@ -20,7 +20,7 @@ pub fn first_process(filters: &[String]) -> ! {
             println!("v2-kernel: {error}");
             2
         },
-        |()| run(filters),
+        |()| run(filters).max(with_version_1()),
     );
     println!("v2-kernel: exit {code}");
     rustix::fs::sync();
@@ -81,6 +81,21 @@ fn load(path: &Path) -> Result<(), String> {
     match rustix::system::finit_module(&file, &CString::default(), 0) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Once more beside a hierarchy of version 1, with what needs one that no container is in by itself.
+fn with_version_1() -> i32 {
+    let place = "/run/net_cls";
+    let mounted = fs::create_dir_all(place).map_err(|error| error.to_string()).and_then(|()| {
+        mount(Some("cgroup"), place, Some("cgroup"), MsFlags::empty(), Some("net_cls")).map_err(|e| e.to_string())
+    });
+    match mounted {
+        Ok(()) => run(&["limits::network_marks".to_owned(), "lifecycle::a_container_lives".to_owned()]),
+        Err(error) => {
+            println!("v2-kernel: mount net_cls: {error}");
+            2
+        }
     }
 }
 

@@ -20,6 +20,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("limits::files_of_version_2", files_of_version_2),
     ("limits::devices_by_rules", devices_by_rules),
     ("limits::what_cannot_be_had_is_named", what_cannot_be_had_is_named),
+    ("limits::network_marks", network_marks),
     ("limits::a_container_without_its_cgroups", a_container_without_its_cgroups),
     ("limits::a_cgroup_that_is_taken", a_cgroup_that_is_taken),
 ];
@@ -324,12 +325,41 @@ fn what_cannot_be_had_is_named() {
     assert!(refused(r#"{"memory": {"kernel": 1048576}}"#).contains("memory.kernel is not supported"));
     assert!(refused(r#"{"rdma": {"mlx": {"hcaHandles": 1}}}"#).contains("rdma"));
     assert!(refused(r#"{"cpu": {"cpus": "4000"}}"#).contains("cpu.cpus"));
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     if is_v2() {
         assert!(refused(r#"{"memory": {"swappiness": 1}}"#).contains("memory.swappiness on cgroup v2"));
         assert!(refused(r#"{"network": {"classID": 1}}"#).contains("network.classID on cgroup v2"));
-    } else {
+    } else if !mounts.contains("net_cls") {
         assert!(refused(r#"{"network": {"classID": 1}}"#).contains("network.classID"));
     }
+}
+
+/// A v1 hierarchy in which containers have no place until a limit asks for it. `.ci/v2-kernel` has one.
+fn network_marks() {
+    let groups = fs::read_to_string("/proc/self/mounts").unwrap();
+    if !groups.lines().any(|line| line.contains(" cgroup ") && line.contains("net_cls")) {
+        println!("skipping: this host has no hierarchy with net_cls");
+        return;
+    }
+    let fixture = Fixture::new();
+    let class = |id: &str| fixture.cgroup_file(id, "net_cls.classid");
+    let pid = fixture.start(with(&fixture, "marked", "sleep", r#"{"network": {"classID": 1048577}}"#));
+    assert_eq!(class("marked").as_deref(), Some("1048577"));
+    let place = |pid: u32, id: &str| {
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        groups.lines().any(|line| line.contains("net_cls") && line.ends_with(&format!("task/{id}")))
+    };
+    assert!(place(pid, "marked"));
+    // One that runs already is moved there.
+    let pid = fixture.start(fixture.config("later", "sleep"));
+    assert!(!place(pid, "later") && class("later").is_none());
+    update(&fixture, "later", r#"{"network": {"classID": 7}}"#).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert!(place(pid, "later"));
+    assert_eq!(class("later").as_deref(), Some("7"));
+    for id in ["marked", "later"] {
+        fixture.tokio.block_on(fixture.runtime().delete(id)).unwrap();
+    }
+    assert_eq!(fixture.leftovers(), Default::default());
 }
 
 /// Somebody takes a running container out of its cgroups and removes them: it can still be stopped and deleted.
