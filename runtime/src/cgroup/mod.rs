@@ -253,18 +253,21 @@ impl Cgroups {
     }
 
     /// The calling process, which must have one thread, goes on among the shims, as far as cgroup v2 is concerned: as a
-    /// new process, with another pid; the old one ends. It becomes an orphan, whom the first process of the machine reaps.
-    /// To be called before anything hangs on the pid, children above all.
-    pub(crate) fn go_on_among_shims(&self) -> Result<(), CgroupError> {
-        let Some(dir) = self.shims().entrances().1 else { return Ok(()) };
+    /// new process, with another pid. To be called before anything hangs on the pid, children above all.
+    ///
+    /// The old process ends with the new one, or when a byte is written to what is returned: then the new one is an
+    /// orphan, whom the first process of the machine reaps.
+    pub(crate) fn go_on_among_shims(&self) -> Result<Option<OwnedFd>, CgroupError> {
+        let Some(dir) = self.shims().entrances().1 else { return Ok(None) };
         let cgroup = fs::File::open(&dir).map_err(failed("enter", &dir))?;
         // A daemon that is the first process itself knows only of children of its own, and would leave a zombie.
         let has_heir = rustix::process::getppid().is_some_and(|parent| !parent.is_init());
-        if !has_heir || crate::sys::continue_in_cgroup(cgroup.as_fd()).is_err() {
-            let path = dir.join("cgroup.procs");
-            put(&path, "0").map_err(failed("enter", &path))?;
+        if has_heir && let Ok(leave) = crate::sys::continue_in_cgroup(cgroup.as_fd()) {
+            return Ok(Some(leave));
         }
-        Ok(())
+        let path = dir.join("cgroup.procs");
+        put(&path, "0").map_err(failed("enter", &path))?;
+        Ok(None)
     }
 
     /// Moves the calling process, which must have one thread, among the shims of cgroup v1.

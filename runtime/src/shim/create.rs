@@ -38,6 +38,8 @@ pub(super) struct Made {
     pub(super) report: OwnedFd,
     pub(super) go: OwnedFd,
     pub(super) log: LogConfig,
+    /// See [`Cgroups::go_on_among_shims`].
+    leave: Option<OwnedFd>,
 }
 
 /// Room for a container's passwd and group file each. Only what is read of it is ever touched.
@@ -49,7 +51,7 @@ pub(super) fn create(arguments: Arguments) -> Result<Made, Box<Failed>> {
     let prepare = |error: io::Error| failed(Step::Prepare, "", &error);
     let cgroups = Cgroups::detect(&arguments.engine_id).map_err(|error| told(Step::EnterCgroup, &error))?;
     // First of all: it changes the pid.
-    cgroups.go_on_among_shims().map_err(|error| told(Step::EnterCgroup, &error))?;
+    let leave = cgroups.go_on_among_shims().map_err(|error| told(Step::EnterCgroup, &error))?;
     let children = sys::child_events().map_err(|errno| prepare(io::Error::from_raw_os_error(errno)))?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|e| prepare(e.into()))?;
     let config = read_config(&arguments.dir)?;
@@ -81,6 +83,7 @@ pub(super) fn create(arguments: Arguments) -> Result<Made, Box<Failed>> {
         report,
         go,
         log: config.log.clone(),
+        leave,
     };
     match made.await_ready(&config, &subjects).and_then(|()| made.record()) {
         Ok(()) => Ok(made),
@@ -264,6 +267,14 @@ impl Made {
         };
         stored::write(&self.dir, names::PROCESS, &process, Durability::ThisBoot)
             .map_err(|error| told(Step::Prepare, &error))
+    }
+
+    /// Parts from the process that the daemon has started: the container is made, so there is no failed creation whose
+    /// end the daemon would have to see.
+    pub(super) fn let_go(&mut self) {
+        if let Some(leave) = self.leave.take() {
+            let _ = rustix::io::write(&leave, b".");
+        }
     }
 
     /// The answer to the creation.

@@ -43,7 +43,7 @@ pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(arguments) = arguments(args) else { return ExitCode::from(2) };
     let Some(mut daemon) = detach() else { return ExitCode::from(2) };
     match create::create(arguments) {
-        Ok(made) => {
+        Ok(mut made) => {
             let told = daemon.write_all(&frame(&Reply { answer: Some(Answer::Created(made.state())) }));
             drop(daemon);
             if told.is_err() {
@@ -51,6 +51,7 @@ pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
                 made.abort();
                 return ExitCode::FAILURE;
             }
+            made.let_go();
             serve::serve(made);
             ExitCode::SUCCESS
         }
