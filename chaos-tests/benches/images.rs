@@ -83,6 +83,9 @@ async fn measure(cluster: &mut Cluster, binaries: &Binaries, options: &Options) 
         cluster.join(index, index < 3).await?;
     }
     cluster.wait_ready(options.hosts).await?;
+    let executable = std::fs::metadata(&binaries.whoami)?.len();
+    // Without noise behind it, each run would have the same image, which is there after the first.
+    ensure!(options.size * 1_000_000 > executable, "--size must be more than the {executable} bytes of the executable");
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("app");
     let (mut fetched, mut there) = (Samples::default(), Samples::default());
