@@ -11,6 +11,8 @@ use runtime::image::registry::{Credentials, Registries};
 use runtime::image::{ImageStore, Reference};
 use tokio::sync::mpsc;
 
+use crate::containers::Containers;
+
 /// Where this node stands in a cluster; Docker's `LocalNodeState` and what belongs to it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Membership {
@@ -274,6 +276,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn agent(&self) -> impl Future<Output = Result<AgentState, EngineError>> + Send;
     /// Carries out a request through the leader; answered when it is committed.
     fn control(&self, request: Request) -> impl Future<Output = Result<Reply, EngineError>> + Send;
+    /// Containers of this host; `None` where there are none to drive.
+    fn containers(&self) -> Option<Containers>;
     /// Images of this host.
     fn images(&self) -> ImageStore;
     /// The way to registries, into the same images.

@@ -9,6 +9,7 @@ pub mod backup;
 pub mod ca;
 pub mod cli;
 pub mod clock;
+pub mod containers;
 pub mod daemon;
 pub mod datadir;
 pub mod demo;

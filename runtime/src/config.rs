@@ -76,10 +76,14 @@ pub struct ContainerConfig {
     pub log: LogConfig,
     /// A process 1 of Shoal's own, which starts the command, forwards signals to it and reaps what is left behind.
     pub init: bool,
-    /// A pseudo terminal. Refused: see [`crate::PlanError::Unsupported`].
+    /// The standard streams are a terminal of the container's own, whose output is logged as standard output.
     pub tty: bool,
     /// Files that are kept in memory alone, never on a disk, and appear read-only in the container; at most 1000.
     pub private_files: Vec<PrivateFile>,
+    /// The standard input is a pipe that whoever attaches writes to. Otherwise, and without a terminal, it is empty.
+    pub open_stdin: bool,
+    /// The standard input ends with the first attached client that ends its own.
+    pub stdin_once: bool,
 }
 
 /// One mount that the user asked for.

@@ -30,7 +30,7 @@ pub enum RuntimeError {
     WrongState {
         /// Which container.
         id: String,
-        /// `created`, `running` or `exited`.
+        /// `created`, `running`, `paused` or `exited`.
         status: &'static str,
     },
     /// A step inside of the new container failed; the container was removed.
@@ -59,6 +59,16 @@ pub enum RuntimeError {
         /// The kernel's error number.
         errno: i32,
         /// 127 when the command was not found, 126 when it could not run.
+        exit_code: i32,
+    },
+    /// A further process could not be started. The container goes on as before.
+    #[error("exec failed: {reason}")]
+    Exec {
+        /// Which container.
+        id: String,
+        /// Which step failed and why.
+        reason: String,
+        /// What Docker says was its exit code: 127 when the command was not found, 126 otherwise.
         exit_code: i32,
     },
     /// A file or directory of the runtime's own could not be read or written. Retrying may help.

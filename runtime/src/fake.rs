@@ -358,6 +358,7 @@ impl ContainerRuntime for FakeRuntime {
                 labels: played.labels.clone(),
                 pid: played.exit.borrow().is_none().then_some(played.pid),
                 status: played.status(),
+                paused: false,
                 created_at: played.created_at,
                 started_at: played.started_at,
             });

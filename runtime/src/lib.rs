@@ -2,8 +2,8 @@
 //!
 //! A container is made by its shim, a small process of its own that outlives the daemon: namespaces, an overlay root,
 //! cgroups, limits, a log. The daemon keeps a view of it and asks. What is not here: networks (callers wire the
-//! namespace that `create` returns before they call `start`), health checks, restarts. There is no terminal and no
-//! user namespace; what a configuration asks of these is refused by name.
+//! namespace that `create` returns before they call `start`), health checks, restarts. There is no user namespace; what a
+//! configuration asks of it is refused by name.
 //!
 //! The crate's binary must call [`dispatch`] first thing in `main`.
 
@@ -36,7 +36,10 @@ pub use config::{
     AppArmor, Capabilities, ContainerConfig, EtcFiles, IdMappings, IdRange, LogConfig, LogForward, LogTarget, Mount,
     MountKind, Propagation, Resources, RuntimeConfig, Seccomp, SelinuxLabel, SyslogAddress, Ulimit,
 };
-pub use container::{ContainerState, Created, ExitStatus, MountPoint, Runtime, Status};
+pub use container::{
+    ContainerDetail, ContainerState, Created, Exec, ExecConfig, ExecExit, ExecHandle, ExecIo, ExecOutput, ExitStatus,
+    MountPoint, NetworkUsage, OutputPiece, Process, Runtime, Stats, Status, StdStream,
+};
 pub use error::RuntimeError;
 pub use fake::{ContainerRuntime, FakeOutcome, FakeRuntime, Pending};
 pub use init::Step;

@@ -16,7 +16,7 @@ pub(crate) const MAX_NAME: usize = 64;
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Request {
-    #[prost(oneof = "Ask", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Ask", tags = "1, 2, 3, 4, 5, 6, 7, 140, 141, 142, 143, 144")]
     pub(crate) ask: Option<Ask>,
 }
 
@@ -45,6 +45,63 @@ pub(crate) enum Ask {
     /// Kill what runs and end.
     #[prost(message, tag = "7")]
     Shutdown(Empty),
+    /// Run one more process in the container. With it come its standard streams, or for one with a terminal a socket
+    /// to which the terminal's master goes. Answered when it has executed its command, or could not, and then a second
+    /// time when it has ended.
+    #[prost(message, tag = "140")]
+    Exec(Exec),
+    /// Send a signal to such a process.
+    #[prost(message, tag = "141")]
+    SignalExec(SignalExec),
+    /// From the answer on, this connection carries what the container writes, in the form of [`output_header`]. It ends
+    /// with the container, or with a remark when its reader is too slow.
+    #[prost(message, tag = "142")]
+    Attach(Attach),
+    /// Give a copy of the write end of the container's standard input, or of its terminal's master.
+    #[prost(message, tag = "143")]
+    Stdin(Empty),
+    /// Close the shim's own write end of the standard input, so that it ends when the copies are closed as well.
+    #[prost(message, tag = "144")]
+    CloseStdin(Empty),
+}
+
+/// A process to run beside the container's own. What is not said here is as in the container's configuration.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Exec {
+    #[prost(string, repeated, tag = "1")]
+    pub(crate) args: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub(crate) env: Vec<String>,
+    #[prost(string, optional, tag = "3")]
+    pub(crate) cwd: Option<String>,
+    #[prost(string, optional, tag = "4")]
+    pub(crate) user: Option<String>,
+    #[prost(bool, tag = "5")]
+    pub(crate) tty: bool,
+    #[prost(uint32, tag = "6")]
+    pub(crate) rows: u32,
+    #[prost(uint32, tag = "7")]
+    pub(crate) columns: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct SignalExec {
+    /// As in [`ExecStarted`].
+    #[prost(uint64, tag = "1")]
+    pub(crate) number: u64,
+    #[prost(int32, tag = "2")]
+    pub(crate) signal: i32,
+    /// Also to the processes that it has started and that are still in its group.
+    #[prost(bool, tag = "3")]
+    pub(crate) group: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Attach {
+    #[prost(bool, tag = "1")]
+    pub(crate) stdout: bool,
+    #[prost(bool, tag = "2")]
+    pub(crate) stderr: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -52,7 +109,7 @@ pub(crate) struct Empty {}
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Reply {
-    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6, 140, 141")]
     pub(crate) answer: Option<Answer>,
 }
 
@@ -71,6 +128,29 @@ pub(crate) enum Answer {
     Created(State),
     #[prost(message, tag = "6")]
     NotCreated(Failed),
+    #[prost(message, tag = "140")]
+    ExecStarted(ExecStarted),
+    #[prost(message, tag = "141")]
+    ExecEnded(ExecEnded),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ExecStarted {
+    /// Names it towards this shim.
+    #[prost(uint64, tag = "1")]
+    pub(crate) number: u64,
+    /// As the host numbers it.
+    #[prost(uint32, tag = "2")]
+    pub(crate) pid: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ExecEnded {
+    /// The exit code, or 128 + the signal.
+    #[prost(int32, tag = "1")]
+    pub(crate) code: i32,
+    #[prost(int32, optional, tag = "2")]
+    pub(crate) signal: Option<i32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -132,6 +212,34 @@ pub(crate) fn take<M: Message + Default>(buffer: &mut Vec<u8>) -> Result<Option<
     Ok(Some(message))
 }
 
+/// Bytes in front of each piece of an attached container's output.
+pub(crate) const OUTPUT_HEADER: usize = 5;
+/// Kinds of pieces: standard output, standard error, and the shim's remark that it gives up on this reader.
+pub(crate) const OUTPUT_STDOUT: u8 = 1;
+/// See [`OUTPUT_STDOUT`].
+pub(crate) const OUTPUT_STDERR: u8 = 2;
+/// See [`OUTPUT_STDOUT`].
+pub(crate) const OUTPUT_REMARK: u8 = 3;
+
+/// Kind and length of a piece of output.
+pub(crate) fn output_header(kind: u8, length: usize) -> [u8; OUTPUT_HEADER] {
+    let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes();
+    [kind, a, b, c, d]
+}
+
+/// The next piece of output off the front of `buffer`; `None` until it is complete.
+pub(crate) fn take_output(buffer: &mut Vec<u8>) -> Result<Option<(u8, Vec<u8>)>, Malformed> {
+    let Some((&[kind, a, b, c, d], rest)) = buffer.split_first_chunk::<OUTPUT_HEADER>() else { return Ok(None) };
+    let length = u32::from_le_bytes([a, b, c, d]) as usize;
+    if length > MAX_FRAME || !(OUTPUT_STDOUT..=OUTPUT_REMARK).contains(&kind) {
+        return Err(Malformed);
+    }
+    let Some(data) = rest.get(..length) else { return Ok(None) };
+    let data = data.to_vec();
+    buffer.drain(..OUTPUT_HEADER + length);
+    Ok(Some((kind, data)))
+}
+
 /// An answer without content.
 pub(crate) fn done() -> Answer {
     Answer::Done(Empty {})
@@ -159,6 +267,11 @@ mod tests {
         assert_eq!(seen, [request, Request { ask: None }]);
         assert!(buffer.is_empty());
         assert_eq!(take::<Request>(&mut vec![255; 5]), Err(Malformed));
+        let mut output = [&output_header(OUTPUT_STDERR, 3)[..], b"oops", &output_header(9, 0)].concat();
+        assert_eq!(take_output(&mut output[..7].to_vec()), Ok(None));
+        assert_eq!(take_output(&mut output), Ok(Some((OUTPUT_STDERR, b"oop".to_vec()))));
+        output.remove(0);
+        assert_eq!(take_output(&mut output), Err(Malformed));
         assert_eq!(take::<Request>(&mut vec![1, 0, 0, 0, 255]), Err(Malformed));
     }
 

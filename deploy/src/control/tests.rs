@@ -683,8 +683,6 @@ fn privileges_and_read_only_binds() {
 #[test]
 fn fields_without_effect_are_refused_by_name() {
     let no = |words| Err((ErrorKind::Unimplemented, words));
-    check_spec(|spec| spec.task.container.tty = true, no("TaskTemplate.ContainerSpec.TTY is not supported yet"));
-    check_spec(|spec| spec.task.container.open_stdin = true, no("OpenStdin"));
     check_spec(|spec| spec.task.container.init = Some(true), Ok(()));
     check_spec(|spec| spec.task.container.init = Some(false), Ok(()));
     check_spec(|spec| spec.task.container.env = vec!["A={{.Node.ID}}".into()], no("Env with a template"));

@@ -17,7 +17,7 @@ use super::log_driver;
 /// Label of a container: id of its image.
 pub const IMAGE_LABEL: &str = "io.shoal.image.id";
 /// Label of a container: the task that it belongs to; Docker's own name for it.
-pub(super) const TASK_LABEL: &str = "com.docker.swarm.task.id";
+pub(crate) const TASK_LABEL: &str = "com.docker.swarm.task.id";
 
 /// Why no container can be made of a task. The text is what `service ps` shows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +89,8 @@ pub(super) fn config(
         init: spec.init == Some(true),
         tty: spec.tty,
         private_files: Vec::new(),
+        open_stdin: spec.open_stdin,
+        stdin_once: false,
         hostname,
         id,
     })

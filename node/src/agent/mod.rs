@@ -35,7 +35,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 
-use self::container::TASK_LABEL;
+pub(crate) use self::container::TASK_LABEL;
 use self::core::{Core, Step};
 use self::executor::{Basis, Executor, NetworkAttempt};
 use self::payloads::Payloads;

@@ -19,6 +19,7 @@ use super::active::{Active, internal, overlay_is_left, remove_overlay, renounce}
 use super::config::Config;
 use super::describe;
 use super::ports::Ports;
+use crate::containers::Containers;
 use crate::datadir::{DataDir, EngineIdentity};
 use crate::docker_api;
 use crate::engine::{
@@ -73,6 +74,7 @@ struct Inner {
     /// Its generation grows when the node begins anew without the daemon ending.
     identity: Mutex<EngineIdentity>,
     runtime: Runtime,
+    containers: Containers,
     registries: Registries,
     state: Mutex<State>,
     api_counters: Arc<docker_api::Counters>,
@@ -103,6 +105,7 @@ impl LocalEngine {
                 config,
                 data,
                 identity: Mutex::new(identity),
+                containers: Containers::new(runtime.clone()),
                 runtime,
                 registries,
                 state: Mutex::new(State::Inactive),
@@ -554,6 +557,10 @@ impl Engine for LocalEngine {
 
     async fn control(&self, request: Request) -> Result<Reply, EngineError> {
         self.manager()?.control(request).await
+    }
+
+    fn containers(&self) -> Option<Containers> {
+        Some(self.inner.containers.clone())
     }
 
     fn volumes(&self) -> runtime::Volumes {

@@ -1,7 +1,20 @@
-//! Containers and plugins: what of Docker's API is not here yet, said clearly.
+//! Containers of this host, one file an action; and what of Docker's API is not here yet, said clearly.
 //!
 //! Lists that would hide something are refused; lists that are truly empty are empty. Inspecting a single object is a
 //! proper 404, because `docker inspect NAME` asks one kind after another and goes on after a 404 only.
+
+pub(super) mod actions;
+pub(super) mod attach;
+mod detach;
+pub(super) mod exec;
+mod find;
+mod hijack;
+pub(super) mod inspect;
+pub(super) mod list;
+pub(super) mod logs;
+mod pump;
+pub(super) mod stats;
+pub(super) mod top;
 
 use axum::Json;
 use axum::extract::Path;
@@ -21,16 +34,6 @@ pub(super) fn is_dockers(path: &str) -> bool {
 /// The refusal of something that Docker has and Shoal does not.
 pub(super) fn not_built(method: &Method, path: &str) -> ApiError {
     ApiError::not_supported(format!("Shoal does not support {method} {path} yet"))
-}
-
-pub(super) async fn list() -> ApiError {
-    ApiError::not_supported(
-        "Shoal does not list single containers yet: see the tasks of services (service ps, node ps)",
-    )
-}
-
-pub(super) async fn inspect(Path(id): Path<String>) -> ApiError {
-    ApiError::not_found(format!("No such container: {id}"))
 }
 
 pub(super) async fn plugins() -> Json<Value> {

@@ -78,7 +78,7 @@ fn format(params: &Params, service: ServiceId, raw: bool, store: &Store, tasks: 
     format
 }
 
-fn log_request(params: &Params) -> Result<LogRequest, ApiError> {
+pub(super) fn log_request(params: &Params) -> Result<LogRequest, ApiError> {
     let (stdout, stderr) = (params.flag("stdout"), params.flag("stderr"));
     if !stdout && !stderr {
         return Err(ApiError::invalid("Bad parameters: you must choose at least one stream"));

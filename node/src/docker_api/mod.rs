@@ -44,7 +44,7 @@ pub use server::{Listener, serve};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use deploy::control::{Op, Reply, Request};
 use deploy::store::Store;
 use hyper::{Method, Uri};
@@ -88,6 +88,7 @@ fn router<E: Engine>(engine: E, shutdown: CancellationToken) -> Router {
         .merge(cluster_routes::<E>())
         .merge(object_routes::<E>())
         .merge(image_routes::<E>())
+        .merge(container_routes::<E>())
         .merge(other_routes::<E>())
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(page_not_found)
@@ -154,11 +155,35 @@ fn image_routes<E: Engine>() -> Router<App<E>> {
         .route("/distribution/{*rest}", get(registry::inspect::<E>))
 }
 
+fn container_routes<E: Engine>() -> Router<App<E>> {
+    use containers::{actions, attach, exec, inspect, list, logs, stats, top};
+    Router::new()
+        .route("/containers/json", get(list::list::<E>))
+        .route("/containers/create", post(actions::create))
+        .route("/containers/{id}", delete(actions::remove::<E>))
+        .route("/containers/{id}/json", get(inspect::inspect::<E>))
+        .route("/containers/{id}/logs", get(logs::logs::<E>))
+        .route("/containers/{id}/top", get(top::top::<E>))
+        .route("/containers/{id}/stats", get(stats::stats::<E>))
+        .route("/containers/{id}/attach", post(attach::attach::<E>))
+        .route("/containers/{id}/attach/ws", get(attach::websocket))
+        .route("/containers/{id}/resize", post(actions::resize::<E>))
+        .route("/containers/{id}/kill", post(actions::kill::<E>))
+        .route("/containers/{id}/stop", post(actions::stop::<E>))
+        .route("/containers/{id}/start", post(actions::start::<E>))
+        .route("/containers/{id}/restart", post(actions::restart::<E>))
+        .route("/containers/{id}/pause", post(actions::pause::<E>))
+        .route("/containers/{id}/unpause", post(actions::unpause::<E>))
+        .route("/containers/{id}/wait", post(actions::wait::<E>))
+        .route("/containers/{id}/exec", post(exec::create::<E>))
+        .route("/exec/{id}/start", post(exec::start::<E>))
+        .route("/exec/{id}/resize", post(exec::resize::<E>))
+        .route("/exec/{id}/json", get(exec::inspect::<E>))
+}
+
 fn other_routes<E: Engine>() -> Router<App<E>> {
     Router::new()
         .route("/events", get(events::events))
-        .route("/containers/json", get(containers::list))
-        .route("/containers/{id}/json", get(containers::inspect))
         .route("/volumes", get(volumes::list::<E>))
         .route("/volumes/create", post(volumes::create::<E>))
         .route("/volumes/prune", post(volumes::prune::<E>))

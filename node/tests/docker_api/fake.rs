@@ -13,6 +13,7 @@ use deploy::model::{
     TaskStatus, Timestamp, format_id,
 };
 use deploy::store::{Store, Txn};
+use node::containers::Containers;
 use node::docker_api::{Listener, serve};
 use node::engine::{
     AgentState, AppliedStore, Consistency, Engine, EngineError, InitRequest, JoinRequest, LogRecord, LogRequest,
@@ -40,6 +41,7 @@ struct State {
     /// Digests of images that only other hosts have.
     elsewhere: std::collections::BTreeMap<String, String>,
     leaderless: bool,
+    containers: Option<Containers>,
     /// What the membership is again when it is unlocked.
     locked: Option<Membership>,
 }
@@ -108,6 +110,7 @@ impl Fake {
             in_use: Vec::new(),
             elsewhere: Default::default(),
             leaderless: false,
+            containers: None,
             locked: None,
         };
         // No registry can be reached: nothing resolves, and nobody waits for it.
@@ -432,6 +435,10 @@ impl Engine for Fake {
         let reply = state.run(Some(&request))?;
         state.settle();
         Ok(reply)
+    }
+
+    fn containers(&self) -> Option<Containers> {
+        self.state.lock().unwrap().containers.clone()
     }
 
     fn volumes(&self) -> Volumes {

@@ -124,7 +124,6 @@ async fn fields_without_effect_are_refused_by_name() {
         ("/TaskTemplate/Runtime", json!("plugin"), "Runtime"),
         ("/TaskTemplate/PluginSpec", json!({"Name": "x"}), "PluginSpec"),
         ("/TaskTemplate/NetworkAttachmentSpec", json!({"ContainerID": "x"}), "NetworkAttachmentSpec"),
-        ("/TaskTemplate/ContainerSpec/TTY", json!(true), "TTY"),
         (
             "/TaskTemplate/ContainerSpec/Mounts",
             json!([{"Type": "tmpfs", "Target": "/t",

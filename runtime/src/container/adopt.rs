@@ -130,7 +130,9 @@ impl Inner {
     }
 
     fn container(&self, config: &ContainerConfig, created_at: u64, process: &StoredProcess) -> Arc<Container> {
-        let view = View { pid: process.pid, pid_start: process.start_ticks, started_at: None, exit: None };
+        let (pid, pid_start) = (process.pid, process.start_ticks);
+        let paused = self.cgroups.is_frozen(&config.id);
+        let view = View { pid, pid_start, started_at: None, paused, exit: None };
         Arc::new(Container {
             id: config.id.clone(),
             dir: self.container_dir(&config.id),

@@ -63,7 +63,12 @@ pub(super) fn send(stream: &UnixStream, ask: Ask, fds: &[OwnedFd]) -> io::Result
 
 /// Receives one answer.
 pub(super) fn receive(stream: &UnixStream) -> io::Result<(Answer, Vec<OwnedFd>)> {
-    let (mut buffer, mut fds) = (Vec::new(), Vec::new());
+    receive_more(stream, &mut Vec::new())
+}
+
+/// Receives one answer; what came behind it stays in `buffer`.
+pub(super) fn receive_more(stream: &UnixStream, buffer: &mut Vec<u8>) -> io::Result<(Answer, Vec<OwnedFd>)> {
+    let mut fds = Vec::new();
     loop {
         let mut chunk = [0u8; 4096];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -84,10 +89,23 @@ pub(super) fn receive(stream: &UnixStream) -> io::Result<(Answer, Vec<OwnedFd>)>
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         buffer.extend_from_slice(chunk.get(..message.bytes).unwrap_or_default());
-        if let Some(answer) = complete(&mut buffer)? {
+        if let Some(answer) = complete(buffer)? {
             return Ok((answer, fds));
         }
     }
+}
+
+/// Takes the master of a terminal that a process has made before it executed its command.
+pub(crate) fn receive_terminal(socket: &OwnedFd) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    recvmsg(socket, &mut [IoSliceMut::new(&mut [0u8; 64])], &mut ancillary, flags)?;
+    let master = ancillary.drain().find_map(|part| match part {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    master.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Reads the answer to a creation from the socket that the shim was given.

@@ -76,7 +76,8 @@ impl Inner {
         let pid_start = procfs::start_ticks(state.pid);
         let netns =
             open_netns(state.pid).map_err(|source| RuntimeError::Namespace { id: config.id.clone(), source })?;
-        let view = View { pid: state.pid, pid_start: pid_start.unwrap_or(0), started_at: None, exit: None };
+        let view =
+            View { pid: state.pid, pid_start: pid_start.unwrap_or(0), started_at: None, paused: false, exit: None };
         let container = Arc::new(Container {
             id: config.id.clone(),
             dir,

@@ -5,14 +5,20 @@
 //! operation finishes there even when its caller has gone.
 
 mod adopt;
+mod attach;
 mod client;
 mod create;
 mod delete;
 mod durable;
+mod exec;
+mod inspect;
 mod monitor;
 mod mounts;
 mod notes;
+mod pause;
+mod processes;
 mod runtime;
+mod stream;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,8 +32,14 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+pub use attach::OutputPiece;
+pub(crate) use client::receive_terminal;
+pub use exec::{Exec, ExecConfig, ExecExit, ExecHandle, ExecIo, ExecOutput};
+pub use inspect::ContainerDetail;
 pub use mounts::MountPoint;
+pub use processes::{NetworkUsage, Process, Stats};
 pub use runtime::{Created, Runtime};
+pub use stream::StdStream;
 
 use crate::cgroup::Cgroups;
 use crate::config::RuntimeConfig;
@@ -73,6 +85,8 @@ pub struct ContainerState {
     pub pid: Option<u32>,
     /// Where it stands.
     pub status: Status,
+    /// It runs, and is not given the processor.
+    pub paused: bool,
     /// When `create` was called.
     pub created_at: SystemTime,
     /// When its command was executed.
@@ -98,6 +112,7 @@ struct View {
     pid: u32,
     pid_start: u64,
     started_at: Option<SystemTime>,
+    paused: bool,
     exit: Option<ExitStatus>,
 }
 
@@ -121,6 +136,7 @@ impl Container {
             id: self.id.clone(),
             labels: self.labels.clone(),
             pid: view.exit.is_none().then_some(view.pid),
+            paused: view.paused && view.exit.is_none(),
             status: self.status(),
             created_at: self.created_at,
             started_at: view.started_at,
@@ -130,6 +146,7 @@ impl Container {
     fn wrong_state(&self) -> RuntimeError {
         let status = match self.status() {
             Status::Created => "created",
+            Status::Running if self.view.borrow().paused => "paused",
             Status::Running => "running",
             Status::Exited(_) => "exited",
         };

@@ -11,6 +11,7 @@ use tokio::process::Child;
 use tracing::{info, warn};
 
 use super::{Container, Inner, client};
+use crate::RuntimeError;
 use crate::cgroup::Cgroups;
 use crate::procfs;
 use crate::protocol::{self, Answer, Ask, Empty, Reply};
@@ -146,8 +147,22 @@ fn lost_exit(container: &Container, cgroups: &Cgroups) -> StoredExit {
 
 /// Whether the shim that recorded itself is the process that has its number now.
 pub(super) fn shim_lives(container: &Container) -> bool {
-    let Ok(Some(process)) = stored::read::<StoredProcess>(&container.dir, names::PROCESS) else { return false };
-    process.boot_id == procfs::boot_id()
-        && procfs::open_verified(process.shim_pid, process.shim_start_ticks)
-            .is_some_and(|pidfd| !super::delete::has_ended(&pidfd, Duration::ZERO))
+    !shim_ends(container, Duration::ZERO)
+}
+
+/// A shim that breaks a conversation off is at its end, or somebody has killed it: what a request becomes that met this.
+pub(super) fn broken_off(container: &Container, operation: &'static str, source: io::Error) -> RuntimeError {
+    /// Between the end of its connections and its own.
+    const MOMENT: Duration = Duration::from_millis(500);
+    match shim_ends(container, MOMENT) {
+        true => RuntimeError::WrongState { id: container.id.clone(), status: "exited" },
+        false => RuntimeError::Shim { id: container.id.clone(), operation, source },
+    }
+}
+
+fn shim_ends(container: &Container, within: Duration) -> bool {
+    let Ok(Some(process)) = stored::read::<StoredProcess>(&container.dir, names::PROCESS) else { return true };
+    process.boot_id != procfs::boot_id()
+        || procfs::open_verified(process.shim_pid, process.shim_start_ticks)
+            .is_none_or(|pidfd| super::delete::has_ended(&pidfd, within))
 }

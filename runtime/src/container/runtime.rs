@@ -106,8 +106,12 @@ impl Runtime {
         if container.status() == Status::Running && !grace.is_zero() {
             let (inner, container) = (Arc::clone(&self.inner), Arc::clone(&container));
             let signal = signal.unwrap_or(container.stop_signal);
-            let asked = blocking(move || inner.signal(&container, signal)).await;
-            match asked {
+            let asked = blocking(move || {
+                inner.signal(&container, signal)?;
+                // What is paused hears nothing.
+                inner.resume_if_paused(&container)
+            });
+            match asked.await {
                 Ok(()) => {
                     if let Ok(status) = self.wait_at_most(id, grace).await {
                         return Ok(status);
@@ -282,7 +286,7 @@ fn netns(container: &Container) -> Result<OwnedFd, RuntimeError> {
 }
 
 impl Inner {
-    fn ask(
+    pub(super) fn ask(
         &self,
         container: &Container,
         operation: &'static str,
@@ -333,6 +337,7 @@ impl Inner {
         match self.ask(container, "to signal", Ask::Signal(signal.number()), &[]) {
             // The shim ended in this moment; the exit is on its way.
             Err(RuntimeError::Shim { .. }) if !super::monitor::shim_lives(container) => Err(container.wrong_state()),
+            Ok(_) if signal == Signal::KILL => self.resume_if_paused(container),
             other => other.map(drop),
         }
     }
@@ -377,9 +382,7 @@ fn start_error(container: &Container, failure: &Failed) -> RuntimeError {
 impl Container {
     /// `argv[0]`, for messages.
     fn command(&self) -> String {
-        use crate::stored::StoredContainer;
-        let stored = stored::read::<StoredContainer>(&self.dir, names::CONTAINER).ok().flatten();
-        let config = stored.and_then(|stored| stored.config).and_then(|config| stored::config_from(config).ok());
+        let config = self.config().ok();
         config.and_then(|config| config.args.into_iter().next()).unwrap_or_default()
     }
 }

@@ -67,7 +67,7 @@ pub(super) fn run(hooks: &[Hook], state: &HookState, step: Step) -> Outcome<()> 
 }
 
 fn become_hook(hook: &Hook, input: &OwnedFd) -> ! {
-    if sys::duplicate_onto(input.as_fd(), 0).is_ok() && sys::close_all_on_exec(0).is_ok() {
+    if sys::duplicate_onto(input.as_fd(), 0).is_ok() && sys::close_all_but(3, [2; 4]).is_ok() {
         hook.exec.exec(&hook.path);
     }
     sys::exit_now(127)

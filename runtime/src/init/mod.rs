@@ -5,6 +5,7 @@
 //! goes back to the parent as eight bytes, a [`Report`]. The child stops before the exec until it is let go on.
 
 mod confine;
+mod exec;
 mod hooks;
 mod identity;
 mod mounts;
@@ -13,12 +14,13 @@ mod report;
 mod terminal;
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::SocketFlags;
 use rustix::process::{Gid, Uid, umask};
 
+pub(crate) use exec::{Joining, run as run_exec};
 pub(crate) use hooks::{Hook, HookState, Hooks};
 pub(crate) use reaper::reaper;
 pub use report::Step;
@@ -101,7 +103,8 @@ impl<T> AtStep<T> for Result<T, rustix::io::Errno> {
 
 /// The child's life until the exec. Never returns.
 pub(crate) fn run(mut prepared: Prepared) -> ! {
-    let done = set_up(&mut prepared).and_then(|()| match prepared.locks_late() {
+    let done = set_up(&mut prepared).and_then(|()| close_the_hosts(&prepared).at(Step::Stdio));
+    let done = done.and_then(|()| match prepared.locks_late() {
         true => Ok(()),
         false => confine::lock(&prepared.plan.process),
     });
@@ -146,10 +149,7 @@ fn set_up(prepared: &mut Prepared) -> Outcome<()> {
         sys::unshare_cgroups().at(Step::CgroupNamespace)?;
     }
     if made & namespace::USER != 0 || prepared.joins.iter().any(|(_, kind)| *kind == namespace::USER) {
-        // The ids of the host mean nothing in it, and what has no id can own no file.
-        rustix::thread::set_thread_groups(&[]).or_else(denied_is_fine).at(Step::UserNamespace)?;
-        rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).at(Step::UserNamespace)?;
-        rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).at(Step::UserNamespace)?;
+        become_its_root()?;
     }
     let process = &prepared.plan.process;
     if !process.hostname.is_empty() {
@@ -184,7 +184,22 @@ fn set_up(prepared: &mut Prepared) -> Outcome<()> {
     // The change of identity has undone it.
     die_with_parent(prepared)?;
     umask(Mode::from_raw_mode(prepared.plan.process.umask));
-    sys::close_all_on_exec(prepared.preserved_fds).at(Step::Stdio)
+    Ok(())
+}
+
+/// Keeps what the rest of the way needs, and what was passed on purpose. Nothing of `prepared` is dropped after this.
+fn close_the_hosts(prepared: &Prepared) -> Result<(), Errno> {
+    let report = prepared.report.as_raw_fd();
+    let number = |fd: &Option<OwnedFd>| fd.as_ref().map_or(report, AsRawFd::as_raw_fd);
+    let keep = [report, prepared.go.as_raw_fd(), number(&prepared.gate), number(&prepared.reaper)];
+    sys::close_all_but(prepared.preserved_fds.saturating_add(3), keep)
+}
+
+/// In a user namespace that was entered the ids of the host mean nothing, and what has no id can own no file.
+fn become_its_root() -> Outcome<()> {
+    rustix::thread::set_thread_groups(&[]).or_else(denied_is_fine).at(Step::UserNamespace)?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).at(Step::UserNamespace)?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).at(Step::UserNamespace)
 }
 
 /// Enters the namespaces that others have made.
@@ -272,6 +287,11 @@ fn await_go_and_exec(prepared: &mut Prepared) -> i32 {
         send(prepared, Report::Failed { step: Step::Exec, index: 0, errno });
         return exit_code_of(errno);
     }
+    exec_first(prepared)
+}
+
+/// Executes the first candidate that exists. Returns the exit code of a process that could not.
+fn exec_first(prepared: &mut Prepared) -> i32 {
     let mut worst = libc::ENOENT;
     for candidate in &prepared.plan.process.candidates {
         match prepared.exec.exec(candidate) {

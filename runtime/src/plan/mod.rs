@@ -139,9 +139,6 @@ pub(crate) fn plan(config: &ContainerConfig, dir: &Path, host: &HostView) -> Res
 /// The checks that need no host: what `create` answers before it makes anything.
 pub(crate) fn validate(config: &ContainerConfig) -> Result<(), PlanError> {
     valid_id(&config.id)?;
-    if config.tty {
-        return Err(PlanError::Unsupported { field: "tty" });
-    }
     if config.id_mappings.is_some() {
         return Err(PlanError::Unsupported { field: "id_mappings" });
     }

@@ -131,6 +131,9 @@ fn environment(config: &ContainerConfig, hostname: &str) -> Result<Vec<CString>,
     if variable(&config.env, "HOSTNAME").is_none() {
         list.push(format!("HOSTNAME={hostname}"));
     }
+    if config.tty && variable(&config.env, "TERM").is_none() {
+        list.push("TERM=xterm".to_owned());
+    }
     list.extend(config.env.iter().cloned());
     strings("env", &list)
 }

@@ -218,7 +218,6 @@ fn refusals_name_the_field() {
     refused(|c| c.resources.memory_limit = Some(-1), "invalid resources.memory_limit");
     refused(|c| c.resources.cpu_limit_nanos = Some(0), "invalid resources.cpu_limit_nanos");
     refused(|c| c.capabilities.add = vec!["FLY".into()], "unknown capability");
-    refused(|c| c.tty = true, "tty is not supported");
 }
 
 proptest! {

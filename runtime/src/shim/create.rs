@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 
 use super::{Arguments, failed};
 use crate::cgroup::Cgroups;
@@ -33,8 +35,14 @@ pub(super) struct Made {
     pub(super) children: OwnedFd,
     pub(super) pid: u32,
     pub(super) pidfd: OwnedFd,
+    /// What it writes; the terminal's master, when it has one.
     pub(super) stdout: OwnedFd,
-    pub(super) stderr: OwnedFd,
+    /// Nothing, when it has a terminal.
+    pub(super) stderr: Option<OwnedFd>,
+    /// The write end of its standard input, when that is open; the master, when it has a terminal.
+    pub(super) stdin: Option<OwnedFd>,
+    /// A terminal's slave, so that its master stays whole while nobody inside has it open.
+    pub(super) _slave: Option<OwnedFd>,
     pub(super) report: OwnedFd,
     pub(super) go: OwnedFd,
     pub(super) log: LogConfig,
@@ -43,7 +51,7 @@ pub(super) struct Made {
 }
 
 /// Room for a container's passwd and group file each. Only what is read of it is ever touched.
-const NAMES_SIZE: usize = 1 << 20;
+pub(super) const NAMES_SIZE: usize = 1 << 20;
 /// A creation that takes longer is stuck (a bind source on a dead network filesystem) and given up.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -58,7 +66,7 @@ pub(super) fn create(arguments: Arguments) -> Result<Made, Box<Failed>> {
     let plan = plan::plan(&config, &arguments.dir, &cgroups.view_of(&config.id))
         .map_err(|error| failed(Step::Prepare, "", &io::Error::other(error.to_string())))?;
     let listener = listen(&arguments.socket).map_err(prepare)?;
-    let prepared = prepare_child(&arguments.dir, &config.id, &cgroups, plan).map_err(prepare);
+    let prepared = prepare_child(&arguments.dir, &config, &cgroups, plan).map_err(prepare);
     let cloned = prepared.and_then(|(prepared, ends)| clone(prepared, ends));
     let (pid, pidfd, subjects, ends) = match cloned {
         Ok(parent) => parent,
@@ -68,8 +76,8 @@ pub(super) fn create(arguments: Arguments) -> Result<Made, Box<Failed>> {
             return Err(failure);
         }
     };
-    let Ends { stdout, stderr, report, go, cgroup: _ } = ends;
-    let made = Made {
+    let Ends { stdout, stderr, stdin, console, report, go, cgroup: _ } = ends;
+    let mut made = Made {
         id: config.id.clone(),
         dir: arguments.dir,
         cgroups,
@@ -80,12 +88,15 @@ pub(super) fn create(arguments: Arguments) -> Result<Made, Box<Failed>> {
         pidfd,
         stdout,
         stderr,
+        stdin,
+        _slave: None,
         report,
         go,
         log: config.log.clone(),
         leave,
     };
-    match made.await_ready(&config, &subjects).and_then(|()| made.record()) {
+    let ready = made.await_ready(&config, &subjects).and_then(|()| made.take_terminal(console));
+    match ready.and_then(|()| made.record()) {
         Ok(()) => Ok(made),
         Err(failure) => {
             made.abort();
@@ -104,7 +115,7 @@ fn told(step: Step, error: &dyn std::error::Error) -> Box<Failed> {
     failed(step, "", &io::Error::other(reason))
 }
 
-fn read_config(dir: &Path) -> Result<ContainerConfig, Box<Failed>> {
+pub(super) fn read_config(dir: &Path) -> Result<ContainerConfig, Box<Failed>> {
     let broken = |reason: String| failed(Step::Prepare, "", &io::Error::other(reason));
     let stored = stored::read::<StoredContainer>(dir, names::CONTAINER).map_err(|error| told(Step::Prepare, &error))?;
     let config = stored.and_then(|stored| stored.config).ok_or_else(|| broken("no configuration".to_owned()))?;
@@ -131,27 +142,85 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 /// The shim's ends of the child's pipes.
 struct Ends {
     stdout: OwnedFd,
-    stderr: OwnedFd,
+    stderr: Option<OwnedFd>,
+    stdin: Option<OwnedFd>,
+    /// Where the terminal's master comes out.
+    console: Option<OwnedFd>,
     report: OwnedFd,
     go: OwnedFd,
     /// The container's v2 cgroup, into which the child is cloned.
     cgroup: Option<File>,
 }
 
-fn prepare_child(dir: &Path, id: &str, cgroups: &Cgroups, mut plan: Plan) -> io::Result<(Prepared, Ends)> {
+/// The child's standard streams, and the ends that stay with the shim.
+struct Streams {
+    child: [OwnedFd; 3],
+    console_of_child: Option<OwnedFd>,
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
+    console: Option<OwnedFd>,
+}
+
+fn streams(config: &ContainerConfig) -> io::Result<Streams> {
+    let null = || OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+    if config.tty {
+        let flags = SocketFlags::CLOEXEC;
+        let (console, of_child) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        return Ok(Streams {
+            // Until the child has made its terminal.
+            child: [null()?, null()?, null()?],
+            console_of_child: Some(of_child),
+            stdin: None,
+            stdout: null()?,
+            stderr: None,
+            console: Some(console),
+        });
+    }
     let pipe = || pipe_with(PipeFlags::CLOEXEC);
     let (stdout, stdout_child) = pipe()?;
     let (stderr, stderr_child) = pipe()?;
-    let (report, report_child) = pipe()?;
-    let (go_child, go) = pipe()?;
-    for fd in [&stdout, &stderr, &report] {
+    for fd in [&stdout, &stderr] {
         rustix::io::ioctl_fionbio(fd, true)?;
     }
-    let (files, unified) = cgroups.entrances(id);
-    let unified = unified
-        .map(|dir| OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(dir))
-        .transpose()?;
-    let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other);
+    let (stdin_child, stdin) = if config.open_stdin {
+        let (read, write) = pipe()?;
+        (read, Some(write))
+    } else {
+        (OpenOptions::new().read(true).open("/dev/null")?.into(), None)
+    };
+    Ok(Streams {
+        child: [stdin_child, stdout_child, stderr_child],
+        console_of_child: None,
+        stdin,
+        stdout,
+        stderr: Some(stderr),
+        console: None,
+    })
+}
+
+/// A cgroup that a child can be cloned into.
+pub(super) fn open_entrance(dir: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(dir)
+}
+
+pub(super) fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+fn prepare_child(
+    dir: &Path,
+    config: &ContainerConfig,
+    cgroups: &Cgroups,
+    mut plan: Plan,
+) -> io::Result<(Prepared, Ends)> {
+    let Streams { child: [stdin_child, stdout_child, stderr_child], console_of_child, stdin, stdout, stderr, console } =
+        streams(config)?;
+    let (report, report_child) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (go_child, go) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&report, true)?;
+    let (files, unified) = cgroups.entrances(&config.id);
+    let unified = unified.map(|dir| open_entrance(&dir)).transpose()?;
     let reaper = if plan.process.reaper { Some(init::reaper()?) } else { None };
     let (args, env) = (std::mem::take(&mut plan.process.args), std::mem::take(&mut plan.process.env));
     let prepared = Prepared {
@@ -159,10 +228,10 @@ fn prepare_child(dir: &Path, id: &str, cgroups: &Cgroups, mut plan: Plan) -> io:
         dir: c_path(dir)?,
         cgroup_files: files.iter().map(|file| c_path(file)).collect::<Result<_, _>>()?,
         joins: Vec::new(),
-        stdin: OpenOptions::new().read(true).open("/dev/null")?.into(),
+        stdin: stdin_child,
         stdout: stdout_child,
         stderr: stderr_child,
-        console: None,
+        console: console_of_child,
         window: None,
         has_terminal: false,
         preserved_fds: 0,
@@ -176,7 +245,7 @@ fn prepare_child(dir: &Path, id: &str, cgroups: &Cgroups, mut plan: Plan) -> io:
         passwd: Vec::with_capacity(NAMES_SIZE),
         group: Vec::with_capacity(NAMES_SIZE),
     };
-    Ok((prepared, Ends { stdout, stderr, report, go, cgroup: unified }))
+    Ok((prepared, Ends { stdout, stderr, stdin, console, report, go, cgroup: unified }))
 }
 
 /// What the steps of the setup work on, for the message when one fails.
@@ -252,6 +321,20 @@ impl Made {
             }
             Some(Report::Built) | None => Err(failed(Step::Prepare, "", &io::ErrorKind::InvalidData.into())),
         }
+    }
+
+    /// Takes the master of the terminal that the child has made before it said that it is ready.
+    fn take_terminal(&mut self, console: Option<OwnedFd>) -> Result<(), Box<Failed>> {
+        let Some(console) = console else { return Ok(()) };
+        let failed = |error: io::Error| failed(Step::Terminal, "", &error);
+        let master = crate::container::receive_terminal(&console).map_err(failed)?;
+        let open = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let slave = ioctl_tiocgptpeer(&master, open).map_err(|errno| failed(errno.into()))?;
+        rustix::io::ioctl_fionbio(&master, true).map_err(|errno| failed(errno.into()))?;
+        self.stdin = Some(master.try_clone().map_err(failed)?);
+        self.stdout = master;
+        self._slave = Some(slave);
+        Ok(())
     }
 
     /// Leaves word of the two processes for the next daemon.

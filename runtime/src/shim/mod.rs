@@ -9,6 +9,7 @@
 
 mod connection;
 mod create;
+mod execs;
 mod serve;
 
 use std::ffi::OsString;

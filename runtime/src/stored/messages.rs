@@ -189,6 +189,10 @@ pub(crate) struct StoredConfig {
     init: bool,
     #[prost(bool, tag = "29")]
     tty: bool,
+    #[prost(bool, tag = "140")]
+    open_stdin: bool,
+    #[prost(bool, tag = "141")]
+    stdin_once: bool,
     /// `linux.resources` in the JSON of the OCI runtime specification; empty when it says nothing.
     #[prost(string, tag = "240")]
     oci_resources: String,
@@ -374,6 +378,8 @@ pub(crate) fn config_into(config: &ContainerConfig) -> StoredConfig {
         log_max_files: config.log.max_files,
         init: config.init,
         tty: config.tty,
+        open_stdin: config.open_stdin,
+        stdin_once: config.stdin_once,
         oci_resources: oci_into(&config.resources.oci),
         log_without_files: !config.log.files,
         log_forward: config.log.forward.as_ref().map(forward_into),
@@ -485,6 +491,8 @@ pub(crate) fn config_from(stored: StoredConfig) -> Result<ContainerConfig, Strin
             IdMappings { uids: ranges(maps.uids), gids: ranges(maps.gids) }
         }),
         private_files: Vec::new(),
+        open_stdin: stored.open_stdin,
+        stdin_once: stored.stdin_once,
     })
 }
 

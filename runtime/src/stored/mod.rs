@@ -334,6 +334,8 @@ mod tests {
                 gids: vec![IdRange { inside: 0, outside: 200_000, count: 65_536 }],
             }),
             private_files: Vec::new(),
+            open_stdin: true,
+            stdin_once: true,
         }
     }
 

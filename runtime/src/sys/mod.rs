@@ -220,13 +220,31 @@ pub(crate) fn close_inherited() -> Result<(), Errno> {
     checked(unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) }).map(drop)
 }
 
-/// Marks all descriptors from 3 on as close-on-exec, but for so many that were passed on purpose.
-pub(crate) fn close_all_on_exec(preserved: u32) -> Result<(), Errno> {
-    const CLOSE_RANGE_CLOEXEC: u32 = 4;
-    let first = preserved.saturating_add(3);
-    // SAFETY: close_range touches no memory, and with this flag closes nothing now.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) };
-    checked(result).map(drop)
+/// Closes every descriptor from `first` on but these. Only for a child that will exec or exit and drops nothing any more.
+///
+/// Close-on-exec is not enough: exec looks its path up before it closes anything, and through `/proc/self/fd/<n>` a
+/// path that a user or an image chose would lead out of the container.
+pub(crate) fn close_all_but(first: u32, mut keep: [RawFd; 4]) -> Result<(), Errno> {
+    keep.sort_unstable();
+    let mut from = first;
+    for kept in keep.into_iter().map(RawFd::cast_unsigned) {
+        if from < kept {
+            close_range(from, kept - 1)?;
+        }
+        from = from.max(kept + 1);
+    }
+    close_range(from, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    // SAFETY: close_range touches no memory; the callers use none of what it closes any more.
+    checked(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0u32) }).map(drop)
+}
+
+/// Whether other processes may trace this one and look through its `/proc`; for those without CAP_SYS_PTRACE.
+pub(crate) fn set_traceable(traceable: bool) {
+    // SAFETY: this prctl takes a number and touches no memory. It cannot fail with 0 or 1.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, u64::from(traceable), 0, 0, 0) };
 }
 
 /// Sets the host name of the calling process's uts namespace.

@@ -146,7 +146,6 @@ fn create_failures_leave_nothing() {
         assert!(message.contains(text), "{message:?} has no {text:?}");
         assert_eq!(fixture.leftovers(), Default::default(), "after {message}");
     };
-    fails(&|config| config.tty = true, "tty is not supported");
     fails(&|config| config.args.clear(), "no command specified");
     fails(&|config| config.layers = vec!["/nosuch/layer".into()], "/nosuch/layer: No such file");
     fails(&|config| config.user = "nobody-here".into(), "find user nobody-here: no matching entries in passwd file");

@@ -4,10 +4,12 @@
 //! otherwise empty root) the program in the containers.
 #![allow(clippy::unwrap_used, clippy::print_stdout, unreachable_pub)]
 
+mod attach;
 mod confinement;
 mod cycles;
 mod disk;
 mod engine;
+mod exec;
 mod fixture;
 mod isolation;
 mod kernel;
@@ -15,6 +17,7 @@ mod layouts;
 mod lifecycle;
 mod limits;
 mod logging;
+mod pause;
 mod payload;
 mod survival;
 mod upgrade;
@@ -75,6 +78,9 @@ fn run(args: &[String]) -> ExitCode {
         cycles::TESTS,
         upgrade::TESTS,
         volumes::TESTS,
+        exec::TESTS,
+        attach::TESTS,
+        pause::TESTS,
         layouts::TESTS,
     ]
     .concat()

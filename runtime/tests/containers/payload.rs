@@ -87,6 +87,16 @@ fn act(verb: &str, args: &[String]) -> Option<u8> {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
+        "tty" => tty(),
+        "echo" => echo(),
+        "line" => {
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).expect("stdin");
+            println!("line {line:?}");
+        }
+        "drip" => drip(),
+        "fds" => fds(),
+        "pid" => println!("pid {} parent {}", std::process::id(), rustix::process::getppid().is_some()),
         "mknod" => {
             let status = rustix::fs::mknodat(
                 rustix::fs::CWD,
@@ -120,6 +130,47 @@ fn node(args: &[String]) -> String {
         made.is_ok(),
         opened.map_or_else(|e| e.kind().to_string(), |()| "open".into())
     )
+}
+
+/// What is known of the terminal.
+fn tty() {
+    let name = |fd: u32| std::fs::read_link(format!("/proc/self/fd/{fd}")).map(|path| path.display().to_string());
+    let size = rustix::termios::tcgetwinsize(std::io::stdin()).map(|size| (size.ws_row, size.ws_col));
+    let own = std::fs::OpenOptions::new().read(true).write(true).open("/dev/tty").is_ok();
+    println!("{:?} {:?} {:?} size {size:?} controlling {own}", name(0).ok(), name(1).ok(), name(2).ok());
+}
+
+/// Repeats its standard input until that ends.
+fn echo() {
+    let mut line = String::new();
+    while std::io::stdin().read_line(&mut line).expect("stdin") > 0 {
+        print!("echo {line}");
+        std::io::stdout().flush().expect("stdout");
+        line.clear();
+    }
+    println!("end of input");
+}
+
+/// A number every few milliseconds, for ever.
+fn drip() {
+    for number in 0u64.. {
+        println!("drop {number}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Each open descriptor but the one that this takes.
+fn fds() {
+    let mut links: Vec<String> = std::fs::read_dir("/proc/self/fd")
+        .expect("fds")
+        .flatten()
+        .filter_map(|entry| {
+            Some(format!("{}={}", entry.file_name().display(), std::fs::read_link(entry.path()).ok()?.display()))
+        })
+        .filter(|link| !link.contains("/fd"))
+        .collect();
+    links.sort();
+    println!("fds {}", links.join(" "));
 }
 
 /// Waits for SIGTERM and says so.

@@ -54,8 +54,6 @@ fn no_effect_yet(container: &ContainerSpec) -> Result<(), ControlError> {
         let off = check.test.first().is_some_and(|first| first == "NONE");
         unsupported("TaskTemplate.ContainerSpec.Healthcheck", !off && *check != Healthcheck::default())?;
     }
-    unsupported("TaskTemplate.ContainerSpec.TTY", container.tty)?;
-    unsupported("TaskTemplate.ContainerSpec.OpenStdin", container.open_stdin)?;
     if !["", "default"].contains(&container.isolation.as_str()) {
         let text = format!("TaskTemplate.ContainerSpec.Isolation: {:?} is for Windows", shorten(&container.isolation));
         return Err(invalid(text));

@@ -133,3 +133,23 @@ wire! {
     /// A resource limit.
     Ulimit { "Name" name: String, "Hard" hard: i64, "Soft" soft: i64 }
 }
+
+wire! {
+    /// `POST /containers/{id}/exec`.
+    ExecCreate {
+        "AttachStdin" attach_stdin: bool,
+        "AttachStdout" attach_stdout: bool,
+        "AttachStderr" attach_stderr: bool,
+        "ConsoleSize" console_size: Vec<u64>,
+        "DetachKeys" detach_keys: String,
+        "Tty" tty: bool,
+        "Env" env: Vec<String>,
+        "Cmd" cmd: Vec<String>,
+        "Privileged" privileged: bool,
+        "User" user: String,
+        "WorkingDir" working_dir: String,
+    }
+
+    /// `POST /exec/{id}/start`. `Tty` is as the process was asked for, whatever is said here.
+    ExecStart { "Detach" detach: bool, "ConsoleSize" console_size: Vec<u64> }
+}

@@ -41,8 +41,11 @@ impl Shim {
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
-                    if u32::try_from(pid.as_raw_nonzero().get()) == Ok(self.made.pid) {
+                    let pid = u32::try_from(pid.as_raw_nonzero().get()).unwrap_or(0);
+                    if pid == self.made.pid {
                         self.ended(status);
+                    } else {
+                        self.exec_ended(pid, status);
                     }
                 }
                 Err(Errno::INTR) => {}

@@ -1,11 +1,13 @@
 //! The shim's loop, from the creation to the recorded exit: what it owns, what it waits for, and whose turn it is.
 //!
 //! The work itself is done next door: [`life`] (start, end, exit record), [`output`] (the container's streams),
-//! [`requests`] (what the daemon asks) and [`settle`] (what can wait). To wait for another descriptor, give it a [`Source`].
+//! [`running`] (further processes), [`requests`] (what the daemon asks) and [`settle`] (what can wait). To wait for
+//! another descriptor, give it a [`Source`].
 
 mod life;
 mod output;
 mod requests;
+mod running;
 mod settle;
 
 use std::collections::BTreeMap;
@@ -18,6 +20,7 @@ use settle::Settling;
 
 use super::connection::{Connection, Waiting};
 use super::create::Made;
+use super::execs::Exec;
 use super::timespec;
 use crate::logs::{LogStream, Output};
 use crate::protocol::{Answer, done};
@@ -46,6 +49,9 @@ struct Shim {
     open: [bool; 2],
     connections: Vec<Connection>,
     parked: BTreeMap<String, Vec<OwnedFd>>,
+    /// Further processes in the container, with and without somebody who waits for them.
+    execs: Vec<Exec>,
+    last_exec: u64,
     started_at: Option<SystemTime>,
     exit: Option<StoredExit>,
     recorded: bool,
@@ -63,6 +69,8 @@ enum Source {
     Log,
     /// The first process says how its exec went.
     Report,
+    /// A further process says how its exec went: the one with this number.
+    Exec(u64),
     /// A child has ended.
     Children,
     /// The connection at this place has a request, takes more of an answer, or has ended.
@@ -74,14 +82,17 @@ enum Source {
 /// Serves until the container has ended and its exit is recorded.
 pub(super) fn serve(made: Made) {
     let log = Output::new(made.dir.join(names::LOG), &made.log, &made.id, made.pid);
+    let open = [true, made.stderr.is_some()];
     let mut shim = Shim {
         made,
         phase: Phase::Created,
         log,
         told: (0, None),
-        open: [true; 2],
+        open,
         connections: Vec::new(),
         parked: BTreeMap::new(),
+        execs: Vec::new(),
+        last_exec: 0,
         started_at: None,
         exit: None,
         recorded: false,
@@ -108,13 +119,20 @@ impl Shim {
         let mut watched = Vec::with_capacity(6 + self.connections.len());
         for stream in LogStream::ALL {
             // A closed pipe would be ready for ever, so it is not asked.
-            if self.open[stream.index()] {
-                watched.push((Source::Output(stream), self.stream(stream), PollFlags::IN));
+            if self.open[stream.index()]
+                && let Some(fd) = self.stream(stream)
+            {
+                watched.push((Source::Output(stream), fd, PollFlags::IN));
             }
         }
         watched.extend(self.log.watched().map(|(fd, flags)| (Source::Log, fd, flags)));
         if self.phase == Phase::Starting {
             watched.push((Source::Report, self.made.report.as_fd(), PollFlags::IN));
+        }
+        for exec in &self.execs {
+            if let Some(report) = &exec.report {
+                watched.push((Source::Exec(exec.number), report.as_fd(), PollFlags::IN));
+            }
         }
         watched.push((Source::Children, self.made.children.as_fd(), PollFlags::IN));
         for (number, connection) in self.connections.iter().enumerate() {
@@ -152,6 +170,7 @@ impl Shim {
                 }
                 Source::Log => self.log.go_on(),
                 Source::Report => self.hear_start(),
+                Source::Exec(number) => self.hear_exec(number),
                 Source::Children => self.reap(),
                 Source::Connection(number) => self.converse(number),
                 Source::Listener => {

@@ -1,11 +1,11 @@
-//! What the container writes: from its pipes to its log.
+//! What the container writes: from its pipes, or its terminal, to its log and to those who are attached.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::io::Errno;
 
-use super::{Shim, Waiting};
+use super::{Connection, Shim, Waiting};
 use crate::logs::LogStream;
 use crate::protocol::Answer;
 
@@ -18,19 +18,20 @@ const LAST_TURNS: usize = 1024;
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 impl Shim {
-    /// Our end of a stream.
-    pub(super) fn stream(&self, stream: LogStream) -> BorrowedFd<'_> {
+    /// Our end of a stream; with a terminal there is one only.
+    pub(super) fn stream(&self, stream: LogStream) -> Option<BorrowedFd<'_>> {
         match stream {
-            LogStream::Stdout => self.made.stdout.as_fd(),
-            LogStream::Stderr => self.made.stderr.as_fd(),
+            LogStream::Stdout => Some(self.made.stdout.as_fd()),
+            LogStream::Stderr => self.made.stderr.as_ref().map(AsFd::as_fd),
         }
     }
 
     /// Reads once. `false` when there is no more for now.
     pub(super) fn drain(&mut self, stream: LogStream) -> bool {
-        let fd: BorrowedFd<'_> = match stream {
-            LogStream::Stdout => self.made.stdout.as_fd(),
-            LogStream::Stderr => self.made.stderr.as_fd(),
+        let fd: BorrowedFd<'_> = match (stream, &self.made.stderr) {
+            (LogStream::Stdout, _) => self.made.stdout.as_fd(),
+            (LogStream::Stderr, Some(stderr)) => stderr.as_fd(),
+            (LogStream::Stderr, None) => return false,
         };
         match rustix::io::read(fd, self.chunk.as_mut_slice()) {
             Ok(0) => {
@@ -39,7 +40,9 @@ impl Shim {
                 false
             }
             Ok(count) => {
-                self.log.write(stream, self.chunk.get(..count).unwrap_or_default(), SystemTime::now());
+                let data = self.chunk.get(..count).unwrap_or_default();
+                self.log.write(stream, data, SystemTime::now());
+                self.connections.iter_mut().for_each(|connection| connection.show(stream, data));
                 true
             }
             Err(Errno::INTR) => true,
@@ -59,6 +62,7 @@ impl Shim {
             self.open[stream.index()] = false;
         }
         self.log.close();
+        self.connections.iter_mut().for_each(Connection::end_output);
     }
 
     /// Whoever waits for the end hears meanwhile that records find no room, at the first one and now and then.

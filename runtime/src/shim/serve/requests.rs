@@ -3,11 +3,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::{Connection, Phase, Shim, Waiting};
-use crate::protocol::{Answer, Ask, MAX_NAME, MAX_PARKED, Request, done, refused};
+use crate::protocol::{self, Answer, Ask, MAX_NAME, MAX_PARKED, Request, done, refused};
+use crate::shim::connection::Attached;
 use crate::sys;
 
-/// Clients at a time; the daemon needs three or four.
-const MAX_CONNECTIONS: usize = 64;
+/// Clients at a time; the daemon needs three or four, and one for each further process and each reader of the output.
+const MAX_CONNECTIONS: usize = 512;
 
 impl Shim {
     pub(super) fn accept(&mut self) {
@@ -53,6 +54,30 @@ impl Shim {
                 Err(error) => refused(error.to_string()),
             }),
             Some(Ask::Shutdown(_)) => Some(self.shut_down()),
+            Some(Ask::Exec(exec)) => match self.begin_exec(exec, fds) {
+                Ok(exec) => {
+                    self.set_waiting(number, Waiting::Exec(exec));
+                    None
+                }
+                Err(answer) => Some(answer),
+            },
+            Some(Ask::SignalExec(wanted)) => Some(self.signal_exec(&wanted)),
+            Some(Ask::Attach(wanted)) => Some(self.attach(number, &wanted)),
+            Some(Ask::Stdin(_)) => Some(match self.made.stdin.as_ref().map(OwnedFd::try_clone) {
+                Some(Ok(fd)) => {
+                    given.push(fd);
+                    done()
+                }
+                Some(Err(error)) => refused(error.to_string()),
+                None => refused("its standard input is not open"),
+            }),
+            Some(Ask::CloseStdin(_)) => {
+                // A terminal has no end of its own.
+                if self.made.stderr.is_some() {
+                    self.made.stdin = None;
+                }
+                Some(done())
+            }
             None => Some(refused("this shim does not know the request")),
         };
         if let (Some(answer), Some(connection)) = (answer, self.connections.get_mut(number)) {
@@ -88,6 +113,16 @@ impl Shim {
             Ok(()) => done(),
             Err(errno) => refused(crate::error::errno_text(errno)),
         }
+    }
+
+    fn attach(&mut self, number: usize, wanted: &protocol::Attach) -> Answer {
+        if self.exit.is_some() {
+            return refused("already exited");
+        }
+        if let Some(connection) = self.connections.get_mut(number) {
+            connection.attach(Attached { stdout: wanted.stdout, stderr: wanted.stderr });
+        }
+        done()
     }
 
     fn park(&mut self, name: String, fds: Vec<OwnedFd>) -> Answer {

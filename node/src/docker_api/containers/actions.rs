@@ -1,0 +1,235 @@
+//! What is done to a container: signals, pauses, stops, and waiting for its end.
+//!
+//! Here containers belong to tasks. What would make, restart or remove one behind the cluster's back is refused, and
+//! says what to do instead.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::CONTENT_TYPE;
+use runtime::{ContainerState, RuntimeError, Signal, Status};
+use serde_json::json;
+
+use super::super::App;
+use super::super::error::ApiError;
+use super::super::extract::Params;
+use super::find::{self, failed, is_running};
+use crate::agent::TASK_LABEL;
+use crate::containers::Containers;
+use crate::engine::Engine;
+
+/// Docker's patience with a container that is asked to stop, when nobody says another.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often it is looked whether a container is removed.
+const REMOVED_EVERY: Duration = Duration::from_millis(100);
+
+type Done = Result<StatusCode, ApiError>;
+
+fn not_running(state: &ContainerState) -> ApiError {
+    ApiError::conflict(format!("Container {} is not running", state.id))
+}
+
+fn signal(params: &Params) -> Result<Option<Signal>, ApiError> {
+    let given = params.get("signal").filter(|given| !given.is_empty());
+    given.map(|given| given.parse().map_err(|_| ApiError::invalid(format!("Invalid signal: {given}")))).transpose()
+}
+
+pub(in super::super) async fn kill<E: Engine>(
+    State(app): State<App<E>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Done {
+    let signal = signal(&params)?.unwrap_or(Signal::KILL);
+    let (containers, state) = find::find(&app, &id).await?;
+    let refused = || ApiError::conflict(format!("cannot kill container: {id}: container {} is not running", state.id));
+    if !is_running(&state) {
+        return Err(refused());
+    }
+    match containers.runtime.signal(&state.id, signal).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(RuntimeError::WrongState { .. }) => Err(refused()),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+pub(in super::super) async fn stop<E: Engine>(
+    State(app): State<App<E>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Done {
+    let signal = signal(&params)?;
+    let given = params.get("t").filter(|given| !given.is_empty()).map(str::parse::<i64>);
+    let (containers, state) = find::find(&app, &id).await?;
+    let grace = match given {
+        Some(Ok(seconds)) if seconds >= 0 => Duration::from_secs(seconds.unsigned_abs()),
+        // As long as it takes.
+        Some(Ok(_)) => Duration::from_secs(u32::MAX.into()),
+        Some(Err(_)) => return Err(ApiError::invalid("invalid value for t: it must be seconds")),
+        None => {
+            let task = find::task(&app, &state).await;
+            task.and_then(|task| task.spec.container.stop_grace_ns).map_or(GRACE, Duration::from_nanos)
+        }
+    };
+    if !is_running(&state) {
+        return Ok(StatusCode::NOT_MODIFIED);
+    }
+    match containers.runtime.stop(&state.id, signal, grace).await {
+        Ok(_) => Ok(StatusCode::NO_CONTENT),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+pub(in super::super) async fn pause<E: Engine>(State(app): State<App<E>>, Path(id): Path<String>) -> Done {
+    let (containers, state) = find::find(&app, &id).await?;
+    match containers.runtime.pause(&state.id).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(RuntimeError::WrongState { status: "paused", .. }) => {
+            Err(ApiError::conflict(format!("Container {} is already paused", state.id)))
+        }
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+pub(in super::super) async fn unpause<E: Engine>(State(app): State<App<E>>, Path(id): Path<String>) -> Done {
+    let (containers, state) = find::find(&app, &id).await?;
+    match containers.runtime.resume(&state.id).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(RuntimeError::WrongState { .. }) => {
+            Err(ApiError::conflict(format!("Container {} is not paused", state.id)))
+        }
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+/// Rows and columns out of `h` and `w`.
+pub(super) fn window(params: &Params) -> Result<(u16, u16), ApiError> {
+    let number = |key: &str| {
+        let given = params.get(key).unwrap_or_default();
+        given.parse::<u16>().map_err(|_| ApiError::invalid(format!("invalid value for {key}: {given:?}")))
+    };
+    Ok((number("h")?, number("w")?))
+}
+
+pub(in super::super) async fn resize<E: Engine>(
+    State(app): State<App<E>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Done {
+    let (rows, columns) = window(&params)?;
+    let (containers, detail) = find::detail(&app, &id).await?;
+    if !is_running(&detail.state) {
+        return Err(not_running(&detail.state));
+    }
+    if !detail.config.tty {
+        return Err(ApiError::invalid(format!("Container {} has no terminal", detail.state.id)));
+    }
+    containers.runtime.resize(&detail.state.id, rows, columns).await.map_err(|error| failed(&error))?;
+    Ok(StatusCode::OK)
+}
+
+/// What a client waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    NotRunning,
+    NextExit,
+    Removed,
+}
+
+/// The answer begins at once: clients wait for that before they do what they are really about.
+pub(in super::super) async fn wait<E: Engine>(
+    State(app): State<App<E>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let condition = match params.get("condition").unwrap_or_default() {
+        "" | "not-running" => Condition::NotRunning,
+        "next-exit" => Condition::NextExit,
+        "removed" => Condition::Removed,
+        other => return Err(ApiError::invalid(format!("invalid condition: {other:?}"))),
+    };
+    let (containers, state) = find::find(&app, &id).await?;
+    let shutdown = app.shutdown.clone();
+    let answer = async move {
+        let ended = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Err("the daemon stops".to_owned()),
+            ended = ended(&containers, &state, condition) => ended,
+        };
+        let body = match ended {
+            Ok(code) => json!({"StatusCode": code, "Error": null}),
+            Err(message) => json!({"StatusCode": 0, "Error": {"Message": message}}),
+        };
+        Ok::<_, std::io::Error>(Bytes::from(format!("{body}\n")))
+    };
+    let body = Body::from_stream(futures_util::stream::once(answer));
+    Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+async fn ended(containers: &Containers, state: &ContainerState, condition: Condition) -> Result<i32, String> {
+    let code = match (&state.status, condition) {
+        // It never ran, so it does not run.
+        (Status::Created, Condition::NotRunning) => 0,
+        (Status::Exited(exit), Condition::NotRunning | Condition::Removed) => exit.code,
+        // It will not run again, and so it will not end again: what there is to say is how it ended.
+        (Status::Exited(exit), Condition::NextExit) => exit.code,
+        _ => match containers.runtime.wait(&state.id).await {
+            Ok(exit) => exit.code,
+            Err(error) => return Err(crate::chain(&error)),
+        },
+    };
+    if condition == Condition::Removed {
+        while containers.runtime.list().await.iter().any(|one| one.id == state.id) {
+            tokio::time::sleep(REMOVED_EVERY).await;
+        }
+    }
+    Ok(code)
+}
+
+/// Already running: nothing to do. Otherwise the cluster does it.
+pub(in super::super) async fn start<E: Engine>(State(app): State<App<E>>, Path(id): Path<String>) -> Done {
+    let (_, state) = find::find(&app, &id).await?;
+    if is_running(&state) {
+        return Ok(StatusCode::NOT_MODIFIED);
+    }
+    Err(of_task(&state, "started", "it starts a new one as the service's restart policy says"))
+}
+
+pub(in super::super) async fn restart<E: Engine>(State(app): State<App<E>>, Path(id): Path<String>) -> ApiError {
+    match find::find(&app, &id).await {
+        Ok((_, state)) => of_task(
+            &state,
+            "restarted",
+            "stop it, and the service's restart policy decides on a new one; or have all of them replaced with \
+             `service update --force`",
+        ),
+        Err(error) => error,
+    }
+}
+
+pub(in super::super) async fn remove<E: Engine>(State(app): State<App<E>>, Path(id): Path<String>) -> ApiError {
+    match find::find(&app, &id).await {
+        Ok((_, state)) => of_task(&state, "removed", "remove or scale the service"),
+        Err(error) => error,
+    }
+}
+
+fn of_task(state: &ContainerState, verb: &str, instead: &str) -> ApiError {
+    let task = state.labels.get(TASK_LABEL).map_or("a task", String::as_str);
+    let service = state.labels.get("com.docker.swarm.service.name").map(String::as_str).unwrap_or_default();
+    ApiError::conflict(format!(
+        "container {} cannot be {verb} by itself: it belongs to task {task} of service {service:?}, and the cluster \
+         decides over it; {instead}",
+        find::name(state)
+    ))
+}
+
+pub(in super::super) async fn create() -> ApiError {
+    ApiError::not_supported(
+        "Shoal does not run containers outside of services: create a service instead (`service create`; a job with \
+         --mode replicated-job runs once)",
+    )
+}

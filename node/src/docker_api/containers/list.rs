@@ -1,0 +1,242 @@
+//! `GET /containers/json`.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use axum::Json;
+use axum::extract::State;
+use runtime::{ContainerDetail, ContainerState, ExitStatus, Status};
+use serde_json::{Value, json};
+
+use super::super::App;
+use super::super::error::ApiError;
+use super::super::extract::Params;
+use super::super::filters::Filters;
+use super::find;
+use super::inspect::{Names, mounts, networks};
+use crate::engine::Engine;
+
+const FILTERS: [&str; 14] = [
+    "ancestor", "before", "exited", "health", "id", "is-task", "label", "name", "network", "publish", "expose",
+    "since", "status", "volume",
+];
+const STATES: [&str; 7] = ["created", "restarting", "running", "removing", "paused", "exited", "dead"];
+
+pub(in super::super) async fn list<E: Engine>(
+    State(app): State<App<E>>,
+    params: Params,
+) -> Result<Json<Vec<Value>>, ApiError> {
+    let filters = params.filters(&FILTERS)?;
+    if let Some(bad) = filters.values("status").into_iter().flatten().find(|s| !STATES.contains(&s.as_str())) {
+        return Err(ApiError::invalid(format!("invalid filter 'status={bad}'")));
+    }
+    if params.flag("size") {
+        return Err(ApiError::not_supported("Shoal does not count the sizes of containers: leave out size"));
+    }
+    let limit = match params.get("limit").map(str::parse::<i64>) {
+        None => None,
+        Some(Ok(number)) => usize::try_from(number).ok().filter(|number| *number > 0),
+        Some(Err(_)) => return Err(ApiError::invalid("invalid value for limit")),
+    };
+    let Some(containers) = app.engine.containers() else { return Ok(Json(Vec::new())) };
+    let mut all = containers.runtime.list().await;
+    // The newest first, as everywhere in Docker.
+    all.sort_by_key(|state| std::cmp::Reverse((state.created_at, state.id.clone())));
+    // A status that is asked for is shown though it is not running.
+    let every = params.flag("all")
+        || limit.is_some()
+        || filters.values("status").is_some()
+        || filters.values("exited").is_some();
+    let wanted = Wanted::new(&filters, &all)?;
+    let (images, mut shown) = (Names::read(&app).await, Vec::new());
+    for state in all.iter().filter(|state| (every || find::is_running(state)) && wanted.has(state)) {
+        if limit.is_some_and(|limit| shown.len() >= limit) {
+            break;
+        }
+        // One that is removed in this moment is not listed.
+        let Ok(detail) = containers.runtime.inspect(&state.id).await else { continue };
+        let task = find::task(&app, state).await;
+        let summary = summary(&detail, &images, task.as_ref());
+        let networks = summary["NetworkSettings"]["Networks"].as_object().cloned().unwrap_or_default();
+        let on_network = |wanted: &str| {
+            networks.iter().any(|(name, network)| name == wanted || network["NetworkID"].as_str() == Some(wanted))
+        };
+        let image = summary["Image"].as_str().unwrap_or_default();
+        let id = summary["ImageID"].as_str().unwrap_or_default();
+        let of_image = |wanted: &str| is_of_image(wanted, image, id);
+        let volumes = detail.config.mounts.iter().map(|mount| mount.target.display().to_string()).collect::<Vec<_>>();
+        if filters.any("network", on_network)
+            && filters.any("ancestor", of_image)
+            && filters.any("volume", |wanted| volumes.iter().any(|volume| volume == wanted))
+            && filters.any("publish", |_| false)
+            && filters.any("expose", |_| false)
+        {
+            shown.push(summary);
+        }
+    }
+    Ok(Json(shown))
+}
+
+fn is_of_image(wanted: &str, name: &str, id: &str) -> bool {
+    let hex = id.strip_prefix("sha256:").unwrap_or(id);
+    wanted == name
+        || wanted == id
+        || format!("{wanted}:latest") == name
+        || (wanted.len() >= 6 && hex.starts_with(wanted))
+}
+
+/// Filters that need nothing but the container's state.
+struct Wanted<'a> {
+    filters: &'a Filters,
+    before: Option<SystemTime>,
+    since: Option<SystemTime>,
+    exited: Option<BTreeSet<i32>>,
+    is_task: Option<bool>,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(filters: &'a Filters, all: &[ContainerState]) -> Result<Self, ApiError> {
+        let created = |key: &str| -> Result<Option<SystemTime>, ApiError> {
+            let Some(wanted) = filters.values(key).and_then(|values| values.first()) else { return Ok(None) };
+            let plain = wanted.trim_start_matches('/');
+            let found = all.iter().find(|c| c.id.starts_with(plain) || find::name(c) == plain);
+            found.map(|state| Some(state.created_at)).ok_or_else(|| find::no_such(wanted))
+        };
+        let exited = filters
+            .values("exited")
+            .map(|codes| {
+                let parse = |code: &String| {
+                    code.parse().map_err(|_| ApiError::invalid(format!("invalid filter 'exited={code}'")))
+                };
+                codes.iter().map(parse).collect::<Result<_, _>>()
+            })
+            .transpose()?;
+        Ok(Self {
+            filters,
+            before: created("before")?,
+            since: created("since")?,
+            exited,
+            is_task: filters.flag("is-task")?,
+        })
+    }
+
+    fn has(&self, state: &ContainerState) -> bool {
+        let named = |wanted: &str| find::name(state).contains(wanted.trim_start_matches('/'));
+        let code = match &state.status {
+            Status::Exited(exit) => Some(exit.code),
+            _ => None,
+        };
+        self.filters.prefix("id", &state.id)
+            && self.filters.any("name", named)
+            && self.filters.labels("label", &state.labels)
+            && self.filters.exact("status", word(state))
+            && self.filters.exact("health", "none")
+            && self.before.is_none_or(|before| state.created_at < before)
+            && self.since.is_none_or(|since| state.created_at > since)
+            && self.exited.as_ref().is_none_or(|codes| code.is_some_and(|code| codes.contains(&code)))
+            && self.is_task.is_none_or(|yes| yes == state.labels.contains_key(crate::agent::TASK_LABEL))
+    }
+}
+
+/// Docker's word for where a container stands.
+pub(super) fn word(state: &ContainerState) -> &'static str {
+    match state.status {
+        Status::Created => "created",
+        Status::Running if state.paused => "paused",
+        Status::Running => "running",
+        Status::Exited(_) => "exited",
+    }
+}
+
+fn summary(detail: &ContainerDetail, images: &Names, task: Option<&deploy::model::Task>) -> Value {
+    let (state, config) = (&detail.state, &detail.config);
+    let (image, image_id) = images.of(state, task);
+    json!({
+        "Id": state.id,
+        "Names": [format!("/{}", find::name(state))],
+        "Image": image,
+        "ImageID": image_id,
+        "Command": config.args.join(" "),
+        "Created": seconds(state.created_at),
+        "Ports": [],
+        "Labels": state.labels,
+        "State": word(state),
+        "Status": status_text(state, SystemTime::now()),
+        "HostConfig": {"NetworkMode": "default"},
+        "NetworkSettings": {"Networks": networks(images, task)},
+        "Mounts": mounts(config),
+    })
+}
+
+fn seconds(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// `Up 3 minutes`, `Exited (0) 2 seconds ago`, ...
+fn status_text(state: &ContainerState, now: SystemTime) -> String {
+    let since = |at: SystemTime| age(now.duration_since(at).unwrap_or_default());
+    match &state.status {
+        Status::Created => "Created".to_owned(),
+        Status::Running => {
+            let up = since(state.started_at.unwrap_or(state.created_at));
+            if state.paused { format!("Up {up} (Paused)") } else { format!("Up {up}") }
+        }
+        Status::Exited(ExitStatus { code, finished_at, .. }) => format!("Exited ({code}) {} ago", since(*finished_at)),
+    }
+}
+
+/// A length of time as Docker says it to people.
+fn age(length: Duration) -> String {
+    let seconds = length.as_secs();
+    let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
+    match (seconds, minutes, hours) {
+        (0, ..) => "Less than a second".to_owned(),
+        (1, ..) => "1 second".to_owned(),
+        (2..60, ..) => format!("{seconds} seconds"),
+        (_, 1, _) => "About a minute".to_owned(),
+        (_, 2..60, _) => format!("{minutes} minutes"),
+        (_, _, 1) => "About an hour".to_owned(),
+        (_, _, 2..48) => format!("{hours} hours"),
+        (_, _, 48..336) => format!("{} days", hours / 24),
+        (_, _, 336..1440) => format!("{} weeks", hours / 24 / 7),
+        (_, _, 1440..17520) => format!("{} months", hours / 24 / 30),
+        _ => format!("{} years", hours / 24 / 365),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(seconds: u64, expected: &str) {
+        assert_eq!(age(Duration::from_secs(seconds)), expected, "{seconds}");
+    }
+
+    #[test]
+    fn ages_are_for_people() {
+        check(0, "Less than a second");
+        check(1, "1 second");
+        check(59, "59 seconds");
+        check(60, "About a minute");
+        check(150, "2 minutes");
+        check(3600, "About an hour");
+        check(2 * 3600, "2 hours");
+        check(3 * 86_400, "3 days");
+        check(20 * 86_400, "2 weeks");
+        check(90 * 86_400, "3 months");
+        check(800 * 86_400, "2 years");
+    }
+
+    #[test]
+    fn images_are_meant_by_name_or_id() {
+        let id = "sha256:0123456789abcdef";
+        for wanted in ["web:1", id, "012345"] {
+            assert!(is_of_image(wanted, "web:1", id), "{wanted}");
+        }
+        assert!(is_of_image("web", "web:latest", id));
+        for wanted in ["web", "0123", "sha256:0123", ""] {
+            assert!(!is_of_image(wanted, "web:1", id), "{wanted}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Further processes in the container: cloned here, reaped by the shim's loop. Their bytes never pass through the shim.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::WaitStatus;
+
+use super::create::{Made, NAMES_SIZE, c_path, open_entrance, read_config};
+use super::failed;
+use crate::init::{self, Hooks, Joining, Prepared, Report, Step};
+use crate::plan;
+use crate::protocol::{Exec as Request, ExecEnded, ExecStarted, Failed};
+use crate::sys::{self, Cloned, ExecArgs};
+
+/// Processes at a time.
+pub(super) const MAX_EXECS: usize = 256;
+
+/// One such process.
+pub(super) struct Exec {
+    pub(super) number: u64,
+    pub(super) pid: u32,
+    pidfd: OwnedFd,
+    /// Until it has executed its command: where it would say that it cannot.
+    pub(super) report: Option<OwnedFd>,
+    /// For messages.
+    user: String,
+    cwd: String,
+}
+
+/// The namespaces that a container may share with the host or have of its own.
+const NAMESPACES: [(&str, libc::c_int); 7] = [
+    ("user", libc::CLONE_NEWUSER),
+    ("mnt", libc::CLONE_NEWNS),
+    ("uts", libc::CLONE_NEWUTS),
+    ("ipc", libc::CLONE_NEWIPC),
+    ("net", libc::CLONE_NEWNET),
+    ("cgroup", libc::CLONE_NEWCGROUP),
+    ("time", libc::CLONE_NEWTIME),
+];
+
+const PID: u64 = libc::CLONE_NEWPID as u64;
+
+/// Clones one. `fds` are its standard streams, or the socket for its terminal's master.
+pub(super) fn begin(made: &Made, number: u64, request: Request, fds: Vec<OwnedFd>) -> Result<Exec, Box<Failed>> {
+    let prepare = |error: io::Error| failed(Step::Prepare, "", &error);
+    let mut config = read_config(&made.dir)?;
+    config.args = request.args;
+    for variable in request.env {
+        set_variable(&mut config.env, variable);
+    }
+    config.cwd = request.cwd.filter(|cwd| !cwd.is_empty()).unwrap_or(config.cwd);
+    if let Some(user) = request.user.filter(|user| !user.is_empty()) {
+        config.user = user;
+        // They were the container's own user's.
+        config.groups = Vec::new();
+    }
+    config.tty = request.tty;
+    // Whatever the container has as its process 1.
+    config.init = false;
+    let mut plan = plan::plan(&config, &made.dir, &made.cgroups.host_view())
+        .map_err(|error| failed(Step::Prepare, "", &io::Error::other(error.to_string())))?;
+    let (files, unified) = made.cgroups.entrances(&made.id);
+    let entrance = unified.map(|dir| open_entrance(&dir)).transpose().map_err(prepare)?;
+    let (report, report_child) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| prepare(errno.into()))?;
+    rustix::io::ioctl_fionbio(&report, true).map_err(|errno| prepare(errno.into()))?;
+    let (console, [stdin, stdout, stderr]) = streams(request.tty, fds).map_err(prepare)?;
+    let window = match (u16::try_from(request.rows), u16::try_from(request.columns)) {
+        (Ok(0), _) | (_, Ok(0)) => None,
+        (Ok(rows), Ok(columns)) => Some((rows, columns)),
+        _ => return Err(failed(Step::Terminal, "", &io::ErrorKind::InvalidInput.into())),
+    };
+    let (args, env) = (std::mem::take(&mut plan.process.args), std::mem::take(&mut plan.process.env));
+    let prepared = Prepared {
+        plan,
+        dir: c_path(&made.dir).map_err(prepare)?,
+        joins: Vec::new(),
+        preserved_fds: 0,
+        gate: None,
+        dies_with_parent: true,
+        reaper: None,
+        hooks: Hooks::default(),
+        cgroup_files: files.iter().map(|file| c_path(file)).collect::<Result<_, _>>().map_err(prepare)?,
+        stdin,
+        stdout,
+        stderr,
+        console,
+        window,
+        has_terminal: false,
+        report: report_child,
+        // Nobody waits for anything.
+        go: made.go.try_clone().map_err(prepare)?,
+        exec: ExecArgs::new(args, env),
+        passwd: Vec::with_capacity(NAMES_SIZE),
+        group: Vec::with_capacity(NAMES_SIZE),
+    };
+    let joining = Joining {
+        pidfd: made.pidfd.try_clone().map_err(prepare)?,
+        namespaces: foreign_namespaces(made.pid).map_err(prepare)?,
+    };
+    let (pid, pidfd) = clone(made, prepared, joining, entrance.as_ref().map(AsFd::as_fd))?;
+    Ok(Exec { number, pid, pidfd, report: Some(report), user: config.user, cwd: config.cwd })
+}
+
+/// Clones it into the container's pid namespace. The shim's own later children are not for there.
+fn clone(
+    made: &Made,
+    prepared: Prepared,
+    joining: Joining,
+    entrance: Option<std::os::fd::BorrowedFd<'_>>,
+) -> Result<(u32, OwnedFd), Box<Failed>> {
+    let cannot = |step| move |errno| failed(step, "", &io::Error::from_raw_os_error(errno));
+    let own = std::fs::File::open("/proc/self/ns/pid").map_err(|error| failed(Step::JoinNamespaces, "", &error))?;
+    sys::join_namespace(made.pidfd.as_fd(), PID).map_err(cannot(Step::JoinNamespaces))?;
+    // Before it exists: in the container's pid namespace, it can be seen from its first moment, and it still has the
+    // host's privileges.
+    sys::set_traceable(false);
+    let cloned = sys::clone_process(0, entrance, false);
+    if matches!(cloned, Ok(Cloned::Child)) {
+        init::run_exec(prepared, &joining);
+    }
+    sys::set_traceable(true);
+    // Its own namespace is always open to it.
+    let _ = sys::join_namespace(own.as_fd(), PID);
+    match cloned {
+        Ok(Cloned::Parent { pid, pidfd }) => Ok((pid, pidfd)),
+        Ok(Cloned::Child) => sys::exit_now(126),
+        Err(errno) => Err(cannot(Step::Clone)(errno)),
+    }
+}
+
+/// `NAME=value` in the place of what was set under this name, else at the end.
+fn set_variable(env: &mut Vec<String>, variable: String) {
+    let name = |entry: &str| entry.split_once('=').map_or_else(|| entry.to_owned(), |(name, _)| name.to_owned());
+    let wanted = name(&variable);
+    match env.iter_mut().find(|entry| name(entry) == wanted) {
+        Some(entry) => *entry = variable,
+        None => env.push(variable),
+    }
+}
+
+/// The console socket of a process with a terminal, and standard streams.
+fn streams(tty: bool, fds: Vec<OwnedFd>) -> io::Result<(Option<OwnedFd>, [OwnedFd; 3])> {
+    let mut fds = fds;
+    let console = if tty { fds.pop() } else { None };
+    if tty {
+        let null = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+        // Until the child has made its terminal.
+        fds = vec![null()?, null()?, null()?];
+    }
+    match <[OwnedFd; 3]>::try_from(fds) {
+        Ok(fds) if !tty || console.is_some() => Ok((console, fds)),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "its standard streams did not come along")),
+    }
+}
+
+/// The kinds of namespaces that the process does not share with the shim.
+fn foreign_namespaces(pid: u32) -> io::Result<u64> {
+    let mut kinds = 0;
+    for (name, kind) in NAMESPACES {
+        let inode = |process: &str| std::fs::metadata(format!("/proc/{process}/ns/{name}")).map(|at| at.ino());
+        match (inode("self"), inode(&pid.to_string())) {
+            (Ok(own), Ok(other)) if own == other => {}
+            (Ok(_), Ok(_)) => kinds |= u64::from(kind.cast_unsigned()),
+            // A kernel without this kind has nothing to join.
+            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => {}
+            (Err(error), _) | (_, Err(error)) => return Err(error),
+        }
+    }
+    Ok(kinds)
+}
+
+impl Exec {
+    /// Reads its report. `None`: nothing yet. `Some(Ok)`: it runs (or was killed before it could say anything, which
+    /// its end tells).
+    pub(super) fn hear(&mut self) -> Option<Result<ExecStarted, Failed>> {
+        let report = self.report.as_ref()?;
+        let mut bytes = [0u8; init::REPORT_SIZE];
+        let heard = match rustix::io::read(report, &mut bytes) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return None,
+            Ok(0) => Ok(ExecStarted { number: self.number, pid: self.pid }),
+            Ok(count) => Err(self.failure(bytes.get(..count).unwrap_or_default())),
+            Err(errno) => Err(*failed(Step::Exec, "", &errno.into())),
+        };
+        self.report = None;
+        Some(heard)
+    }
+
+    fn failure(&self, bytes: &[u8]) -> Failed {
+        let Some(Report::Failed { step, errno, .. }) = Report::decode(bytes) else {
+            return *failed(Step::Exec, "", &io::ErrorKind::InvalidData.into());
+        };
+        let subject = match step {
+            Step::UnknownUser | Step::UnknownGroup | Step::ReadUsers => self.user.clone(),
+            Step::WorkingDirectory => self.cwd.clone(),
+            _ => String::new(),
+        };
+        let error = match step {
+            Step::UnknownUser => io::Error::other("no matching entries in passwd file"),
+            Step::UnknownGroup => io::Error::other("no matching entries in group file"),
+            _ => io::Error::from_raw_os_error(errno),
+        };
+        *failed(step, subject, &error)
+    }
+
+    /// Sends it a signal; with `group` also to what it has started. It is not reaped yet, so its number is its own.
+    pub(super) fn signal(&self, signal: i32, group: bool) -> Result<(), String> {
+        let sent = sys::send_signal(self.pidfd.as_fd(), signal);
+        if group
+            && let Some(pid) = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw)
+            && let Some(signal) = rustix::process::Signal::from_named_raw(signal)
+        {
+            // It may have left its group, or have none yet.
+            let _ = rustix::process::kill_process_group(pid, signal);
+        }
+        sent.map_err(crate::error::errno_text)
+    }
+}
+
+/// How a process ended, in the words of shells.
+pub(super) fn ended(status: WaitStatus) -> ExecEnded {
+    let signal = status.terminating_signal();
+    let code = match (status.exit_status(), signal) {
+        (Some(code), _) => code,
+        (None, Some(signal)) => 128 + signal,
+        (None, None) => 255,
+    };
+    ExecEnded { code, signal }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_take_the_place_of_their_namesakes() {
+        let mut env = vec!["A=1".to_owned(), "AB=2".to_owned()];
+        for variable in ["AB=3", "C=4", "A=", "A=5"] {
+            set_variable(&mut env, variable.to_owned());
+        }
+        assert_eq!(env, ["A=5", "AB=3", "C=4"]);
+    }
+
+    #[test]
+    fn streams_must_be_complete() {
+        let fd = || std::fs::File::open("/dev/null").map(OwnedFd::from).unwrap();
+        assert!(streams(false, vec![fd(), fd(), fd()]).unwrap().0.is_none());
+        assert!(streams(true, vec![fd()]).unwrap().0.is_some());
+        for (tty, count) in [(false, 0), (false, 2), (false, 4), (true, 0)] {
+            assert!(streams(tty, (0..count).map(|_| fd()).collect()).is_err(), "{tty} {count}");
+        }
+    }
+}
