@@ -103,6 +103,10 @@ impl Credentials {
         if json.len() > MAX_AUTH_BYTES {
             return Err(bad("they are too long"));
         }
+        // A list would be taken for an object's fields in their order.
+        if json.trim_ascii_start().first() != Some(&b'{') {
+            return Err(bad("they are not an AuthConfig"));
+        }
         let mut config: AuthConfig = serde_json::from_slice(json).map_err(|_| bad("they are not an AuthConfig"))?;
         if !config.auth.is_empty() {
             let both = STANDARD.decode(&config.auth).ok().and_then(|bytes| String::from_utf8(bytes).ok());
