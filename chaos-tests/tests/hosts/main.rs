@@ -24,6 +24,7 @@ mod storage;
 mod storm;
 mod surroundings;
 mod upgrade;
+mod volumes;
 
 use std::future::Future;
 
