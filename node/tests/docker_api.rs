@@ -4,6 +4,8 @@
 
 #[path = "docker_api/cli.rs"]
 mod cli;
+#[path = "docker_api/containers.rs"]
+mod containers;
 #[path = "docker_api/fake.rs"]
 mod fake;
 #[path = "docker_api/hostile.rs"]

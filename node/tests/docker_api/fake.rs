@@ -145,6 +145,11 @@ impl Fake {
         };
     }
 
+    /// Lets it drive real containers.
+    pub(crate) fn set_containers(&self, containers: Containers) {
+        self.state.lock().unwrap().containers = Some(containers);
+    }
+
     pub(crate) fn set_leaderless(&self) {
         self.state.lock().unwrap().leaderless = true;
     }

@@ -1,0 +1,492 @@
+//! Containers over the API: a real runtime below it, busybox inside, plain HTTP and the docker command line as clients.
+//! Needs root, overlayfs, cgroups and a static busybox; where one is missing the tests say so and pass.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use node::containers::Containers;
+use runtime::{ContainerConfig, EtcFiles, Runtime, RuntimeConfig};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use crate::fake::Served;
+use crate::http::{get, open, post, send};
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An engine with containers; everything of it is removed with it.
+struct Host {
+    served: Served,
+    runtime: Runtime,
+    layer: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Host {
+    async fn new() -> Option<Host> {
+        let busybox = Path::new("/bin/busybox");
+        if !rustix::process::geteuid().is_root() || !busybox.is_file() {
+            println!("skipped: needs root and a static /bin/busybox");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let config = RuntimeConfig {
+            data_dir: dir.path().join("data"),
+            run_dir: dir.path().join("run"),
+            engine_id: format!("api-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)),
+            shim_exe: env!("CARGO_BIN_EXE_shoal").into(),
+        };
+        let runtime = match Runtime::open(config).await {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                println!("skipped: {error}");
+                return None;
+            }
+        };
+        let layer = dir.path().join("layer");
+        for name in ["bin", "etc", "tmp"] {
+            std::fs::create_dir_all(layer.join(name)).unwrap();
+        }
+        std::fs::copy(busybox, layer.join("bin/busybox")).unwrap();
+        for tool in ["sh", "sleep", "cat", "echo", "id", "pwd", "tty", "stty", "env", "true", "touch", "ls"] {
+            std::os::unix::fs::symlink("busybox", layer.join("bin").join(tool)).unwrap();
+        }
+        std::fs::write(layer.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:100:101::/srv:/bin/sh\n").unwrap();
+        std::fs::write(layer.join("etc/group"), "root:x:0:\nweb:x:101:\n").unwrap();
+        let served = Served::inactive().await;
+        served.engine.set_containers(Containers::new(runtime.clone()));
+        Some(Host { served, runtime, layer, _dir: dir })
+    }
+
+    fn socket(&self) -> &Path {
+        &self.served.socket
+    }
+
+    /// A container of a task, called `web.<slot>.task<slot>`, that runs this script.
+    async fn start(&self, slot: u8, script: &str, change: impl FnOnce(&mut ContainerConfig)) -> String {
+        let mut config = ContainerConfig {
+            id: format!("{slot:02x}").repeat(32),
+            layers: vec![self.layer.clone()],
+            args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+            files: EtcFiles { hosts: "127.0.0.1 localhost\n".into(), resolv_conf: String::new() },
+            ..ContainerConfig::default()
+        };
+        for (key, value) in [
+            ("com.docker.swarm.task.id", format!("task{slot}")),
+            ("com.docker.swarm.task.name", format!("web.{slot}.task{slot}")),
+            ("com.docker.swarm.service.name", "web".to_owned()),
+        ] {
+            config.labels.insert(key.to_owned(), value);
+        }
+        change(&mut config);
+        let id = config.id.clone();
+        self.runtime.create(config).await.unwrap();
+        self.runtime.start(&id).await.unwrap();
+        id
+    }
+
+    async fn until_logged(&self, id: &str, text: &str) {
+        let path = format!("/containers/{id}/logs?stdout=1&stderr=1");
+        let looking = async {
+            while !get(self.socket(), &path).await.text().contains(text) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("{text:?} in the log"));
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let runtime = self.runtime.clone();
+        let removed = std::thread::spawn(move || {
+            let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            tokio.block_on(runtime.destroy())
+        });
+        if let Ok(Err(error)) = removed.join() {
+            println!("destroy: {error}");
+        }
+    }
+}
+
+/// A connection that HTTP has let go of.
+struct Hijacked {
+    stream: UnixStream,
+    buffer: BytesMut,
+    head: String,
+}
+
+impl Hijacked {
+    async fn open(socket: &Path, path: &str, body: &str) -> Hijacked {
+        let mut stream = UnixStream::connect(socket).await.unwrap();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut buffer = BytesMut::new();
+        let end = loop {
+            if let Some(at) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
+                break at + 4;
+            }
+            let count = tokio::time::timeout(PATIENCE, stream.read_buf(&mut buffer)).await.unwrap().unwrap();
+            assert!(count > 0, "{}", String::from_utf8_lossy(&buffer));
+        };
+        let head = String::from_utf8_lossy(&buffer.split_to(end)).into_owned();
+        Hijacked { stream, buffer, head }
+    }
+
+    /// Reads until the bytes hold this.
+    async fn until(&mut self, text: &str) -> String {
+        loop {
+            let seen = String::from_utf8_lossy(&self.buffer).into_owned();
+            if seen.contains(text) {
+                return seen;
+            }
+            let read = self.stream.read_buf(&mut self.buffer);
+            let count =
+                tokio::time::timeout(PATIENCE, read).await.unwrap_or_else(|_| panic!("{text:?} after {seen:?}"));
+            assert!(count.unwrap() > 0, "it ended with {seen:?}, without {text:?}");
+        }
+    }
+
+    /// Reads to the end, and takes the frames apart: standard output, standard error, remarks.
+    async fn frames(mut self) -> [String; 3] {
+        let read = self.stream.read_to_end_into(&mut self.buffer);
+        tokio::time::timeout(PATIENCE, read).await.expect("it ends");
+        let mut parts = [Vec::new(), Vec::new(), Vec::new()];
+        let mut rest = &self.buffer[..];
+        while let Some((header, tail)) = rest.split_first_chunk::<8>() {
+            let length = u32::from_be_bytes([header[4], header[5], header[6], header[7]]) as usize;
+            parts[usize::from(header[0]) - 1].extend_from_slice(&tail[..length]);
+            rest = &tail[length..];
+        }
+        assert!(rest.is_empty());
+        parts.map(|part| String::from_utf8(part).unwrap())
+    }
+}
+
+trait ReadToEnd {
+    async fn read_to_end_into(&mut self, buffer: &mut BytesMut);
+}
+
+impl ReadToEnd for UnixStream {
+    async fn read_to_end_into(&mut self, buffer: &mut BytesMut) {
+        while self.read_buf(buffer).await.unwrap() > 0 {}
+    }
+}
+
+async fn ask_exec(host: &Host, id: &str, body: Value) -> String {
+    let answer = post(host.socket(), &format!("/containers/{id}/exec"), body).await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    answer.json()["Id"].as_str().unwrap().to_owned()
+}
+
+async fn exec_state(host: &Host, exec: &str) -> Value {
+    get(host.socket(), &format!("/exec/{exec}/json")).await.json()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listed_inspected_and_signalled() {
+    let Some(host) = Host::new().await else { return };
+    let s = host.socket();
+    assert_eq!(get(s, "/containers/json?all=1").await.json(), json!([]));
+    let first = host.start(1, "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done", |_| {}).await;
+    let second = host.start(2, "exit 7", |_| {}).await;
+    host.until_logged(&first, "ready").await;
+    let wait = post(s, &format!("/containers/{second}/wait"), json!({})).await;
+    assert_eq!(wait.json(), json!({"StatusCode": 7, "Error": null}));
+    let list = get(s, "/containers/json").await.json();
+    assert_eq!(list.as_array().unwrap().len(), 1);
+    assert_eq!(list[0]["Names"], json!(["/web.1.task1"]));
+    assert_eq!((&list[0]["State"], &list[0]["Id"]), (&json!("running"), &json!(first)));
+    assert!(list[0]["Status"].as_str().unwrap().starts_with("Up "), "{list}");
+    let all = get(s, "/containers/json?all=1").await.json();
+    assert_eq!(all.as_array().unwrap().len(), 2);
+    assert!(all[0]["Status"].as_str().unwrap().starts_with("Exited (7) "), "{all}");
+    let filtered = |filter: Value| format!("/containers/json?all=1&{}", crate::http::filters(filter));
+    for (filter, count) in [
+        (json!({"name": ["web.2"]}), 1),
+        (json!({"status": ["exited"]}), 1),
+        (json!({"exited": ["7"]}), 1),
+        (json!({"exited": ["0"]}), 0),
+        (json!({"id": [&first[..6]]}), 1),
+        (json!({"label": ["com.docker.swarm.service.name=web"]}), 2),
+        (json!({"since": ["web.1.task1"]}), 1),
+        (json!({"health": ["healthy"]}), 0),
+    ] {
+        let found = get(s, &filtered(filter.clone())).await.json();
+        assert_eq!(found.as_array().unwrap().len(), count, "{filter}: {found}");
+    }
+    assert_eq!(get(s, &filtered(json!({"zz": ["a"]}))).await.status, 400);
+    assert_eq!(get(s, "/containers/json?size=1").await.status, 501);
+    // By id, name with and without a slash, and the beginning of the id.
+    for wanted in [first.as_str(), "web.1.task1", "%2Fweb.1.task1", &first[..12]] {
+        let one = get(s, &format!("/containers/{wanted}/json")).await.json();
+        assert_eq!(one["Id"], json!(first), "{wanted}");
+        assert_eq!(one["State"]["Status"], "running");
+        assert_eq!(one["Config"]["Tty"], json!(false));
+        assert_eq!(one["Args"][0], "-c");
+    }
+    let ended = get(s, &format!("/containers/{second}/json")).await.json();
+    assert_eq!((&ended["State"]["ExitCode"], &ended["State"]["Pid"]), (&json!(7), &json!(0)));
+    // Paused: neither runs nor hears.
+    let act = async |verb: &str| post(s, &format!("/containers/web.1.task1/{verb}"), json!({})).await;
+    assert_eq!(act("pause").await.status, 204);
+    assert_eq!(act("pause").await.status, 409);
+    assert_eq!(get(s, &format!("/containers/{first}/json")).await.json()["State"]["Paused"], json!(true));
+    let refused = post(s, &format!("/containers/{first}/exec"), json!({"Cmd": ["true"]})).await;
+    assert_eq!(refused.status, 409);
+    assert!(refused.message().contains("is paused"), "{}", refused.message());
+    assert_eq!(act("unpause").await.status, 204);
+    assert_eq!(act("unpause").await.status, 409);
+    assert_eq!(act("kill?signal=NOPE").await.status, 400);
+    assert_eq!(act("kill?signal=CONT").await.status, 204);
+    // What the cluster decides over is refused, and says so.
+    assert_eq!(act("start").await.status, 304);
+    for (verb, text) in [("restart", "belongs to task task1 of service \"web\""), ("rename?name=x", "does not support")]
+    {
+        let answer = act(verb).await;
+        assert!(answer.message().contains(text), "{verb}: {}", answer.message());
+    }
+    assert_eq!(send(s, "DELETE", &format!("/containers/{first}"), None, Vec::new()).await.status, 409);
+    assert_eq!(post(s, "/containers/create", json!({"Image": "x"})).await.status, 501);
+    // The answer of a wait begins before the end does.
+    let waiting = open(s, "POST", &format!("/containers/{first}/wait?condition=next-exit"), None, Vec::new()).await;
+    assert_eq!(waiting.status().as_u16(), 200);
+    assert_eq!(act("stop?t=10").await.status, 204);
+    let body = http_body_util::BodyExt::collect(waiting.into_body()).await.unwrap().to_bytes();
+    assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["StatusCode"], 3);
+    assert_eq!(act("stop").await.status, 304);
+    let late = act("kill").await;
+    assert_eq!(late.status, 409);
+    assert!(late.message().contains("is not running"), "{}", late.message());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_are_run_in_it() {
+    let Some(host) = Host::new().await else { return };
+    let id = host.start(3, "exec sleep 1000", |_| {}).await;
+    let exec = |command: &[&str]| json!({"Cmd": command, "AttachStdout": true, "AttachStderr": true});
+    let run = ask_exec(&host, &id, exec(&["sh", "-c", "echo out; echo err >&2; exit 5"])).await;
+    assert_eq!(exec_state(&host, &run).await["ExitCode"], Value::Null);
+    let client = Hijacked::open(host.socket(), &format!("/exec/{run}/start"), "{}").await;
+    assert!(client.head.starts_with("HTTP/1.1 101"), "{}", client.head);
+    assert!(client.head.contains("application/vnd.docker.multiplexed-stream"), "{}", client.head);
+    assert_eq!(client.frames().await, ["out\n".to_owned(), "err\n".to_owned(), String::new()]);
+    let state = exec_state(&host, &run).await;
+    assert_eq!((&state["ExitCode"], &state["Running"], &state["ContainerID"]), (&json!(5), &json!(false), &json!(id)));
+    let again = post(host.socket(), &format!("/exec/{run}/start"), json!({})).await;
+    assert_eq!(again.status, 409, "{}", again.text());
+    // Without an upgrade the same bytes come as an ordinary answer.
+    let plain = ask_exec(&host, &id, exec(&["echo", "plain"])).await;
+    let answer = post(host.socket(), &format!("/exec/{plain}/start"), json!({})).await;
+    assert_eq!((answer.status, &answer.body[..]), (200, &b"\x01\0\0\0\0\0\0\x06plain\n"[..]));
+    // Standard input, and its end.
+    let mut body = exec(&["cat"]);
+    body["AttachStdin"] = json!(true);
+    let cat = ask_exec(&host, &id, body).await;
+    let mut client = Hijacked::open(host.socket(), &format!("/exec/{cat}/start"), "{}").await;
+    client.stream.write_all(b"to and fro").await.unwrap();
+    client.until("to and fro").await;
+    client.stream.shutdown().await.unwrap();
+    assert_eq!(client.frames().await[0], "to and fro");
+    assert_eq!(exec_state(&host, &cat).await["ExitCode"], 0);
+    // As somebody, somewhere, with something.
+    let body = json!({"Cmd": ["sh", "-c", "id -u; pwd; echo $A"], "AttachStdout": true, "User": "web",
+        "WorkingDir": "/etc", "Env": ["A=b"]});
+    let run = ask_exec(&host, &id, body).await;
+    let client = Hijacked::open(host.socket(), &format!("/exec/{run}/start"), "{}").await;
+    assert_eq!(client.frames().await[0], "100\n/etc\nb\n");
+    // What cannot be started says so in the stream, and by its exit code.
+    let none = ask_exec(&host, &id, exec(&["nosuch"])).await;
+    let client = Hijacked::open(host.socket(), &format!("/exec/{none}/start"), "{}").await;
+    let [out, ..] = client.frames().await;
+    assert!(out.contains("OCI runtime exec failed") && out.contains("executable file not found in $PATH"), "{out}");
+    assert_eq!(exec_state(&host, &none).await["ExitCode"], 127);
+    let detached = ask_exec(&host, &id, json!({"Cmd": ["touch", "/tmp/was-here"]})).await;
+    assert_eq!(post(host.socket(), &format!("/exec/{detached}/start"), json!({"Detach": true})).await.status, 200);
+    let refused = |body: Value, status: u16| {
+        let (socket, path) = (host.socket().to_owned(), format!("/containers/{id}/exec"));
+        async move {
+            let answer = post(&socket, &path, body).await;
+            assert_eq!(answer.status, status, "{}", answer.text());
+        }
+    };
+    refused(json!({"Cmd": []}), 400).await;
+    refused(json!({"Cmd": ["true"], "Privileged": true}), 501).await;
+    refused(json!({"Cmd": ["true"], "DetachKeys": "nonsense"}), 400).await;
+    refused(json!({"Cmd": ["true"], "ConsoleSize": [1]}), 400).await;
+    assert_eq!(get(host.socket(), "/exec/nosuch/json").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn terminals_and_attached_clients() {
+    let Some(host) = Host::new().await else { return };
+    let script = "echo ready; while read line; do echo \"got $line\"; done; echo over";
+    let id = host
+        .start(4, script, |config| {
+            config.open_stdin = true;
+            config.tty = true;
+        })
+        .await;
+    host.until_logged(&id, "ready").await;
+    let path = format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1&logs=1");
+    let mut client = Hijacked::open(host.socket(), &path, "").await;
+    assert!(client.head.contains("application/vnd.docker.raw-stream"), "{}", client.head);
+    client.until("ready\r\n").await;
+    client.stream.write_all(b"hello\r").await.unwrap();
+    client.until("got hello\r\n").await;
+    let size = post(host.socket(), &format!("/containers/{id}/resize?h=33&w=111"), json!({})).await;
+    assert_eq!(size.status, 200);
+    assert_eq!(post(host.socket(), &format!("/containers/{id}/resize?h=x&w=1"), json!({})).await.status, 400);
+    // Another client sees the same terminal; the keys that detach end only their own connection.
+    let mut other = Hijacked::open(host.socket(), &path, "").await;
+    other.stream.write_all(b"twice\r").await.unwrap();
+    client.until("got twice\r\n").await;
+    other.until("got twice\r\n").await;
+    other.stream.write_all(b"\x10\x11").await.unwrap();
+    let closed = other.stream.read_to_end_into(&mut other.buffer);
+    tokio::time::timeout(PATIENCE, closed).await.expect("it is closed");
+    let body = json!({"Cmd": ["sh", "-c", "tty; stty size"], "Tty": true, "AttachStdout": true, "AttachStdin": true});
+    let exec = ask_exec(&host, &id, body).await;
+    let start = json!({"Tty": true, "ConsoleSize": [24, 80]}).to_string();
+    let mut terminal = Hijacked::open(host.socket(), &format!("/exec/{exec}/start"), &start).await;
+    let seen = terminal.until("24 80").await;
+    assert!(seen.starts_with("/dev/pts/"), "{seen}");
+    // A shell whose client goes away is hung up on.
+    let body = json!({"Cmd": ["sh"], "Tty": true, "AttachStdout": true, "AttachStdin": true});
+    let shell = ask_exec(&host, &id, body).await;
+    let mut terminal = Hijacked::open(host.socket(), &format!("/exec/{shell}/start"), "{}").await;
+    terminal.stream.write_all(b"echo $((6*7))\r").await.unwrap();
+    terminal.until("42").await;
+    assert_eq!(post(host.socket(), &format!("/exec/{shell}/resize?h=10&w=20"), json!({})).await.status, 200);
+    terminal.stream.write_all(b"stty size\r").await.unwrap();
+    terminal.until("10 20").await;
+    drop(terminal);
+    let gone = async {
+        while exec_state(&host, &shell).await["Running"] == json!(true) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("the shell ends");
+    // The end of what is typed ends the container, and with it the connection.
+    client.stream.write_all(b"\x04").await.unwrap();
+    client.until("over\r\n").await;
+    let closed = client.stream.read_to_end_into(&mut client.buffer);
+    tokio::time::timeout(PATIENCE, closed).await.expect("it is closed");
+    let refused = post(host.socket(), &format!("/containers/{id}/attach?stream=1&stdout=1"), json!({})).await;
+    assert_eq!(refused.status, 409, "{}", refused.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_processes_and_counters() {
+    let Some(host) = Host::new().await else { return };
+    let script = "echo one; echo two >&2; echo three; exec sleep 1000";
+    let id = host.start(5, script, |_| {}).await;
+    host.until_logged(&id, "three").await;
+    let s = host.socket();
+    let logs = async |query: &str| get(s, &format!("/containers/{id}/logs?{query}")).await;
+    assert_eq!(&logs("stdout=1").await.body[..], b"\x01\0\0\0\0\0\0\x04one\n\x01\0\0\0\0\0\0\x06three\n");
+    assert_eq!(&logs("stderr=1").await.body[..], b"\x02\0\0\0\0\0\0\x04two\n");
+    assert_eq!(&logs("stdout=1&tail=1").await.body[..], b"\x01\0\0\0\0\0\0\x06three\n");
+    assert_eq!(logs("").await.status, 400);
+    assert!(logs("stdout=1&timestamps=1").await.text().contains("Z one\n"));
+    assert_eq!(logs("stdout=1&until=1").await.body.len(), 0);
+    let top = get(s, &format!("/containers/{id}/top?ps_args=-o%20pid,args")).await.json();
+    assert_eq!(top["Titles"], json!(["PID", "COMMAND"]));
+    assert_eq!(top["Processes"][0][1], "sleep 1000");
+    assert_eq!(get(s, &format!("/containers/{id}/top?ps_args=--forest")).await.status, 400);
+    let stats = get(s, &format!("/containers/{id}/stats?stream=0&one-shot=1")).await.json();
+    assert_eq!(stats["name"], "/web.5.task5");
+    assert!(stats["cpu_stats"]["cpu_usage"]["total_usage"].as_u64().unwrap() > 0, "{stats}");
+    assert!(stats["memory_stats"]["limit"].as_u64().unwrap() > 0 && stats["pids_stats"]["current"] == 1, "{stats}");
+    // A stream goes on until its client does, or the container.
+    let answer = open(s, "GET", &format!("/containers/{id}/stats"), None, Vec::new()).await;
+    let mut body = answer.into_body();
+    for _ in 0..2 {
+        let frame = tokio::time::timeout(PATIENCE, http_body_util::BodyExt::frame(&mut body)).await.unwrap();
+        let line = frame.unwrap().unwrap().into_data().unwrap();
+        assert!(serde_json::from_slice::<Value>(&line).unwrap()["read"].is_string());
+    }
+    host.runtime.stop(&id, None, Duration::ZERO).await.unwrap();
+    let rest = tokio::time::timeout(PATIENCE, http_body_util::BodyExt::collect(body)).await;
+    assert!(rest.is_ok(), "the stream ends with the container");
+    assert_eq!(get(s, &format!("/containers/{id}/top")).await.status, 409);
+    assert_eq!(get(s, &format!("/containers/{id}/stats?stream=0")).await.json()["memory_stats"], json!({}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_docker_command_line() {
+    let docker = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .map(|dir| dir.join("docker"))
+        .find(|path| path.is_file());
+    let Some(docker) = docker else {
+        println!("skipped: there is no docker client in PATH");
+        return;
+    };
+    let Some(host) = Host::new().await else { return };
+    let id = host.start(6, "echo ready; exec sleep 1000", |_| {}).await;
+    host.until_logged(&id, "ready").await;
+    let home = tempfile::tempdir().unwrap();
+    let run = async |args: &[&str], input: &str| {
+        let mut child = tokio::process::Command::new(&docker)
+            .args(args)
+            .env_clear()
+            .env("DOCKER_HOST", format!("unix://{}", host.socket().display()))
+            .env("HOME", home.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // One that does not read may have ended.
+        let _ = stdin.write_all(input.as_bytes()).await;
+        drop(stdin);
+        let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("docker ends").unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let name = "web.6.task6";
+    let (_, out, _) = run(&["ps", "--format", "{{.Names}} {{.State}}"], "").await;
+    assert_eq!(out, "web.6.task6 running\n");
+    assert_eq!(run(&["exec", name, "echo", "hi"], "").await, (Some(0), "hi\n".into(), String::new()));
+    assert_eq!(run(&["exec", "-i", name, "cat"], "through\n").await.1, "through\n");
+    assert_eq!(run(&["exec", name, "sh", "-c", "exit 9"], "").await.0, Some(9));
+    assert_eq!(
+        run(&["exec", "-u", "web", "-w", "/etc", "-e", "A=1", name, "sh", "-c", "id -u; pwd; echo $A"], "").await.1,
+        "100\n/etc\n1\n"
+    );
+    let (code, out, err) = run(&["exec", name, "nosuch"], "").await;
+    assert!(code == Some(127) && (out.clone() + &err).contains("executable file not found"), "{code:?} {out} {err}");
+    assert!(run(&["exec", "-t", name, "tty"], "").await.1.starts_with("/dev/pts/"));
+    assert_eq!(run(&["exec", "-d", name, "true"], "").await.0, Some(0));
+    let (code, _, err) = run(&["exec", "--privileged", name, "true"], "").await;
+    assert!(code != Some(0) && err.contains("does not run privileged"), "{err}");
+    assert_eq!(run(&["logs", name], "").await.1, "ready\n");
+    assert_eq!(run(&["logs", "--tail", "0", name], "").await.1, "");
+    assert!(run(&["top", name], "").await.1.contains("sleep 1000"));
+    assert!(run(&["top", name, "-o", "pid,comm"], "").await.1.contains("COMMAND"));
+    let (_, out, err) = run(&["stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}", name], "").await;
+    assert_eq!(out, "web.6.task6 1\n", "{err}");
+    assert!(run(&["inspect", name], "").await.1.contains("\"Running\": true"));
+    for (verb, state) in [("pause", "paused"), ("unpause", "running")] {
+        assert_eq!(run(&[verb, name], "").await.0, Some(0));
+        assert_eq!(run(&["inspect", "--format", "{{.State.Status}}", name], "").await.1, format!("{state}\n"));
+    }
+    let (code, _, err) = run(&["restart", name], "").await;
+    assert!(code != Some(0) && err.contains("belongs to task"), "{err}");
+    assert_eq!(run(&["kill", name], "").await.0, Some(0));
+    assert_eq!(run(&["wait", name], "").await.1, "137\n");
+    assert!(run(&["ps", "-a"], "").await.1.contains("Exited (137)"));
+    let (code, _, err) = run(&["run", "web:1"], "").await;
+    assert!(code != Some(0) && err.contains("create a service instead"), "{err}");
+}
