@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::runtime::blocking;
 use super::{Container, ContainerState, Runtime};
 use crate::RuntimeError;
-use crate::config::ContainerConfig;
+use crate::config::{ContainerConfig, MountKind};
 use crate::stored::{self, StoredContainer, config_from, names};
 
 /// See [`Runtime::inspect`].
@@ -25,7 +25,12 @@ impl Runtime {
     pub async fn inspect(&self, id: &str) -> Result<ContainerDetail, RuntimeError> {
         let container = self.inner.get(id)?;
         let of = Arc::clone(&container);
-        let config = blocking(move || of.config()).await?;
+        let mut config = blocking(move || of.config()).await?;
+        // Where a secret lies on the host is nobody's business.
+        let private = self.inner.private.dir();
+        let is_private =
+            |kind: &MountKind| matches!(kind, MountKind::Bind { source, .. } if source.starts_with(private));
+        config.mounts.retain(|mount| !is_private(&mount.kind));
         Ok(ContainerDetail { state: container.state(), config, log_dir: container.dir.join(names::LOG) })
     }
 }

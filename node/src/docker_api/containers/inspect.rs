@@ -198,16 +198,23 @@ pub(super) fn mounts(config: &ContainerConfig) -> Vec<Value> {
                 ("bind", source.display().to_string(), propagation)
             }
             MountKind::Tmpfs { .. } => ("tmpfs", String::new(), ""),
-            MountKind::Volume(_) => ("volume", String::new(), ""),
+            MountKind::Volume(volume) => {
+                ("volume", volume.source.join(&volume.subpath).display().to_string(), "rprivate")
+            }
         };
-        json!({
+        let mut object = json!({
             "Type": kind,
             "Source": source,
             "Destination": mount.target.display().to_string(),
             "Mode": "",
             "RW": !mount.readonly,
             "Propagation": propagation,
-        })
+        });
+        if let MountKind::Volume(volume) = &mount.kind {
+            object["Name"] = volume.name.as_str().into();
+            object["Driver"] = "local".into();
+        }
+        object
     };
     config.mounts.iter().map(one).collect()
 }
