@@ -6,7 +6,17 @@ use std::path::{Path, PathBuf};
 /// Rooms that know nothing of each other.
 const LEAVES: [&str; 5] = ["deploy", "raft", "gossip", "overlay-net", "runtime"];
 /// Code that decides and touches nothing.
-const PURE: [&str; 4] = ["deploy/src", "overlay-net/src/plan", "runtime/src/plan", "node/src/agent/core.rs"];
+const PURE: [&str; 9] = [
+    "deploy/src",
+    "overlay-net/src/plan",
+    "runtime/src/plan",
+    "runtime/src/oci/args.rs",
+    "runtime/src/oci/mounts.rs",
+    "runtime/src/oci/options.rs",
+    "runtime/src/oci/plan.rs",
+    "runtime/src/oci/spec.rs",
+    "node/src/agent/core.rs",
+];
 /// What pure code does not name, and why: input and output, clocks, chance, and maps whose order is chance.
 const BANNED: [&str; 11] = [
     "tokio",

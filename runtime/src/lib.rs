@@ -7,8 +7,6 @@
 //!
 //! The crate's binary must call [`dispatch`] first thing in `main`.
 
-#![allow(dead_code, unused_imports, reason = "what the OCI front end needs of plan, init and sys comes before it")]
-
 mod cgroup;
 mod config;
 mod container;
@@ -17,8 +15,8 @@ mod fake;
 pub mod image;
 mod init;
 mod logs;
-
 mod machine;
+mod oci;
 mod plan;
 mod procfs;
 mod protocol;
@@ -59,6 +57,7 @@ pub fn dispatch(args: &mut ArgsOs) -> Option<ExitCode> {
     match std::env::args_os().nth(1)?.to_str()? {
         "__shim" => Some(shim::main(args.skip(2))),
         volume::FILL => Some(volume::fill_main(args.skip(2))),
+        "runtime" => Some(oci::main(args.skip(2))),
         _ => None,
     }
 }
