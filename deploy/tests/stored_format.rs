@@ -78,6 +78,7 @@ fn full_spec() -> ServiceSpec {
             cap_drop: vec!["CAP_CHOWN".into()],
             ulimits: vec![Ulimit { name: "nofile".into(), soft: 10, hard: 20 }],
             oom_score_adj: -5,
+            registry_auth: Some(RegistryAuth { header: "e30=".into() }),
             ..ContainerSpec::default()
         },
         resources: ResourceRequirements {

@@ -18,5 +18,7 @@ mod images;
 mod objects;
 #[path = "docker_api/pinning.rs"]
 mod pinning;
+#[path = "docker_api/registry.rs"]
+mod registry;
 #[path = "docker_api/volumes.rs"]
 mod volumes;

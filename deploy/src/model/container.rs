@@ -91,6 +91,24 @@ pub struct ContainerSpec {
     /// Preference of the kernel's OOM killer, -1000 to 1000.
     #[prost(int32, tag = "28")]
     pub oom_score_adj: i32,
+    /// Whoever the image is pulled as; absent means nobody in particular.
+    #[prost(message, optional, tag = "29")]
+    pub registry_auth: Option<RegistryAuth>,
+}
+
+/// Credentials for the registry of one image. They are never shown.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub struct RegistryAuth {
+    /// Docker's `X-Registry-Auth`: an `AuthConfig` as JSON in base64.
+    #[prost(string, tag = "1")]
+    pub header: String,
+}
+
+impl std::fmt::Debug for RegistryAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RegistryAuth { .. }")
+    }
 }
 
 impl ContainerSpec {

@@ -153,7 +153,10 @@ pub(crate) fn is_outdated(service: &Service, task: &Task) -> bool {
     if task.spec_version == service.spec_version {
         return false;
     }
-    if task.spec != service.spec.task {
+    // Whoever has the image needs no other credentials for it: they are for the next task that pulls.
+    let mut wanted = service.spec.task.clone();
+    wanted.container.registry_auth.clone_from(&task.spec.container.registry_auth);
+    if task.spec != wanted {
         return true;
     }
     let ports = service.spec.endpoint_spec().ports;

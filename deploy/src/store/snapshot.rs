@@ -89,7 +89,26 @@ impl Store {
             secret.spec.data.clear();
             (secret.id.clone(), Arc::new(secret))
         };
-        Store { cluster, secrets: self.secrets().map(bare).collect(), ..self.clone() }
+        let service = |service: &Arc<Service>| {
+            let mut service = (**service).clone();
+            service.spec.task.container.registry_auth = None;
+            if let Some(previous) = &mut service.previous_spec {
+                previous.task.container.registry_auth = None;
+            }
+            (service.id.clone(), Arc::new(service))
+        };
+        let task = |task: &Arc<Task>| {
+            let mut task = (**task).clone();
+            task.spec.container.registry_auth = None;
+            (task.id.clone(), Arc::new(task))
+        };
+        Store {
+            cluster,
+            secrets: self.secrets().map(bare).collect(),
+            services: self.services().map(service).collect(),
+            tasks: self.tasks().map(task).collect(),
+            ..self.clone()
+        }
     }
 
     /// Reads what `encode_snapshot` wrote.

@@ -276,9 +276,13 @@ impl Executor {
     async fn image(&self, task: &Task) -> Result<HeldImage, String> {
         let name = &task.spec.container.image;
         // The beginning of an id is no name that a registry would know.
+        let credentials = match &task.spec.container.registry_auth {
+            Some(auth) => Credentials::from_header(&auth.header).map_err(|e| e.to_string())?,
+            None => Credentials::Anonymous,
+        };
         let upstream: Option<Arc<dyn Upstream>> = Reference::parse(name).ok().map(|reference| {
             let registries = self.inner.registries.clone();
-            Arc::new(FromRegistry { registries, reference, credentials: Credentials::Anonymous }) as _
+            Arc::new(FromRegistry { registries, reference, credentials }) as _
         });
         self.inner.images.provide(name, upstream).await.map_err(|e| crate::chain(&e))
     }

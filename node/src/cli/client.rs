@@ -134,6 +134,21 @@ impl Client {
         self.parse(path, &bytes)
     }
 
+    /// Creates something, with credentials for a registry if there are some; answers what the engine says of it.
+    pub async fn create_as<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+        registry_auth: Option<&str>,
+    ) -> Result<T, CliError> {
+        let json = serde_json::to_vec(body).map_err(|e| CliError::Failed(format!("cannot write the request: {e}")))?;
+        let body = (Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed(), "application/json");
+        let header = registry_auth.map(|auth| ("x-registry-auth", auth));
+        let answer = self.send_with(Method::POST, path, Some(body), header, Some(WRITE)).await?;
+        let bytes = answer.collect(WRITE).await.map_err(|why| self.lost(&Method::POST, path, &why))?;
+        self.parse(path, &bytes)
+    }
+
     /// Changes something that needs no body.
     pub async fn post_empty(&self, path: &str) -> Result<Bytes, CliError> {
         let answer = self.send(Method::POST, path, None, Some(WRITE)).await?;

@@ -63,6 +63,24 @@ impl<S: Sync> FromRequestParts<S> for RegistryAuth {
     }
 }
 
+impl RegistryAuth {
+    /// As services keep them; none where nobody's were sent.
+    pub(super) fn to_model(&self) -> Option<deploy::model::RegistryAuth> {
+        let some = self.0 != Credentials::Anonymous;
+        some.then(|| deploy::model::RegistryAuth { header: self.0.to_header() })
+    }
+
+    /// What a service keeps.
+    pub(super) fn from_model(kept: Option<&deploy::model::RegistryAuth>) -> Result<Self, ApiError> {
+        match kept {
+            Some(kept) => {
+                Credentials::from_header(&kept.header).map(Self).map_err(|e| ApiError::invalid(e.to_string()))
+            }
+            None => Ok(Self(Credentials::Anonymous)),
+        }
+    }
+}
+
 /// Work on a registry that is told of as it goes on. It ends with the client's connection.
 struct Told<T> {
     first: Option<Progress>,

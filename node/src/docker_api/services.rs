@@ -111,7 +111,8 @@ pub(super) async fn create<E: Engine>(
         spec.name = free_name(&store, rand::random);
     }
     resolve_networks(&store, &mut spec)?;
-    pin_image(&app, &mut spec, None, auth).await?;
+    spec.task.container.registry_auth = auth.to_model();
+    pin_image(&app, &mut spec, None).await?;
     let reply = app.control(Op::CreateService(Box::new(CreateService { spec }))).await?;
     // One string before version 1.44, a list since.
     let (warning, warnings) = match reply.warnings {
@@ -143,7 +144,8 @@ pub(super) async fn update<E: Engine>(
     } else {
         let mut spec = service_spec_from_wire(w)?;
         resolve_networks(&store, &mut spec)?;
-        pin_image(&app, &mut spec, Some(&service.spec), auth).await?;
+        spec.task.container.registry_auth = kept_auth(&params, &auth, service)?;
+        pin_image(&app, &mut spec, Some(&service.spec)).await?;
         spec
     };
     let id = service.id.clone();
@@ -163,6 +165,20 @@ pub(super) async fn remove<E: Engine>(
     Ok(())
 }
 
+/// Credentials that a service goes on with: those that are sent along, else its own, or its former ones.
+fn kept_auth(
+    params: &Params,
+    sent: &RegistryAuth,
+    service: &Service,
+) -> Result<Option<deploy::model::RegistryAuth>, ApiError> {
+    let kept = match params.get("registryAuthFrom") {
+        None | Some("" | "spec") => Some(&service.spec),
+        Some("previous-spec") => service.previous_spec.as_ref(),
+        Some(other) => return Err(ApiError::invalid(format!("unsupported registryAuthFrom value {other:?}"))),
+    };
+    Ok(sent.to_model().or_else(|| kept.and_then(|spec| spec.task.container.registry_auth.clone())))
+}
+
 /// Networks are stored by id, whatever the client called them.
 fn resolve_networks(store: &Store, spec: &mut ServiceSpec) -> Result<(), ApiError> {
     for network in &mut spec.task.networks {
@@ -180,8 +196,8 @@ async fn pin_image<E: Engine>(
     app: &App<E>,
     spec: &mut ServiceSpec,
     before: Option<&ServiceSpec>,
-    RegistryAuth(credentials): RegistryAuth,
 ) -> Result<(), ApiError> {
+    let RegistryAuth(credentials) = RegistryAuth::from_model(spec.task.container.registry_auth.as_ref())?;
     let image = &mut spec.task.container.image;
     let before = before.map(|before| before.task.container.image.as_str());
     // A service goes on with its image even where nobody has it any more.

@@ -51,7 +51,7 @@ struct State {
 pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
     images: ImageStore,
-    registries: Registries,
+    registries: Arc<Mutex<Registries>>,
     volumes: Volumes,
     dir: Arc<tempfile::TempDir>,
 }
@@ -113,8 +113,8 @@ impl Fake {
             containers: None,
             locked: None,
         };
-        // No registry can be reached: nothing resolves, and nobody waits for it.
         let registries = Registries::new(images.clone(), RegistrySettings::default()).unwrap();
+        let registries = Arc::new(Mutex::new(registries));
         let volumes = Volumes::open(&dir.path().join("volumes")).unwrap();
         Self { state: Arc::new(Mutex::new(state)), images, registries, volumes, dir: Arc::new(dir) }
     }
@@ -123,6 +123,12 @@ impl Fake {
     pub(crate) fn lock(&self) {
         let mut state = self.state.lock().unwrap();
         state.locked = Some(std::mem::replace(&mut state.membership, Membership::Locked));
+    }
+
+    /// As with `--insecure-registry`.
+    pub(crate) fn trust_registry(&self, addr: &str) {
+        let settings = RegistrySettings { insecure: vec![addr.to_owned()], ..RegistrySettings::default() };
+        *self.registries.lock().unwrap() = Registries::new(self.images.clone(), settings).unwrap();
     }
 
     /// Puts an image with one file into the store.
@@ -455,7 +461,7 @@ impl Engine for Fake {
     }
 
     fn registries(&self) -> Registries {
-        self.registries.clone()
+        self.registries.lock().unwrap().clone()
     }
 
     async fn resolve_image(&self, name: Reference, _: Credentials) -> Result<String, EngineError> {

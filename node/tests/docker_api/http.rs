@@ -42,6 +42,17 @@ pub(crate) async fn open(
     content_type: Option<&str>,
     body: Vec<u8>,
 ) -> Response<Incoming> {
+    open_as(socket, method, path, content_type, None, body).await
+}
+
+async fn open_as(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    content_type: Option<&str>,
+    registry_auth: Option<&str>,
+    body: Vec<u8>,
+) -> Response<Incoming> {
     let stream = UnixStream::connect(socket).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
@@ -49,12 +60,18 @@ pub(crate) async fn open(
     if let Some(given) = content_type {
         request = request.header("Content-Type", given);
     }
+    if let Some(given) = registry_auth {
+        request = request.header("X-Registry-Auth", given);
+    }
     sender.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap()
 }
 
 /// Sends a request and reads the whole answer.
 pub(crate) async fn send(socket: &Path, method: &str, path: &str, content_type: Option<&str>, body: Vec<u8>) -> Answer {
-    let response = open(socket, method, path, content_type, body).await;
+    answer(open(socket, method, path, content_type, body).await).await
+}
+
+async fn answer(response: Response<Incoming>) -> Answer {
     let (parts, body) = response.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     Answer { status: parts.status.as_u16(), headers: parts.headers, body }
@@ -70,6 +87,23 @@ pub(crate) async fn delete(socket: &Path, path: &str) -> Answer {
 
 pub(crate) async fn post(socket: &Path, path: &str, body: Value) -> Answer {
     send(socket, "POST", path, Some("application/json"), body.to_string().into_bytes()).await
+}
+
+/// Asks in the name of a registry's user.
+pub(crate) async fn send_with(socket: &Path, method: &str, path: &str, registry_auth: &str) -> Answer {
+    answer(open_as(socket, method, path, None, Some(registry_auth), Vec::new()).await).await
+}
+
+/// Sends an object, and credentials for a registry if there are some.
+pub(crate) async fn post_with(socket: &Path, path: &str, body: &Value, registry_auth: Option<&str>) -> Answer {
+    let body = body.to_string().into_bytes();
+    answer(open_as(socket, "POST", path, Some("application/json"), registry_auth, body).await).await
+}
+
+/// As clients write credentials into a header.
+pub(crate) fn base64url(text: &str) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::URL_SAFE.encode(text)
 }
 
 /// The filters of a query, escaped.

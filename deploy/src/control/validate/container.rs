@@ -6,6 +6,8 @@ use crate::model::{ContainerSpec, DnsConfig, Healthcheck, PayloadReference, Priv
 
 /// Longest wait between the stop signal and SIGKILL: a day, in nanoseconds.
 const MAX_STOP_GRACE_NS: u64 = 24 * 3600 * 1_000_000_000;
+/// Bytes of credentials for a registry.
+const MAX_REGISTRY_AUTH: usize = 64 << 10;
 /// Groups beside the user's own.
 const MAX_GROUPS: usize = 32;
 
@@ -43,6 +45,9 @@ pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), ControlErr
     payloads("secret", &container.secrets, "/run/secrets/")?;
     payloads("config", &container.configs, "/")?;
     stop(container)?;
+    if let Some(auth) = &container.registry_auth {
+        text("X-Registry-Auth", &auth.header, MAX_REGISTRY_AUTH)?;
+    }
     hosts(&container.hosts)?;
     container.dns.as_ref().map_or(Ok(()), dns)?;
     kernel(container)?;

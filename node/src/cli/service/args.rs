@@ -360,6 +360,9 @@ pub(in crate::cli) struct CreateArgs {
     /// Do not wait until the tasks run
     #[arg(short, long)]
     pub(super) detach: bool,
+    /// Let the hosts pull the image with the credentials of `shoal registry login`
+    #[arg(long)]
+    pub(super) with_registry_auth: bool,
     /// Do not show progress
     #[arg(short, long)]
     pub(super) quiet: bool,
@@ -489,6 +492,9 @@ pub(in crate::cli) struct UpdateArgs {
     /// Do not wait until the update is done
     #[arg(short, long)]
     pub(super) detach: bool,
+    /// Let the hosts pull the image with the credentials of `shoal registry login`
+    #[arg(long)]
+    pub(super) with_registry_auth: bool,
     /// Do not show progress
     #[arg(short, long)]
     pub(super) quiet: bool,

@@ -14,6 +14,7 @@ mod spec;
 mod tests;
 mod why;
 
+use runtime::image::Reference;
 use serde_json::Value;
 
 pub(super) use self::args::ServiceArgs;
@@ -24,6 +25,7 @@ use super::client::{Client, route};
 use super::error::CliError;
 use super::node::{index, retried};
 use super::output;
+use super::registry::CredentialFiles;
 use super::{filters, tasks};
 use crate::docker_api::wire::{IdResponse, Network, Payload, Service, ServiceSpec, UpdateStatus};
 
@@ -31,7 +33,7 @@ use crate::docker_api::wire::{IdResponse, Network, Payload, Service, ServiceSpec
 #[derive(Debug)]
 pub(super) enum Checked {
     /// The spec to create.
-    Create { spec: Box<ServiceSpec>, detach: bool, quiet: bool },
+    Create { spec: Box<ServiceSpec>, auth: bool, detach: bool, quiet: bool },
     /// What to change.
     Update(Box<UpdateArgs>),
     /// Services and their new numbers of tasks.
@@ -48,9 +50,9 @@ impl ServiceArgs {
     pub(super) fn check(self) -> Result<Checked, CliError> {
         Ok(match self.command {
             ServiceCommand::Create(args) => {
-                let CreateArgs { detach, quiet, .. } = *args;
+                let CreateArgs { with_registry_auth: auth, detach, quiet, .. } = *args;
                 let spec = spec::create(*args, |name| std::env::var(name).ok())?;
-                Checked::Create { spec: Box::new(spec), detach, quiet }
+                Checked::Create { spec: Box::new(spec), auth, detach, quiet }
             }
             ServiceCommand::Update(args) => {
                 spec::check_update(&args)?;
@@ -65,9 +67,9 @@ impl ServiceArgs {
 pub(super) async fn run(client: Client, command: Checked) -> Result<(), CliError> {
     let client = &client;
     match command {
-        Checked::Create { mut spec, detach, quiet } => {
+        Checked::Create { mut spec, auth, detach, quiet } => {
             find_payloads(client, &mut spec).await?;
-            create(client, &spec, detach, quiet).await
+            create(client, &spec, auth, detach, quiet).await
         }
         Checked::Update(args) => update(client, *args).await,
         Checked::Scale { pairs, detach } => scale::run(client, &pairs, detach).await,
@@ -118,8 +120,20 @@ fn warn(answer: &Value) {
     }
 }
 
-async fn create(client: &Client, spec: &ServiceSpec, detach: bool, quiet: bool) -> Result<(), CliError> {
-    let created: IdResponse = client.create("/services/create", spec).await?;
+/// What is sent along so that hosts can pull the image of this spec; nothing where it was not asked for.
+fn registry_auth(spec: &ServiceSpec, wanted: bool) -> Result<Option<String>, CliError> {
+    let container = spec.task_template.as_ref().and_then(|task| task.container_spec.as_ref());
+    let image = container.and_then(|container| container.image.as_deref()).unwrap_or_default();
+    if !wanted {
+        return Ok(None);
+    }
+    let reference = Reference::parse(image).map_err(|e| CliError::usage(e.to_string()))?;
+    Ok(Some(CredentialFiles::of_user().read(reference.domain())?.to_header()))
+}
+
+async fn create(client: &Client, spec: &ServiceSpec, auth: bool, detach: bool, quiet: bool) -> Result<(), CliError> {
+    let auth = registry_auth(spec, auth)?;
+    let created: IdResponse = client.create_as("/services/create", spec, auth.as_deref()).await?;
     for warning in created.warnings.into_iter().flatten() {
         output::note(format_args!("warning: {}", output::printable(&warning)));
     }
@@ -133,6 +147,7 @@ async fn create(client: &Client, spec: &ServiceSpec, detach: bool, quiet: bool) 
 async fn change(
     client: &Client,
     service: &str,
+    auth: bool,
     change: impl Fn(&mut ServiceSpec) -> Result<(), CliError>,
 ) -> Result<Option<UpdateStatus>, CliError> {
     retried(async || {
@@ -142,8 +157,9 @@ async fn change(
         let mut spec = found.spec.unwrap_or_default();
         change(&mut spec)?;
         find_payloads(client, &mut spec).await?;
-        let answer: Value =
-            client.create(&route(&["services", &id, "update"], &[("version", &version)]), &spec).await?;
+        let auth = registry_auth(&spec, auth)?;
+        let path = route(&["services", &id, "update"], &[("version", &version)]);
+        let answer: Value = client.create_as(&path, &spec, auth.as_deref()).await?;
         warn(&answer);
         Ok(found.update_status)
     })
@@ -156,7 +172,8 @@ async fn update(client: &Client, args: UpdateArgs) -> Result<(), CliError> {
     }
     let args = &with_network_ids(client, args).await?;
     let lookup = |name: &str| std::env::var(name).ok();
-    let before = change(client, &args.service, |spec| spec::update(args, spec, lookup)).await?;
+    let before =
+        change(client, &args.service, args.with_registry_auth, |spec| spec::update(args, spec, lookup)).await?;
     output::line(&args.service)?;
     if args.detach {
         return Ok(());

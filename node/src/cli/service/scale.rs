@@ -59,7 +59,8 @@ pub(super) async fn run(client: &Client, pairs: &[Pair], detach: bool) -> Result
     let mut errors = Vec::new();
     let mut changed = Vec::new();
     for pair in pairs {
-        match change(client, &pair.service, |spec| spec::set_replicas(spec, pair.replicas, &pair.service)).await {
+        match change(client, &pair.service, false, |spec| spec::set_replicas(spec, pair.replicas, &pair.service)).await
+        {
             Ok(before) => {
                 output::line(format_args!("{} scaled to {}", pair.service, pair.replicas))?;
                 changed.push((pair, before));

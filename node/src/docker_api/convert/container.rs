@@ -57,6 +57,8 @@ pub fn container_from_wire(w: wire::ContainerSpec) -> Result<ContainerSpec, ApiE
                 hard: u.hard.unwrap_or_default(),
             })
             .collect(),
+        // It comes in a header.
+        registry_auth: None,
         oom_score_adj: i32::try_from(oom)
             .ok()
             .filter(|v| (-1000..=1000).contains(v))
