@@ -61,7 +61,7 @@ async fn one_host_has_the_image_and_all_run_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_dies_while_it_gives_is_replaced() {
     // Slow enough to be killed in the middle.
-    with(bare(1, 4, &["--image-serve-rate", "3m"]), async |cluster| {
+    with(bare(1, 4, &["--image-serve-rate", "12m"]), async |cluster| {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("noise");
         write_noise(&file, cluster.whoami(), 12 << 20)?;

@@ -1,6 +1,6 @@
 //! A node while it is in a cluster: everything that runs because of the membership, started and stopped together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use gossip::{Event, Gossip, Key, Keyring};
 use overlay_net::{Overlay, OverlayError};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -30,6 +31,9 @@ use crate::rpc::{Channels, Connections, serve};
 const BOOTSTRAP: Duration = Duration::from_secs(15);
 /// How often a node that joins looks whether it may vote.
 const VOTER_POLL: Duration = Duration::from_millis(20);
+
+/// A living host that is called dead is told so within seven periods of probing, and says then that it lives.
+const HEARSAY: u32 = 10;
 
 /// Seeds that gossip keeps.
 const MAX_SEEDS: usize = 64;
@@ -349,11 +353,16 @@ impl Active {
 
     /// What gossip does at once, before any manager has decided: the endpoints of a host that is called dead, and that
     /// this node could not reach itself, leave its load balancing; any sign of life brings them back, and so does the
-    /// managers' word that they hear from it.
+    /// managers' word that they hear from it. Of a host that was called dead before this node had a try of its own, it is
+    /// enough that nothing is heard for [`HEARSAY`] periods of probing.
     async fn reflex(self: Arc<Self>, mut events: mpsc::Receiver<Event>) {
         let mut view = self.agent.view();
         let (mut unreached, mut dropped) = (BTreeSet::new(), BTreeSet::new());
+        let patience = self.engine.config().timing.gossip().probe_period * HEARSAY;
+        // Called dead by others only, in their order, and until when they may show that they live.
+        let mut hearsay: VecDeque<(String, Instant)> = VecDeque::new();
         loop {
+            let due = hearsay.front().map(|(_, due)| *due);
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { break };
@@ -361,22 +370,21 @@ impl Active {
                     match event {
                         Event::ProbeFailed(host) => _ = unreached.insert(host.node_id),
                         Event::Down(host) if unreached.contains(&host.node_id) => {
-                            let heard = {
-                                let view = view.borrow();
-                                // Without a manager it is an old word.
-                                view.connected && view.gossip_blocked.contains(&host.node_id)
-                            };
-                            if !heard && self.balance(&host.node_id, true).await {
-                                dropped.insert(host.node_id);
-                            }
+                            dropped.extend(self.drop_unheard(host.node_id).await);
                         }
+                        Event::Down(host) => hearsay.push_back((host.node_id, Instant::now() + patience)),
                         Event::Up(host) | Event::Alive(host) | Event::Renewed(host) => {
+                            hearsay.retain(|(node_id, _)| *node_id != host.node_id);
                             unreached.remove(&host.node_id);
                             dropped.remove(&host.node_id);
                             self.balance(&host.node_id, false).await;
                         }
                         _ => {}
                     }
+                }
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    let Some((host, _)) = hearsay.pop_front() else { continue };
+                    dropped.extend(self.drop_unheard(host).await);
                 }
                 Ok(()) = view.changed() => {
                     let blocked = view.borrow_and_update().gossip_blocked.clone();
@@ -390,6 +398,17 @@ impl Active {
             tracing::error!("gossip has ended; the daemon ends");
             std::process::exit(70);
         }
+    }
+
+    /// Takes a host out of this node's load balancing, unless managers hear from it; answers the host if it did.
+    async fn drop_unheard(&self, host: String) -> Option<String> {
+        let heard = {
+            let view = self.agent.view();
+            let view = view.borrow();
+            // Without a manager it is an old word.
+            view.connected && view.gossip_blocked.contains(&host)
+        };
+        (!heard && self.balance(&host, true).await).then_some(host)
     }
 
     /// Takes a host out of this node's load balancing, or back into it; says whether it is known.
