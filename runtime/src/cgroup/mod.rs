@@ -9,8 +9,6 @@
 //!
 //! The tree stands beside systemd's slices, also where systemd has the root (docs/cgroups.md says why that holds).
 
-#![allow(dead_code, reason = "the OCI command line and `pause` call what the engine does not")]
-
 mod devices;
 mod freeze;
 mod group;

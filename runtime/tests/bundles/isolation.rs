@@ -237,9 +237,22 @@ fn receive(stream: &std::os::unix::net::UnixStream) -> std::os::fd::OwnedFd {
     fds.next().and_then(|mut fds| fds.next()).expect("a descriptor")
 }
 
+/// The cgroup above the bundle's own, which stays when a bundle is deleted: goes with the test, however that ends.
+struct Parent(String);
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        for mount in crate::bundle::cgroup_mounts() {
+            let _ = fs::remove_dir(mount.join(&self.0));
+        }
+    }
+}
+
 fn cgroups() {
-    let mut bundle = Bundle::new("cat /proc/self/cgroup then sleep");
     let path = format!("/shoal-oci-test-{}/deeper", std::process::id());
+    let _parent = Parent(path.trim_start_matches('/').trim_end_matches("/deeper").to_owned());
+    // Declared after what must go after it.
+    let mut bundle = Bundle::new("cat /proc/self/cgroup then sleep");
     bundle.config["linux"]["cgroupsPath"] = path.clone().into();
     bundle.config["linux"]["resources"] = json!({
         "memory": { "limit": 64 << 20 }, "pids": { "limit": 33 }, "cpu": { "shares": 512 },
@@ -257,9 +270,6 @@ fn cgroups() {
     assert_eq!(read("pids.max").as_deref(), Some("33"));
     bundle.ok(&["delete", "--force", &bundle.id]);
     assert_eq!(read("pids.max"), None);
-    for mount in crate::bundle::cgroup_mounts() {
-        let _ = fs::remove_dir(mount.join(path.trim_start_matches('/')).parent().unwrap());
-    }
 }
 
 fn descriptors() {
