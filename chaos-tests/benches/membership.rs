@@ -153,6 +153,7 @@ impl Run {
     fn new(hosts: usize, seed: u64) -> Run {
         let mut net = Net::new(hosts, seed);
         net.loss = LOSS;
+        net.keeps = |event| matches!(event, Event::Down(_) | Event::Left(_));
         Run { net, rng: StdRng::seed_from_u64(seed), dead: Vec::new() }
     }
 
