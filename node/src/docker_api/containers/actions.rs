@@ -229,7 +229,7 @@ fn of_task(state: &ContainerState, verb: &str, instead: &str) -> ApiError {
 
 pub(in super::super) async fn create() -> ApiError {
     ApiError::not_supported(
-        "Shoal does not run containers outside of services: create a service instead (`service create`; a job with \
-         --mode replicated-job runs once)",
+        "Shoal does not run containers outside of services: create a service instead (`service create`; with \
+         --restart-condition none its tasks run once)",
     )
 }
