@@ -9,6 +9,7 @@ mod certificates;
 mod cut_off;
 mod elections;
 mod headless;
+mod health;
 mod images;
 mod joins;
 mod kills;

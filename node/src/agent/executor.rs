@@ -16,8 +16,9 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::container::{self, TASK_LABEL};
+use super::container::{self, IMAGE_LABEL, TASK_LABEL};
 use super::counters::Counters;
+use super::health::{self, Check, Health};
 use super::network;
 use super::payloads::Payloads;
 use crate::images::{ClusterPeers, FromRegistry, HeldImage, Images, Upstream};
@@ -135,8 +136,9 @@ impl Executor {
         }
     }
 
-    /// Looks after a container that an earlier daemon started: its network's sockets, and its end.
-    pub(super) fn adopt(&self, task: Task, container: String) {
+    /// Looks after a container that an earlier daemon started: its network's sockets, its health (`healthy`: it was so
+    /// for the cluster) and its end.
+    pub(super) fn adopt(&self, task: Task, container: String, healthy: bool) {
         let this = self.clone();
         self.spawn(async move {
             let reattached = async {
@@ -148,11 +150,15 @@ impl Executor {
                 }
                 std::future::pending::<()>().await;
             };
+            let watched = async {
+                let check = this.check_of(&task, &container).await;
+                this.watch(&task.id, &container, check, healthy).await;
+            };
             let end = tokio::select! {
                 biased;
                 end = this.end_of(&task.id, &container) => end,
                 () = reattached => None,
-                () = this.watch(&task.id, &container) => None,
+                () = watched => None,
             };
             if let Some(event) = end {
                 this.ended(&task.id, event).await;
@@ -160,11 +166,43 @@ impl Executor {
         });
     }
 
-    /// Tells that a container runs. Never ends.
-    async fn watch(&self, task: &TaskId, container: &str) {
-        let pid = self.pid_of(container).await;
-        self.tell(task, Event::Started { container: container.to_owned(), pid }).await;
-        std::future::pending().await
+    /// The health check that a container was started with.
+    async fn check_of(&self, task: &Task, container: &str) -> Option<Check> {
+        let containers = self.inner.runtime.list().await;
+        let labels = containers.into_iter().find(|state| state.id == container).map(|state| state.labels);
+        let image = labels.and_then(|labels| labels.get(IMAGE_LABEL).cloned()).unwrap_or_default();
+        let images = self.inner.registries.store().clone();
+        let resolved = tokio::task::spawn_blocking(move || images.resolve(&image)).await;
+        // An image that is gone has told its check to nobody; the service's own is still known.
+        let of_image = resolved.ok().and_then(Result::ok).and_then(|image| image.config.healthcheck);
+        health::check(task.spec.container.healthcheck.as_ref(), of_image.as_ref())
+    }
+
+    /// Tells that a container runs, once it is healthy, and when it is not. Never ends.
+    async fn watch(&self, task: &TaskId, container: &str, check: Option<Check>, healthy: bool) {
+        let Some(check) = check else {
+            let pid = self.pid_of(container).await;
+            self.tell(task, Event::Started { container: container.to_owned(), pid }).await;
+            return std::future::pending().await;
+        };
+        let (tell, mut told) = mpsc::channel(1);
+        let asking = health::watch(&self.inner.runtime, container, check, healthy, tell);
+        let telling = async {
+            while let Some(health) = told.recv().await {
+                match health {
+                    Health::Starting => {}
+                    Health::Healthy => {
+                        let pid = self.pid_of(container).await;
+                        self.tell(task, Event::Started { container: container.to_owned(), pid }).await;
+                    }
+                    Health::Unhealthy => {
+                        tracing::info!(task.id = %task, container.id = container, "unhealthy");
+                        self.tell(task, Event::Unhealthy).await;
+                    }
+                }
+            }
+        };
+        tokio::join!(asking, telling);
     }
 
     async fn pid_of(&self, container: &str) -> u32 {
@@ -358,9 +396,14 @@ impl Executor {
                 } else {
                     counters.restarts.add_one();
                 }
+                let check = self.check_of(task, &id).await;
+                if check.is_some() {
+                    let pid = self.pid_of(&id).await;
+                    self.tell(&task.id, Event::Launched { container: id.clone(), pid }).await;
+                }
                 let end = tokio::select! {
                     biased;
-                    () = self.watch(&task.id, &id) => None,
+                    () = self.watch(&task.id, &id, check, false) => None,
                     end = self.end_of(&task.id, &id) => end,
                 };
                 if let Some(event) = end {

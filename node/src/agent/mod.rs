@@ -8,6 +8,7 @@ mod container;
 mod core;
 mod counters;
 mod executor;
+pub(crate) mod health;
 mod log_driver;
 mod logs;
 mod memory;
@@ -234,7 +235,7 @@ impl Agent {
         });
         for (task, found) in found {
             if let (Some(task), Found::Running { container, .. }) = (core.task(&task), found) {
-                executor.adopt(task.clone(), container);
+                executor.adopt(task.clone(), container, core.is_healthy(&task.id));
             }
         }
         let (node_id, generation) = (config.node_id.clone(), config.generation);
@@ -539,7 +540,7 @@ impl Loop {
             }
         };
         for (task, container) in taken.adopted {
-            self.executor.adopt(task, container);
+            self.executor.adopt(task, container, false);
         }
         let managers = self.core.managers();
         if !managers.is_empty() {

@@ -2,7 +2,8 @@
 //!
 //! `/` answers as text, `/json` as JSON, and `/fetch?url=http://NAME/PATH` asks another service by its name, through
 //! the resolver of the task, and tells what it saw. With `WHOAMI_BURN=N` in its environment, N threads take all the
-//! processor time that they get, for tests of what a host does then. SIGTERM lets the requests that are under way finish;
+//! processor time that they get, for tests of what a host does then. `shoal __whoami check FILE` only says by its exit code
+//! whether there is such a file, for tests of health checks; `hang FILE` hangs where there is none. SIGTERM lets the requests that are under way finish;
 //! then the process exits with 0.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -38,6 +39,9 @@ struct Shared {
 
 /// Serves until SIGTERM. The first argument behind `__whoami`, if there is one, is the port; 80 otherwise.
 pub fn main() -> ExitCode {
+    if let (Some(verb), Some(file)) = (std::env::args().nth(2), std::env::args().nth(3)) {
+        return look(&verb, &file);
+    }
     let port = match std::env::args().nth(2).map(|port| port.parse::<u16>()) {
         None => 80,
         Some(Ok(port)) => port,
@@ -77,6 +81,21 @@ pub fn main() -> ExitCode {
     }
     println_flushed(&format!("{} stops on {}", hostname(), signal.map_or("a signal", Signal::as_str)));
     ExitCode::SUCCESS
+}
+
+/// What a health check asks.
+fn look(verb: &str, file: &str) -> ExitCode {
+    let there = std::path::Path::new(file).exists();
+    println_flushed(&format!("{file} is {}there", if there { "" } else { "not " }));
+    match verb {
+        "check" if there => ExitCode::SUCCESS,
+        "check" => ExitCode::FAILURE,
+        "hang" if there => ExitCode::SUCCESS,
+        "hang" => loop {
+            std::thread::sleep(IDLE);
+        },
+        _ => ExitCode::from(2),
+    }
 }
 
 fn burn() {

@@ -193,10 +193,11 @@ async fn volumes() {
     // As with Docker, only what nobody gave a name; then all.
     has(&cli.ok("volume prune -f").await, &["Deleted Volumes:", "Total reclaimed space: 0B"]);
     assert_eq!(cli.ok("volume ls -q").await.trim(), "data");
-    let line = "service create -d --name web \
+    let line = "service create -d --name web --health-cmd true --health-interval 10s --health-retries 2 \
                 --mount type=volume,src=data,dst=/d,volume-label=x=y --mount type=bind,src=/srv,dst=/s web:1";
     cli.ok(line).await;
     has(&cli.ok("service inspect web --pretty").await, &["Target:\t/d", "Source:\tdata"]);
+    has(&cli.ok("service inspect web").await, &["\"CMD-SHELL\"", "10000000000"]);
     has(&cli.ok("volume rm data").await, &["data"]);
     cli.fails("volume rm data", "no such volume").await;
 }

@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::runtime::blocking;
 use super::{Container, Inner, Runtime, Status};
 use crate::RuntimeError;
 use crate::cgroup::Usage;
 use crate::procfs;
+use crate::sys;
 
 /// A process of a container, as the host sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +86,8 @@ pub struct NetworkUsage {
 
 /// The kernel's USER_HZ.
 const TICKS_A_SECOND: u64 = 100;
+/// How often the processes of a container are looked through for those that are to be killed.
+const MAX_LOOKS: usize = 8;
 /// More processes than this are not listed.
 const MAX_PROCESSES: usize = 10_000;
 /// Bytes of a process's arguments that are shown.
@@ -97,6 +103,16 @@ impl Runtime {
         blocking(move || inner.list_processes(&container)).await
     }
 
+    /// Kills the processes of a container that have this variable (`NAME=value`) in the environment that they were
+    /// started with. They are gone, or about to be, when this is answered.
+    ///
+    /// # Errors
+    /// [`RuntimeError::WrongState`] when it does not run.
+    pub async fn kill_marked(&self, id: &str, variable: &str) -> Result<(), RuntimeError> {
+        let (inner, container, variable) = (Arc::clone(&self.inner), self.inner.get(id)?, variable.to_owned());
+        blocking(move || inner.kill_marked(&container, variable.as_bytes())).await
+    }
+
     /// What a container uses now.
     ///
     /// # Errors
@@ -107,7 +123,31 @@ impl Runtime {
     }
 }
 
+/// Whether the process has the variable, and was alive to be killed.
+fn kill_if_marked(pid: u32, variable: &[u8]) -> bool {
+    // Held first, so that what is read and what is killed is one process.
+    let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    let Some(held) = raw.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { return false };
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let marked = environment.split(|byte| *byte == 0).any(|entry| entry == variable);
+    marked && sys::send_signal(held.as_fd(), libc::SIGKILL).is_ok()
+}
+
 impl Inner {
+    fn kill_marked(&self, container: &Container, variable: &[u8]) -> Result<(), RuntimeError> {
+        if container.status() != Status::Running {
+            return Err(container.wrong_state());
+        }
+        // What one of them starts while we look is found by looking again.
+        for _ in 0..MAX_LOOKS {
+            let marked = self.cgroups.processes(&container.id).into_iter().filter(|pid| kill_if_marked(*pid, variable));
+            if marked.count() == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn list_processes(&self, container: &Container) -> Result<Vec<Process>, RuntimeError> {
         if container.status() != Status::Running {
             return Err(container.wrong_state());

@@ -55,10 +55,6 @@ pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), ControlErr
 }
 
 fn no_effect_yet(container: &ContainerSpec) -> Result<(), ControlError> {
-    if let Some(check) = &container.healthcheck {
-        let off = check.test.first().is_some_and(|first| first == "NONE");
-        unsupported("TaskTemplate.ContainerSpec.Healthcheck", !off && *check != Healthcheck::default())?;
-    }
     if !["", "default"].contains(&container.isolation.as_str()) {
         let text = format!("TaskTemplate.ContainerSpec.Isolation: {:?} is for Windows", shorten(&container.isolation));
         return Err(invalid(text));

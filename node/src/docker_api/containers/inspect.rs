@@ -16,6 +16,7 @@ use super::super::error::ApiError;
 use super::super::extract::Params;
 use super::{find, list};
 use crate::agent::IMAGE_LABEL;
+use crate::agent::health::{self, Health, HealthView};
 use crate::engine::{Consistency, Engine};
 
 /// What ids mean: images of this host, and networks where there is a manager here.
@@ -61,7 +62,11 @@ pub(in super::super) async fn inspect<E: Engine>(
     let (containers, detail) = find::detail(&app, &id).await?;
     let (names, task) = (Names::read(&app).await, find::task(&app, &detail.state).await);
     let execs = containers.execs_of(&detail.state.id);
-    Ok(Json(object(&detail, &names, task.as_ref(), &execs)))
+    let mut object = object(&detail, &names, task.as_ref(), &execs);
+    if let Some(health) = health::known(&containers.runtime, &detail.state.id).await {
+        object["State"]["Health"] = health_object(&health);
+    }
+    Ok(Json(object))
 }
 
 fn object(detail: &ContainerDetail, names: &Names, task: Option<&Task>, execs: &[String]) -> Value {
@@ -117,6 +122,24 @@ fn object(detail: &ContainerDetail, names: &Names, task: Option<&Task>, execs: &
             "Networks": networks(names, task),
         },
     })
+}
+
+/// Docker's `Health`, for a container with a check.
+fn health_object(view: &HealthView) -> Value {
+    let status = match view.health {
+        Health::Starting => "starting",
+        Health::Healthy => "healthy",
+        Health::Unhealthy => "unhealthy",
+    };
+    let log = view.log.iter().map(|result| {
+        json!({
+            "Start": nanos_to_wire(result.start.nanos),
+            "End": nanos_to_wire(result.end.nanos),
+            "ExitCode": result.exit_code,
+            "Output": result.output,
+        })
+    });
+    json!({"Status": status, "FailingStreak": view.failing_streak, "Log": log.collect::<Vec<_>>()})
 }
 
 fn state_object(state: &ContainerState) -> Value {
