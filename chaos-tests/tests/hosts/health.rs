@@ -86,6 +86,13 @@ async fn run(cluster: &mut Cluster, verb: &str) -> Result<()> {
     let healthy_one = wait_state(&api, "running").await?;
     ensure!(verb == "hang" || healthy_one.id == first.id, "replaced before it was healthy: {healthy_one:?}");
     cluster.wait_port(8080).await?;
+    let listed = api.get("/containers/json?filters=%7B%22health%22%3A%5B%22healthy%22%5D%7D").await?;
+    ensure!(listed[0]["Status"].as_str().is_some_and(|status| status.ends_with(" (healthy)")), "{listed}");
+    let id = listed[0]["Id"].as_str().context("an id")?;
+    let shown = api.get(&format!("/containers/{id}/json")).await?;
+    let last = shown["State"]["Health"]["Log"].as_array().and_then(|log| log.last()).context("a result")?;
+    ensure!((&last["ExitCode"], &last["Output"]) == (&json!(0), &json!("/data/healthy is there\n")), "{last}");
+    ensure!(shown["Config"]["Healthcheck"]["Test"][0] == "CMD", "{shown}");
     ensure!(std::fs::read_to_string(seen_by(&healthy_one, "/data/kept"))? == "for ever");
     ensure!(std::fs::read_to_string(seen_by(&healthy_one, "/run/secrets/key"))? == SECRET);
     ensure!(volumes(&api).await?.len() >= 2, "{:?}", volumes(&api).await?);

@@ -174,8 +174,8 @@ impl Executor {
         let images = self.inner.registries.store().clone();
         let resolved = tokio::task::spawn_blocking(move || images.resolve(&image)).await;
         // An image that is gone has told its check to nobody; the service's own is still known.
-        let of_image = resolved.ok().and_then(Result::ok).and_then(|image| image.config.healthcheck);
-        health::check(task.spec.container.healthcheck.as_ref(), of_image.as_ref())
+        let image = resolved.ok().and_then(Result::ok).map(|image| image.config).unwrap_or_default();
+        health::check(task.spec.container.healthcheck.as_ref(), image.healthcheck.as_ref(), &image.shell)
     }
 
     /// Tells that a container runs, once it is healthy, and when it is not. Never ends.

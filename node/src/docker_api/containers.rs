@@ -8,6 +8,7 @@ pub(super) mod attach;
 mod detach;
 pub(super) mod exec;
 mod find;
+mod health;
 mod hijack;
 pub(super) mod inspect;
 pub(super) mod list;

@@ -282,6 +282,9 @@ fn inspect(image: &Image, version: ApiVersion) -> Value {
     if let Some(check) = &c.healthcheck {
         config["Healthcheck"] = check.clone();
     }
+    if !c.shell.is_empty() {
+        config["Shell"] = json!(c.shell);
+    }
     let comment = image.history.iter().rev().find_map(|h| h.comment.clone()).unwrap_or_default();
     let mut w = json!({
         "Id": image.id.to_string(),

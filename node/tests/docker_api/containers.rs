@@ -270,6 +270,47 @@ async fn listed_inspected_and_signalled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn health_is_shown() {
+    let Some(host) = Host::new().await else { return };
+    let s = host.socket();
+    let id = host.start(1, "exec sleep 1000", |_| {}).await;
+    let shown = async || {
+        let list = get(s, "/containers/json?all=1").await.json();
+        let one = get(s, &format!("/containers/{id}/json")).await.json();
+        (list[0]["Status"].as_str().unwrap().to_owned(), one["State"]["Health"].clone())
+    };
+    let filtered = async |word: &str| {
+        let path = format!("/containers/json?all=1&{}", crate::http::filters(json!({"health": [word]})));
+        get(s, &path).await.json().as_array().map(Vec::len)
+    };
+    // Without a check nothing is said.
+    let (status, health) = shown().await;
+    assert!(!status.contains('('), "{status}");
+    assert_eq!((health, filtered("none").await), (Value::Null, Some(1)));
+    // As the agent writes it down: the verdict, and failures in a row.
+    for (record, status, word) in [
+        (vec![], "(health: starting)", "starting"),
+        (vec![8, 1], "(healthy)", "healthy"),
+        (vec![8, 2, 16, 3], "(unhealthy)", "unhealthy"),
+    ] {
+        host.runtime.put_note(&id, "health", record).await.unwrap();
+        let (text, health) = shown().await;
+        assert!(text.starts_with("Up ") && text.ends_with(status), "{text}");
+        assert_eq!(health["Status"], word);
+        assert_eq!((filtered(word).await, filtered("none").await), (Some(1), Some(0)));
+    }
+    assert_eq!(shown().await.1, json!({"Status": "unhealthy", "FailingStreak": 3, "Log": []}));
+    assert_eq!(filtered("well").await, None);
+    // Who has ended is not well, whatever was known, and the list says how it ended instead.
+    host.runtime.put_note(&id, "health", vec![8, 1]).await.unwrap();
+    assert_eq!(post(s, &format!("/containers/{id}/kill"), json!({})).await.status, 204);
+    host.runtime.wait(&id).await.unwrap();
+    let (text, health) = shown().await;
+    assert!(text.starts_with("Exited (137) ") && text.ends_with(" ago"), "{text}");
+    assert_eq!(health["Status"], "unhealthy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn processes_are_run_in_it() {
     let Some(host) = Host::new().await else { return };
     let id = host.start(3, "exec sleep 1000", |_| {}).await;

@@ -32,6 +32,8 @@ pub struct ImageConfig {
     pub stop_signal: Option<String>,
     /// Docker's health check object as it came.
     pub healthcheck: Option<serde_json::Value>,
+    /// What runs commands that are given as one line, `/bin/sh -c` when empty; for health checks.
+    pub shell: Vec<String>,
     /// `amd64`, `arm64`, ... as Go names them.
     pub architecture: String,
     /// `linux`.
@@ -114,6 +116,8 @@ pub(crate) struct StoredProcess {
     stop_signal: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     healthcheck: Option<serde_json::Value>,
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    shell: Vec<String>,
 }
 
 /// Go's `struct{}` as a map's value. What it holds is ignored.
@@ -157,6 +161,7 @@ impl StoredConfig {
                 volumes: keys(&config.volumes),
                 stop_signal: config.stop_signal.clone(),
                 healthcheck: config.healthcheck.clone(),
+                shell: config.shell.clone(),
             },
             rootfs: StoredRootfs {
                 kind: "layers".to_owned(),
@@ -188,6 +193,7 @@ impl StoredConfig {
             volumes: process.volumes.into_keys().collect(),
             stop_signal: process.stop_signal.filter(|signal| !signal.is_empty()),
             healthcheck: process.healthcheck,
+            shell: process.shell,
             architecture: self.architecture.clone(),
             os: self.os.clone(),
             created: self.created.clone(),

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 pub(super) use self::check::check;
+pub(crate) use self::check::shown;
 pub(crate) use self::machine::{Check, Health, ProbeResult};
 use self::machine::{Machine, Outcome, Record};
 

@@ -14,9 +14,9 @@ use super::super::App;
 use super::super::convert::nanos_to_wire;
 use super::super::error::ApiError;
 use super::super::extract::Params;
-use super::{find, list};
+use super::{find, health, list};
 use crate::agent::IMAGE_LABEL;
-use crate::agent::health::{self, Health, HealthView};
+use crate::agent::health::shown;
 use crate::engine::{Consistency, Engine};
 
 /// What ids mean: images of this host, and networks where there is a manager here.
@@ -63,8 +63,15 @@ pub(in super::super) async fn inspect<E: Engine>(
     let (names, task) = (Names::read(&app).await, find::task(&app, &detail.state).await);
     let execs = containers.execs_of(&detail.state.id);
     let mut object = object(&detail, &names, task.as_ref(), &execs);
-    if let Some(health) = health::known(&containers.runtime, &detail.state.id).await {
-        object["State"]["Health"] = health_object(&health);
+    if let Some(health) = health::of(&containers.runtime, &detail.state).await {
+        object["State"]["Health"] = health::object(&health);
+    }
+    let (images, image) = (app.engine.images(), names.of(&detail.state, None).1);
+    let resolved = tokio::task::spawn_blocking(move || images.resolve(&image)).await.ok().and_then(Result::ok);
+    let of_image = resolved.and_then(|image| image.config.healthcheck);
+    let of_service = task.as_ref().and_then(|task| task.spec.container.healthcheck.as_ref());
+    if let Some(check) = shown(of_service, of_image.as_ref()) {
+        object["Config"]["Healthcheck"] = check;
     }
     Ok(Json(object))
 }
@@ -122,24 +129,6 @@ fn object(detail: &ContainerDetail, names: &Names, task: Option<&Task>, execs: &
             "Networks": networks(names, task),
         },
     })
-}
-
-/// Docker's `Health`, for a container with a check.
-fn health_object(view: &HealthView) -> Value {
-    let status = match view.health {
-        Health::Starting => "starting",
-        Health::Healthy => "healthy",
-        Health::Unhealthy => "unhealthy",
-    };
-    let log = view.log.iter().map(|result| {
-        json!({
-            "Start": nanos_to_wire(result.start.nanos),
-            "End": nanos_to_wire(result.end.nanos),
-            "ExitCode": result.exit_code,
-            "Output": result.output,
-        })
-    });
-    json!({"Status": status, "FailingStreak": view.failing_streak, "Log": log.collect::<Vec<_>>()})
 }
 
 fn state_object(state: &ContainerState) -> Value {

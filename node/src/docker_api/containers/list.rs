@@ -12,14 +12,16 @@ use super::super::App;
 use super::super::error::ApiError;
 use super::super::extract::Params;
 use super::super::filters::Filters;
-use super::find;
 use super::inspect::{Names, mounts, networks};
+use super::{find, health};
+use crate::agent::health::{Health, HealthView};
 use crate::engine::Engine;
 
 const FILTERS: [&str; 14] = [
     "ancestor", "before", "exited", "health", "id", "is-task", "label", "name", "network", "publish", "expose",
     "since", "status", "volume",
 ];
+const HEALTHS: [&str; 4] = ["starting", "healthy", "unhealthy", "none"];
 const STATES: [&str; 7] = ["created", "restarting", "running", "removing", "paused", "exited", "dead"];
 
 pub(in super::super) async fn list<E: Engine>(
@@ -29,6 +31,9 @@ pub(in super::super) async fn list<E: Engine>(
     let filters = params.filters(&FILTERS)?;
     if let Some(bad) = filters.values("status").into_iter().flatten().find(|s| !STATES.contains(&s.as_str())) {
         return Err(ApiError::invalid(format!("invalid filter 'status={bad}'")));
+    }
+    if let Some(bad) = filters.values("health").into_iter().flatten().find(|h| !HEALTHS.contains(&h.as_str())) {
+        return Err(ApiError::invalid(format!("unrecognized filter value for health: {bad}")));
     }
     if params.flag("size") {
         return Err(ApiError::not_supported("Shoal does not count the sizes of containers: leave out size"));
@@ -55,8 +60,12 @@ pub(in super::super) async fn list<E: Engine>(
         }
         // One that is removed in this moment is not listed.
         let Ok(detail) = containers.runtime.inspect(&state.id).await else { continue };
+        let health = health::of(&containers.runtime, &detail.state).await;
+        if !filters.exact("health", health::word(health.as_ref())) {
+            continue;
+        }
         let task = find::task(&app, state).await;
-        let summary = summary(&detail, &images, task.as_ref());
+        let summary = summary(&detail, &images, task.as_ref(), health.as_ref());
         let networks = summary["NetworkSettings"]["Networks"].as_object().cloned().unwrap_or_default();
         let on_network = |wanted: &str| {
             networks.iter().any(|(name, network)| name == wanted || network["NetworkID"].as_str() == Some(wanted))
@@ -130,7 +139,6 @@ impl<'a> Wanted<'a> {
             && self.filters.any("name", named)
             && self.filters.labels("label", &state.labels)
             && self.filters.exact("status", word(state))
-            && self.filters.exact("health", "none")
             && self.before.is_none_or(|before| state.created_at < before)
             && self.since.is_none_or(|since| state.created_at > since)
             && self.exited.as_ref().is_none_or(|codes| code.is_some_and(|code| codes.contains(&code)))
@@ -148,7 +156,12 @@ pub(super) fn word(state: &ContainerState) -> &'static str {
     }
 }
 
-fn summary(detail: &ContainerDetail, images: &Names, task: Option<&deploy::model::Task>) -> Value {
+fn summary(
+    detail: &ContainerDetail,
+    images: &Names,
+    task: Option<&deploy::model::Task>,
+    health: Option<&HealthView>,
+) -> Value {
     let (state, config) = (&detail.state, &detail.config);
     let (image, image_id) = images.of(state, task);
     json!({
@@ -161,7 +174,7 @@ fn summary(detail: &ContainerDetail, images: &Names, task: Option<&deploy::model
         "Ports": [],
         "Labels": state.labels,
         "State": word(state),
-        "Status": status_text(state, SystemTime::now()),
+        "Status": status_text(state, health, SystemTime::now()),
         "HostConfig": {"NetworkMode": "default"},
         "NetworkSettings": {"Networks": networks(images, task)},
         "Mounts": mounts(config),
@@ -172,14 +185,19 @@ fn seconds(at: SystemTime) -> u64 {
     at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// `Up 3 minutes`, `Exited (0) 2 seconds ago`, ...
-fn status_text(state: &ContainerState, now: SystemTime) -> String {
+/// `Up 3 minutes`, `Up 3 minutes (healthy)`, `Exited (0) 2 seconds ago`, ...
+fn status_text(state: &ContainerState, health: Option<&HealthView>, now: SystemTime) -> String {
     let since = |at: SystemTime| age(now.duration_since(at).unwrap_or_default());
     match &state.status {
         Status::Created => "Created".to_owned(),
         Status::Running => {
             let up = since(state.started_at.unwrap_or(state.created_at));
-            if state.paused { format!("Up {up} (Paused)") } else { format!("Up {up}") }
+            match health.map(|view| view.health) {
+                _ if state.paused => format!("Up {up} (Paused)"),
+                None => format!("Up {up}"),
+                Some(Health::Starting) => format!("Up {up} (health: starting)"),
+                Some(_) => format!("Up {up} ({})", health::word(health)),
+            }
         }
         Status::Exited(ExitStatus { code, finished_at, .. }) => format!("Exited ({code}) {} ago", since(*finished_at)),
     }
