@@ -20,7 +20,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::SocketFlags;
 use rustix::process::{Gid, Uid, umask};
 
-pub(crate) use exec::{Joining, run as run_exec};
+pub(crate) use exec::{Joining, clone_exec};
 pub(crate) use hooks::{Hook, HookState, Hooks};
 pub(crate) use reaper::reaper;
 pub use report::Step;

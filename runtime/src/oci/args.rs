@@ -26,6 +26,7 @@ pub(super) enum Command {
     Kill { id: String, signal: String, all: bool },
     Delete { id: String, force: bool },
     Exec(Exec),
+    Update(Update),
     List { json: bool, quiet: bool },
     Ps { id: String, json: bool },
     Pause { id: String },
@@ -58,12 +59,44 @@ pub(super) struct Exec {
     pub(super) additional_gids: Vec<u32>,
     pub(super) capabilities: Vec<String>,
     pub(super) no_new_privileges: bool,
+    pub(super) process_label: Option<String>,
+    pub(super) apparmor: Option<String>,
     pub(super) terminal: bool,
     pub(super) detach: bool,
+    /// A paused container is no error: the process begins when that goes on.
+    pub(super) ignore_paused: bool,
     pub(super) pid_file: Option<PathBuf>,
     pub(super) console_socket: Option<PathBuf>,
     pub(super) preserve_fds: u32,
 }
+
+/// New limits: a file's, or single ones, by runc's options.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Update {
+    pub(super) id: String,
+    /// `-` is the standard input.
+    pub(super) resources: Option<PathBuf>,
+    /// Each option's name without its dashes, and its value.
+    pub(super) single: Vec<(&'static str, String)>,
+}
+
+/// The options of single limits.
+const LIMITS: [&str; 14] = [
+    "blkio-weight",
+    "cpu-period",
+    "cpu-quota",
+    "cpu-burst",
+    "cpu-share",
+    "cpu-rt-period",
+    "cpu-rt-runtime",
+    "cpu-idle",
+    "cpuset-cpus",
+    "cpuset-mems",
+    "memory",
+    "memory-reservation",
+    "memory-swap",
+    "pids-limit",
+];
 
 pub(super) const HELP: &str = "\
 shoal runtime: runs containers from OCI bundles
@@ -78,8 +111,13 @@ Usage: shoal runtime [--root DIR] [--log FILE] [--log-format text|json] COMMAND 
   kill     Send a signal to its first process (TERM), or with --all to all of them: kill ID [SIGNAL]
   delete   Remove a container that has stopped; --force kills it first
   exec     Run one more process in it: exec [OPTIONS] ID COMMAND..., or exec --process FILE ID
-           --cwd DIR, --env NAME=VALUE, --user UID[:GID], --additional-gids GID, --cap NAME, --no-new-privs, --tty,
-           --detach, --pid-file FILE, --console-socket SOCKET, --preserve-fds N
+           --cwd DIR, --env NAME=VALUE, --user UID[:GID], --additional-gids GID, --cap NAME, --no-new-privs,
+           --process-label LABEL, --apparmor PROFILE, --tty, --detach, --ignore-paused, --pid-file FILE,
+           --console-socket SOCKET, --preserve-fds N
+  update   Change its limits: those in --resources FILE (- is the standard input), or
+           --memory, --memory-reservation, --memory-swap BYTES, --cpu-share N, --cpu-period, --cpu-quota, --cpu-burst,
+           --cpu-rt-period, --cpu-rt-runtime MICROSECONDS, --cpu-idle 0|1, --cpuset-cpus, --cpuset-mems LIST,
+           --pids-limit N, --blkio-weight N
   list     Show all containers; --format table|json, --quiet
   ps       Show the processes of one; --format table|json
   pause, resume
@@ -200,6 +238,7 @@ fn command_of(command: &str, words: &mut Words) -> Result<Command, String> {
     match command {
         "create" | "run" => create(command == "run", words),
         "exec" => exec(words),
+        "update" => update(words),
         "kill" => kill(words),
         "delete" => {
             let mut force = false;
@@ -240,7 +279,7 @@ fn command_of(command: &str, words: &mut Words) -> Result<Command, String> {
         }
         "features" => Ok(Command::Features),
         "help" => Ok(Command::Help),
-        "update" | "events" | "checkpoint" | "restore" => Err(format!("{command} is not supported")),
+        "events" | "checkpoint" | "restore" => Err(format!("{command} is not supported")),
         other => Err(format!("unknown command {other:?}; see shoal runtime --help")),
     }
 }
@@ -341,6 +380,12 @@ fn exec(words: &mut Words) -> Result<Command, String> {
                 "--additional-gids" | "-g" => exec.additional_gids.push(given.number()?),
                 "--cap" | "-c" => exec.capabilities.push(given.value()?),
                 "--no-new-privs" => exec.no_new_privileges = given.flag()?,
+                "--process-label" => exec.process_label = Some(given.value()?),
+                "--apparmor" => exec.apparmor = Some(given.value()?),
+                "--ignore-paused" => exec.ignore_paused = given.flag()?,
+                // What it asks for is what happens.
+                "--no-subreaper" => _ = given.flag()?,
+                "--cgroup" => return Err("--cgroup is not supported".to_owned()),
                 "--tty" | "-t" => exec.terminal = given.flag()?,
                 "--detach" | "-d" => exec.detach = given.flag()?,
                 "--pid-file" => exec.pid_file = Some(given.path()?),
@@ -359,6 +404,30 @@ fn exec(words: &mut Words) -> Result<Command, String> {
         (_, false, true) => Err("the command is missing".to_owned()),
         (_, true, false) => Err("--process and a command exclude each other".to_owned()),
         _ => Ok(Command::Exec(exec)),
+    }
+}
+
+fn update(words: &mut Words) -> Result<Command, String> {
+    let mut update = Update::default();
+    update.id = only_id(words, |given| {
+        match given.name.as_str() {
+            "--resources" | "-r" => update.resources = Some(given.path()?),
+            // crun's and older names.
+            "--cpu-shares" => update.single.push(("cpu-share", given.value()?)),
+            "--l3-cache-schema" | "--mem-bw-schema" | "--kernel-memory" | "--kernel-memory-tcp" => {
+                return Err(format!("{} is not supported", given.name));
+            }
+            name => match LIMITS.iter().find(|limit| name.strip_prefix("--") == Some(**limit)) {
+                Some(limit) => update.single.push((*limit, given.value()?)),
+                None => return unknown(name),
+            },
+        }
+        Ok(())
+    })?;
+    match (update.resources.is_some(), update.single.is_empty()) {
+        (true, false) => Err("--resources and single limits exclude each other".to_owned()),
+        (false, true) => Err("no limit is named".to_owned()),
+        _ => Ok(Command::Update(update)),
     }
 }
 
@@ -399,6 +468,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn new_limits() {
+        let single = vec![("memory", "9000000".to_owned()), ("cpu-share", "512".to_owned())];
+        let update = Update { id: "c".into(), resources: None, single };
+        assert_eq!(of("update --memory 9000000 --cpu-shares=512 c").unwrap().1, Command::Update(update));
+        let update = Update { id: "c".into(), resources: Some("-".into()), single: Vec::new() };
+        assert_eq!(of("update --resources=- c").unwrap().1, Command::Update(update.clone()));
+        assert_eq!(of("update -r - c").unwrap().1, Command::Update(update));
+    }
+
     #[track_caller]
     fn refused(line: &str, expected: &str) {
         let error = of(line).unwrap_err();
@@ -418,6 +497,11 @@ mod tests {
         refused("checkpoint c", "not supported");
         refused("exec c", "command is missing");
         refused("exec --process /p c sh", "exclude");
+        refused("exec --cgroup x c sh", "--cgroup is not supported");
+        refused("update c", "no limit is named");
+        refused("update --resources - --memory 1 c", "exclude");
+        refused("update --kernel-memory 1 c", "not supported");
+        refused("update --frob 1 c", "unknown option --frob");
         assert!(of("--systemd-cgroup=false state c").is_ok());
     }
 }

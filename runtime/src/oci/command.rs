@@ -11,8 +11,10 @@ use rustix::process::{Pid, Signal as RawSignal, WaitStatus, kill_process};
 
 use super::args::{Command, Create, Global, HELP};
 use super::create::{self, Made, Stay, destroy, hook_from, run_poststop};
+use super::foreground::{self, Foreground};
+use super::spec::Spec;
 use super::state::{self, Entry, Status};
-use super::{Done, Failure, VERSION_MAX, features, hooks, seal, warn};
+use super::{Done, Failure, VERSION_MAX, exec, features, hooks, seal, update, warn};
 use crate::RuntimeError;
 use crate::init::{REPORT_SIZE, Report, Step};
 use crate::signal::Signal;
@@ -25,7 +27,8 @@ pub(super) fn run(global: &Global, command: Command) -> Result<Done, Failure> {
     match command {
         Command::Create(wanted) => {
             seal::ensure()?;
-            create::create(global, &wanted, Stay::Leave).map(|_| Done::Nothing)
+            create::preserved_are_open(wanted.preserve_fds)?;
+            create::create(global, &wanted, Stay::Leave, None).map(|_| Done::Nothing)
         }
         Command::Run { create, detach } => run_whole(global, &create, detach),
         Command::Start { id } => start(global, &id),
@@ -35,7 +38,8 @@ pub(super) fn run(global: &Global, command: Command) -> Result<Done, Failure> {
         }
         Command::Kill { id, signal, all } => kill(global, &id, &signal, all),
         Command::Delete { id, force } => delete(global, &id, force),
-        Command::Exec(_) => Err(Failure::Refused("exec is not supported".to_owned())),
+        Command::Exec(wanted) => exec::exec(global, &wanted),
+        Command::Update(wanted) => update::update(global, &wanted),
         Command::List { json, quiet } => list(global, json, quiet),
         Command::Ps { id, json } => processes(global, &id, json),
         Command::Pause { id } => {
@@ -93,14 +97,19 @@ fn start(global: &Global, id: &str) -> Result<Done, Failure> {
             await_end(&entry)?;
             remove(global, &entry)?;
         }
-        return Err(start_failure(step, index, errno));
+        return Err(start_failure(&entry, step, index, errno));
     }
     let _ = std::fs::remove_file(entry.dir.join(state::GATE));
     poststart(global, &entry);
     Ok(Done::Nothing)
 }
 
-fn start_failure(step: Step, index: u16, errno: i32) -> Failure {
+fn start_failure(entry: &Entry, step: Step, index: u16, errno: i32) -> Failure {
+    if step == Step::Exec {
+        let spec = serde_json::from_slice::<Spec>(&entry.stored.config).ok();
+        let command = spec.and_then(|spec| spec.process?.args.into_iter().next()).unwrap_or_default();
+        return create::exec_failure(&command, errno);
+    }
     let number = format!(" number {}", u32::from(index) + 1);
     let subject = if step == Step::StartContainerHook { number } else { String::new() };
     Failure::Step { step, subject, reason: create::reason(step, errno) }
@@ -122,9 +131,10 @@ fn poststart(global: &Global, entry: &Entry) {
 /// Create, start, wait, delete.
 fn run_whole(global: &Global, wanted: &Create, detach: bool) -> Result<Done, Failure> {
     seal::ensure()?;
-    let signals = if detach { None } else { Some(sys::all_signals().map_err(system("block signals"))?) };
-    let made = create::create(global, wanted, Stay::Here)?;
-    let outcome = run_made(global, &made, signals.as_ref());
+    create::preserved_are_open(wanted.preserve_fds)?;
+    let mut here = if detach { None } else { Some(Foreground::begin()?) };
+    let made = create::create(global, wanted, Stay::Here, here.as_mut())?;
+    let outcome = run_made(global, &made, here);
     if detach && outcome.is_ok() {
         return Ok(Done::Nothing);
     }
@@ -134,40 +144,26 @@ fn run_whole(global: &Global, wanted: &Create, detach: bool) -> Result<Done, Fai
     let removed = remove(global, &made.entry);
     let status = outcome?;
     removed?;
-    let signal = status.and_then(WaitStatus::terminating_signal).map(|signal| 128 + signal);
-    let code = status.and_then(WaitStatus::exit_status).or(signal).unwrap_or(0);
-    Ok(Done::Code(u8::try_from(code).unwrap_or(u8::MAX)))
+    Ok(Done::Code(status.map_or(0, foreground::exit_code)))
 }
 
 fn system(operation: &'static str) -> impl FnOnce(i32) -> Failure {
     move |errno| Failure::System { operation, source: io::Error::from_raw_os_error(errno) }
 }
 
-/// Starts what was made, and waits for its end when somebody is there to pass on signals.
-fn run_made(global: &Global, made: &Made, signals: Option<&OwnedFd>) -> Result<Option<WaitStatus>, Failure> {
+/// Starts what was made, and stays until its end when somebody is there to.
+fn run_made(global: &Global, made: &Made, here: Option<Foreground>) -> Result<Option<WaitStatus>, Failure> {
     if !made.has_process {
         return Err(crate::PlanError::invalid("process", "was not set").into());
     }
     made.go_on()?;
     if let Some(Report::Failed { step, index, errno }) = made.next_report()? {
-        return Err(start_failure(step, index, errno));
+        return Err(start_failure(&made.entry, step, index, errno));
     }
     poststart(global, &made.entry);
-    let Some(signals) = signals else { return Ok(None) };
-    loop {
-        let mut fds = [PollFd::new(&made.pidfd, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(system("wait for the first process")(errno.raw_os_error())),
-        }
-        if !fds[0].revents().is_empty() {
-            return made.wait().map(Some);
-        }
-        for signal in sys::pending_signals(signals.as_fd()) {
-            // It may have ended meanwhile.
-            let _ = sys::send_signal(made.pidfd.as_fd(), signal);
-        }
-    }
+    let Some(here) = here else { return Ok(None) };
+    here.stay(made.pidfd.as_fd())?;
+    made.wait().map(Some)
 }
 
 fn kill(global: &Global, id: &str, signal: &str, all: bool) -> Result<Done, Failure> {
@@ -183,7 +179,7 @@ fn kill(global: &Global, id: &str, signal: &str, all: bool) -> Result<Done, Fail
             }
         }
     } else {
-        let first = alive(&entry)?;
+        let first = entry.process().ok_or_else(|| Failure::NotRunning(id.to_owned()))?;
         sys::send_signal(first.as_fd(), signal.number()).map_err(system("send the signal"))?;
     }
     if signal == Signal::KILL && group.is_frozen() {

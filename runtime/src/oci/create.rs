@@ -14,6 +14,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, waitpid};
 
 use super::args::{Create, Global};
+use super::foreground::{self, Foreground};
 use super::group::Group;
 use super::plan::{self, Bundle, Context};
 use super::spec::{Hook, IdMapping, Spec};
@@ -29,7 +30,7 @@ use crate::sys::{self, Cloned, ExecArgs};
 /// Nobody's `config.json` is larger.
 const MAX_CONFIG: u64 = 4 << 20;
 /// Room for a container's passwd and group file each. Only what is read of it is ever touched.
-const NAMES_SIZE: usize = 1 << 20;
+pub(super) const NAMES_SIZE: usize = 1 << 20;
 /// How long what is left of a container may take to die.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -64,20 +65,28 @@ pub(super) fn read_spec(bundle: &Path) -> Result<(Spec, Vec<u8>), Failure> {
     }
 }
 
-/// Makes the container. What fails leaves nothing behind.
-pub(super) fn create(global: &Global, wanted: &Create, stay: Stay) -> Result<Made, Failure> {
+/// Makes the container. What fails leaves nothing behind. `here` takes its terminal, when nobody else does.
+pub(super) fn create(
+    global: &Global,
+    wanted: &Create,
+    stay: Stay,
+    here: Option<&mut Foreground>,
+) -> Result<Made, Failure> {
     plan::valid_id(&wanted.id)?;
     let missing = |source| Failure::Storage { operation: "find bundle", path: wanted.bundle.clone(), source };
     let bundle = fs::canonicalize(&wanted.bundle).map_err(missing)?;
     let (spec, config) = read_spec(&bundle)?;
     let group = Group::find(&spec.linux.cgroups_path, &wanted.id)?;
     let context = Context { bundle: &bundle, host: &group.host_view(), cgroup_dirs: &group.named_dirs() };
-    let planned = plan::plan(&spec, &context)?;
+    let mut planned = plan::plan(&spec, &context)?;
+    if planned.terminal && here.is_some() {
+        planned.window = planned.window.or_else(Foreground::window);
+    }
     let rootfs = spec.root.as_ref().map(|root| bundle.join(&root.path)).unwrap_or_default();
     if !rootfs.is_dir() {
         return Err(crate::PlanError::invalid("root", format!("{} is no directory", rootfs.display())).into());
     }
-    let console = connect_console(wanted.console_socket.as_deref(), planned.terminal)?;
+    let console = console(wanted.console_socket.as_deref(), planned.terminal, here)?;
     let (dir, lock) = state::reserve(&global.root, &wanted.id)?;
     let entry = Entry { dir, stored: stored(&spec, wanted, &bundle, &rootfs, config, &planned), held: true };
     let job = Job { spec: &spec, wanted, stay, entry: &entry, group: &group };
@@ -133,14 +142,33 @@ pub(super) fn hook_from(stored: &StoredHook) -> Hook {
     Hook { path, args, env, timeout: timeout_secs }
 }
 
-/// Connects to whoever wants the terminal.
-pub(super) fn connect_console(socket: Option<&Path>, terminal: bool) -> Result<Option<OwnedFd>, Failure> {
+/// Descriptors that are to be passed on must be there. If they were not, others that are opened here got their numbers.
+pub(super) fn preserved_are_open(count: u32) -> Result<(), Failure> {
+    let absent = (3..count.saturating_add(3)).find(|number| !sys::is_open(*number));
+    match absent {
+        None => Ok(()),
+        Some(number) => Err(Failure::Usage(format!("--preserve-fds {count}: descriptor {number} is not open"))),
+    }
+}
+
+/// Whoever takes the terminal: a socket's owner, or this process itself when it stays.
+pub(super) fn console(
+    socket: Option<&Path>,
+    terminal: bool,
+    here: Option<&mut Foreground>,
+) -> Result<Option<OwnedFd>, Failure> {
     match (socket, terminal) {
         (Some(path), true) => {
             let failed = |source| Failure::Storage { operation: "connect to", path: path.to_owned(), source };
             Ok(Some(UnixStream::connect(path).map_err(failed)?.into()))
         }
-        (None, true) => Err(Failure::Refused("a process with a terminal needs --console-socket".to_owned())),
+        (None, true) => match here {
+            Some(here) => here.take_console().map(Some),
+            None => {
+                let reason = "a process with a terminal needs --console-socket, or somebody who stays with it";
+                Err(Failure::Refused(reason.to_owned()))
+            }
+        },
         (Some(_), false) => {
             Err(Failure::Refused("--console-socket is for a process with a terminal, which this is not".to_owned()))
         }
@@ -333,7 +361,7 @@ pub(super) fn raw(pid: Pid) -> u32 {
     pid.as_raw_nonzero().get().unsigned_abs()
 }
 
-fn open_directory(dir: &Path) -> Result<File, Failure> {
+pub(super) fn open_directory(dir: &Path) -> Result<File, Failure> {
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(dir);
     opened.map_err(|source| Failure::Storage { operation: "open", path: dir.to_owned(), source })
 }
@@ -437,7 +465,7 @@ fn clone(prepared: Prepared, ends: Ends, user: Option<OwnedFd>) -> Result<(Pid, 
     }
 }
 
-fn known(pid: u32) -> Result<Pid, Failure> {
+pub(super) fn known(pid: u32) -> Result<Pid, Failure> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     pid.ok_or_else(|| Failure::Refused("the kernel gave no pid".to_owned()))
 }
@@ -536,13 +564,7 @@ impl Made {
 
     /// Waits for its end.
     pub(super) fn wait(&self) -> Result<WaitStatus, Failure> {
-        loop {
-            match waitpid(Some(self.pid), WaitOptions::empty()) {
-                Ok(Some((_, status))) => return Ok(status),
-                Ok(None) | Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(Failure::system("wait for the first process")(errno.into())),
-            }
-        }
+        foreground::wait(self.pid)
     }
 }
 
@@ -582,9 +604,17 @@ pub(super) fn reason(step: Step, errno: i32) -> String {
             code => format!("killed by signal {}", code - 128),
         },
         (Step::CreateContainerHook | Step::StartContainerHook, libc::ETIMEDOUT) => "killed at its timeout".to_owned(),
-        (Step::Exec, libc::ENOENT) => "executable file not found".to_owned(),
         _ => crate::error::errno_text(errno),
     }
+}
+
+/// A program that cannot be executed, in words from which callers of runc tell a command that is not found.
+pub(super) fn exec_failure(command: &str, errno: i32) -> Failure {
+    let reason = match errno {
+        libc::ENOENT if !command.contains('/') => "executable file not found in $PATH".to_owned(),
+        _ => crate::error::errno_text(errno),
+    };
+    Failure::Step { step: Step::Exec, subject: format!(" {command:?}"), reason }
 }
 
 /// Removes what a container has on this host. Its first process has ended, or never was.

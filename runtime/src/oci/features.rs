@@ -35,8 +35,9 @@ pub(super) fn json() -> String {
             "org.shoal.runtime.unsupported":
                 "linux.personality, linux.intelRdt, linux.memoryPolicy, linux.mountLabel, linux.netDevices, \
                  process.scheduler, process.ioPriority, process.execCPUAffinity, mounts.uidMappings, \
-                 mounts.gidMappings, mount options idmap, ridmap and tmpcopyup, checkpoint, restore, update, events, \
-                 --systemd-cgroup, --rootless, --no-pivot"
+                 mounts.gidMappings, mount options idmap, ridmap and tmpcopyup, checkpoint, restore, events, exec --cgroup, \
+                 update --kernel-memory, --l3-cache-schema and --mem-bw-schema, --systemd-cgroup, --rootless, \
+                 --no-pivot, --no-new-keyring"
         },
         "potentiallyUnsafeConfigAnnotations": []
     });

@@ -35,6 +35,10 @@ impl Group {
         self.cgroups.create_for_bundle(&self.name, resources)
     }
 
+    pub(super) fn update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        self.cgroups.update(&self.name, resources)
+    }
+
     pub(super) fn entrances(&self) -> (Vec<PathBuf>, Option<PathBuf>) {
         self.cgroups.entrances(&self.name)
     }

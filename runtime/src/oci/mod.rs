@@ -8,7 +8,9 @@
 mod args;
 mod command;
 mod create;
+mod exec;
 mod features;
+mod foreground;
 mod group;
 mod hooks;
 mod mounts;
@@ -17,6 +19,7 @@ mod plan;
 mod seal;
 mod spec;
 mod state;
+mod update;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -58,6 +61,9 @@ enum Failure {
     /// Retrying helps.
     #[error("another command works on container {0:?}")]
     Busy(String),
+    /// In words from which callers of runc tell that there is nobody left to signal.
+    #[error("container not running: {0:?} has ended")]
+    NotRunning(String),
     #[error("container {id:?} is {status}, not {wanted}")]
     WrongState { id: String, status: &'static str, wanted: &'static str },
     /// A step inside of the new container failed; it was removed again.
@@ -121,6 +127,8 @@ pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    // A command of the container's own may well end with a 1.
+    let failed = if matches!(command, args::Command::Exec(_)) { ExitCode::from(255) } else { ExitCode::FAILURE };
     match command::run(&global, command) {
         Ok(Done::Nothing) => ExitCode::SUCCESS,
         Ok(Done::Code(code)) => ExitCode::from(code),
@@ -129,7 +137,7 @@ pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             let text = failure.text();
             log(&global, "error", &text);
             say(&mut io::stderr(), &format!("shoal runtime: {text}"));
-            ExitCode::FAILURE
+            failed
         }
     }
 }

@@ -4,6 +4,7 @@
 //! known, no root, names of capabilities, limits and namespaces that do not exist, values that contradict each other,
 //! and whatever this runtime does not do, by its name.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -51,6 +52,16 @@ pub(super) struct CgroupPlace {
     /// Relative; empty for the root itself.
     pub(super) parent: PathBuf,
     pub(super) name: String,
+}
+
+/// One more process of a container, ready to be carried out.
+#[derive(Debug)]
+pub(super) struct Further {
+    /// Of which only the process counts: the rest is there already.
+    pub(super) plan: Plan,
+    pub(super) terminal: bool,
+    /// Rows and columns.
+    pub(super) window: Option<(u16, u16)>,
 }
 
 const MAX_HOOKS: usize = 256;
@@ -142,20 +153,43 @@ pub(super) fn plan(spec: &Spec, context: &Context<'_>) -> Result<Bundle, PlanErr
         readonly_root: spec.root.as_ref().is_some_and(|root| root.readonly),
         process: process(spec, &context.host.machine)?,
     };
-    let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
     Ok(Bundle {
         plan,
         joins,
         uid_mappings: mappings("linux.uidMappings", &spec.linux.uid_mappings, namespaces)?,
         gid_mappings: mappings("linux.gidMappings", &spec.linux.gid_mappings, namespaces)?,
         time_offsets: time_offsets(spec, namespaces)?,
-        terminal,
-        window: spec.process.as_ref().filter(|_| terminal).and_then(|process| process.console_size).map(|size| {
-            let cut = |number: u64| u16::try_from(number).unwrap_or(u16::MAX);
-            (cut(size.height), cut(size.width))
-        }),
+        terminal: has_terminal(spec),
+        window: window(spec),
         has_process: spec.process.is_some(),
     })
+}
+
+/// Plans one more process of a container: `spec` is the container's, with this process in the place of the first.
+pub(super) fn further(spec: &Spec, machine: &Machine) -> Result<Further, PlanError> {
+    check(spec)?;
+    let plan = Plan {
+        namespaces: 0,
+        joins_mounts: false,
+        root: Root::Directory(CString::default()),
+        propagation: 0,
+        root_propagation: 0,
+        setup: Vec::new(),
+        readonly_root: false,
+        process: process(spec, machine)?,
+    };
+    Ok(Further { plan, terminal: has_terminal(spec), window: window(spec) })
+}
+
+fn has_terminal(spec: &Spec) -> bool {
+    spec.process.as_ref().is_some_and(|process| process.terminal)
+}
+
+/// Rows and columns of its terminal, where they are given.
+fn window(spec: &Spec) -> Option<(u16, u16)> {
+    let size = spec.process.as_ref().filter(|process| process.terminal)?.console_size?;
+    let cut = |number: u64| u16::try_from(number).unwrap_or(u16::MAX);
+    Some((cut(size.height), cut(size.width)))
 }
 
 /// What stands on its own, and what is not supported.
@@ -328,7 +362,7 @@ fn process(spec: &Spec, machine: &Machine) -> Result<Process, PlanError> {
         hostname: c_string("hostname", spec.hostname.as_str())?,
         domainname: c_string("domainname", spec.domainname.as_str())?,
         args,
-        env: strings("process.env", &process.env)?,
+        env: environment(&process.env)?,
         home_from_passwd: variable(&process.env, "HOME").is_none(),
         candidates,
         cwd: Target::new("process.cwd", mounts::clean(cwd))?,
@@ -348,6 +382,15 @@ fn process(spec: &Spec, machine: &Machine) -> Result<Process, PlanError> {
             process.oom_score_adj.map(|n| n.to_string()).unwrap_or_default(),
         )?,
     })
+}
+
+/// Of variables that are there twice the last one counts, as with other runtimes; programs differ in which they take.
+fn environment(list: &[String]) -> Result<Vec<CString>, PlanError> {
+    let all = strings("process.env", list)?;
+    let name = |pair: &str| pair.split_once('=').map_or_else(|| pair.to_owned(), |(name, _)| name.to_owned());
+    let last: BTreeMap<String, usize> = list.iter().enumerate().map(|(index, pair)| (name(pair), index)).collect();
+    let kept = list.iter().zip(all).enumerate().filter(|(index, (pair, _))| last.get(&name(pair)) == Some(index));
+    Ok(kept.map(|(_, (_, pair))| pair).collect())
 }
 
 /// The seccomp filter, and the labels that the exec takes.

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::WaitStatus;
@@ -12,7 +11,7 @@ use super::failed;
 use crate::init::{self, Hooks, Joining, Prepared, Report, Step};
 use crate::plan;
 use crate::protocol::{Exec as Request, ExecEnded, ExecStarted, Failed};
-use crate::sys::{self, Cloned, ExecArgs};
+use crate::sys::{self, ExecArgs};
 
 /// Processes at a time.
 pub(super) const MAX_EXECS: usize = 256;
@@ -28,19 +27,6 @@ pub(super) struct Exec {
     user: String,
     cwd: String,
 }
-
-/// The namespaces that a container may share with the host or have of its own.
-const NAMESPACES: [(&str, libc::c_int); 7] = [
-    ("user", libc::CLONE_NEWUSER),
-    ("mnt", libc::CLONE_NEWNS),
-    ("uts", libc::CLONE_NEWUTS),
-    ("ipc", libc::CLONE_NEWIPC),
-    ("net", libc::CLONE_NEWNET),
-    ("cgroup", libc::CLONE_NEWCGROUP),
-    ("time", libc::CLONE_NEWTIME),
-];
-
-const PID: u64 = libc::CLONE_NEWPID as u64;
 
 /// Clones one. `fds` are its standard streams, or the socket for its terminal's master.
 pub(super) fn begin(made: &Made, number: u64, request: Request, fds: Vec<OwnedFd>) -> Result<Exec, Box<Failed>> {
@@ -95,39 +81,11 @@ pub(super) fn begin(made: &Made, number: u64, request: Request, fds: Vec<OwnedFd
         passwd: Vec::with_capacity(NAMES_SIZE),
         group: Vec::with_capacity(NAMES_SIZE),
     };
-    let joining = Joining {
-        pidfd: made.pidfd.try_clone().map_err(prepare)?,
-        namespaces: foreign_namespaces(made.pid).map_err(prepare)?,
-    };
-    let (pid, pidfd) = clone(made, prepared, joining, entrance.as_ref().map(AsFd::as_fd))?;
+    let pidfd = made.pidfd.try_clone().map_err(prepare)?;
+    let joining = Joining::of(made.pid, pidfd).map_err(prepare)?;
+    let (pid, pidfd) = init::clone_exec(prepared, &joining, entrance.as_ref().map(AsFd::as_fd))
+        .map_err(|(step, errno)| failed(step, "", &io::Error::from_raw_os_error(errno)))?;
     Ok(Exec { number, pid, pidfd, report: Some(report), user: config.user, cwd: config.cwd })
-}
-
-/// Clones it into the container's pid namespace. The shim's own later children are not for there.
-fn clone(
-    made: &Made,
-    prepared: Prepared,
-    joining: Joining,
-    entrance: Option<std::os::fd::BorrowedFd<'_>>,
-) -> Result<(u32, OwnedFd), Box<Failed>> {
-    let cannot = |step| move |errno| failed(step, "", &io::Error::from_raw_os_error(errno));
-    let own = std::fs::File::open("/proc/self/ns/pid").map_err(|error| failed(Step::JoinNamespaces, "", &error))?;
-    sys::join_namespace(made.pidfd.as_fd(), PID).map_err(cannot(Step::JoinNamespaces))?;
-    // Before it exists: in the container's pid namespace, it can be seen from its first moment, and it still has the
-    // host's privileges.
-    sys::set_traceable(false);
-    let cloned = sys::clone_process(0, entrance, false);
-    if matches!(cloned, Ok(Cloned::Child)) {
-        init::run_exec(prepared, &joining);
-    }
-    sys::set_traceable(true);
-    // Its own namespace is always open to it.
-    let _ = sys::join_namespace(own.as_fd(), PID);
-    match cloned {
-        Ok(Cloned::Parent { pid, pidfd }) => Ok((pid, pidfd)),
-        Ok(Cloned::Child) => sys::exit_now(126),
-        Err(errno) => Err(cannot(Step::Clone)(errno)),
-    }
 }
 
 /// `NAME=value` in the place of what was set under this name, else at the end.
@@ -153,22 +111,6 @@ fn streams(tty: bool, fds: Vec<OwnedFd>) -> io::Result<(Option<OwnedFd>, [OwnedF
         Ok(fds) if !tty || console.is_some() => Ok((console, fds)),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "its standard streams did not come along")),
     }
-}
-
-/// The kinds of namespaces that the process does not share with the shim.
-fn foreign_namespaces(pid: u32) -> io::Result<u64> {
-    let mut kinds = 0;
-    for (name, kind) in NAMESPACES {
-        let inode = |process: &str| std::fs::metadata(format!("/proc/{process}/ns/{name}")).map(|at| at.ino());
-        match (inode("self"), inode(&pid.to_string())) {
-            (Ok(own), Ok(other)) if own == other => {}
-            (Ok(_), Ok(_)) => kinds |= u64::from(kind.cast_unsigned()),
-            // A kernel without this kind has nothing to join.
-            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => {}
-            (Err(error), _) | (_, Err(error)) => return Err(error),
-        }
-    }
-    Ok(kinds)
 }
 
 impl Exec {

@@ -213,6 +213,12 @@ pub(crate) fn inherited(number: RawFd) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Whether there is a descriptor with this number.
+pub(crate) fn is_open(number: u32) -> bool {
+    // SAFETY: F_GETFD touches no memory and fails when the number is not open.
+    RawFd::try_from(number).is_ok_and(|number| unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0)
+}
+
 /// Closes all descriptors from 3 on. Only for a process that has opened none itself yet: what it closes was left to it
 /// by a parent that forgot to mark it close-on-exec, and a shim would hold it (a listening port, say) for ever.
 pub(crate) fn close_inherited() -> Result<(), Errno> {

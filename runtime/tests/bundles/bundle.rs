@@ -183,7 +183,7 @@ impl Drop for Bundle {
 }
 
 /// The container's standard output.
-pub struct Reader(std::io::PipeReader);
+pub struct Reader(pub std::io::PipeReader);
 
 impl Reader {
     /// All of it, until everyone who writes to it has ended.
@@ -217,6 +217,26 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[track_caller]
+pub fn has(text: &str, expected: &str) {
+    assert!(text.contains(expected), "no {expected:?} in {text}");
+}
+
+/// The descriptor that comes over a console socket.
+pub fn receive(stream: &std::os::unix::net::UnixStream) -> std::os::fd::OwnedFd {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0u8; 64];
+    let mut parts = [std::io::IoSliceMut::new(&mut name)];
+    recvmsg(stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+    let mut fds = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    fds.next().and_then(|mut fds| fds.next()).expect("a descriptor")
 }
 
 /// Ends a process, also when the test fails.

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::Test;
-use crate::bundle::{Bundle, Killed};
+use crate::bundle::{Bundle, Killed, has, receive};
 
 pub const TESTS: &[Test] = &[
     ("isolation::process", process),
@@ -22,11 +22,6 @@ pub const TESTS: &[Test] = &[
     ("isolation::cgroups", cgroups),
     ("isolation::descriptors", descriptors),
 ];
-
-#[track_caller]
-fn has(text: &str, expected: &str) {
-    assert!(text.contains(expected), "no {expected:?} in {text}");
-}
 
 fn process() {
     let mut bundle = Bundle::new(
@@ -221,20 +216,6 @@ fn terminal() {
         text.push_str(&String::from_utf8_lossy(&buffer[..count]));
     }
     assert_eq!(text, "tty true\r\nhello\r\n");
-}
-
-fn receive(stream: &std::os::unix::net::UnixStream) -> std::os::fd::OwnedFd {
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut name = [0u8; 64];
-    let mut parts = [std::io::IoSliceMut::new(&mut name)];
-    recvmsg(stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
-    let mut fds = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    fds.next().and_then(|mut fds| fds.next()).expect("a descriptor")
 }
 
 /// The cgroup above the bundle's own, which stays when a bundle is deleted: goes with the test, however that ends.

@@ -43,7 +43,7 @@ fn run_is_all_of_it() {
     assert_eq!(bundle.leftovers(), Vec::<String>::new());
     bundle.config["process"]["args"] = serde_json::json!(["/not-there"]);
     let said = bundle.run();
-    assert!(said.code != 0 && said.err.contains("exec: executable file not found"), "{said:?}");
+    assert!(said.code != 0 && said.err.contains("exec \"/not-there\": no such file or directory"), "{said:?}");
     assert_eq!(bundle.leftovers(), Vec::<String>::new());
 }
 
@@ -65,7 +65,7 @@ fn wrong_moments() {
     assert_eq!(bundle.state()["status"], "running");
     bundle.ok(&["kill", id, "KILL"]);
     bundle.until("stopped");
-    bundle.fails(&["kill", id, "TERM"], "stopped, not created or running");
+    bundle.fails(&["kill", id, "TERM"], "container not running");
     bundle.fails(&["start", id], "stopped, not created");
     bundle.ok(&["delete", id]);
     bundle.fails(&["delete", id], "does not exist");

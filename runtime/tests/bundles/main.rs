@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, unreachable_pub)]
 
 mod bundle;
+mod exec;
 mod hooks;
 mod interrupted;
 mod isolation;
 mod lifecycle;
 mod payload;
 mod refusals;
+mod update;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -31,11 +33,19 @@ fn main() -> ExitCode {
     let wanted = |name: &str| {
         filters.is_empty() || filters.iter().any(|f| if exact { *f == name } else { name.contains(f.as_str()) })
     };
-    let tests: Vec<Test> = [lifecycle::TESTS, hooks::TESTS, isolation::TESTS, refusals::TESTS, interrupted::TESTS]
-        .concat()
-        .into_iter()
-        .filter(|(name, _)| wanted(name))
-        .collect();
+    let tests: Vec<Test> = [
+        lifecycle::TESTS,
+        hooks::TESTS,
+        isolation::TESTS,
+        exec::TESTS,
+        update::TESTS,
+        refusals::TESTS,
+        interrupted::TESTS,
+    ]
+    .concat()
+    .into_iter()
+    .filter(|(name, _)| wanted(name))
+    .collect();
     if args.iter().any(|arg| arg == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;

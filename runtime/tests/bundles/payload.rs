@@ -34,6 +34,29 @@ fn act(verb: &str, args: &[String]) -> Option<u8> {
         "env" => println!("{}={}", first(), std::env::var(first()).unwrap_or_else(|_| "<none>".to_owned())),
         "pwd" => println!("{}", std::env::current_dir().expect("cwd").display()),
         "tty" => println!("tty {}", std::io::IsTerminal::is_terminal(&std::io::stdout())),
+        "size" => {
+            let size = rustix::termios::tcgetwinsize(std::io::stdout()).expect("a terminal");
+            println!("size {} {}", size.ws_row, size.ws_col);
+        }
+        // One line that is typed.
+        "read" => {
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).expect("stdin");
+            println!("read {}", line.trim_end());
+        }
+        // The open descriptors, but for the one that this look needs.
+        "fds" => {
+            let list = std::fs::read_dir("/proc/self/fd").expect("a list").flatten();
+            let mut open: Vec<u32> = list.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+            open.retain(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).is_ok());
+            open.sort_unstable();
+            println!("fds {}", open.iter().map(u32::to_string).collect::<Vec<_>>().join(" "));
+        }
+        // As an interpreter: see `exec::the_binary_is_out_of_reach`.
+        "/evil" => {
+            let mount = rustix::fs::statvfs("/proc/self/exe").expect("a mount");
+            println!("the binary is read-only: {}", mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+        }
         "umask" => {
             std::fs::write("/umask", "").expect("a file");
             let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata("/umask").expect("it").permissions());
