@@ -20,6 +20,7 @@ mod oci;
 mod plan;
 mod procfs;
 mod protocol;
+mod remove;
 mod shim;
 mod signal;
 mod stored;

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::{Inner, storage};
 use crate::RuntimeError;
 use crate::procfs;
+use crate::remove::remove_tree;
 use crate::stored::{self, StoredProcess, names};
 use crate::sys;
 
@@ -46,7 +47,7 @@ impl Inner {
 
 /// Removes a directory with all that is in it; one that is not there is fine.
 pub(super) fn remove_dir(path: &Path) -> Result<(), RuntimeError> {
-    absent_is_fine(fs::remove_dir_all(path)).map_err(storage("remove", path))
+    absent_is_fine(remove_tree(path)).map_err(storage("remove", path))
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {

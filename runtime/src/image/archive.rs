@@ -3,7 +3,7 @@
 //! An archive's index may be its last entry, so its files are first written aside, hashed as they
 //! stream by; only then is it known what they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -24,6 +24,12 @@ const WHAT: &str = "the archive";
 const MAX_ALIASES: usize = 8;
 /// An index in an index in an index is all that is ever seen.
 const MAX_INDEX_DEPTH: usize = 4;
+/// Descriptors of all indexes that are looked at.
+const MAX_DESCRIPTORS: usize = 10_000;
+/// Bytes of a file's name in the archive. Those of images have at most some seventy.
+const MAX_NAME_BYTES: usize = 512;
+/// Platforms that an error names.
+const MAX_SHOWN_PLATFORMS: usize = 50;
 
 /// A file of the archive, written aside.
 #[derive(Debug, Clone)]
@@ -43,6 +49,16 @@ pub(crate) struct FoundImage {
     pub(crate) manifest: Option<SpooledFile>,
     /// Lowest first, each with its name for messages.
     pub(crate) layers: Vec<(String, SpooledFile)>,
+}
+
+/// A search for the images that run here, through indexes that may list each other many times over.
+#[derive(Debug, Default)]
+struct Search {
+    descriptors: usize,
+    /// Indexes in which nothing was found; they are not searched again.
+    barren: BTreeSet<Digest>,
+    /// Platforms that were passed over.
+    passed: BTreeSet<String>,
 }
 
 /// An archive's files, by their names in it.
@@ -130,6 +146,13 @@ impl<'a> Archive<'a> {
         if images.is_empty() {
             return Err(ImageError::malformed(WHAT, "it lists no image"));
         }
+        let names: usize = images.iter().map(|image| image.references.len()).sum();
+        if names > self.limits.max_names {
+            return Err(ImageError::LimitExceeded {
+                what: format!("the number of names in {WHAT}"),
+                limit: format!("{} names", self.limits.max_names),
+            });
+        }
         for image in &images {
             self.check_layer_count(image)?;
         }
@@ -194,10 +217,10 @@ impl<'a> Archive<'a> {
 
     fn indexed_images(&self, index: &Index, saved: &[SavedImage]) -> Result<Vec<FoundImage>, ImageError> {
         let mut images: Vec<FoundImage> = Vec::new();
-        let mut found = Vec::new();
+        let mut search = Search::default();
         for descriptor in &index.manifests {
             let references = index_references(descriptor)?;
-            let Some(manifest) = self.choose(descriptor, "index.json", 0, &mut found)? else {
+            let Some(manifest) = self.choose(descriptor, "index.json", 0, &mut search)? else {
                 continue;
             };
             // One image under several names has a descriptor for each.
@@ -211,8 +234,8 @@ impl<'a> Archive<'a> {
             self.check_image_count(images.len() + 1)?;
             images.push(self.indexed_image(manifest, references)?);
         }
-        if images.is_empty() && !found.is_empty() {
-            found.dedup();
+        if images.is_empty() && !search.passed.is_empty() {
+            let found: Vec<String> = search.passed.into_iter().take(MAX_SHOWN_PLATFORMS).collect();
             return Err(ImageError::NoPlatform {
                 wanted: format!("{HOST_OS}/{}", host_architecture()),
                 found: found.join(", "),
@@ -234,6 +257,7 @@ impl<'a> Archive<'a> {
     fn indexed_image(&self, file: &SpooledFile, references: Vec<Reference>) -> Result<FoundImage, ImageError> {
         let what = format!("manifest {}", file.digest);
         let manifest: Manifest = self.read_json(file, &what)?;
+        check_types(&manifest, &what)?;
         let config = self.described(&manifest.config, &what)?;
         let layers = manifest
             .layers
@@ -252,21 +276,28 @@ impl<'a> Archive<'a> {
         })
     }
 
-    /// The manifest that a descriptor leads to on this host. Platforms that are passed over are
-    /// noted in `found`.
+    /// The manifest that a descriptor leads to on this host.
     fn choose(
         &self,
         descriptor: &Descriptor,
         needed_by: &str,
         depth: usize,
-        found: &mut Vec<String>,
+        search: &mut Search,
     ) -> Result<Option<&SpooledFile>, ImageError> {
+        search.descriptors += 1;
+        if search.descriptors > MAX_DESCRIPTORS {
+            return Err(ImageError::LimitExceeded {
+                what: format!("the number of entries of all indexes in {WHAT}"),
+                limit: format!("{MAX_DESCRIPTORS} entries"),
+            });
+        }
         if let Some(platform) = &descriptor.platform
             && !runs_here(platform)
         {
             // Build attestations call themselves unknown/unknown.
             if platform.os != "unknown" {
-                found.push(format!("{}/{}", platform.os, platform.architecture));
+                let short = |text: &str| text.chars().take(50).collect::<String>();
+                search.passed.insert(format!("{}/{}", short(&platform.os), short(&platform.architecture)));
             }
             return Ok(None);
         }
@@ -277,13 +308,17 @@ impl<'a> Archive<'a> {
                     return Err(ImageError::malformed(needed_by, "indexes are nested too deeply"));
                 }
                 let file = self.described(descriptor, needed_by)?;
+                if search.barren.contains(&file.digest) {
+                    return Ok(None);
+                }
                 let what = format!("index {}", file.digest);
                 let index: Index = self.read_json(file, &what)?;
                 for inner in &index.manifests {
-                    if let Some(manifest) = self.choose(inner, &what, depth + 1, found)? {
+                    if let Some(manifest) = self.choose(inner, &what, depth + 1, search)? {
                         return Ok(Some(manifest));
                     }
                 }
+                search.barren.insert(file.digest);
                 Ok(None)
             }
             other => Err(ImageError::malformed(
@@ -349,13 +384,30 @@ impl<'a> Archive<'a> {
             });
         }
         let bytes = std::fs::read(&file.path).map_err(ImageError::io("read", &file.path))?;
-        oci::parse(&bytes, what, self.limits.max_json_depth)
+        oci::parse(&bytes, what, self.limits)
     }
 }
 
 fn saved_references(saved: &SavedImage) -> Result<Vec<Reference>, ImageError> {
     let tags = saved.repo_tags.iter().flatten();
     Ok(tags.map(|tag| Reference::parse(tag)).collect::<Result<_, _>>()?)
+}
+
+/// Refuses a manifest of something else than an image. Types that are not stated are found out from what is there.
+fn check_types(manifest: &Manifest, what: &str) -> Result<(), ImageError> {
+    if manifest.manifests.is_some() {
+        return Err(ImageError::malformed(what, "it is a manifest and an index at the same time"));
+    }
+    let stated =
+        |descriptor: &Descriptor, check: fn(&str) -> Result<(), &'static str>| match check(&descriptor.media_type) {
+            Err(reason) if !descriptor.media_type.is_empty() => {
+                let media_type: String = descriptor.media_type.chars().take(200).collect();
+                Err(ImageError::malformed(what, format!("it names a {media_type:?}: {reason}")))
+            }
+            _ => Ok(()),
+        };
+    stated(&manifest.config, oci::check_config_type)?;
+    manifest.layers.iter().try_for_each(|layer| stated(layer, oci::check_layer_type))
 }
 
 /// The name that an index gives to an image. A bare tag names nothing.
@@ -420,11 +472,13 @@ fn plain_name(name: &[u8], entry: &[u8]) -> Result<String, ImageError> {
             part => parts.push(part),
         }
     }
-    String::from_utf8(parts.join(&b'/')).map_err(|_| ImageError::BadEntry {
-        what: WHAT.to_owned(),
-        entry: shown(entry),
-        reason: "its name is not UTF-8".to_owned(),
-    })
+    let bad =
+        |reason: &str| ImageError::BadEntry { what: WHAT.to_owned(), entry: shown(entry), reason: reason.to_owned() };
+    let name = parts.join(&b'/');
+    if name.len() > MAX_NAME_BYTES {
+        return Err(bad(&format!("no file of an image has a name of more than {MAX_NAME_BYTES} bytes")));
+    }
+    String::from_utf8(name).map_err(|_| bad("its name is not UTF-8"))
 }
 
 /// Takes `x/..` out of a link's target; what leaves the archive keeps its `..`.

@@ -20,8 +20,8 @@ const SOURCE_STAMP: &str = "shoal.image.source-stamp";
 const INDEXES: &str = "shoal.image.indexes";
 /// Present on an image that came only because a task needed it.
 const FOR_TASK: &str = "shoal.image.for-task";
-/// A manifest in `index.json` may carry this much.
-const MAX_INDEX_BYTES: u64 = 256 << 20;
+/// Bytes of `index.json`. What would not be read again is not written.
+pub(crate) const MAX_INDEX_BYTES: u64 = 256 << 20;
 
 /// One manifest of an image, and the layer blobs that it names.
 #[derive(Debug, Clone)]
@@ -320,11 +320,19 @@ pub(crate) fn read_blob<T: serde::de::DeserializeOwned>(
     limits: &Limits,
 ) -> Result<T, ImageError> {
     let path = blob_path(dir, digest);
+    let length = std::fs::metadata(&path).map_err(ImageError::io("read", &path))?.len();
+    if length > limits.max_metadata_bytes {
+        // A layer may be named where a document belongs.
+        return Err(ImageError::LimitExceeded {
+            what: format!("{digest}, read as metadata,"),
+            limit: format!("{} bytes", limits.max_metadata_bytes),
+        });
+    }
     let bytes = std::fs::read(&path).map_err(ImageError::io("read", &path))?;
     if Digest::of(&bytes) != *digest {
         return Err(ImageError::DamagedStore { path, reason: "its content does not have its digest".to_owned() });
     }
-    oci::parse(&bytes, &digest.to_string(), limits.max_json_depth)
+    oci::parse(&bytes, &digest.to_string(), limits)
 }
 
 pub(crate) fn blob_path(dir: &Path, digest: &Digest) -> std::path::PathBuf {

@@ -17,6 +17,7 @@ use super::oci::{self, Descriptor, Manifest};
 use super::reference::Reference;
 use super::tarball::{EndMarker, TarReader};
 use super::unpack::LayerWriter;
+use crate::remove::Scratch;
 
 /// A layer that is in the store, or will be with the ingest that holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +50,7 @@ pub(crate) trait KnownLayers {
 
 /// Content that is not in the store yet.
 pub(crate) struct Ingest<'a> {
-    dir: tempfile::TempDir,
+    dir: Scratch,
     known: &'a dyn KnownLayers,
     pub(crate) budget: Budget,
     /// Layers in this ingest's directory.
@@ -63,10 +64,7 @@ pub(crate) struct Ingest<'a> {
 
 impl<'a> Ingest<'a> {
     pub(crate) fn new(tmp: &Path, limits: Limits, known: &'a dyn KnownLayers) -> Result<Ingest<'a>, ImageError> {
-        let dir = tempfile::Builder::new()
-            .prefix("ingest-")
-            .tempdir_in(tmp)
-            .map_err(ImageError::io("create a directory in", tmp))?;
+        let dir = Scratch::new(tmp, "ingest-").map_err(ImageError::io("create a directory in", tmp))?;
         Ok(Ingest {
             dir,
             known,
@@ -219,6 +217,7 @@ impl<'a> Ingest<'a> {
             media_type: Some(oci::MANIFEST.to_owned()),
             config: Descriptor::new(oci::CONFIG, config, config_bytes),
             layers,
+            manifests: None,
         };
         self.write_blob(&to_json(&manifest)?)
     }

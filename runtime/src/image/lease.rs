@@ -216,7 +216,6 @@ impl Lease {
     /// # Errors
     /// When there is no such document here, it makes no sense, or none of what it lists runs here.
     pub fn entry(&self, digest: &Digest) -> Result<Option<(Digest, u64)>, ImageError> {
-        self.check_length(digest)?;
         // A manifest has no list of manifests.
         let index: Index = read_blob(&self.inner.dir, digest, &self.inner.limits)?;
         if index.manifests.is_empty() {
@@ -236,23 +235,8 @@ impl Lease {
         }
     }
 
-    /// Bounds a document before it is read.
-    fn check_length(&self, digest: &Digest) -> Result<(), ImageError> {
-        let most = self.inner.limits.max_metadata_bytes;
-        let path = blob_path(&self.inner.dir, digest);
-        let size = path.metadata().map_err(ImageError::io("read", &path))?.len();
-        if size > most {
-            return Err(ImageError::LimitExceeded {
-                what: format!("document {digest}, a metadata file of {size} bytes,"),
-                limit: format!("{most} bytes"),
-            });
-        }
-        Ok(())
-    }
-
     fn manifest(&self, digest: &Digest) -> Result<Manifest, ImageError> {
         let limits = &self.inner.limits;
-        self.check_length(digest)?;
         let manifest: Manifest = read_blob(&self.inner.dir, digest, limits)?;
         if manifest.layers.len() > limits.max_layers {
             return Err(ImageError::LimitExceeded {

@@ -24,6 +24,11 @@ pub struct Limits {
     pub max_path_bytes: usize,
     /// Nesting of JSON metadata.
     pub max_json_depth: usize,
+    /// Values in one metadata file, counted by its brackets and commas. A byte or two of JSON can claim a hundred bytes
+    /// of memory; the largest index that is used somewhere has some tens of thousands.
+    pub max_json_values: usize,
+    /// Names that one archive gives to its images.
+    pub max_names: usize,
     /// Layers of one image. Overlayfs stacks at most 500 directories; Docker allows 127 layers.
     pub max_layers: usize,
     /// Images in one archive.
@@ -42,6 +47,8 @@ impl Default for Limits {
             max_header_bytes: 1 << 20,
             max_path_bytes: 4096,
             max_json_depth: 64,
+            max_json_values: 250_000,
+            max_names: 10_000,
             max_layers: 127,
             max_images: 256,
         }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::compression::Compression;
 use super::digest::Digest;
 use super::error::ImageError;
+use super::limits::Limits;
 
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -18,6 +19,31 @@ pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manife
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// containerd's (and so Docker's) full reference.
 pub(crate) const CONTAINERD_NAME: &str = "io.containerd.image.name";
+
+/// Docker's name of [`CONFIG`].
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
+/// Refuses layers that cannot be had or unpacked, by what a manifest says that they are.
+pub(crate) fn check_layer_type(media_type: &str) -> Result<(), &'static str> {
+    match media_type {
+        "application/vnd.oci.image.layer.v1.tar"
+        | "application/vnd.oci.image.layer.v1.tar+gzip"
+        | "application/vnd.oci.image.layer.v1.tar+zstd"
+        | "application/vnd.docker.image.rootfs.diff.tar"
+        | "application/vnd.docker.image.rootfs.diff.tar.gzip"
+        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(()),
+        foreign if foreign.contains(".foreign.") || foreign.contains(".nondistributable.") => {
+            Err("foreign layers are not in the registry and not supported")
+        }
+        encrypted if encrypted.ends_with("+encrypted") => Err("encrypted layers are not supported"),
+        _ => Err("it is no layer of an image that can be run"),
+    }
+}
+
+/// Refuses configurations of charts, signatures and the like.
+pub(crate) fn check_config_type(media_type: &str) -> Result<(), &'static str> {
+    if matches!(media_type, CONFIG | DOCKER_CONFIG) { Ok(()) } else { Err("it is not an image that can be run") }
+}
 
 /// The media type of a layer blob.
 pub(crate) fn layer_type(compression: Compression) -> &'static str {
@@ -91,6 +117,9 @@ pub(crate) struct Manifest {
     pub(crate) config: Descriptor,
     #[serde(default)]
     pub(crate) layers: Vec<Descriptor>,
+    /// A manifest has none: what has them could be read as an index as well.
+    #[serde(default, skip_serializing)]
+    pub(crate) manifests: Option<serde::de::IgnoredAny>,
 }
 
 /// One image in the `manifest.json` of a `docker save` archive.
@@ -105,25 +134,27 @@ pub(crate) struct SavedImage {
 }
 
 /// Reads a document whose length is already bounded.
-pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str, max_depth: usize) -> Result<T, ImageError> {
-    check_depth(bytes, what, max_depth)?;
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str, limits: &Limits) -> Result<T, ImageError> {
+    check_shape(bytes, what, limits)?;
     serde_json::from_slice(bytes).map_err(|source| ImageError::BadJson { what: what.to_owned(), source })
 }
 
-/// Refuses a document that would take a parser too deep.
-pub(crate) fn check_depth(bytes: &[u8], what: &str, max_depth: usize) -> Result<(), ImageError> {
-    if depth(bytes) > max_depth {
-        return Err(ImageError::LimitExceeded {
-            what: format!("the nesting of {what}"),
-            limit: format!("{max_depth} levels"),
-        });
+/// Refuses a document that would take a parser too deep, or a multiple of its length in memory.
+pub(crate) fn check_shape(bytes: &[u8], what: &str, limits: &Limits) -> Result<(), ImageError> {
+    let exceeded = |what: String, limit: String| Err(ImageError::LimitExceeded { what, limit });
+    let (depth, values) = shape(bytes);
+    if depth > limits.max_json_depth {
+        return exceeded(format!("the nesting of {what}"), format!("{} levels", limits.max_json_depth));
+    }
+    if values > limits.max_json_values {
+        return exceeded(format!("the number of values in {what}"), format!("{} values", limits.max_json_values));
     }
     Ok(())
 }
 
-/// How deep objects and lists are nested.
-fn depth(json: &[u8]) -> usize {
-    let (mut depth, mut deepest) = (0_usize, 0);
+/// How deep objects and lists are nested, and how many values there are at the least.
+fn shape(json: &[u8]) -> (usize, usize) {
+    let (mut depth, mut deepest, mut values) = (0_usize, 0, 1_usize);
     let mut bytes = json.iter();
     let mut in_string = false;
     while let Some(byte) = bytes.next() {
@@ -132,7 +163,9 @@ fn depth(json: &[u8]) -> usize {
                 bytes.next();
             }
             b'"' => in_string = !in_string,
+            b',' if !in_string => values += 1,
             b'{' | b'[' if !in_string => {
+                values += 1;
                 depth += 1;
                 deepest = deepest.max(depth);
             }
@@ -140,7 +173,7 @@ fn depth(json: &[u8]) -> usize {
             _ => {}
         }
     }
-    deepest
+    (deepest, values)
 }
 
 #[cfg(test)]
@@ -148,9 +181,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nesting_is_counted_outside_of_strings() {
-        for (json, expected) in [("1", 0), ("[{}]", 2), (r#"["[[[\"[[", {"a":[1]}]"#, 3), ("[[[", 3), ("]]]][", 1)] {
-            assert_eq!(depth(json.as_bytes()), expected, "{json}");
+    fn nesting_and_values_are_counted_outside_of_strings() {
+        for (json, depth, values) in
+            [("1", 0, 1), ("[{}]", 2, 3), (r#"["[[[\"[,[", {"a":[1,2]}]"#, 3, 6), ("[[[", 3, 4), ("]]]][", 1, 2)]
+        {
+            assert_eq!(shape(json.as_bytes()), (depth, values), "{json}");
         }
     }
 }

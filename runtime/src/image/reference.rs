@@ -136,6 +136,10 @@ impl Reference {
         match self.path.strip_prefix(OFFICIAL_PREFIX) {
             // `library/a/b` must keep its prefix: `a/b` would read as another repository.
             Some(short) if !short.contains('/') => short.to_owned(),
+            // And `a.b/c` as one of the registry `a.b`.
+            _ if self.path.split_once('/').is_some_and(|(first, _)| looks_like_domain(first)) => {
+                format!("{DEFAULT_DOMAIN}/{}", self.path)
+            }
             _ => self.path.clone(),
         }
     }
@@ -310,6 +314,8 @@ mod tests {
             &format!("docker.io/library/web:1@sha256:{hex}"),
         );
         check("library/a/b", "library/a/b:latest", "docker.io/library/a/b:latest");
+        check("docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest");
+        check("docker.io/localhost/c", "docker.io/localhost/c:latest", "docker.io/localhost/c:latest");
     }
 
     #[test]

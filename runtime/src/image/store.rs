@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::archive::Archive;
-use super::catalog::{Catalog, Match, Origin, Record, blob_path, layer_path};
+use super::catalog::{Catalog, MAX_INDEX_BYTES, Match, Origin, Record, blob_path, layer_path};
 use super::config::{History, ImageConfig};
 use super::digest::Digest;
 use super::error::ImageError;
@@ -32,6 +32,7 @@ use super::limits::Limits;
 use super::pins::{PinTable, Pins};
 use super::reference::Reference;
 use super::unpack::is_opaque_root;
+use crate::remove::{Scratch, remove_tree};
 
 /// A directory with nothing in it.
 const EMPTY: &str = "empty";
@@ -164,7 +165,7 @@ impl ImageStore {
         }
         private(&dir)?;
         let tmp = dir.join("tmp");
-        match fs::remove_dir_all(&tmp) {
+        match remove_tree(&tmp) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(ImageError::io("empty", &tmp)(error));
             }
@@ -463,10 +464,15 @@ impl Inner {
     pub(crate) fn replace(&self, _writer: &MutexGuard<'_, ()>, catalog: Catalog) -> Result<(), ImageError> {
         let path = self.dir.join("index.json");
         let new = self.tmp().join("index.json");
+        let index = to_json(&catalog.to_index())?;
+        if index.len() as u64 > MAX_INDEX_BYTES {
+            return Err(ImageError::LimitExceeded {
+                what: "the store's list of images and their names".to_owned(),
+                limit: format!("{MAX_INDEX_BYTES} bytes"),
+            });
+        }
         let mut file = File::create(&new).map_err(ImageError::io("create", &new))?;
-        file.write_all(&to_json(&catalog.to_index())?)
-            .and_then(|()| file.sync_all())
-            .map_err(ImageError::io("write", &new))?;
+        file.write_all(&index).and_then(|()| file.sync_all()).map_err(ImageError::io("write", &new))?;
         fs::rename(&new, &path).map_err(ImageError::io("replace", &path))?;
         // The file is what counts from here on, also if the disk fails to promise that it stays.
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
@@ -480,10 +486,7 @@ impl Inner {
         self.pins().extend(&mut live);
         self.held().keep(&mut live);
         let tmp = self.tmp();
-        let dir = tempfile::Builder::new()
-            .prefix("garbage-")
-            .tempdir_in(&tmp)
-            .map_err(ImageError::io("create a directory in", &tmp))?;
+        let dir = Scratch::new(&tmp, "garbage-").map_err(ImageError::io("create a directory in", &tmp))?;
         for (sub, live) in [("blobs/sha256", &live.blobs), ("layers", &live.chains)] {
             let from = self.dir.join(sub);
             for entry in fs::read_dir(&from).map_err(ImageError::io("list", &from))? {
@@ -504,7 +507,7 @@ impl Inner {
 /// Content that is out of sight and takes time to remove.
 #[must_use]
 pub(super) struct Garbage {
-    dir: tempfile::TempDir,
+    dir: Scratch,
 }
 
 impl Garbage {

@@ -175,7 +175,8 @@ impl<R: Read> TarReader<R> {
         let mode = header.mode().map_err(|error| self.bad_tar(error.to_string()))? & 0o7777;
         let mtime = match extensions.mtime {
             Some(mtime) => mtime,
-            None => (header.mtime().ok().and_then(|seconds| i64::try_from(seconds).ok()).unwrap_or(0), 0),
+            // Times before 1970 are negative numbers in GNU's binary form, of which this is the two's complement.
+            None => (header.mtime().ok().map_or(0, u64::cast_signed), 0),
         };
         Ok(TarEntry { kind, size, mode, uid, gid, mtime, xattrs: extensions.xattrs, name })
     }

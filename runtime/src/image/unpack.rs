@@ -18,14 +18,21 @@ use super::limits::Budget;
 use super::root::{Root, RootError};
 use super::settle::Unsettled;
 use super::tarball::{TarEntry, TarKind, TarReader, shown};
+use crate::remove::remove_tree;
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 /// AUFS's own bookkeeping, which old archives hold.
 const WHITEOUT_META_PREFIX: &[u8] = b".wh..wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
-/// Paths of directories and whiteouts are kept until the end. A hundred thousand take some 6 MB.
+/// Paths of directories and whiteouts are kept until the end; they and what keeping them takes add up to at most this.
+/// It is enough for half a million.
 const MAX_KEPT_BYTES: usize = 64 << 20;
+/// Bytes of the real path of a layer's directory, from the host's root: the kernel has no longer ones, and links in an
+/// archive lead further and further down.
+const MAX_REAL_PATH_BYTES: usize = 4096;
+/// What keeping one path takes beside its bytes.
+const KEPT_OVERHEAD: usize = 64;
 const BUFFER_BYTES: usize = 128 << 10;
 /// Marks a directory that no entry has named, until the layer is settled. A later entry for it takes
 /// the mark away, whichever way its path led there.
@@ -42,7 +49,7 @@ pub(crate) struct LayerWriter<'a> {
     /// The directory that was written to last; archives come in directory order.
     parent: Option<(Vec<u8>, OwnedFd)>,
     unsettled: Unsettled,
-    /// Length of the paths in `unsettled`.
+    /// What `unsettled` takes in memory.
     kept_bytes: usize,
     bytes: u64,
     buffer: Vec<u8>,
@@ -158,7 +165,10 @@ impl<'a> LayerWriter<'a> {
         };
         match &entry.kind {
             TarKind::Dir if keep => self.name_directory(&parent, name),
-            TarKind::Dir => rustix::fs::mkdirat(&parent, name, Mode::RWXU).map_err(os("create"))?,
+            TarKind::Dir => {
+                self.check_real_path(&parent, name.len(), &entry.name)?;
+                rustix::fs::mkdirat(&parent, name, Mode::RWXU).map_err(os("create"))?;
+            }
             TarKind::File => {
                 let file = open_new(&parent, name).map_err(os("create"))?;
                 self.fill(file, entry, content)?;
@@ -177,7 +187,13 @@ impl<'a> LayerWriter<'a> {
                         return Err(self.bad(&entry.name, "a hard link to a directory"));
                     }
                     let source_name = source_name.as_slice();
-                    rustix::fs::linkat(source_dir, source_name, &parent, name, AtFlags::empty()).map_err(os("link"))?;
+                    match rustix::fs::linkat(source_dir, source_name, &parent, name, AtFlags::empty()) {
+                        // It was in the directory whose place the link takes.
+                        Err(Errno::NOENT) => {
+                            return Err(self.bad(&entry.name, "its hard link's target is inside of it"));
+                        }
+                        other => other.map_err(os("link"))?,
+                    }
                 }
                 // The link shares its target's attributes.
                 return Ok(());
@@ -276,7 +292,7 @@ impl<'a> LayerWriter<'a> {
         if is_dir(there) {
             use std::os::unix::ffi::OsStrExt;
             let path = proc_path(parent).join(std::ffi::OsStr::from_bytes(name));
-            return std::fs::remove_dir_all(&path).map_err(ImageError::io("replace", &path));
+            return remove_tree(&path).map_err(ImageError::io("replace", &path));
         }
         rustix::fs::unlinkat(parent, name, AtFlags::empty()).map_err(|errno| self.failed("replace", entry, errno))
     }
@@ -316,7 +332,7 @@ impl<'a> LayerWriter<'a> {
 
     /// Counts a path that is kept in memory.
     fn keep(&mut self, bytes: usize) -> Result<(), ImageError> {
-        self.kept_bytes += bytes;
+        self.kept_bytes += bytes + KEPT_OVERHEAD;
         if self.kept_bytes > MAX_KEPT_BYTES {
             return Err(ImageError::LimitExceeded {
                 what: format!("{}: the paths of its directories and whiteouts", self.what),
@@ -345,11 +361,27 @@ impl<'a> LayerWriter<'a> {
             Ok(())
         });
         let fd = outcome.map_err(|error| self.refused(error, "open the directory of", &entry.name))?;
+        let new = !made.is_empty();
         for path in made {
+            // One entry can make two thousand of them.
+            self.budget.take_entry(self.what)?;
             self.keep(path.len())?;
             self.unsettled.implied.push(path);
         }
+        if new {
+            self.check_real_path(&fd, 0, &entry.name)?;
+        }
         Ok(fd)
+    }
+
+    /// Refuses a directory that no path leads to, to be made with a name of so many bytes.
+    fn check_real_path(&self, parent: &OwnedFd, name: usize, entry: &[u8]) -> Result<(), ImageError> {
+        let length = match rustix::fs::readlink(proc_path(parent), Vec::new()) {
+            Ok(path) => path.as_bytes().len() + 1 + name,
+            Err(Errno::NAMETOOLONG) => MAX_REAL_PATH_BYTES,
+            Err(errno) => return Err(self.failed("find the path of", entry, errno)),
+        };
+        if length < MAX_REAL_PATH_BYTES { Ok(()) } else { Err(self.bad(entry, "it is nested too deeply")) }
     }
 
     fn set_attributes(&self, parent: &OwnedFd, name: &[u8], entry: &TarEntry) -> Result<(), ImageError> {
@@ -387,6 +419,8 @@ impl<'a> LayerWriter<'a> {
                 Err(Errno::NOTSUP) => {
                     tracing::debug!(layer = self.what, entry = %entry.shown(), key = %shown(key), "attribute not supported here");
                 }
+                // Links and pipes cannot have users' attributes. Docker passes over them as well.
+                Err(Errno::PERM) if key.starts_with(b"user.") => {}
                 Err(errno) => {
                     let reason = format!("cannot set its attribute {:?}: {errno}", shown(key));
                     return Err(self.bad(&entry.name, &reason));

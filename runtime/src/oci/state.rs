@@ -19,6 +19,7 @@ use super::Failure;
 use super::group::Group;
 use super::plan::valid_id;
 use crate::procfs;
+use crate::remove::remove_tree;
 use crate::stored::{self, Durability, StoredBundle};
 
 /// The state file's name.
@@ -178,7 +179,7 @@ pub(super) fn remove(dir: &Path) -> Result<(), Failure> {
     gone(fs::remove_file(dir.join(STATE))).map_err(failed("remove", dir))?;
     match gone(fs::remove_dir(dir)) {
         // A write that was cut.
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => fs::remove_dir_all(dir),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => remove_tree(dir),
         other => other,
     }
     .map_err(failed("remove", dir))

@@ -17,6 +17,7 @@ use super::{PrivateFile, mounted};
 use crate::RuntimeError;
 use crate::config::{Mount, MountKind, Propagation};
 use crate::container::storage;
+use crate::remove::remove_tree;
 
 /// What is kept for callers begins with this; no container's id does.
 const KEPT: &str = ".kept-";
@@ -117,7 +118,7 @@ impl PrivateFiles {
 
     fn forget(&self, container: &str) -> Result<(), RuntimeError> {
         let dir = self.dir.join(container);
-        match fs::remove_dir_all(&dir) {
+        match remove_tree(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(storage("remove", &dir)(error)),
             _ => {}
         }

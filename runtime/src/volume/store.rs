@@ -19,6 +19,7 @@ use super::plan::{self, check_driver, check_labels, check_name};
 use super::{ANONYMOUS_LABEL, Volume, VolumeError, VolumeMount, VolumeSpec, device, fill, mounted, tree};
 use crate::RuntimeError;
 use crate::container::storage;
+use crate::remove;
 use crate::stored::{self, Durability, StoredVolume, names, nanos, time_from};
 
 /// Directory of a volume's data, in the volume's own.
@@ -318,7 +319,7 @@ impl Volumes {
             let parent = &self.inner.dir;
             File::open(parent).and_then(|parent| parent.sync_all()).map_err(storage("sync", parent))
         };
-        made().inspect_err(|_| drop(fs::remove_dir_all(&new)))?;
+        made().inspect_err(|_| drop(remove::remove_tree(&new)))?;
         self.entries().insert(spec.name.clone(), Entry { record, ..Entry::default() });
         Ok(())
     }
@@ -459,7 +460,7 @@ fn nothing_mounted(name: &str, dir: &Path) -> Result<(), RuntimeError> {
 /// Removes a directory in which nothing is mounted. One that is not there is fine.
 fn remove_tree(name: &str, dir: &Path) -> Result<(), RuntimeError> {
     nothing_mounted(name, dir)?;
-    match fs::remove_dir_all(dir) {
+    match remove::remove_tree(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(storage("remove", dir)(error)),
         _ => Ok(()),
     }

@@ -10,8 +10,20 @@ use super::fixture::{Fixture, until};
 pub const TESTS: &[(&str, fn())] = &[
     ("disk::a_full_disk_costs_log_records_only", a_full_disk_costs_log_records_only),
     ("disk::an_end_is_recorded_on_a_full_disk", an_end_is_recorded_on_a_full_disk),
+    ("disk::deeper_than_any_path", deeper_than_any_path),
     ("disk::what_cannot_be_recorded_can_be_deleted", what_cannot_be_recorded_can_be_deleted),
 ];
+
+/// So many levels are more than a stack has room for, and than a process may have files open.
+fn deeper_than_any_path() {
+    let (fixture, _disk) = Fixture::on_small_disk(64 << 20);
+    // The disk itself is a mount.
+    let before = fixture.leftovers();
+    let (exit, output) = fixture.run(fixture.config("deep", "dig 30000"));
+    assert_eq!((exit.code, output.as_str()), (0, "dug\n"));
+    fixture.tokio.block_on(fixture.runtime().delete("deep")).unwrap();
+    assert_eq!(fixture.leftovers(), before);
+}
 
 fn a_full_disk_costs_log_records_only() {
     let (fixture, disk) = Fixture::on_small_disk(8 << 20);

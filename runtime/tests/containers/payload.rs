@@ -52,6 +52,13 @@ fn act(verb: &str, args: &[String]) -> Option<u8> {
             std::io::stdout().flush().expect("stdout");
         }
         "flood" => flood(number()),
+        "dig" => {
+            for _ in 0..number() {
+                std::fs::create_dir("d").expect("a directory");
+                std::env::set_current_dir("d").expect("to go into it");
+            }
+            println!("dug");
+        }
         "forks" => forks(number()),
         "allocate" => allocate(number()),
         "grandchild" => grandchild(),

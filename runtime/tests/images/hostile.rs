@@ -112,6 +112,8 @@ fn entries_that_cannot_be() {
         Tar::new().symlink("a", ""),
         Tar::new().symlink("a", "a").file("a/x", b""),
         Tar::new().file("f", b"").file("f/x", b""),
+        // The link would take the place of the directory that its target is in.
+        Tar::new().file("d/x", b"").hardlink("d", "d/x"),
         Tar::new().file(".", b""),
         Tar::new().pax(&[("path", long.as_bytes())]).file("f", b""),
         Tar::new().pax(&[("path", b"a\0b")]).file("f", b""),
@@ -230,8 +232,20 @@ fn archives_that_make_no_sense() {
     for archive in outer {
         check_refused(&store, &archive.bytes(), |error| matches!(error, ImageError::Traversal { .. }));
     }
-    let outer =
-        [Tar::new().file("x", b"").file("./x", b""), Tar::new().raw("x", Tar::header(EntryType::Fifo, 0o644, 0), b"")];
+    let special = |kind| {
+        let mut header = Tar::header(kind, 0o644, 0);
+        header.set_device_major(1).unwrap();
+        header.set_device_minor(3).unwrap();
+        Tar::new().raw("x", header, b"")
+    };
+    let outer = [
+        Tar::new().file("x", b"").file("./x", b""),
+        special(EntryType::Fifo),
+        special(EntryType::Char),
+        special(EntryType::Block),
+        Tar::new().pax(&[("path", &[b'n'; 600])]).file("x", b""),
+        Tar::new().pax(&[("path", b"\xff")]).file("x", b""),
+    ];
     for archive in outer {
         check_refused(&store, &archive.bytes(), |error| matches!(error, ImageError::BadEntry { .. }));
     }
@@ -334,4 +348,125 @@ fn truncated_anywhere() {
         }
         assert_eq!(snapshot(&store), before);
     }
+}
+
+/// Indexes that list each other many times over are looked at once; what is in none of them is found out soon.
+#[test]
+fn indexes_that_multiply() {
+    let Some(store) = store_with(Limits::default()) else { return };
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    let mut layout = Layout::new();
+    let elsewhere = json!({"mediaType": INDEX, "digest": format!("sha256:{}", "0".repeat(64)), "size": 1,
+        "platform": {"os": "plan9", "architecture": "mips"}});
+    let mut inner = vec![elsewhere; 200];
+    for _ in 0..4 {
+        let index = json!({"schemaVersion": 2, "manifests": inner}).to_string();
+        inner = vec![layout.blob(INDEX, index.as_bytes()); 200];
+    }
+    layout.index = inner;
+    let began = std::time::Instant::now();
+    check_refused(
+        &store,
+        &layout.bytes(),
+        |error| matches!(error, ImageError::NoPlatform { found, .. } if found == "plan9/mips"),
+    );
+    assert!(began.elapsed().as_secs() < 30, "it took {:?}", began.elapsed());
+    // Too many that are all different.
+    let mut layout = Layout::new();
+    let other = |nth: usize| json!({"mediaType": INDEX, "digest": "", "size": nth, "platform": {"os": "x", "architecture": "y"}});
+    layout.index = (0..10_001).map(other).collect();
+    check_refused(
+        &store,
+        &layout.bytes(),
+        |error| matches!(error, ImageError::LimitExceeded { what, .. } if what.contains("indexes")),
+    );
+    // Too deep.
+    let mut layout = Layout::new();
+    let image = TestImage::new("deep", vec![Tar::new().file("f", b"1").bytes()]);
+    let mut inner = layout.manifest(&image, Pack::Plain);
+    for _ in 0..5 {
+        inner = layout.blob(INDEX, json!({"schemaVersion": 2, "manifests": [inner]}).to_string().as_bytes());
+    }
+    layout.index = vec![inner];
+    check_refused(&store, &layout.bytes(), |error| matches!(error, ImageError::Malformed { .. }));
+}
+
+/// A few bytes of JSON can claim many bytes of memory, and names many bytes of the store's own list.
+#[test]
+fn documents_that_swell() {
+    let exceeded = |error: &ImageError| matches!(error, ImageError::LimitExceeded { .. });
+    let Some(store) = store_with(Limits::default()) else { return };
+    let layer = Tar::new().file("f", b"1").bytes();
+    let mut image = TestImage::new("many", vec![layer.clone()]);
+    image.tags = (0..10_001).map(|nth| format!("many:{nth}")).collect();
+    check_refused(&store, &docker_save(&[image], Pack::Plain), exceeded);
+    let mut image = TestImage::new("swell", vec![layer]);
+    image.process = json!({"Healthcheck": vec![0; 300_000]});
+    check_refused(&store, &docker_save(&[image], Pack::Plain), exceeded);
+}
+
+/// What lies too deep for any path, and many directories that no entry names.
+#[test]
+fn directories_without_end() {
+    let bad = |error: &ImageError| matches!(error, ImageError::BadEntry { reason, .. } if reason.contains("too deep"));
+    let deep = "d/".repeat(1000);
+    let down = |tar: Tar, link: &str, from: &str| {
+        let tar = tar.pax(&[("linkpath", format!("{from}{deep}").as_bytes())]).symlink(link, "x");
+        tar.pax(&[("path", format!("{link}/{deep}f").as_bytes())]).file("f", b"")
+    };
+    // Each link leads from the end of the one before it further down, where each entry makes a thousand more.
+    let tar = Tar::new().pax(&[("path", format!("{deep}f").as_bytes())]).file("f", b"");
+    let tar = down(down(down(tar, "l1", ""), "l2", "l1/"), "l3", "l2/");
+    check_layer(&tar.bytes(), bad);
+    // The same, one directory an entry: nothing is made that an entry does not name.
+    let limits = Limits { max_entries: 100, ..Limits::default() };
+    let Some(store) = store_with(limits) else { return };
+    let image = TestImage::new("deep", vec![Tar::new().file(&"d/".repeat(49), b"").bytes()]);
+    store.load(&docker_save(&[image], Pack::Plain));
+    let deep = "d/".repeat(1000);
+    let layer = Tar::new().pax(&[("path", format!("{deep}f").as_bytes())]).file("f", b"").bytes();
+    check_refused(
+        &store,
+        &docker_save(&[TestImage::new("deep", vec![layer])], Pack::Plain),
+        |error| matches!(error, ImageError::LimitExceeded { what, .. } if what.contains("entries")),
+    );
+}
+
+#[test]
+fn what_is_no_image() {
+    let Some(store) = store_with(Limits::default()) else { return };
+    let image = TestImage::new("odd", vec![Tar::new().file("f", b"1").bytes()]);
+    let malformed = |word: &str| {
+        let word = word.to_owned();
+        move |error: &ImageError| matches!(error, ImageError::Malformed { .. }) && error.to_string().contains(&word)
+    };
+    let with = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut layout = Layout::new();
+        layout.manifest(&image, Pack::Gzip);
+        let (_, manifest) = layout.blobs.pop().unwrap();
+        let mut manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        change(&mut manifest);
+        let descriptor = layout.blob("application/vnd.oci.image.manifest.v1+json", manifest.to_string().as_bytes());
+        layout.add(descriptor, json!({}));
+        layout.bytes()
+    };
+    let config = |media_type: &str| with(&|manifest| manifest["config"]["mediaType"] = media_type.into());
+    let layer = |media_type: &str| with(&|manifest| manifest["layers"][0]["mediaType"] = media_type.into());
+    let both = with(&|manifest| manifest["manifests"] = json!([]));
+    check_refused(
+        &store,
+        &config("application/vnd.cncf.helm.config.v1+json"),
+        malformed("not an image that can be run"),
+    );
+    check_refused(&store, &layer("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), malformed("encrypted"));
+    check_refused(&store, &layer("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), malformed("foreign"));
+    check_refused(&store, &layer("text/plain"), malformed("no layer"));
+    check_refused(&store, &both, malformed("at the same time"));
+    // Old tools say nothing of types; what is there tells.
+    store.load(&layer(""));
+    let mut layout = Layout::new();
+    let mut descriptor = layout.manifest(&image, Pack::Plain);
+    descriptor["mediaType"] = "application/vnd.oci.artifact.manifest.v1+json".into();
+    layout.add(descriptor, json!({}));
+    check_refused(&store, &layout.bytes(), malformed("which is no image"));
 }

@@ -208,7 +208,7 @@ async fn rest(session: &Session<'_>, wanted: &Wanted<'_>, sink: &mut Sink<'_>) -
         skip = 0;
     }
     if let Some(stated) = stated {
-        check_size(&wanted.what, wanted.size, stated + sink.offset - skip)?;
+        check_size(&wanted.what, wanted.size, stated.saturating_add(sink.offset - skip))?;
     }
     while let Some(mut bytes) = answer.piece().await? {
         // A registry that knows no ranges begins from the start.
@@ -228,7 +228,7 @@ async fn rest(session: &Session<'_>, wanted: &Wanted<'_>, sink: &mut Sink<'_>) -
 }
 
 /// The first byte of `bytes 5-9/10`.
-fn range_start(text: &str) -> Option<u64> {
+pub(super) fn range_start(text: &str) -> Option<u64> {
     text.trim().strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }
 

@@ -20,7 +20,6 @@ use super::session::{Ask, Session, pull_scope};
 /// Manifests of an index that are looked at.
 const MAX_INDEX_ENTRIES: usize = 10_000;
 const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1";
-const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
 /// A manifest or an index.
 #[derive(Debug, Clone)]
@@ -83,7 +82,7 @@ impl Document {
         let known = [oci::MANIFEST, oci::DOCKER_MANIFEST, oci::INDEX, oci::DOCKER_LIST];
         // Some registries state a general type and leave it to the document.
         let stated = Some(stated).filter(|stated| known.contains(stated) || !is_general(stated));
-        oci::check_depth(bytes, what, limits.max_json_depth)?;
+        oci::check_shape(bytes, what, limits)?;
         let kind: Kind =
             serde_json::from_slice(bytes).map_err(|source| ImageError::BadJson { what: what.to_owned(), source })?;
         if kind.schema_version != 2 {
@@ -106,7 +105,7 @@ impl Document {
                 if kind.manifests.is_some() {
                     return Err(bad(&media_type, "it is a manifest and an index at the same time"));
                 }
-                let manifest: Manifest = oci::parse(bytes, what, limits.max_json_depth)?;
+                let manifest: Manifest = oci::parse(bytes, what, limits)?;
                 if manifest.layers.len() > limits.max_layers {
                     return Err(RegistryError::Image(ImageError::LimitExceeded {
                         what: format!("the number of layers of {what}"),
@@ -119,7 +118,7 @@ impl Document {
                 if kind.config.is_some() || kind.layers.is_some() {
                     return Err(bad(&media_type, "it is a manifest and an index at the same time"));
                 }
-                let index: Index = oci::parse(bytes, what, limits.max_json_depth)?;
+                let index: Index = oci::parse(bytes, what, limits)?;
                 if index.manifests.len() > MAX_INDEX_ENTRIES {
                     return Err(RegistryError::Image(ImageError::LimitExceeded {
                         what: format!("the number of manifests of {what}"),
@@ -215,14 +214,14 @@ pub(super) async fn small_blob(
 /// Reads the configuration that a manifest names.
 pub(super) fn parse_config(manifest: &Manifest, bytes: &[u8], limits: &Limits) -> Result<StoredConfig, RegistryError> {
     let what = format!("configuration {}", manifest.config.digest);
-    if !matches!(manifest.config.media_type.as_str(), oci::CONFIG | DOCKER_CONFIG) {
+    if let Err(reason) = oci::check_config_type(&manifest.config.media_type) {
         return Err(RegistryError::MediaType {
             what,
             media_type: manifest.config.media_type.chars().take(200).collect(),
-            reason: "it is not an image that can be run",
+            reason,
         });
     }
-    let stored: StoredConfig = oci::parse(bytes, &what, limits.max_json_depth)?;
+    let stored: StoredConfig = oci::parse(bytes, &what, limits)?;
     let stated = stored.rootfs.diff_ids.len();
     if stated != manifest.layers.len() {
         let reason = format!("it states {stated} layers, the manifest {}", manifest.layers.len());
@@ -238,19 +237,7 @@ pub(super) fn check_layer(layer: &Descriptor, limits: &Limits) -> Result<(), Reg
         media_type: layer.media_type.chars().take(200).collect(),
         reason,
     };
-    match layer.media_type.as_str() {
-        "application/vnd.oci.image.layer.v1.tar"
-        | "application/vnd.oci.image.layer.v1.tar+gzip"
-        | "application/vnd.oci.image.layer.v1.tar+zstd"
-        | "application/vnd.docker.image.rootfs.diff.tar"
-        | "application/vnd.docker.image.rootfs.diff.tar.gzip"
-        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {}
-        foreign if foreign.contains(".foreign.") || foreign.contains(".nondistributable.") => {
-            return Err(bad("foreign layers are not in the registry and not supported"));
-        }
-        encrypted if encrypted.ends_with("+encrypted") => return Err(bad("encrypted layers are not supported")),
-        _ => return Err(bad("it is no layer of an image that can be run")),
-    }
+    oci::check_layer_type(&layer.media_type).map_err(bad)?;
     if layer.size > limits.max_archive_bytes {
         return Err(RegistryError::Image(ImageError::LimitExceeded {
             what: format!("layer {} of {} bytes", layer.digest, layer.size),
@@ -362,7 +349,7 @@ pub(super) fn platforms(index: &Index) -> Vec<ImagePlatform> {
 
 /// The platform of an image without an index.
 pub(super) fn platform_of_config(config: &[u8], limits: &Limits) -> Vec<ImagePlatform> {
-    match oci::parse::<StoredConfig>(config, "the configuration", limits.max_json_depth) {
+    match oci::parse::<StoredConfig>(config, "the configuration", limits) {
         Ok(config) => vec![ImagePlatform { architecture: config.architecture, os: config.os, variant: None }],
         // It is not an image that is run; whoever asks need not know its platform.
         Err(_) => Vec::new(),

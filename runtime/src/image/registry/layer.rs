@@ -17,6 +17,7 @@ use super::super::settle::Unsettled;
 use super::super::tarball::{EndMarker, TarReader};
 use super::super::unpack::LayerWriter;
 use super::document::{check_digest, check_size};
+use crate::remove::Scratch;
 
 /// What is decompressed at once.
 const BUFFER_BYTES: usize = 128 << 10;
@@ -27,7 +28,7 @@ const MAX_POST_MORTEM_BYTES: u64 = 64 << 20;
 /// threads.
 #[derive(Debug)]
 pub(super) struct Workspace {
-    pub(super) dir: tempfile::TempDir,
+    pub(super) dir: Scratch,
     pub(super) pins: Pins,
     pub(super) budget: Budget,
 }

@@ -35,6 +35,7 @@ use super::progress::{LayerStep, LayerTeller, Progress, Teller};
 use super::session::Session;
 use super::settings::registry_host;
 use super::{Inner, Registries};
+use crate::remove::Scratch;
 
 /// What a pull has brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,10 +133,7 @@ impl Held {
         let store = inner.store.clone();
         let workspace = blocking(move || {
             let tmp = store.inner.tmp();
-            let dir = tempfile::Builder::new()
-                .prefix("pull-")
-                .tempdir_in(&tmp)
-                .map_err(ImageError::io("create a directory in", &tmp))?;
+            let dir = Scratch::new(&tmp, "pull-").map_err(ImageError::io("create a directory in", &tmp))?;
             let budget = Budget::new(store.inner.limits.clone());
             Ok(Workspace { dir, pins: Pins::new(&store.inner), budget })
         });

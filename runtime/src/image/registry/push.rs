@@ -110,7 +110,7 @@ impl Push<'_> {
     async fn run(&self, digest: Digest, tag: &str) -> Result<Pushed, RegistryError> {
         let bytes = self.document(digest).await?;
         let limits = self.registries.inner.store.limits();
-        let manifest: Manifest = oci::parse(&bytes, &format!("manifest {digest}"), limits.max_json_depth)?;
+        let manifest: Manifest = oci::parse(&bytes, &format!("manifest {digest}"), limits)?;
         self.teller.tell(Progress::Resolved(digest));
         let mut layers = Vec::new();
         let mut seen = BTreeSet::new();
