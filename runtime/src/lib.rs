@@ -7,11 +7,17 @@
 //!
 //! The crate's binary must call [`dispatch`] first thing in `main`.
 
+// What integration tests share is used by the fuzz targets too.
+#[cfg(test)]
+extern crate self as runtime;
+
 mod cgroup;
 mod config;
 mod container;
 mod error;
 mod fake;
+#[cfg(test)]
+mod fuzz;
 pub mod image;
 mod init;
 mod logs;

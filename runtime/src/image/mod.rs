@@ -24,6 +24,8 @@ mod compression;
 mod config;
 mod digest;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod gc;
 mod ingest;
 mod lease;

@@ -11,6 +11,8 @@ mod create;
 mod exec;
 mod features;
 mod foreground;
+#[cfg(test)]
+mod fuzz;
 mod group;
 mod hooks;
 mod mounts;

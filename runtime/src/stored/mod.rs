@@ -7,6 +7,8 @@
 //! Files are written beside their place and renamed into it, so a reader sees all or nothing. They survive the deaths of
 //! daemon and shim from then on, and a power cut from the sync on.
 
+#[cfg(test)]
+mod fuzz;
 mod log;
 mod messages;
 
@@ -247,7 +249,7 @@ mod tests {
     use super::*;
     use crate::config::*;
 
-    fn full_config() -> ContainerConfig {
+    pub(super) fn full_config() -> ContainerConfig {
         ContainerConfig {
             id: "abc".into(),
             labels: [("a".to_owned(), "b".to_owned())].into(),

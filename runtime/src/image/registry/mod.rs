@@ -18,6 +18,8 @@ mod blobs;
 mod document;
 mod error;
 mod flights;
+#[cfg(test)]
+mod fuzz;
 mod http;
 mod layer;
 mod progress;
