@@ -4,7 +4,9 @@
 //! `UPDATE_EXPECT=1` writes the fixture anew; that is right only before a release has written it.
 
 use deploy::allocator;
-use deploy::control::{CreateConfig, CreateNetwork, CreateSecret, CreateService, InitCluster, Op, Request, execute};
+use deploy::control::{
+    CreateConfig, CreateNetwork, CreateSecret, CreateService, InitCluster, Op, Request, SetRegistry, execute,
+};
 use deploy::cx::{Cx, Limits};
 use deploy::model::*;
 use deploy::store::{Entry, Store, Txn};
@@ -198,6 +200,10 @@ fn full_store() -> Store {
         Op::CreateNetwork(Box::new(CreateNetwork { spec: network })),
         Op::CreateSecret(CreateSecret { spec: payload.clone() }),
         Op::CreateConfig(CreateConfig { spec: payload }),
+        Op::SetRegistry(SetRegistry {
+            id: RegistryId::new("r.example:5000"),
+            auth: RegistryAuth { header: "e30=".into() },
+        }),
         Op::CreateService(Box::new(CreateService { spec: full_spec() })),
     ] {
         execute(&mut cx, &mut txn, &Request::from(op)).expect("carried out");

@@ -283,11 +283,11 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// The way to registries, into the same images.
     fn registries(&self) -> Registries;
     /// The digest that an image's name stands for: in this host's store, else on the other hosts, as the managers know
-    /// them, else at its registry; [`EngineError::NoSuchImage`] if it is nowhere.
+    /// them, else at its registry, with these credentials in turn; [`EngineError::NoSuchImage`] if it is nowhere.
     fn resolve_image(
         &self,
         name: Reference,
-        credentials: Credentials,
+        credentials: Vec<Credentials>,
     ) -> impl Future<Output = Result<String, EngineError>> + Send;
     /// Volumes of this host.
     fn volumes(&self) -> Volumes;

@@ -63,6 +63,7 @@ fn same_object(a: &Store, b: &Store, key: &Key) -> bool {
         Key::Network(id) => a.network(id) == b.network(id),
         Key::Secret(id) => a.secret(id) == b.secret(id),
         Key::Config(id) => a.config(id) == b.config(id),
+        Key::Registry(id) => a.registry(id) == b.registry(id),
     }
 }
 

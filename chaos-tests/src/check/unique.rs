@@ -37,7 +37,7 @@ fn holdings_changed(before: &Store, after: &Store, key: &Key) -> bool {
             let held = |t: &std::sync::Arc<Task>| (t.attachments.clone(), t.ports.clone(), t.is_placed());
             before.task(id).map(held) != after.task(id).map(held)
         }
-        Key::Cluster | Key::Secret(_) | Key::Config(_) => false,
+        Key::Cluster | Key::Secret(_) | Key::Config(_) | Key::Registry(_) => false,
     }
 }
 

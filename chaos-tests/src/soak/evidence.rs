@@ -157,6 +157,7 @@ fn versions(store: &Store) -> BTreeMap<Key, u64> {
     all.extend(store.networks().map(|o| of(Key::Network(o.id.clone()), &o.meta)));
     all.extend(store.secrets().map(|o| of(Key::Secret(o.id.clone()), &o.meta)));
     all.extend(store.configs().map(|o| of(Key::Config(o.id.clone()), &o.meta)));
+    all.extend(store.registries().map(|o| of(Key::Registry(o.id.clone()), &o.meta)));
     all
 }
 

@@ -85,7 +85,7 @@ impl Scope {
                     }
                 }
                 Key::Node(id) => scope.add_host(txn, id),
-                Key::Network(_) | Key::Secret(_) | Key::Config(_) => {}
+                Key::Network(_) | Key::Secret(_) | Key::Config(_) | Key::Registry(_) => {}
             }
         }
         Some(scope)

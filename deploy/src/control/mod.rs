@@ -10,6 +10,7 @@ pub(crate) mod fixture;
 mod network;
 mod node;
 mod payload;
+mod registry;
 mod request;
 mod service;
 mod status;
@@ -47,6 +48,8 @@ pub fn execute(cx: &mut Cx<'_>, txn: &mut Txn, request: &Request) -> Result<Repl
         Op::CreateConfig(op) => payload::create_config(cx, txn, op),
         Op::UpdateConfig(op) => payload::update_config(txn, op),
         Op::RemoveConfig(op) => payload::remove_config(txn, op),
+        Op::SetRegistry(op) => registry::set(txn, op),
+        Op::RemoveRegistry(op) => registry::remove(txn, op),
         Op::UpdateNode(op) => node::update(txn, op),
         Op::RemoveNode(op) => node::remove(txn, op),
         Op::RegisterNode(op) => node::register(txn, op),

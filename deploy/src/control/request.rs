@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::model::{
     Cluster, ClusterSpec, ConfigId, NetworkId, NetworkSpec, Node, NodeCertificate, NodeDescription, NodeId, NodeSpec,
-    PayloadSpec, RootRotation, SecretId, ServiceId, ServiceSpec, TaskId, TaskStatus,
+    PayloadSpec, RegistryAuth, RegistryId, RootRotation, SecretId, ServiceId, ServiceSpec, TaskId, TaskStatus,
 };
 
 /// One request.
@@ -15,7 +15,7 @@ pub struct Request {
     /// What is asked for; absent if a newer release asks for something that this one does not know.
     #[prost(
         oneof = "Op",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 24, 25, 40"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 24, 25, 40, 50, 51"
     )]
     pub op: Option<Op>,
 }
@@ -101,6 +101,12 @@ pub enum Op {
     /// A manager issued a certificate, or a node shows that it uses one.
     #[prost(message, tag = "40")]
     NodeCertified(NodeCertified),
+    /// The cluster's credentials for a registry, for the first time or instead of others. Reply: the registry.
+    #[prost(message, tag = "50")]
+    SetRegistry(SetRegistry),
+    /// The cluster has no credentials for a registry any more.
+    #[prost(message, tag = "51")]
+    RemoveRegistry(RemoveRegistry),
 }
 
 /// See `Op::InitCluster`.
@@ -222,6 +228,25 @@ pub struct RemoveConfig {
     /// The config.
     #[prost(message, required, tag = "1")]
     pub id: ConfigId,
+}
+
+/// See `Op::SetRegistry`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SetRegistry {
+    /// The registry, as `RegistryId::of_image` finds it.
+    #[prost(message, required, tag = "1")]
+    pub id: RegistryId,
+    /// The credentials.
+    #[prost(message, required, tag = "2")]
+    pub auth: RegistryAuth,
+}
+
+/// See `Op::RemoveRegistry`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RemoveRegistry {
+    /// The registry.
+    #[prost(message, required, tag = "1")]
+    pub id: RegistryId,
 }
 
 /// See `Op::UpdateNode`.

@@ -579,6 +579,69 @@ fn health_checks_follow_dockers_rules() {
     check_spec(|spec| spec.task.container.healthcheck.get_or_insert_default().start_interval_ns = 1_000_000, Ok(()));
 }
 
+fn set_registry(registry: &str, header: &str) -> Op {
+    let auth = RegistryAuth { header: header.into() };
+    Op::SetRegistry(SetRegistry { id: RegistryId::new(registry), auth })
+}
+
+#[test]
+fn credentials_go_to_the_hosts_of_tasks_that_need_them() {
+    use crate::dispatcher::{affects, assignment};
+    use crate::store::Store;
+    let mut world = World::new();
+    let hosts = [1, 2, 3].map(|number| world.join(number));
+    let image = |image: &str| {
+        let mut spec = web(&image.replace(['/', '.', ':'], "-"));
+        spec.task.container.image = image.into();
+        spec
+    };
+    for (host, name) in hosts.iter().zip(["r.example:5000/a:1", "R.example:5000/b", "r.example/c"]) {
+        let service = world.create(image(name)).expect("a service");
+        world.place(&service, host);
+    }
+    let headers = |world: &World| -> [Vec<String>; 3] {
+        let of = |host| assignment(&world.store, host).registries().map(|r| r.auth.header.clone()).collect();
+        hosts.each_ref().map(of)
+    };
+    for header in ["b25l", "dHdv"] {
+        let before = world.store.clone();
+        world.run(set_registry("r.example:5000", header)).expect("kept");
+        // An update reaches the hosts, and those alone; no task is another one.
+        assert_eq!(headers(&world), [vec![header.to_owned()], vec![header.to_owned()], vec![]]);
+        let changed = before.changed(&world.store);
+        let told = hosts.each_ref().map(|host| affects(&before, &world.store, &changed, host));
+        assert_eq!((told, changed.len()), ([true, true, false], 1));
+    }
+    assert_eq!(world.store.registries().count(), 1);
+    let hidden = world.store.without_secrets();
+    assert_eq!(hidden.registries().map(|r| r.auth.header.as_str()).collect::<String>(), "");
+    let bytes = world.store.encode_snapshot();
+    assert_eq!(Store::decode_snapshot(&bytes).expect("a snapshot"), world.store);
+    assert!(!format!("{:?} {:?}", world.store, set_registry("r.example", "dHdv")).contains("dHdv"));
+
+    let remove = |registry: &str| Op::RemoveRegistry(RemoveRegistry { id: RegistryId::new(registry) });
+    refused(world.run(remove("r.example")), ErrorKind::NotFound, "credentials for registry r.example not found");
+    world.run(remove("r.example:5000")).expect("removed");
+    assert_eq!(headers(&world), [const { Vec::<String>::new() }; 3]);
+}
+
+#[test]
+fn credentials_for_registries_are_checked() {
+    let mut world = World::new();
+    let long = format!("{}.example", "a".repeat(255));
+    // No image's name would lead there.
+    for name in ["", "web", "R.example", "r.example/x", "index.docker.io", long.as_str()] {
+        refused(world.run(set_registry(name, "e30=")), ErrorKind::Invalid, "it must look like host:port");
+    }
+    refused(world.run(set_registry("r.example", "")), ErrorKind::Invalid, "empty");
+    refused(world.run(set_registry("r.example", &"x".repeat(65 << 10))), ErrorKind::Invalid, "X-Registry-Auth");
+    for number in 0..1000 {
+        world.run(set_registry(&format!("r{number}.example"), "e30=")).expect("kept");
+    }
+    refused(world.run(set_registry("r.example", "e30=")), ErrorKind::Exhausted, "1000 registries");
+    world.run(set_registry("r7.example", "e31=")).expect("others in their place");
+}
+
 #[test]
 fn secrets_and_configs_of_services_are_checked() {
     let mut world = World::new();
@@ -741,6 +804,8 @@ fn sensible(world: &World, node: &NodeId, service: &ServiceId, task: &TaskId) ->
         Op::CreateNetwork(Box::new(CreateNetwork { spec: network })),
         Op::CreateSecret(CreateSecret { spec: payload.clone() }),
         Op::CreateConfig(CreateConfig { spec: payload }),
+        set_registry("docker.io", "e30="),
+        Op::RemoveRegistry(RemoveRegistry { id: RegistryId::new("docker.io") }),
         Op::UpdateCluster(Box::new(UpdateCluster {
             version: cluster.meta.version,
             spec: cluster.spec.clone(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::assignment::{networks_of_host, peer};
-use crate::model::{NetworkId, NodeId, PayloadReference, Task};
+use crate::model::{NetworkId, NodeId, PayloadReference, RegistryId, Task};
 use crate::store::{Key, Store};
 
 /// Hosts whose assignment set may differ.
@@ -104,6 +104,10 @@ fn reach<'a>(before: &Store, after: &Store, keys: impl IntoIterator<Item = &'a K
                 nodes.extend(nodes_with(after, id.as_str(), |task| &task.spec.container.configs));
             }
             Key::Secret(_) | Key::Config(_) => {}
+            Key::Registry(id) => {
+                let uses = |task: &&std::sync::Arc<Task>| RegistryId::of_image(&task.spec.container.image) == *id;
+                nodes.extend(after.tasks().filter(uses).map(|task| task.node_id.clone()));
+            }
         }
     }
     let ingress = [before, after].map(|s| s.ingress_network().map(|n| n.id.clone()));

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::item::{
-    Assignment, Body, EndpointInfo, Item, NetworkInfo, PayloadInfo, Peer, Progress, PublishedPort, RemovedPeer,
-    ServiceInfo, Station,
+    Assignment, Body, EndpointInfo, Item, NetworkInfo, PayloadInfo, Peer, Progress, PublishedPort, RegistryInfo,
+    RemovedPeer, ServiceInfo, Station,
 };
 use super::set::AssignmentSet;
 use crate::model::{
-    ConfigId, EndpointMode, Meta, Network, NetworkId, Node, NodeId, PublishMode, SecretId, Service, Task, TaskState,
-    TaskStatus,
+    ConfigId, EndpointMode, Meta, Network, NetworkId, Node, NodeId, PublishMode, RegistryId, SecretId, Service, Task,
+    TaskState, TaskStatus,
 };
 use crate::store::{Holder, Store};
 
@@ -26,6 +26,7 @@ pub fn assignment(store: &Store, node: &NodeId) -> AssignmentSet {
             .map(|t| Body::Task(Box::new(assigned(t))).into()),
     );
     items.extend(payloads(store, &node.id));
+    items.extend(registries(store, &node.id));
     for network in networks_of_host(store, &node.id) {
         if let Some(network) = store.network(&network) {
             on_network(store, node, network, &mut items);
@@ -62,6 +63,19 @@ fn payloads(store: &Store, node: &NodeId) -> Vec<Item> {
         Some(Body::Config(info(id, &config.spec.data)).into())
     });
     secrets.chain(configs).collect()
+}
+
+/// Credentials for the registries of the host's tasks, as long as those have not ended.
+fn registries(store: &Store, node: &NodeId) -> impl Iterator<Item = Item> {
+    let tasks = store.tasks_on_node(node).filter(|t| t.is_placed() && !t.has_ended());
+    let registries: BTreeSet<RegistryId> = match store.registries().next() {
+        Some(_) => tasks.map(|t| RegistryId::of_image(&t.spec.container.image)).collect(),
+        None => BTreeSet::new(),
+    };
+    registries.into_iter().filter_map(|id| {
+        let auth = store.registry(&id)?.auth.clone();
+        Some(Body::Registry(RegistryInfo { id, auth }).into())
+    })
 }
 
 fn assigned(task: &Task) -> Assignment {

@@ -1,7 +1,8 @@
 //! What an agent is told, in items that can be compared, replaced and taken away one by one.
 
 use crate::model::{
-    GOSSIP_BLOCKED, NetworkId, NodeId, NodeRole, NodeState, PortProtocol, ServiceId, Task, TaskId, Timestamp,
+    GOSSIP_BLOCKED, NetworkId, NodeId, NodeRole, NodeState, PortProtocol, RegistryAuth, RegistryId, ServiceId, Task,
+    TaskId, Timestamp,
 };
 
 /// Names an item among all items of a host. The text fields' meaning depends on the kind.
@@ -44,13 +45,15 @@ pub enum ItemKind {
     Secret = 9,
     /// `PayloadInfo` of a config.
     Config = 10,
+    /// `RegistryInfo`.
+    Registry = 11,
 }
 
 /// One item.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Item {
     /// What it is; absent when it comes from a newer release, and then ignored.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub body: Option<Body>,
 }
 
@@ -87,6 +90,9 @@ pub enum Body {
     /// A config of a task of the host.
     #[prost(message, tag = "10")]
     Config(PayloadInfo),
+    /// Credentials for the registry of a task of the host. Never written to its disk.
+    #[prost(message, tag = "11")]
+    Registry(RegistryInfo),
 }
 
 /// A task of the host that is told.
@@ -289,6 +295,17 @@ impl core::fmt::Debug for PayloadInfo {
     }
 }
 
+/// The cluster's credentials for a registry.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RegistryInfo {
+    /// The registry.
+    #[prost(message, required, tag = "1")]
+    pub id: RegistryId,
+    /// The credentials; they print nothing.
+    #[prost(message, required, tag = "2")]
+    pub auth: RegistryAuth,
+}
+
 impl Item {
     /// The item's name; `None` for one that this release does not know.
     pub fn key(&self) -> Option<ItemKey> {
@@ -306,6 +323,7 @@ impl Item {
             Body::Removed(p) => key(ItemKind::Removed, p.id.as_str(), String::new()),
             Body::Secret(p) => key(ItemKind::Secret, &p.id, String::new()),
             Body::Config(p) => key(ItemKind::Config, &p.id, String::new()),
+            Body::Registry(r) => key(ItemKind::Registry, r.id.as_str(), String::new()),
         }
     }
 }

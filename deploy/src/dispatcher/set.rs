@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use prost::Message;
 
 use super::item::{Assignment, Body, EndpointInfo, Item, ItemKey, NetworkInfo, PayloadInfo, Peer, PublishedPort};
-use super::item::{RemovedPeer, ServiceInfo, Station};
+use super::item::{RegistryInfo, RemovedPeer, ServiceInfo, Station};
 
 /// Longest encoded update that is accepted, in bytes. A host in a cluster of some thousand tasks is told about 1 MiB.
 pub const MAX_UPDATE_BYTES: usize = 64 << 20;
@@ -156,6 +156,8 @@ impl AssignmentSet {
         secrets: Secret(PayloadInfo),
         /// Configs of the host's tasks.
         configs: Config(PayloadInfo),
+        /// Credentials for the registries of the host's tasks.
+        registries: Registry(RegistryInfo),
     }
 
     /// What turns this set into `new`.

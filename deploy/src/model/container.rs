@@ -97,7 +97,7 @@ pub struct ContainerSpec {
 }
 
 /// Credentials for the registry of one image. They are never shown.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, prost::Message)]
 #[prost(skip_debug)]
 pub struct RegistryAuth {
     /// Docker's `X-Registry-Auth`: an `AuthConfig` as JSON in base64.

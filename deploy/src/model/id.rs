@@ -80,6 +80,8 @@ ids! {
     SecretId,
     /// A config.
     ConfigId,
+    /// Credentials for a registry: its name, as names of images begin with it.
+    RegistryId,
     /// The cluster itself.
     ClusterId,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prost::Message;
 
 use super::{Key, KeyKind};
-use crate::model::{Cluster, Config, Meta, Network, Node, Secret, Service, Task, Timestamp};
+use crate::model::{Cluster, Config, Meta, Network, Node, Registry, Secret, Service, Task, Timestamp};
 
 /// Most bytes of an encoded entry; what Raft takes. It is kept by `Txn::is_full` together with the bound on a spec.
 pub const MAX_ENTRY_BYTES: usize = 3 << 19;
@@ -72,7 +72,7 @@ pub struct Change {
     #[prost(uint64, tag = "3")]
     pub read_version: u64,
     /// The object as it is from now on; absent means that it is removed.
-    #[prost(oneof = "Object", tags = "4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Object", tags = "4, 5, 6, 7, 8, 9, 10, 11")]
     pub object: Option<Object>,
 }
 
@@ -107,6 +107,9 @@ pub enum Object {
     /// A config.
     #[prost(message, boxed, tag = "10")]
     Config(Box<Config>),
+    /// Credentials for a registry.
+    #[prost(message, boxed, tag = "11")]
+    Registry(Box<Registry>),
 }
 
 /// An object of any kind, as the store holds it: shared and cheap to clone.
@@ -119,6 +122,7 @@ pub(crate) enum Held {
     Network(Arc<Network>),
     Secret(Arc<Secret>),
     Config(Arc<Config>),
+    Registry(Arc<Registry>),
 }
 
 macro_rules! each_kind {
@@ -131,6 +135,7 @@ macro_rules! each_kind {
             Held::Network($object) => $body,
             Held::Secret($object) => $body,
             Held::Config($object) => $body,
+            Held::Registry($object) => $body,
         }
     };
 }
@@ -145,6 +150,7 @@ impl Held {
             Held::Network(network) => Key::Network(network.id.clone()),
             Held::Secret(secret) => Key::Secret(secret.id.clone()),
             Held::Config(config) => Key::Config(config.id.clone()),
+            Held::Registry(registry) => Key::Registry(registry.id.clone()),
         }
     }
 
@@ -177,6 +183,7 @@ impl From<&Object> for Held {
             Object::Network(object) => Held::Network(Arc::new((**object).clone())),
             Object::Secret(object) => Held::Secret(Arc::new((**object).clone())),
             Object::Config(object) => Held::Config(Arc::new((**object).clone())),
+            Object::Registry(object) => Held::Registry(Arc::new((**object).clone())),
         }
     }
 }
@@ -191,6 +198,7 @@ impl From<&Held> for Object {
             Held::Network(object) => Object::Network(Box::new((**object).clone())),
             Held::Secret(object) => Object::Secret(Box::new((**object).clone())),
             Held::Config(object) => Object::Config(Box::new((**object).clone())),
+            Held::Registry(object) => Object::Registry(Box::new((**object).clone())),
         }
     }
 }

@@ -73,7 +73,7 @@ impl Index {
 
     fn note(&mut self, object: &Held, on: bool) {
         match object {
-            Held::Cluster(_) => {}
+            Held::Cluster(_) | Held::Registry(_) => {}
             Held::Node(node) => self.note_node(node, on),
             Held::Service(service) => self.note_service(service, on),
             Held::Task(task) => self.note_task(task, on),
@@ -153,7 +153,7 @@ impl Index {
     /// A unique key of `object` that another object holds too.
     pub(super) fn taken(&self, object: &Held) -> Option<Taken> {
         match object {
-            Held::Cluster(_) | Held::Node(_) | Held::Task(_) => {}
+            Held::Cluster(_) | Held::Node(_) | Held::Task(_) | Held::Registry(_) => {}
             Held::Service(service) => {
                 if let Some(other) = other(&self.service_names, &service.spec.name, &service.id) {
                     return Some(taken(format!("service name {}", service.spec.name), Key::Service(other)));

@@ -25,6 +25,7 @@ impl Store {
             .chain(self.networks().cloned().map(Held::Network))
             .chain(self.secrets().cloned().map(Held::Secret))
             .chain(self.configs().cloned().map(Held::Config))
+            .chain(self.registries().cloned().map(Held::Registry))
     }
 
     pub(super) fn check_index(&self, wrong: &mut Vec<String>) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::{ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
+use crate::model::{ConfigId, NetworkId, NodeId, RegistryId, SecretId, ServiceId, TaskId};
 
 /// Which object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,6 +21,8 @@ pub enum Key {
     Secret(SecretId),
     /// A config.
     Config(ConfigId),
+    /// Credentials for a registry.
+    Registry(RegistryId),
 }
 
 impl fmt::Display for Key {
@@ -33,6 +35,7 @@ impl fmt::Display for Key {
             Key::Network(_) => "network",
             Key::Secret(_) => "secret",
             Key::Config(_) => "config",
+            Key::Registry(_) => "registry",
         };
         write!(f, "{kind} {}", self.id())
     }
@@ -49,6 +52,7 @@ impl Key {
             Key::Network(id) => id.as_str(),
             Key::Secret(id) => id.as_str(),
             Key::Config(id) => id.as_str(),
+            Key::Registry(id) => id.as_str(),
         }
     }
 
@@ -62,6 +66,7 @@ impl Key {
             Key::Network(_) => KeyKind::Network,
             Key::Secret(_) => KeyKind::Secret,
             Key::Config(_) => KeyKind::Config,
+            Key::Registry(_) => KeyKind::Registry,
         }
     }
 
@@ -76,6 +81,7 @@ impl Key {
             KeyKind::Network => Key::Network(NetworkId::new(id)),
             KeyKind::Secret => Key::Secret(SecretId::new(id)),
             KeyKind::Config => Key::Config(ConfigId::new(id)),
+            KeyKind::Registry => Key::Registry(RegistryId::new(id)),
         })
     }
 }
@@ -100,4 +106,6 @@ pub enum KeyKind {
     Secret = 6,
     /// A config.
     Config = 7,
+    /// Credentials for a registry.
+    Registry = 8,
 }

@@ -34,8 +34,8 @@ pub(crate) use entry::Held;
 pub(crate) use index::port_satisfies;
 
 use crate::model::{
-    Cluster, Config, ConfigId, Network, NetworkId, Node, NodeId, PortProtocol, Secret, SecretId, Service, ServiceId,
-    Task, TaskId, Timestamp,
+    Cluster, Config, ConfigId, Network, NetworkId, Node, NodeId, PortProtocol, Registry, RegistryId, Secret, SecretId,
+    Service, ServiceId, Task, TaskId, Timestamp,
 };
 use index::{Index, under};
 
@@ -51,6 +51,7 @@ pub struct Store {
     networks: OrdMap<NetworkId, Arc<Network>>,
     secrets: OrdMap<SecretId, Arc<Secret>>,
     configs: OrdMap<ConfigId, Arc<Config>>,
+    registries: OrdMap<RegistryId, Arc<Registry>>,
     index: Index,
 }
 
@@ -101,6 +102,11 @@ impl Store {
         self.configs.get(id)
     }
 
+    /// Credentials for a registry.
+    pub fn registry(&self, id: &RegistryId) -> Option<&Arc<Registry>> {
+        self.registries.get(id)
+    }
+
     /// All hosts.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
         self.nodes.values()
@@ -129,6 +135,11 @@ impl Store {
     /// All configs.
     pub fn configs(&self) -> impl Iterator<Item = &Arc<Config>> {
         self.configs.values()
+    }
+
+    /// Credentials for all registries that the cluster has any for.
+    pub fn registries(&self) -> impl Iterator<Item = &Arc<Registry>> {
+        self.registries.values()
     }
 }
 
@@ -243,6 +254,7 @@ impl Store {
         keys.extend(differing(&self.networks, &other.networks).map(Key::Network));
         keys.extend(differing(&self.secrets, &other.secrets).map(Key::Secret));
         keys.extend(differing(&self.configs, &other.configs).map(Key::Config));
+        keys.extend(differing(&self.registries, &other.registries).map(Key::Registry));
         keys
     }
 
@@ -257,6 +269,7 @@ impl Store {
             KeyKind::Network => self.networks.len(),
             KeyKind::Secret => self.secrets.len(),
             KeyKind::Config => self.configs.len(),
+            KeyKind::Registry => self.registries.len(),
         }
     }
 
@@ -269,6 +282,7 @@ impl Store {
             Key::Network(id) => self.networks.get(id).cloned().map(Held::Network),
             Key::Secret(id) => self.secrets.get(id).cloned().map(Held::Secret),
             Key::Config(id) => self.configs.get(id).cloned().map(Held::Config),
+            Key::Registry(id) => self.registries.get(id).cloned().map(Held::Registry),
         }
     }
 
@@ -283,6 +297,7 @@ impl Store {
             Held::Network(object) => drop(self.networks.insert(object.id.clone(), object)),
             Held::Secret(object) => drop(self.secrets.insert(object.id.clone(), object)),
             Held::Config(object) => drop(self.configs.insert(object.id.clone(), object)),
+            Held::Registry(object) => drop(self.registries.insert(object.id.clone(), object)),
         }
     }
 
@@ -297,6 +312,7 @@ impl Store {
             Key::Network(id) => drop(self.networks.remove(id)),
             Key::Secret(id) => drop(self.secrets.remove(id)),
             Key::Config(id) => drop(self.configs.remove(id)),
+            Key::Registry(id) => drop(self.registries.remove(id)),
         }
     }
 }

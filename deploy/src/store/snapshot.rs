@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prost::Message;
 
 use super::{Held, Store};
-use crate::model::{Cluster, ClusterStatus, Config, Network, Node, Secret, Service, Task, Timestamp};
+use crate::model::{Cluster, ClusterStatus, Config, Network, Node, Registry, Secret, Service, Task, Timestamp};
 
 /// Format of the snapshots that this release writes. A release reads its own and the one before it.
 pub const SNAPSHOT_FORMAT: u32 = 1;
@@ -32,6 +32,8 @@ struct Snapshot {
     secrets: Vec<Secret>,
     #[prost(message, repeated, tag = "10")]
     configs: Vec<Config>,
+    #[prost(message, repeated, tag = "11")]
+    registries: Vec<Registry>,
 }
 
 /// Why bytes are not a snapshot of a store. Reading them again does not help; another manager's may.
@@ -65,12 +67,13 @@ impl Store {
             networks: all(self.networks()),
             secrets: all(self.secrets()),
             configs: all(self.configs()),
+            registries: all(self.registries()),
         };
         snapshot.encode_to_vec()
     }
 
     /// The store without what must stay secret: of the cluster only what names it, its settings and its incarnation
-    /// are left, and secrets have no bytes. Tasks, services and their placement are the same, so that what is computed
+    /// are left, and neither secrets nor credentials have any bytes. Tasks, services and their placement are the same, so that what is computed
     /// from them is, too.
     pub fn without_secrets(&self) -> Self {
         let cluster = self.cluster.as_deref().map(|cluster| {
@@ -89,6 +92,11 @@ impl Store {
             secret.spec.data.clear();
             (secret.id.clone(), Arc::new(secret))
         };
+        let registry = |registry: &Arc<Registry>| {
+            let mut registry = (**registry).clone();
+            registry.auth.header.clear();
+            (registry.id.clone(), Arc::new(registry))
+        };
         let service = |service: &Arc<Service>| {
             let mut service = (**service).clone();
             service.spec.task.container.registry_auth = None;
@@ -105,6 +113,7 @@ impl Store {
         Store {
             cluster,
             secrets: self.secrets().map(bare).collect(),
+            registries: self.registries().map(registry).collect(),
             services: self.services().map(service).collect(),
             tasks: self.tasks().map(task).collect(),
             ..self.clone()
@@ -127,7 +136,8 @@ impl Store {
             .chain(snapshot.tasks.into_iter().map(|o| Held::Task(Arc::new(o))))
             .chain(snapshot.networks.into_iter().map(|o| Held::Network(Arc::new(o))))
             .chain(snapshot.secrets.into_iter().map(|o| Held::Secret(Arc::new(o))))
-            .chain(snapshot.configs.into_iter().map(|o| Held::Config(Arc::new(o))));
+            .chain(snapshot.configs.into_iter().map(|o| Held::Config(Arc::new(o))))
+            .chain(snapshot.registries.into_iter().map(|o| Held::Registry(Arc::new(o))));
         for object in objects {
             store.put(object);
         }

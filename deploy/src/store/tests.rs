@@ -106,6 +106,10 @@ fn write(txn: &mut Txn, write: Write) {
         (4, false) => {
             txn.put_secret(Secret { id: SecretId::new(format!("sec{id}")), spec: payload(look), ..Secret::default() });
         }
+        (5, false) => {
+            let auth = RegistryAuth { header: format!("h{look}") };
+            txn.put_registry(Registry { id: RegistryId::new(format!("reg{id}")), auth, ..Registry::default() });
+        }
         (_, false) => {
             txn.put_config(Config { id: ConfigId::new(format!("cfg{id}")), spec: payload(look), ..Config::default() });
         }
@@ -114,6 +118,7 @@ fn write(txn: &mut Txn, write: Write) {
         (2, true) => txn.remove_task(&TaskId::new(format!("task{id}"))),
         (3, true) => txn.remove_network(&NetworkId::new(format!("net{id}"))),
         (4, true) => txn.remove_secret(&SecretId::new(format!("sec{id}"))),
+        (5, true) => txn.remove_registry(&RegistryId::new(format!("reg{id}"))),
         (_, true) => txn.remove_config(&ConfigId::new(format!("cfg{id}"))),
     }
 }

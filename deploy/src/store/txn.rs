@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::{Change, Entry, Held, Key, Object, Store};
 use crate::model::{
-    Cluster, Config, ConfigId, Network, NetworkId, Node, NodeId, Secret, SecretId, Service, ServiceId, Task, TaskId,
-    Timestamp,
+    Cluster, Config, ConfigId, Network, NetworkId, Node, NodeId, Registry, RegistryId, Secret, SecretId, Service,
+    ServiceId, Task, TaskId, Timestamp,
 };
 
 /// Bytes from which a transaction takes nothing more that can wait. The rest up to what Raft takes is for the decision
@@ -110,6 +110,11 @@ impl Txn {
         self.write(Held::Config(Arc::new(config)));
     }
 
+    /// Puts credentials for a registry.
+    pub fn put_registry(&mut self, registry: Registry) {
+        self.write(Held::Registry(Arc::new(registry)));
+    }
+
     /// Removes a host; nothing happens if there is none.
     pub fn remove_node(&mut self, id: &NodeId) {
         self.erase(Key::Node(id.clone()));
@@ -138,6 +143,11 @@ impl Txn {
     /// Removes a config; nothing happens if there is none.
     pub fn remove_config(&mut self, id: &ConfigId) {
         self.erase(Key::Config(id.clone()));
+    }
+
+    /// Removes credentials for a registry; nothing happens if there are none.
+    pub fn remove_registry(&mut self, id: &RegistryId) {
+        self.erase(Key::Registry(id.clone()));
     }
 
     /// The entry that makes these changes; `None` when nothing changed.

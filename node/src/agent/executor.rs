@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deploy::lifecycle::{Action, Event};
-use deploy::model::{Task, TaskId};
+use deploy::model::{RegistryId, Task, TaskId};
 use overlay_net::{DnsSockets, EndpointConfig, Overlay};
 use runtime::image::Reference;
 use runtime::image::registry::{Credentials, Registries};
@@ -20,7 +20,7 @@ use super::container::{self, IMAGE_LABEL, TASK_LABEL};
 use super::counters::Counters;
 use super::health::{self, Check, Health};
 use super::network;
-use super::payloads::Payloads;
+use super::payloads::{Payloads, TaskCredentials};
 use crate::images::{ClusterPeers, FromRegistry, HeldImage, Images, Upstream};
 
 /// Tasks that are made ready at once; more only take the cores from each other.
@@ -73,7 +73,7 @@ pub(super) struct Parts {
     pub(super) attempts: watch::Receiver<NetworkAttempt>,
     /// Number of the memory that is on disk.
     pub(super) written: watch::Receiver<u64>,
-    /// Secrets and configs of this host's tasks.
+    /// Secrets and configs of this host's tasks, and credentials for their images.
     pub(super) payloads: watch::Receiver<Payloads>,
     /// What is counted.
     pub(super) counters: Arc<Counters>,
@@ -314,13 +314,15 @@ impl Executor {
     async fn image(&self, task: &Task) -> Result<HeldImage, String> {
         let name = &task.spec.container.image;
         // The beginning of an id is no name that a registry would know.
-        let credentials = match &task.spec.container.registry_auth {
-            Some(auth) => Credentials::from_header(&auth.header).map_err(|e| e.to_string())?,
-            None => Credentials::Anonymous,
+        let own = task.spec.container.registry_auth.as_ref().map(|auth| Credentials::from_header(&auth.header));
+        let credentials = TaskCredentials {
+            own: own.transpose().map_err(|e| e.to_string())?,
+            registry: RegistryId::of_image(name),
+            payloads: self.inner.payloads.clone(),
         };
         let upstream: Option<Arc<dyn Upstream>> = Reference::parse(name).ok().map(|reference| {
             let registries = self.inner.registries.clone();
-            Arc::new(FromRegistry { registries, reference, credentials }) as _
+            Arc::new(FromRegistry { registries, reference, credentials: Arc::new(credentials) }) as _
         });
         self.inner.images.provide(name, upstream).await.map_err(|e| crate::chain(&e))
     }

@@ -1,43 +1,45 @@
-//! `shoal registry`: who this user is to registries.
+//! `shoal registry`: who one is to registries.
 //!
-//! Credentials are kept on the client's side, in a file of Docker's form: the command line sends them along with what
-//! it asks for, and no engine keeps them. Docker's own file is read too, so that whoever has logged in with `docker
-//! login` need not do so again. Programs that Docker asks for credentials are not run.
+//! The cluster keeps credentials for all its hosts. With `--local` they are kept on the client's side instead, in a file
+//! of Docker's form: the command line sends them along with what it asks for, and no engine keeps them. Docker's own
+//! file is read too, so that whoever has logged in with `docker login` need not do so again. Programs that Docker asks
+//! for credentials are not run.
 
-use std::collections::BTreeMap;
+mod files;
+
 use std::io::Write;
-use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
-use runtime::image::registry::{Credentials, Secret};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::client::Client;
+use super::client::{Client, route};
 use super::error::CliError;
-use super::{Engine, output, values};
+use super::output::{List, ListFormat};
+use super::{Engine, age, output, values};
+use crate::docker_api::wire::RegistryLogin;
+pub(super) use files::CredentialFiles;
 
-/// What Docker calls its own registry in its file.
-const DOCKER_KEY: &str = "https://index.docker.io/v1/";
-/// Names for it that users write.
-const DOCKER_NAMES: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
-/// Bytes of a file with credentials.
-const MAX_FILE: u64 = 1 << 20;
+/// The registry that is meant when none is named.
+const DEFAULT: &str = "docker.io";
+/// The user's name with which Docker's command line passes on an identity token as a password.
+const TOKEN_USER: &str = "<token>";
 /// Bytes of a password.
 const MAX_PASSWORD: usize = 16 << 10;
 
 /// `shoal registry`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Credentials are kept in ~/.shoal/registries.json (or where SHOAL_REGISTRY_FILE says), readable by its owner only.
-What `docker login` has put into ~/.docker/config.json is used too.
+The cluster keeps the credentials, as it keeps secrets, and its hosts pull with them: whenever you log in again, with
+another password, they have it a moment later. What a service or a user sends along comes first.
+
+With --local they are kept for you alone, in ~/.shoal/registries.json (or where SHOAL_REGISTRY_FILE says), readable by
+its owner only. What `docker login` has put into ~/.docker/config.json is used too.
 
 Examples:
   shoal registry login registry.example -u ann
   printf %s \"$TOKEN\" | shoal registry login registry.example -u ann --password-stdin
+  shoal registry ls
   shoal registry logout registry.example")]
 pub(super) struct RegistryArgs {
     #[command(subcommand)]
@@ -46,38 +48,70 @@ pub(super) struct RegistryArgs {
 
 #[derive(Debug, Subcommand)]
 enum RegistryCommand {
-    /// Log in to a registry
+    /// Log the cluster in to a registry
     Login {
         /// The registry, host:port [default: docker.io]
         #[arg(value_parser = values::name)]
         registry: Option<String>,
-        /// The user's name
+        /// The user's name; '<token>' where the password is an identity token
         #[arg(short, long)]
         username: Option<String>,
         /// Read the password from standard input
         #[arg(long)]
         password_stdin: bool,
+        /// Keep the credentials for this user alone, and not with the cluster
+        #[arg(long)]
+        local: bool,
     },
     /// Forget the credentials for a registry
     Logout {
         /// The registry, host:port [default: docker.io]
         #[arg(value_parser = values::name)]
         registry: Option<String>,
+        /// Those that are kept for this user alone
+        #[arg(long)]
+        local: bool,
+    },
+    /// List the registries that the cluster has credentials for
+    Ls {
+        #[command(flatten)]
+        format: ListFormat,
     },
 }
 
 pub(super) fn run(engine: &Engine, args: RegistryArgs) -> Result<(), CliError> {
     match args.command {
-        RegistryCommand::Login { registry, username, password_stdin } => {
-            let registry = registry.unwrap_or_else(|| DOCKER_NAMES[0].to_owned());
-            engine.drive(|client| login(client, registry, username, password_stdin))
+        RegistryCommand::Login { registry, username, password_stdin, local } => {
+            let registry = registry.unwrap_or_else(|| DEFAULT.to_owned());
+            engine.drive(|client| login(client, registry, username, password_stdin, local))
         }
-        RegistryCommand::Logout { registry } => {
-            let registry = registry.unwrap_or_else(|| DOCKER_NAMES[0].to_owned());
-            CredentialFiles::of_user().forget(&registry)?;
-            output::line(format_args!("Removed the credentials for {registry}"))
+        RegistryCommand::Logout { registry, local } => {
+            let registry = registry.unwrap_or_else(|| DEFAULT.to_owned());
+            if local {
+                CredentialFiles::of_user().forget(&registry)?;
+                return output::line(format_args!("Removed your credentials for {registry}"));
+            }
+            engine.drive(|client| async move {
+                client.delete(&route(&["shoal", "v1", "registries", &registry], &[])).await?;
+                output::line(format_args!("Removed the cluster's credentials for {registry}"))
+            })
         }
+        RegistryCommand::Ls { format } => engine.drive(|client| async move {
+            let logins: Vec<RegistryLogin> = client.get("/shoal/v1/registries").await?;
+            table(logins).print(&format)
+        }),
     }
+}
+
+fn table(logins: Vec<RegistryLogin>) -> List {
+    let columns = [("REGISTRY", "Registry"), ("USERNAME", "Username"), ("KIND", "Kind"), ("UPDATED", "Updated")];
+    let mut list = List::new(&columns);
+    for login in logins {
+        let updated = age::ago(&login.updated_at.unwrap_or_default());
+        let [registry, username, kind] = [login.registry, login.username, login.kind].map(Option::unwrap_or_default);
+        list.row([registry, username, kind, updated]);
+    }
+    list
 }
 
 async fn login(
@@ -85,6 +119,7 @@ async fn login(
     registry: String,
     username: Option<String>,
     password_stdin: bool,
+    local: bool,
 ) -> Result<(), CliError> {
     let username = match username {
         Some(username) => username,
@@ -95,11 +130,24 @@ async fn login(
     if username.is_empty() || password.is_empty() {
         return Err(CliError::usage("username and password must not be empty"));
     }
-    let asked = json!({"username": username, "password": password, "serveraddress": key(&registry)});
-    client.post("/auth", &asked).await?;
-    let files = CredentialFiles::of_user();
-    files.keep(&registry, &username, &password)?;
-    output::line(format_args!("Login Succeeded; the credentials are in {}", files.own.display()))
+    if local {
+        if username == TOKEN_USER {
+            return Err(CliError::usage("identity tokens are kept with the cluster only: leave out --local"));
+        }
+        client.post("/auth", &request(&files::key(&registry), &username, &password)).await?;
+        let files = CredentialFiles::of_user();
+        files.keep(&registry, &username, &password)?;
+        return output::line(format_args!("Login Succeeded; your credentials are in {}", files.own.display()));
+    }
+    client.post("/shoal/v1/registries", &request(&registry, &username, &password)).await?;
+    output::line(format_args!("Login Succeeded; the cluster keeps the credentials for {registry}"))
+}
+
+fn request(registry: &str, username: &str, password: &str) -> Value {
+    match username {
+        TOKEN_USER => json!({"identitytoken": password, "serveraddress": registry}),
+        username => json!({"username": username, "password": password, "serveraddress": registry}),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,182 +203,13 @@ impl Drop for Silence {
     }
 }
 
-/// Docker's form: what is not understood is kept as it is.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-struct CredentialFile {
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    auths: BTreeMap<String, Value>,
-    #[serde(flatten)]
-    other: BTreeMap<String, Value>,
-}
-
-/// Where a user's credentials are.
-#[derive(Clone, Debug)]
-pub(super) struct CredentialFiles {
-    /// Written and read.
-    own: PathBuf,
-    /// Read only.
-    docker: Option<PathBuf>,
-}
-
-impl CredentialFiles {
-    /// Those of whoever runs the command.
-    pub(super) fn of_user() -> Self {
-        let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let home = var("HOME").unwrap_or_else(|| "/root".into());
-        Self {
-            own: var("SHOAL_REGISTRY_FILE").unwrap_or_else(|| home.join(".shoal/registries.json")),
-            docker: Some(var("DOCKER_CONFIG").unwrap_or_else(|| home.join(".docker")).join("config.json")),
-        }
-    }
-
-    /// The credentials for a registry, as names of images call it; nobody's where there are none.
-    pub(super) fn read(&self, registry: &str) -> Result<Credentials, CliError> {
-        for path in [Some(&self.own), self.docker.as_ref()].into_iter().flatten() {
-            let file = read(path)?;
-            for key in keys(registry) {
-                let Some(entry) = file.auths.get(&key) else { continue };
-                let credentials = Credentials::from_json(entry.to_string().as_bytes())
-                    .map_err(|e| CliError::usage(format!("{}: {key}: {e}", path.display())))?;
-                if credentials != Credentials::Anonymous {
-                    return Ok(credentials);
-                }
-            }
-            let helpers = file.other.get("credHelpers");
-            let helped = keys(registry).iter().any(|key| helpers.is_some_and(|helpers| helpers.get(key).is_some()))
-                || file.other.contains_key("credsStore") && keys(registry).iter().any(|k| file.auths.contains_key(k));
-            if helped {
-                output::note(format_args!(
-                    "shoal: {} leaves the credentials for {registry} to another program, which is not asked: use \
-                     `shoal registry login {registry}`",
-                    path.display()
-                ));
-            }
-        }
-        Ok(Credentials::Anonymous)
-    }
-
-    fn keep(&self, registry: &str, username: &str, password: &str) -> Result<(), CliError> {
-        let mut file = read(&self.own)?;
-        let auth = STANDARD.encode(format!("{username}:{}", Secret::new(password).expose()));
-        file.auths.insert(key(registry), json!({ "auth": auth }));
-        write(&self.own, &file)
-    }
-
-    fn forget(&self, registry: &str) -> Result<(), CliError> {
-        let mut file = read(&self.own)?;
-        let known = keys(registry).iter().filter(|key| file.auths.remove(*key).is_some()).count();
-        if known == 0 {
-            return Err(CliError::usage(format!("not logged in to {registry}")));
-        }
-        write(&self.own, &file)
-    }
-}
-
-/// What a registry is called in the file.
-fn key(registry: &str) -> String {
-    let bare = registry.strip_prefix("https://").or_else(|| registry.strip_prefix("http://")).unwrap_or(registry);
-    let host = bare.split('/').next().unwrap_or_default();
-    if DOCKER_NAMES.contains(&host) { DOCKER_KEY.to_owned() } else { host.to_owned() }
-}
-
-/// What a registry may be called in the file; older ones have addresses.
-fn keys(registry: &str) -> [String; 3] {
-    let key = key(registry);
-    [key.clone(), format!("https://{key}"), format!("https://{key}/v1/")]
-}
-
-fn read(path: &Path) -> Result<CredentialFile, CliError> {
-    let failed = |e: std::io::Error| CliError::usage(format!("cannot read {}: {e}", path.display()));
-    match std::fs::metadata(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(CredentialFile::default()),
-        Err(e) => return Err(failed(e)),
-        Ok(found) if found.len() > MAX_FILE => {
-            return Err(CliError::usage(format!("{} is too large to hold credentials", path.display())));
-        }
-        Ok(_) => {}
-    }
-    let text = std::fs::read(path).map_err(failed)?;
-    // The parser's own words could hold a part of the file.
-    serde_json::from_slice(&text)
-        .map_err(|e| CliError::usage(format!("{} is not valid JSON (line {})", path.display(), e.line())))
-}
-
-/// Replaces the file; only its owner may read it.
-fn write(path: &Path, file: &CredentialFile) -> Result<(), CliError> {
-    let failed = |e: std::io::Error| CliError::Failed(format!("cannot write {}: {e}", path.display()));
-    let dir = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir).map_err(failed)?;
-    let text = serde_json::to_vec_pretty(file).map_err(|e| failed(e.into()))?;
-    // Made with mode 0600.
-    let mut new = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
-    new.write_all(&text).and_then(|()| new.as_file().sync_all()).map_err(failed)?;
-    new.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn files(dir: &Path) -> CredentialFiles {
-        CredentialFiles { own: dir.join("own/registries.json"), docker: Some(dir.join("config.json")) }
-    }
-
-    fn basic(username: &str, password: &str) -> Credentials {
-        Credentials::Basic { username: username.into(), password: Secret::new(password) }
-    }
-
     #[test]
-    fn credentials_are_kept_and_forgotten() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        let files = files(dir.path());
-        assert_eq!(files.read("r.example:5000").unwrap(), Credentials::Anonymous);
-        files.keep("https://r.example:5000/v2/", "ann", "p:w").unwrap();
-        files.keep("docker.io", "bob", "x").unwrap();
-        assert_eq!(files.read("r.example:5000").unwrap(), basic("ann", "p:w"));
-        assert_eq!(files.read("docker.io").unwrap(), basic("bob", "x"));
-        assert_eq!(files.read("r.example").unwrap(), Credentials::Anonymous);
-        let mode = std::fs::metadata(&files.own).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        files.forget("r.example:5000").unwrap();
-        assert_eq!(files.read("r.example:5000").unwrap(), Credentials::Anonymous);
-        assert!(files.forget("r.example:5000").is_err());
-    }
-
-    #[test]
-    fn dockers_file_is_read_and_not_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = files(dir.path());
-        let text = json!({
-            "auths": {
-                "https://index.docker.io/v1/": {"auth": STANDARD.encode("ann:a")},
-                "https://old.example/v1/": {"auth": STANDARD.encode("bob:b")},
-                "id.example": {"identitytoken": "t"},
-                "helped.example": {},
-            },
-            "credsStore": "desktop",
-        })
-        .to_string();
-        std::fs::write(dir.path().join("config.json"), &text).unwrap();
-        assert_eq!(files.read("docker.io").unwrap(), basic("ann", "a"));
-        assert_eq!(files.read("old.example").unwrap(), basic("bob", "b"));
-        assert_eq!(files.read("id.example").unwrap(), Credentials::Identity(Secret::new("t")));
-        assert_eq!(files.read("helped.example").unwrap(), Credentials::Anonymous);
-        files.keep("docker.io", "eve", "e").unwrap();
-        assert_eq!(files.read("docker.io").unwrap(), basic("eve", "e"), "one's own come first");
-        assert_eq!(std::fs::read_to_string(dir.path().join("config.json")).unwrap(), text);
-    }
-
-    #[test]
-    fn damaged_files_do_not_show_what_they_hold() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = files(dir.path());
-        std::fs::write(dir.path().join("config.json"), r#"{"auths": {"r": {"auth": "c2VjcmV0"}}, secret"#).unwrap();
-        let error = files.read("r").unwrap_err().to_string();
-        assert!(error.contains("config.json") && !error.contains("secret") && !error.contains("c2Vj"), "{error}");
-        std::fs::write(dir.path().join("config.json"), r#"{"auths": {"r": {"auth": "%%%"}}}"#).unwrap();
-        assert!(files.read("r").is_err());
+    fn an_identity_token_comes_as_a_password() {
+        assert_eq!(request("r", "<token>", "t"), json!({"identitytoken": "t", "serveraddress": "r"}));
+        assert_eq!(request("r", "ann", "p"), json!({"username": "ann", "password": "p", "serveraddress": "r"}));
     }
 }

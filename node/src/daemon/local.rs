@@ -575,7 +575,7 @@ impl Engine for LocalEngine {
         self.inner.registries.clone()
     }
 
-    async fn resolve_image(&self, name: Reference, credentials: Credentials) -> Result<String, EngineError> {
+    async fn resolve_image(&self, name: Reference, credentials: Vec<Credentials>) -> Result<String, EngineError> {
         let manager = self.manager()?;
         for attempt in 0..RESOLVE_TRIES {
             let (images, wanted) = (self.images(), name.to_string());

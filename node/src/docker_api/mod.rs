@@ -25,6 +25,7 @@ mod names;
 mod networks;
 mod nodes;
 mod payloads;
+mod registries;
 mod registry;
 mod resolve;
 mod server;
@@ -137,6 +138,8 @@ fn object_routes<E: Engine>() -> Router<App<E>> {
         .route("/configs/{id}", get(payloads::inspect_config::<E>).delete(payloads::remove_config::<E>))
         .route("/configs/{id}/update", post(payloads::update_config::<E>))
         .route("/shoal/v1/services/{id}/why", get(shoal::why::<E>))
+        .route("/shoal/v1/registries", get(registries::list::<E>).post(registries::login::<E>))
+        .route("/shoal/v1/registries/{registry}", delete(registries::logout::<E>))
         .route("/shoal/v1/store", get(state::store::<E>))
         .route("/shoal/v1/agent", get(state::agent::<E>))
         .route("/shoal/v1/recover", post(shoal::recover::<E>))

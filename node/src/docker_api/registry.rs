@@ -26,6 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::App;
 use super::error::ApiError;
 use super::extract::{JsonBody, Params};
+use super::registries;
 use crate::engine::Engine;
 
 /// Steps that may wait for a client; what it is too slow for, it is not told.
@@ -71,13 +72,9 @@ impl RegistryAuth {
     }
 
     /// What a service keeps.
-    pub(super) fn from_model(kept: Option<&deploy::model::RegistryAuth>) -> Result<Self, ApiError> {
-        match kept {
-            Some(kept) => {
-                Credentials::from_header(&kept.header).map(Self).map_err(|e| ApiError::invalid(e.to_string()))
-            }
-            None => Ok(Self(Credentials::Anonymous)),
-        }
+    pub(super) fn from_model(kept: Option<&deploy::model::RegistryAuth>) -> Result<Option<Credentials>, ApiError> {
+        let kept = kept.map(|kept| Credentials::from_header(&kept.header)).transpose();
+        kept.map_err(|e| ApiError::invalid(e.to_string()))
     }
 }
 
@@ -187,6 +184,7 @@ pub(super) async fn pull<E: Engine>(
         Some(text) => Some(platform(text)?),
         None => None,
     };
+    let credentials = registries::credentials(app, &reference, credentials).await;
     let (registries, name) = (app.engine.registries(), reference.clone());
     let told =
         Told::begin(move |to| async move { registries.pull(&name, platform, &credentials, Some(to)).await }).await?;
@@ -235,6 +233,7 @@ pub(super) async fn push<E: Engine>(
     let Some(tag) = reference.tag().filter(|_| reference.digest().is_none()).map(str::to_owned) else {
         return Err(ApiError::invalid("cannot push a digest reference"));
     };
+    let credentials = registries::credentials(app, &reference, credentials).await;
     let (registries, name) = (app.engine.registries(), reference.clone());
     let told = Told::begin(move |to| async move { registries.push(&name, &credentials, Some(to)).await }).await?;
     let place = format!("{}/{}", reference.domain(), reference.path());
@@ -260,7 +259,7 @@ pub(super) async fn auth<E: Engine>(
     Ok(Json(json!({"IdentityToken": "", "Status": "Login Succeeded"})))
 }
 
-/// What a registry knows of an image; with credentials, where they are sent along.
+/// What a registry knows of an image; with the credentials that are sent along, or the cluster's.
 pub(super) async fn inspect<E: Engine>(
     State(app): State<App<E>>,
     Path(rest): Path<String>,
@@ -268,6 +267,7 @@ pub(super) async fn inspect<E: Engine>(
 ) -> Result<Json<Value>, ApiError> {
     let name = rest.strip_suffix("/json").ok_or_else(|| ApiError::not_found("page not found"))?;
     let reference = Reference::parse(name).map_err(|e| ApiError::invalid(e.to_string()))?;
+    let credentials = registries::credentials(&app, &reference, credentials).await;
     let registries = app.engine.registries();
     let asked = tokio::time::timeout(INSPECT, registries.inspect(&reference, &credentials)).await;
     let found = asked.map_err(|_| ApiError::internal(format!("the registry of {reference} does not answer")))?;

@@ -17,6 +17,7 @@ use super::error::ApiError;
 use super::extract::{ApiVersion, JsonBody, Params};
 use super::names::free_name;
 use super::networks;
+use super::registries;
 use super::registry::RegistryAuth;
 use super::resolve::resolve;
 use super::wire;
@@ -197,7 +198,7 @@ async fn pin_image<E: Engine>(
     spec: &mut ServiceSpec,
     before: Option<&ServiceSpec>,
 ) -> Result<(), ApiError> {
-    let RegistryAuth(credentials) = RegistryAuth::from_model(spec.task.container.registry_auth.as_ref())?;
+    let own = RegistryAuth::from_model(spec.task.container.registry_auth.as_ref())?;
     let image = &mut spec.task.container.image;
     let before = before.map(|before| before.task.container.image.as_str());
     // A service goes on with its image even where nobody has it any more.
@@ -208,6 +209,8 @@ async fn pin_image<E: Engine>(
     if name.digest().is_some() {
         return Ok(());
     }
+    // As its tasks will ask: with its own credentials, and with the cluster's where there are none or they are refused.
+    let credentials = own.into_iter().chain(registries::of_cluster(app, &name).await).collect();
     let digest = match app.engine.resolve_image(name.clone(), credentials).await {
         Ok(digest) => digest,
         Err(error) => {

@@ -204,6 +204,7 @@ fn store(page: &mut Page, readings: &ManagerReadings) {
         (KeyKind::Network, "network"),
         (KeyKind::Secret, "secret"),
         (KeyKind::Config, "config"),
+        (KeyKind::Registry, "registry"),
     ] {
         objects = objects.with(&[("kind", name)], store.count(kind) as u64);
     }

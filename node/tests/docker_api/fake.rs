@@ -464,7 +464,7 @@ impl Engine for Fake {
         self.registries.lock().unwrap().clone()
     }
 
-    async fn resolve_image(&self, name: Reference, _: Credentials) -> Result<String, EngineError> {
+    async fn resolve_image(&self, name: Reference, _: Vec<Credentials>) -> Result<String, EngineError> {
         let here = self.images.resolve(&name.to_string()).ok().and_then(|image| image.manifest_digest);
         let found = here.or_else(|| self.state.lock().unwrap().elsewhere.get(&name.to_string()).cloned());
         found.ok_or_else(|| EngineError::NoSuchImage(format!("{name}. No host of the cluster has it")))

@@ -166,3 +166,69 @@ async fn services_keep_credentials() {
     let path = format!("/services/{id}/update?version={version}&registryAuthFrom=thin-air");
     assert_eq!(crate::http::post_with(s, &path, &spec, None).await.status, 400);
 }
+
+/// What the cluster keeps is used for whoever sends nothing, and shown to nobody.
+#[tokio::test]
+async fn the_cluster_keeps_credentials() {
+    let inactive = Served::inactive().await;
+    let nowhere = json!({"username": "ann", "password": "secret", "serveraddress": "127.0.0.1:1"});
+    assert_eq!(post(&inactive.socket, "/shoal/v1/registries", nowhere.clone()).await.status, 503);
+    let served = Served::cluster().await;
+    let s = &served.socket;
+    assert_eq!(post(s, "/shoal/v1/registries", json!({"serveraddress": "r.example"})).await.status, 400);
+    let odd = json!({"username": "ann", "password": "secret", "serveraddress": "a b"});
+    assert_eq!(post(s, "/shoal/v1/registries", odd).await.status, 400);
+
+    let Some(registry) = Registry::start() else { return };
+    served.engine.trust_registry(&registry.addr);
+    let addr = &registry.addr;
+    let auth = |password: &str| json!({"username": "ann", "password": password, "serveraddress": format!("http://{addr}/v2/")});
+    assert_eq!(post(s, "/shoal/v1/registries", auth("guess")).await.status, 401);
+    assert_eq!(get(s, "/shoal/v1/registries").await.json(), json!([]), "what its registry refuses is not kept");
+    let kept = post(s, "/shoal/v1/registries", auth("secret")).await;
+    assert_eq!((kept.status, &kept.json()["Registry"]), (200, &json!(addr)));
+    let list = get(s, "/shoal/v1/registries").await.json();
+    assert_eq!(list.as_array().unwrap().len(), 1);
+    let shown = ["Registry", "Username", "Kind"].map(|key| list[0][key].as_str().unwrap().to_owned());
+    assert_eq!(shown, [addr.as_str(), "ann", "password"]);
+    assert!(!list.to_string().contains("secret"), "{list}");
+
+    served.engine.import(&format!("{addr}/web:1"));
+    let pushed = send(s, "POST", &format!("/images/{addr}/web/push?tag=1"), None, Vec::new()).await.text();
+    assert!(lines(&pushed).last().unwrap()["aux"]["Digest"].is_string(), "{pushed}");
+    assert_eq!(delete(s, &format!("/images/{addr}/web:1")).await.status, 200);
+    let create = format!("/images/create?fromImage={addr}/web&tag=1");
+    let wrong = crate::http::base64url(r#"{"username":"ann","password":"guess"}"#);
+    assert_eq!(crate::http::send_with(s, "POST", &create, &wrong).await.status, 401, "what is sent comes first");
+    // As Docker's command line sends for who has not logged in.
+    let pulled = send_as(s, create.clone(), "e30=".to_owned()).await;
+    assert!(pulled.contains("Downloaded newer image"), "{pulled}");
+    assert_eq!(get(s, &format!("/distribution/{addr}/web:1/json")).await.status, 200);
+
+    let gone = format!("/shoal/v1/registries/{addr}");
+    assert_eq!(delete(s, &gone).await.status, 204);
+    assert_eq!(delete(s, &gone).await.status, 404);
+    assert_eq!(get(s, &format!("/distribution/{addr}/web:1/json")).await.status, 401);
+}
+
+/// Not even in what the API says of the whole store, or where a value is printed.
+#[tokio::test]
+async fn the_clusters_credentials_are_hidden() {
+    let served = Served::cluster().await;
+    let header = crate::http::base64url(r#"{"username":"ann","password":"secret"}"#);
+    let auth = deploy::model::RegistryAuth { header: header.clone() };
+    let set = deploy::control::SetRegistry { id: deploy::model::RegistryId::new("r.example"), auth };
+    let op = deploy::control::Op::SetRegistry(set);
+    assert!(!format!("{op:?}").contains(&header));
+    node::engine::Engine::control(&served.engine, op.into()).await.unwrap();
+    assert!(!format!("{:?}", served.engine.snapshot()).contains(&header));
+    let store = get(&served.socket, "/shoal/v1/store?objects=1").await.json();
+    use base64::Engine as _;
+    let objects = store["Objects"].as_str().unwrap();
+    let bytes = base64::engine::general_purpose::STANDARD.decode(objects).unwrap();
+    let store = deploy::store::Store::decode_snapshot(&bytes).unwrap();
+    assert_eq!(
+        store.registries().map(|r| (r.id.to_string(), r.auth.header.clone())).collect::<Vec<_>>(),
+        [("r.example".to_owned(), String::new())]
+    );
+}

@@ -1,11 +1,11 @@
 //! Who may pull, and who gets to see the credentials.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use runtime::image::registry::{Credentials, RegistryError, RegistryErrorKind, Secret};
+use runtime::image::registry::{CredentialSource, Credentials, RegistryError, RegistryErrorKind, Secret};
 use runtime::image::{Digest, Limits};
 use serde_json::json;
 
@@ -191,4 +191,81 @@ fn redirects_carry_no_credentials() {
     let error = other.pull_as(&server.reference("web:1"), ann()).unwrap_err();
     assert_eq!(error.kind(), RegistryErrorKind::Unauthorized);
     assert!(elsewhere.log().iter().all(|request| request.header("authorization").is_empty()));
+}
+
+/// Credentials that somebody changes.
+#[derive(Clone, Debug, Default)]
+struct Changing(Arc<Mutex<Credentials>>);
+
+impl CredentialSource for Changing {
+    fn first(&self) -> Credentials {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn after(&self, refused: &Credentials) -> Option<Credentials> {
+        Some(self.first()).filter(|present| present != refused)
+    }
+}
+
+fn user(password: &str) -> Credentials {
+    Credentials::Basic { username: "ann".into(), password: Secret::new(password) }
+}
+
+/// The password changes once the manifest is there: the rest comes with the new one.
+#[test]
+fn a_pull_goes_on_with_credentials_that_have_changed() {
+    for with_token_server in [false, true] {
+        let (server, tokens) = (Server::start(), Server::start());
+        let Some(host) = TestHost::with(settings(&[&server, &tokens]), Limits::default()) else { return };
+        image(&server);
+        let credentials = Changing(Arc::new(Mutex::new(user("old"))));
+        // What the registry takes: the password itself, or a token that was given for it.
+        let good = Arc::new(Mutex::new("old"));
+        let wanted = Arc::clone(&good);
+        tokens.rule(move |request, _| {
+            let password = *wanted.lock().unwrap();
+            Some(match request.header("authorization") == basic(&format!("ann:{password}")) {
+                true => Answer::new(200, json!({ "token": password, "expires_in": 300 }).to_string()),
+                false => Answer::error(401, "UNAUTHORIZED"),
+            })
+        });
+        let (changing, realm) = (credentials.clone(), format!("http://{}/token", tokens.host()));
+        server.rule(move |request, _| {
+            if request.path.contains("/blobs/") {
+                *good.lock().unwrap() = "new";
+                *changing.0.lock().unwrap() = user("new");
+            }
+            let (expected, challenge) = match with_token_server {
+                true => (format!("Bearer {}", good.lock().unwrap()), format!(r#"Bearer realm="{realm}",service="s""#)),
+                false => (basic(&format!("ann:{}", good.lock().unwrap())), r#"Basic realm="here""#.to_owned()),
+            };
+            let known = request.header("authorization") == expected;
+            (!known).then(|| Answer::error(401, "UNAUTHORIZED").header("www-authenticate", challenge))
+        });
+        let (registries, name) = (host.registries.clone(), server.reference("web:1"));
+        host.run(async move { registries.pull(&name, None, &credentials, None).await }).unwrap();
+        assert_eq!(host.store.store.list().len(), 1);
+    }
+}
+
+#[test]
+fn credentials_are_tried_in_their_order() {
+    let server = Server::start();
+    let Some(host) = TestHost::new(&server) else { return };
+    image(&server);
+    server.rule(|request, _| {
+        (request.header("authorization") != basic("ann:secret"))
+            .then(|| Answer::error(401, "UNAUTHORIZED").header("www-authenticate", r#"Basic realm="here""#))
+    });
+    let pull = |credentials: Vec<Credentials>| {
+        let (registries, name) = (host.registries.clone(), server.reference("web:1"));
+        host.run(async move { registries.pull(&name, None, &credentials, None).await })
+    };
+    let before = server.requests().len();
+    let error = pull(vec![user("a"), user("b"), user("b")]).unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Unauthorized);
+    assert!(server.requests().len() - before <= 4, "each is tried once");
+    assert_eq!(pull(Vec::new()).unwrap_err().kind(), RegistryErrorKind::Unauthorized);
+    host.assert_empty();
+    pull(vec![user("a"), ann()]).unwrap();
 }

@@ -2,7 +2,7 @@
 
 use super::super::{ControlError, invalid};
 use super::{argument, arguments, count, labels, mount, shorten, text, unsupported};
-use crate::model::{ContainerSpec, DnsConfig, Healthcheck, PayloadReference, Privileges, parse_ipv4};
+use crate::model::{ContainerSpec, DnsConfig, Healthcheck, PayloadReference, Privileges, RegistryAuth, parse_ipv4};
 
 /// Longest wait between the stop signal and SIGKILL: a day, in nanoseconds.
 const MAX_STOP_GRACE_NS: u64 = 24 * 3600 * 1_000_000_000;
@@ -45,13 +45,15 @@ pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), ControlErr
     payloads("secret", &container.secrets, "/run/secrets/")?;
     payloads("config", &container.configs, "/")?;
     stop(container)?;
-    if let Some(auth) = &container.registry_auth {
-        text("X-Registry-Auth", &auth.header, MAX_REGISTRY_AUTH)?;
-    }
+    container.registry_auth.as_ref().map_or(Ok(()), registry_auth)?;
     hosts(&container.hosts)?;
     container.dns.as_ref().map_or(Ok(()), dns)?;
     kernel(container)?;
     no_effect_yet(container)
+}
+
+pub(in super::super) fn registry_auth(auth: &RegistryAuth) -> Result<(), ControlError> {
+    text("X-Registry-Auth", &auth.header, MAX_REGISTRY_AUTH)
 }
 
 fn no_effect_yet(container: &ContainerSpec) -> Result<(), ControlError> {

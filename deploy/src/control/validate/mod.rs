@@ -10,6 +10,7 @@ use crate::model::{
     Labels, NetworkSpec, NodeDescription, NodeSpec, PayloadSpec, Subnet, is_id, parse_cidr, parse_ipv4,
 };
 
+pub(super) use container::registry_auth;
 pub(super) use service::service_spec;
 
 /// Bytes of a text for which nothing else says how long it may be.
@@ -84,7 +85,7 @@ fn object_name(name: &str, what: &str, max: usize) -> Result<(), ControlError> {
 }
 
 /// The start of a text, for a message about it.
-fn shorten(text: &str) -> String {
+pub(super) fn shorten(text: &str) -> String {
     text.chars().take(100).collect()
 }
 

@@ -68,7 +68,7 @@ impl Sim {
     fn ids_drawn_by_request(&self, before: &Store, requested: &Txn) -> usize {
         use deploy::store::Key;
         let new = |key: &&Key| {
-            matches!(key, Key::Service(_) | Key::Network(_) | Key::Secret(_) | Key::Config(_))
+            matches!(key, Key::Service(_) | Key::Network(_) | Key::Secret(_) | Key::Config(_) | Key::Registry(_))
                 && before.version_of(key) == 0
         };
         requested.touched().iter().filter(new).count()

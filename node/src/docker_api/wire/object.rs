@@ -187,6 +187,15 @@ wire! {
     /// A host that a network reaches.
     Peer { "Name" name: String, "IP" ip: String }
 
+    /// Credentials that the cluster keeps for a registry, without what is secret of them.
+    RegistryLogin {
+        "Registry" registry: String,
+        "Username" username: String,
+        "Kind" kind: String,
+        "CreatedAt" created_at: String,
+        "UpdatedAt" updated_at: String,
+    }
+
     /// A secret or a config to create or update; `Data` is base64.
     PayloadSpec {
         "Name" name: String,

@@ -60,6 +60,37 @@ pub enum Credentials {
     Bearer(Secret),
 }
 
+/// Where the credentials for a registry come from, which may change while a pull goes on.
+pub trait CredentialSource: Send + Sync + fmt::Debug {
+    /// Those to begin with.
+    fn first(&self) -> Credentials;
+    /// Others, after the registry has refused `refused`; `None` where there are no others.
+    fn after(&self, refused: &Credentials) -> Option<Credentials>;
+}
+
+/// These, and no others.
+impl CredentialSource for Credentials {
+    fn first(&self) -> Credentials {
+        self.clone()
+    }
+
+    fn after(&self, _: &Credentials) -> Option<Credentials> {
+        None
+    }
+}
+
+/// One after the other; nobody's where there are none.
+impl CredentialSource for Vec<Credentials> {
+    fn first(&self) -> Credentials {
+        self.as_slice().first().cloned().unwrap_or_default()
+    }
+
+    fn after(&self, refused: &Credentials) -> Option<Credentials> {
+        let place = self.iter().position(|one| one == refused)?;
+        self[place + 1..].iter().find(|other| *other != refused).cloned()
+    }
+}
+
 /// What is wrong with credentials that a client sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invalid registry credentials: {reason}")]

@@ -44,13 +44,13 @@ use flights::Flights;
 use http::Http;
 use session::Session;
 
-pub use auth::{Credentials, Secret};
+pub use auth::{CredentialSource, Credentials, Secret};
 pub use document::ImagePlatform;
 pub use error::{RegistryError, RegistryErrorKind};
 pub use progress::{LayerStep, Progress};
 pub use pull::Pulled;
 pub use push::Pushed;
-pub use settings::{Mirror, RegistrySettings, SettingError, Timeouts};
+pub use settings::{Mirror, RegistrySettings, SettingError, Timeouts, registry_name};
 pub use source::{BlobSource, BlobStream};
 
 /// Layers that one host fetches or sends at a time, as many as Docker does.
@@ -126,19 +126,19 @@ impl Registries {
 
     /// Whether a registry takes these credentials. `registry` is a host, as `docker login` is given
     /// one; empty means Docker's own.
-    pub async fn login(&self, registry: &str, credentials: &Credentials) -> Result<(), RegistryError> {
+    pub async fn login(&self, registry: &str, credentials: &dyn CredentialSource) -> Result<(), RegistryError> {
         let host = settings::login_host(registry)?;
-        Session::new(&self.inner.http, &host, credentials.clone()).login().await
+        Session::new(&self.inner.http, &host, credentials).login().await
     }
 
     /// What the registry of `reference` knows of it. Tried once: whoever asks waits for the answer.
     pub async fn inspect(
         &self,
         reference: &Reference,
-        credentials: &Credentials,
+        credentials: &dyn CredentialSource,
     ) -> Result<Distribution, RegistryError> {
         let host = settings::registry_host(reference);
-        let session = Session::new(&self.inner.http, &host, credentials.clone());
+        let session = Session::new(&self.inner.http, &host, credentials);
         let limits = self.inner.store.limits();
         let Resolved { document, bytes, digest } = document::fetch(&session, reference, limits).await?;
         let platforms = match &document {

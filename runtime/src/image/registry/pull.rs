@@ -22,7 +22,7 @@ use super::super::oci::{Descriptor, Manifest};
 use super::super::pins::Pins;
 use super::super::reference::Reference;
 use super::super::store::{Image, ImageId, names};
-use super::auth::Credentials;
+use super::auth::CredentialSource;
 use super::backoff::Backoff;
 use super::blobs::{Origins, PIECES_AHEAD, PieceReader, Wanted};
 use super::document::{
@@ -55,7 +55,7 @@ impl Registries {
         &self,
         reference: &Reference,
         platform: Option<ImagePlatform>,
-        credentials: &Credentials,
+        credentials: &dyn CredentialSource,
         progress: Option<mpsc::Sender<Progress>>,
     ) -> Result<Pulled, RegistryError> {
         self.pull_for(Origin::User, reference, platform, credentials, progress).await
@@ -66,7 +66,7 @@ impl Registries {
         origin: Origin,
         reference: &Reference,
         platform: Option<ImagePlatform>,
-        credentials: &Credentials,
+        credentials: &dyn CredentialSource,
         progress: Option<mpsc::Sender<Progress>>,
     ) -> Result<Pulled, RegistryError> {
         let inner = &*self.inner;
@@ -75,7 +75,7 @@ impl Registries {
             .mirrors_of(reference)
             .map(|mirror| Session::at(&inner.http, mirror.origin.clone()))
             .collect();
-        sessions.push(Session::new(&inner.http, &registry_host(reference), credentials.clone()));
+        sessions.push(Session::new(&inner.http, &registry_host(reference), credentials));
         let sources = inner.sources.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let workspace = Held::new(inner).await?;
         let pull = Pull {
@@ -94,7 +94,11 @@ impl Registries {
 
     /// The image of this name, pulled if it is not here. Callers that want the same image at the same
     /// time share one pull.
-    pub async fn ensure(&self, reference: &Reference, credentials: &Credentials) -> Result<Image, RegistryError> {
+    pub async fn ensure(
+        &self,
+        reference: &Reference,
+        credentials: &dyn CredentialSource,
+    ) -> Result<Image, RegistryError> {
         let inner = &*self.inner;
         let turn = {
             let mut ensuring = inner.ensuring.lock().unwrap_or_else(PoisonError::into_inner);

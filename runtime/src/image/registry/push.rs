@@ -18,7 +18,7 @@ use super::super::error::ImageError;
 use super::super::oci::{self, Manifest};
 use super::super::reference::Reference;
 use super::Registries;
-use super::auth::Credentials;
+use super::auth::CredentialSource;
 use super::document::check_digest;
 use super::error::RegistryError;
 use super::http::{Answer, Payload};
@@ -57,7 +57,7 @@ impl Registries {
     pub async fn push(
         &self,
         reference: &Reference,
-        credentials: &Credentials,
+        credentials: &dyn CredentialSource,
         progress: Option<mpsc::Sender<Progress>>,
     ) -> Result<Pushed, RegistryError> {
         let Some(tag) = reference.tag().filter(|_| reference.digest().is_none()) else {
@@ -92,7 +92,7 @@ impl Registries {
         }
         let push = Push {
             registries: self,
-            session: Session::new(&self.inner.http, &registry_host(reference), credentials.clone()),
+            session: Session::new(&self.inner.http, &registry_host(reference), credentials),
             repository: reference.path(),
             siblings,
             scope,

@@ -2,12 +2,12 @@
 //! within bounds, what fails for a moment is tried again.
 //!
 //! Credentials go to the registry and to the token server that it names, tokens only to the registry.
-//! Whoever a redirect leads to gets neither.
+//! Whoever a redirect leads to gets neither. A token that is refused is replaced; credentials that are
+//! refused are, where their source has others by then.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::auth::{Challenge, Credentials, challenges, secret_header, token};
+use super::auth::{Challenge, CredentialSource, Credentials, challenges, secret_header, token};
 use super::backoff::Backoff;
 use super::error::RegistryError;
 use super::http::{Answer, Http, Outgoing, Payload};
@@ -32,6 +32,10 @@ const MAX_TOKEN_BYTES: u64 = 1 << 20;
 const MAX_MESSAGE: usize = 300;
 /// A token that runs out within this time is not used any more.
 const TOKEN_MARGIN: Duration = Duration::from_secs(10);
+/// How often other credentials are tried in one session.
+const MAX_CHANGES: u32 = 8;
+/// What a mirror gets.
+static NOBODY: Credentials = Credentials::Anonymous;
 
 /// One registry, one user, for the time of one pull or push.
 pub(super) struct Session<'a> {
@@ -39,11 +43,34 @@ pub(super) struct Session<'a> {
     host: String,
     /// Given for a mirror, found out for a registry.
     fixed: Option<Origin>,
+    source: &'a dyn CredentialSource,
+    identity: Mutex<Identity>,
+}
+
+/// Who one is at the moment.
+struct Identity {
     credentials: Credentials,
+    /// How often others took their place.
+    changes: u32,
     /// The registry asked for a user's name and password.
-    basic: AtomicBool,
+    basic: bool,
     /// By scope.
-    tokens: Mutex<BTreeMap<String, (HeaderValue, Instant)>>,
+    tokens: BTreeMap<String, (HeaderValue, Instant)>,
+}
+
+/// How a request says who one is.
+struct Shown {
+    header: Option<HeaderValue>,
+    /// The user's own name and password, and no token.
+    basic: bool,
+    /// Which credentials it comes from: the number of changes.
+    changes: u32,
+}
+
+impl Identity {
+    fn new(credentials: Credentials, changes: u32) -> Identity {
+        Identity { credentials, changes, basic: false, tokens: BTreeMap::new() }
+    }
 }
 
 impl fmt::Debug for Session<'_> {
@@ -89,21 +116,15 @@ pub(super) fn pull_scope(repository: &str) -> String {
 }
 
 impl<'a> Session<'a> {
-    pub(super) fn new(http: &'a Http, host: &str, credentials: Credentials) -> Session<'a> {
-        Session {
-            http,
-            host: host.to_owned(),
-            fixed: None,
-            credentials,
-            basic: AtomicBool::new(false),
-            tokens: Mutex::default(),
-        }
+    pub(super) fn new(http: &'a Http, host: &str, source: &'a dyn CredentialSource) -> Session<'a> {
+        let identity = Mutex::new(Identity::new(source.first(), 0));
+        Session { http, host: host.to_owned(), fixed: None, source, identity }
     }
 
     /// A registry whose address is known; nobody's credentials are for it.
     pub(super) fn at(http: &'a Http, origin: Origin) -> Session<'a> {
         let host = origin.authority.clone();
-        Session { fixed: Some(origin), ..Session::new(http, &host, Credentials::Anonymous) }
+        Session { fixed: Some(origin), ..Session::new(http, &host, &NOBODY) }
     }
 
     pub(super) fn host(&self) -> &str {
@@ -139,13 +160,45 @@ impl<'a> Session<'a> {
         let home = url.origin.clone();
         let request =
             Outgoing { method: ask.method.clone(), url, headers: ask.headers.clone(), payload: ask.payload.clone() };
-        let answer = self.follow(request.clone(), &home, self.authorization(ask.scope)).await?;
-        if answer.status != StatusCode::UNAUTHORIZED || !self.is_own(&home) {
-            return refuse(answer, ask.what).await;
+        // The credentials that a challenge was answered with, and a second one of which means that they are refused.
+        let mut tried = None;
+        loop {
+            let shown = self.show(ask.scope);
+            let changes = shown.changes;
+            let answer = self.follow(request.clone(), &home, shown.header).await?;
+            if answer.status != StatusCode::UNAUTHORIZED || !self.is_own(&home) {
+                return refuse(answer, ask.what).await;
+            }
+            let again = tried.replace(changes) == Some(changes) || shown.basic;
+            let refused = match again {
+                true => refuse(answer, ask.what).await.map(drop),
+                false => self.satisfy(answer, &home, ask.scope, changes).await,
+            };
+            match refused {
+                Err(RegistryError::Unauthorized { .. }) if self.change(changes) => {}
+                outcome => outcome?,
+            }
         }
-        self.satisfy(answer, &home, ask.scope).await?;
-        let answer = self.follow(request, &home, self.authorization(ask.scope)).await?;
-        refuse(answer, ask.what).await
+    }
+
+    fn identity(&self) -> MutexGuard<'_, Identity> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes other credentials after those with that number were refused, if there are any.
+    fn change(&self, refused: u32) -> bool {
+        let mut identity = self.identity();
+        if identity.changes != refused {
+            // Another request of the same pull was refused too, and has changed them.
+            return true;
+        }
+        if refused >= MAX_CHANGES {
+            return false;
+        }
+        let Some(others) = self.source.after(&identity.credentials) else { return false };
+        tracing::info!(registry = self.host, "a registry refuses credentials; others are tried");
+        *identity = Identity::new(others, refused + 1);
+        true
     }
 
     /// Whether the registry takes the credentials.
@@ -195,24 +248,26 @@ impl<'a> Session<'a> {
         })
     }
 
-    fn authorization(&self, scope: &str) -> Option<HeaderValue> {
-        if let Credentials::Bearer(token) = &self.credentials {
-            return secret_header(&format!("Bearer {}", token.expose()));
+    fn show(&self, scope: &str) -> Shown {
+        let identity = self.identity();
+        let shown = |header, basic| Shown { header, basic, changes: identity.changes };
+        if let Credentials::Bearer(token) = &identity.credentials {
+            return shown(secret_header(&format!("Bearer {}", token.expose())), false);
         }
-        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        match tokens.get(scope) {
-            Some((token, until)) if Instant::now() < *until => Some(token.clone()),
-            _ if self.basic.load(Ordering::Relaxed) => self.credentials.basic(),
-            _ => None,
+        match identity.tokens.get(scope) {
+            Some((token, until)) if Instant::now() < *until => shown(Some(token.clone()), false),
+            _ if identity.basic => shown(identity.credentials.basic(), true),
+            _ => shown(None, false),
         }
     }
 
-    /// Gets what the registry asks for.
-    async fn satisfy(&self, mut answer: Answer, home: &Origin, scope: &str) -> Result<(), RegistryError> {
+    /// Gets what the registry asks for, with the credentials that have that number.
+    async fn satisfy(&self, mut answer: Answer, home: &Origin, scope: &str, changes: u32) -> Result<(), RegistryError> {
         let asked = challenges(&answer.headers);
         let message = message(&mut answer).await;
         let unauthorized = |message| RegistryError::Unauthorized { registry: self.host.clone(), message };
-        if matches!(self.credentials, Credentials::Bearer(_)) {
+        let credentials = self.identity().credentials.clone();
+        if matches!(credentials, Credentials::Bearer(_)) {
             return Err(unauthorized(message));
         }
         let bearer = asked.iter().find_map(|challenge| match challenge {
@@ -221,21 +276,27 @@ impl<'a> Session<'a> {
         });
         if let Some((realm, service, suggested)) = bearer {
             let scope_asked = if scope.is_empty() { suggested } else { scope };
-            let (token, life) = self.fetch_token(realm, service, scope_asked, home).await?;
+            let (token, life) = self.fetch_token(&credentials, realm, service, scope_asked, home).await?;
             let until = Instant::now() + life.saturating_sub(TOKEN_MARGIN).max(life / 2);
-            let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-            tokens.insert(scope.to_owned(), (token, until));
+            let mut identity = self.identity();
+            if identity.changes == changes {
+                identity.tokens.insert(scope.to_owned(), (token, until));
+            }
             return Ok(());
         }
-        let can = asked.contains(&Challenge::Basic) && self.credentials.basic().is_some();
-        if !can || self.basic.swap(true, Ordering::Relaxed) {
+        if !asked.contains(&Challenge::Basic) || credentials.basic().is_none() {
             return Err(unauthorized(message));
+        }
+        let mut identity = self.identity();
+        if identity.changes == changes {
+            identity.basic = true;
         }
         Ok(())
     }
 
     async fn fetch_token(
         &self,
+        credentials: &Credentials,
         realm: &str,
         service: &str,
         scope: &str,
@@ -247,7 +308,7 @@ impl<'a> Session<'a> {
             return Err(bad("speaks plain HTTP and is not named as insecure"));
         }
         let mut headers = vec![(ACCEPT, HeaderValue::from_static("application/json"))];
-        let (method, payload) = match &self.credentials {
+        let (method, payload) = match credentials {
             Credentials::Identity(token) => {
                 let mut form = String::from("grant_type=refresh_token&client_id=shoal");
                 for (key, value) in [("refresh_token", token.expose()), ("service", service), ("scope", scope)] {

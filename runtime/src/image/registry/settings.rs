@@ -122,17 +122,24 @@ pub(super) fn registry_host(reference: &Reference) -> String {
     }
 }
 
-/// The host that is meant by whoever logs in: a host, or an address as Docker writes it.
-pub(super) fn login_host(registry: &str) -> Result<String, RegistryError> {
+/// What names of images call the registry that is meant by whoever logs in: by a host, in any case, or an
+/// address as Docker writes it.
+pub fn registry_name(registry: &str) -> Result<String, RegistryError> {
     let bare = registry.strip_prefix("https://").or_else(|| registry.strip_prefix("http://")).unwrap_or(registry);
-    let host = bare.split('/').next().unwrap_or_default();
-    if host.is_empty() || DEFAULT_LOGIN.contains(&host) {
-        return Ok(DEFAULT_REGISTRY.to_owned());
+    let host = bare.split('/').next().unwrap_or_default().to_ascii_lowercase();
+    if host.is_empty() || DEFAULT_LOGIN.contains(&host.as_str()) {
+        return Ok(DEFAULT_DOMAIN.to_owned());
     }
-    match Origin::of(Scheme::Https, host) {
-        Some(_) => Ok(host.to_owned()),
+    match Origin::of(Scheme::Https, &host) {
+        Some(_) => Ok(host),
         None => Err(RegistryError::BadName { name: registry.chars().take(300).collect() }),
     }
+}
+
+/// The host that is meant by whoever logs in.
+pub(super) fn login_host(registry: &str) -> Result<String, RegistryError> {
+    let name = registry_name(registry)?;
+    Ok(if name == DEFAULT_DOMAIN { DEFAULT_REGISTRY.to_owned() } else { name })
 }
 
 #[cfg(test)]
@@ -181,10 +188,11 @@ mod tests {
             ("", "registry-1.docker.io"),
             ("https://index.docker.io/v1/", "registry-1.docker.io"),
             ("r.example:5000", "r.example:5000"),
-            ("https://r.example/v2/", "r.example"),
+            ("https://R.example/v2/", "r.example"),
         ] {
             assert_eq!(login_host(given).unwrap(), host, "{given}");
         }
+        assert_eq!(registry_name("https://index.docker.io/v1/").unwrap(), "docker.io");
         assert!(login_host("a b").is_err());
     }
 }
