@@ -179,6 +179,12 @@ impl Cluster {
         Ok(self.hosts.client()?)
     }
 
+    /// The namespace outside of all hosts, with a cable to each; for `nsenter --net=`.
+    #[must_use]
+    pub fn switch_path(&self) -> PathBuf {
+        self.hosts.switch_path()
+    }
+
     /// The host that leads, as a host sees it.
     ///
     /// # Errors

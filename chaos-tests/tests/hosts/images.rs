@@ -7,7 +7,7 @@ use chaos_tests::noise::write_noise;
 use crate::{binaries, with};
 
 /// A cluster without any image, whose daemons have these flags.
-async fn bare(managers: usize, workers: usize, args: &[&str]) -> Result<Cluster> {
+pub(crate) async fn bare(managers: usize, workers: usize, args: &[&str]) -> Result<Cluster> {
     let mut config = HostsConfig::new(binaries().shoal, managers + workers);
     config.log_level = "info,openraft=warn,node::images=debug".to_owned();
     config.args = args.iter().map(|arg| (*arg).to_owned()).collect();

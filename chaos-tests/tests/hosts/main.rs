@@ -17,6 +17,7 @@ mod members;
 mod network;
 mod parted;
 mod recovery;
+mod registries;
 mod requests;
 mod scale;
 mod silence;

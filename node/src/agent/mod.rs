@@ -43,7 +43,7 @@ use self::payloads::Payloads;
 use self::session::{Line, SessionEvent};
 use crate::datadir::ManagerRecord;
 use crate::engine::AgentState;
-use crate::images::{ClusterPeers, Images, Rate, Serving};
+use crate::images::{ClusterPeers, Images, Nearby, Rate, Serving};
 use crate::metrics::AgentReadings;
 use crate::rpc::{Lane, known, pb};
 use crate::stored;
@@ -164,6 +164,7 @@ pub struct Agent {
     remembered: Stamp,
     commands: mpsc::Sender<Command>,
     runtime: Runtime,
+    registries: Registries,
     serving: Serving,
     counters: Arc<Counters>,
     stop: CancellationToken,
@@ -220,6 +221,8 @@ impl Agent {
         }
         let counters = Arc::new(Counters::default());
         let peers = ClusterPeers::new(config.node_id.to_string(), config.channels.lane(Lane::Images), view_out.clone());
+        let peers = Arc::new(peers);
+        config.registries.set_sources(vec![Arc::new(Nearby::new(peers.clone()))]);
         let executor = Executor::new(executor::Parts {
             runtime: config.runtime.clone(),
             images: Images::new(config.registries.store().clone(), peers),
@@ -285,8 +288,8 @@ impl Agent {
         tasks.spawn(payloads::keep(config.runtime.clone(), payloads_out));
         tasks.spawn(memory::keep(config.cache, config.vault, memory_out, written));
         let serving = Serving::new(config.registries.store().clone(), Rate::new(config.image_rate));
-        let runtime = config.runtime;
-        Ok(Self { view: view_out, remembered, commands, runtime, serving, counters, stop, tasks, actions })
+        let (runtime, registries) = (config.runtime, config.registries);
+        Ok(Self { view: view_out, remembered, commands, runtime, registries, serving, counters, stop, tasks, actions })
     }
 
     /// What the agent knows of the cluster, as it changes.
@@ -333,6 +336,7 @@ impl Agent {
     /// Ends the agent: nothing of it acts on tasks or networks any more. Tasks go on under their shims.
     pub async fn shutdown(&self) {
         self.stop.cancel();
+        self.registries.set_sources(Vec::new());
         self.tasks.close();
         self.tasks.wait().await;
         self.actions.close();

@@ -1,8 +1,7 @@
 //! One blob from whoever has it to this host's store: another host first, the registry for what none has.
 //!
 //! A transfer that breaks is taken up where it broke, from another host. Whoever is alone to blame for bytes that do not
-//! have the digest is not asked for that blob again. The order of the hosts is random, so that a hundred hosts that start
-//! one image spread over those that have it already.
+//! have the digest is not asked for that blob again. `course` decides; this carries it out.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,22 +11,13 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use rand::seq::SliceRandom;
 use runtime::image::{BlobWriter, Digest, ImageError, Lease};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::blocking;
+use super::course::{Course, Next, Patience};
 
-/// Hosts that are asked before a pause; those that have it may be many and busy.
-const TRIES: usize = 4;
-/// Rounds in which nobody has it: what a host has got reaches the managers a moment later, and agents that change
-/// their manager tell it again.
-const NOBODY: u32 = 8;
-/// Rounds in which somebody has it and gives it to nobody, without being busy.
-const FAILED: u32 = 20;
-/// After so many of those a registry is asked nevertheless.
-const HOPELESS: u32 = 5;
 /// Pieces that wait for the disk.
 const AHEAD: usize = 4;
 
@@ -42,7 +32,7 @@ pub(crate) struct Pace {
     pub(crate) idle: Duration,
     /// Pauses between two rounds grow from the first to the second, each by a random half shorter.
     pub(crate) pauses: (Duration, Duration),
-    /// So long another host may ask the registry for a blob before this one helps itself.
+    /// So long others may ask the registry for a blob before this host helps itself, whatever a manager says.
     pub(crate) help_yourself: Duration,
 }
 
@@ -52,7 +42,7 @@ impl Default for Pace {
             transfers: Arc::new(Semaphore::new(TRANSFERS)),
             idle: Duration::from_secs(15),
             pauses: (Duration::from_millis(200), Duration::from_secs(2)),
-            help_yourself: Duration::from_secs(120),
+            help_yourself: Duration::from_secs(3600),
         }
     }
 }
@@ -165,10 +155,10 @@ struct Fetch<'a> {
     blob: Digest,
     size: Size,
     partial: Option<Partial>,
-    /// Who gave wrong bytes.
-    liars: BTreeSet<String>,
     /// Bytes of several were wrong together, so that none could be blamed: from now on each has to give all of it.
     apart: bool,
+    /// What went wrong last.
+    reason: String,
 }
 
 /// What came of asking somebody.
@@ -177,30 +167,72 @@ enum Poured {
     /// It broke off, or never began.
     Broken(String),
     /// The bytes are not those of the blob.
-    Wrong,
+    Wrong {
+        /// Who alone is to blame, if anybody.
+        liar: Option<String>,
+    },
 }
 
 /// Brings a blob into the store, held by the lease.
 pub(crate) async fn blob<P: Source>(errand: &Errand<'_, P>, blob: Digest, size: Size) -> Result<(), FetchError> {
     let Errand { peers, upstream, lease, pace, .. } = *errand;
-    let mut fetch = Fetch { pace, lease, blob, size, partial: None, liars: BTreeSet::new(), apart: false };
-    let (mut nobody, mut failed) = (0, 0);
-    let mut pause = pace.pauses.0;
-    let mut waiting: Option<Instant> = None;
-    let mut reason = String::new();
+    let patience = Patience { pauses: pace.pauses, help_yourself: pace.help_yourself };
+    let mut course = Course::new(patience, upstream.is_some());
+    let mut fetch = Fetch { pace, lease, blob, size, partial: None, apart: false, reason: String::new() };
+    let began = Instant::now();
     loop {
         if fetch.is_here().await {
             return Ok(());
         }
-        let mut found = peers.find(blob).await;
-        found.retain(|peer| !fetch.liars.contains(&peer.node_id));
-        found.shuffle(&mut rand::rng());
+        let found = course.choose(peers.find(blob).await, &mut rand::rng());
+        let Some(busy) = fetch.round(peers, &found, &mut course).await? else { return Ok(()) };
+        let mut next = course.after_round(found.len(), busy, &mut rand::rng());
+        let mut claim = Claim::Unknown;
+        if next == Next::Claim {
+            if !course.helps_itself(began.elapsed()) {
+                claim = peers.claim(errand.image).await;
+            }
+            next = course.claimed(claim, began.elapsed(), &mut rand::rng());
+        }
+        // What is found now is asked in the next round, which comes at once.
+        if next == Next::LookThenRegistry && course.choose(peers.find(blob).await, &mut rand::rng()).is_empty() {
+            next = Next::Registry;
+        }
+        match (next, upstream) {
+            (Next::Look(pause), _) => tokio::time::sleep(pause).await,
+            (Next::Registry, Some(upstream)) => {
+                // It tries as often as makes sense by itself.
+                return match bring(errand, upstream, claim).await {
+                    Ok(()) if fetch.is_here().await => Ok(()),
+                    Ok(()) => Err(FetchError::Nowhere { blob }),
+                    Err(reason) => Err(FetchError::Failed { blob, reason }),
+                };
+            }
+            (Next::GiveUp | Next::Registry, _) => {
+                return Err(match fetch.reason.is_empty() {
+                    true => FetchError::Nowhere { blob },
+                    false => FetchError::Failed { blob, reason: fetch.reason },
+                });
+            }
+            (Next::LookThenRegistry | Next::Claim, _) => {}
+        }
+    }
+}
+
+impl Fetch<'_> {
+    /// Asks those hosts one after the other. `None` when one gave it; else whether any was busy.
+    async fn round<P: Source>(
+        &mut self,
+        peers: &P,
+        asked: &[Peer],
+        course: &mut Course,
+    ) -> Result<Option<bool>, FetchError> {
         let mut busy = false;
-        for peer in found.iter().take(TRIES) {
+        for peer in asked {
             // Closed by nobody.
-            let _transfer = pace.transfers.acquire().await;
-            let poured = match peers.open(peer, blob, fetch.written()).await {
-                Ok(pieces) => fetch.pour(&peer.node_id, pieces).await?,
+            let _transfer = self.pace.transfers.acquire().await;
+            let poured = match peers.open(peer, self.blob, self.written()).await {
+                Ok(pieces) => self.pour(&peer.node_id, pieces).await?,
                 Err(Refusal::Busy) => {
                     busy = true;
                     continue;
@@ -208,49 +240,23 @@ pub(crate) async fn blob<P: Source>(errand: &Errand<'_, P>, blob: Digest, size: 
                 Err(refusal) => Poured::Broken(refusal.to_string()),
             };
             match poured {
-                Poured::Done => return Ok(()),
-                Poured::Wrong => {
-                    tracing::warn!(node.id = peer.node_id, %blob, "a host gave other bytes than were asked for");
-                    reason = format!("what node {} gave does not have the digest", peer.node_id);
+                Poured::Done => return Ok(None),
+                Poured::Wrong { liar } => {
+                    tracing::warn!(
+                        node.id = peer.node_id, blob = %self.blob, "a host gave other bytes than were asked for"
+                    );
+                    self.reason = format!("what node {} gave does not have the digest", peer.node_id);
+                    liar.iter().for_each(|liar| course.lied(liar));
                 }
                 Poured::Broken(why) => {
-                    tracing::debug!(node.id = peer.node_id, %blob, why, "a host did not give a blob");
-                    reason = format!("node {}: {why}", peer.node_id);
+                    tracing::debug!(node.id = peer.node_id, blob = %self.blob, why, "a host did not give a blob");
+                    self.reason = format!("node {}: {why}", peer.node_id);
                 }
             }
         }
-        match (found.is_empty() || failed >= HOPELESS, upstream) {
-            (true, Some(upstream)) => {
-                let helps_itself = waiting.is_some_and(|since| since.elapsed() > pace.help_yourself);
-                let claim = if helps_itself { Claim::Unknown } else { peers.claim(errand.image).await };
-                if claim == Claim::Taken {
-                    waiting.get_or_insert_with(Instant::now);
-                } else {
-                    // It tries as often as makes sense by itself.
-                    return match bring(errand, upstream, claim).await {
-                        Ok(()) if fetch.is_here().await => Ok(()),
-                        Ok(()) => Err(FetchError::Nowhere { blob }),
-                        Err(reason) => Err(FetchError::Failed { blob, reason }),
-                    };
-                }
-            }
-            (_, None) if found.is_empty() => nobody += 1,
-            // Whoever is busy gives it later.
-            _ if busy => {}
-            _ => failed += 1,
-        }
-        if nobody >= NOBODY || failed >= FAILED {
-            return Err(match reason.is_empty() {
-                true => FetchError::Nowhere { blob },
-                false => FetchError::Failed { blob, reason },
-            });
-        }
-        tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
-        pause = (pause * 3 / 2).min(pace.pauses.1);
+        Ok(Some(busy))
     }
-}
 
-impl Fetch<'_> {
     async fn is_here(&self) -> bool {
         let (lease, blob) = (Arc::clone(self.lease), self.blob);
         blocking(move || lease.hold_blob(&blob)).await
@@ -320,15 +326,14 @@ impl Fetch<'_> {
 
     /// The bytes are wrong, and so everything begins anew.
     fn blame(&mut self, from: &BTreeSet<String>) -> Poured {
-        match from.len() {
-            1 => self.liars.extend(from.iter().cloned()),
-            _ => self.apart = true,
-        }
-        Poured::Wrong
+        let liar = from.first().filter(|_| from.len() == 1).cloned();
+        self.apart |= liar.is_none();
+        Poured::Wrong { liar }
     }
 }
 
-/// Has the registry asked, and says meanwhile that this host does it.
+/// Has the registry asked, and says meanwhile that this host does it. When all of it is here the claim is not given up
+/// but runs out: until then, the others hear who has it.
 async fn bring<P: Source>(errand: &Errand<'_, P>, upstream: &dyn Upstream, claim: Claim) -> Result<(), String> {
     let Claim::Granted(again) = claim else { return upstream.bring().await };
     let renewing = async {
@@ -342,6 +347,8 @@ async fn bring<P: Source>(errand: &Errand<'_, P>, upstream: &dyn Upstream, claim
         brought = upstream.bring() => brought,
         _ = renewing => unreachable!("it goes on for ever"),
     };
-    errand.peers.release(errand.image).await;
+    if brought.is_err() {
+        errand.peers.release(errand.image).await;
+    }
     brought
 }

@@ -2,15 +2,20 @@
 //!
 //! `serve` gives blobs by digest to whoever is in the cluster · `announce` says through the agent's session what this
 //! host has · `peers` finds and asks those who have something · `fetch` brings one blob here, whoever lies, stalls or
-//! dies meanwhile · [`Images`] brings a whole image here, once at a time · `gc` removes what only tasks needed.
+//! dies meanwhile, as `course` decides · [`Images`] brings a whole image here, once at a time · `nearby` gives
+//! what others have to pulls from a registry · `gc` removes what only tasks needed.
 //!
 //! Who has what is never in the replicated store: managers remember what their agents' sessions say
 //! (`manager::holdings`), and forget it with the session. Every byte is checked against the digest that was asked for,
 //! so that a host needs no trust, only a certificate of the cluster.
 
 mod announce;
+mod course;
+#[cfg(test)]
+mod crowd;
 mod fetch;
 pub(crate) mod gc;
+mod nearby;
 mod peers;
 mod serve;
 mod upstream;
@@ -24,6 +29,7 @@ use tonic::Status;
 
 pub(crate) use announce::Announcer;
 pub(crate) use fetch::{Errand, FetchError, Pace, Size, Source, Upstream};
+pub(crate) use nearby::Nearby;
 pub(crate) use peers::ClusterPeers;
 pub(crate) use serve::{Rate, Serving};
 pub(crate) use upstream::FromRegistry;
@@ -108,8 +114,8 @@ pub(crate) struct Images<P> {
 }
 
 impl<P: Source> Images<P> {
-    pub(crate) fn new(store: ImageStore, peers: P) -> Self {
-        Self { store, peers: Arc::new(peers), pace: Pace::default(), under_way: Arc::default() }
+    pub(crate) fn new(store: ImageStore, peers: Arc<P>) -> Self {
+        Self { store, peers, pace: Pace::default(), under_way: Arc::default() }
     }
 
     /// The image of that name, ready to be run and held; brought here from other hosts, or from `upstream` what none of

@@ -22,6 +22,8 @@ const ASK: Duration = Duration::from_secs(2);
 const OPEN: Duration = Duration::from_secs(10);
 /// Hosts that are asked themselves when no manager answers.
 const GUESSES: usize = 8;
+/// Managers that are asked, one after the other, who may ask a registry.
+const ARBITERS: usize = 3;
 
 /// The hosts of the cluster, as the agent knows them.
 pub(crate) struct ClusterPeers {
@@ -80,21 +82,29 @@ impl ClusterPeers {
         some.into_iter().map(ask).collect::<FuturesUnordered<_>>().filter_map(std::future::ready).collect().await
     }
 
-    /// The manager that says who asks the registry for a blob: the same for everyone who knows the same managers.
-    fn arbiter(&self, blob: Digest) -> Option<ManagerRecord> {
-        let weight = |manager: &ManagerRecord| {
-            sha2::Sha256::new_with_prefix(blob.as_bytes()).chain_update(&manager.node_id).finalize().to_vec()
-        };
-        self.managers().into_iter().max_by_key(weight)
-    }
-
+    /// What the first of a blob's arbiters says that answers: where one is away, all hosts agree on the next.
     async fn ask_arbiter(&self, blob: Digest, release: bool) -> Option<pb::ClaimReply> {
-        let arbiter = self.arbiter(blob)?;
-        let channel = self.channels.to(&arbiter.addr, &arbiter.node_id);
-        let mut client = pb::whereabouts_client::WhereaboutsClient::new(channel);
-        let request = pb::ClaimRequest { digest: blob.as_bytes().to_vec(), release };
-        Some(tokio::time::timeout(ASK, client.claim(request)).await.ok()?.ok()?.into_inner())
+        for arbiter in arbiters(self.managers(), blob) {
+            let channel = self.channels.to(&arbiter.addr, &arbiter.node_id);
+            let mut client = pb::whereabouts_client::WhereaboutsClient::new(channel);
+            let request = pb::ClaimRequest { digest: blob.as_bytes().to_vec(), release };
+            if let Ok(Ok(answer)) = tokio::time::timeout(ASK, client.claim(request)).await {
+                return Some(answer.into_inner());
+            }
+        }
+        None
     }
+}
+
+/// The managers that say who asks the registry for a blob, the first one first: the same for everyone who knows the same
+/// managers, and others for other blobs (rendezvous hashing).
+fn arbiters(mut managers: Vec<ManagerRecord>, blob: Digest) -> Vec<ManagerRecord> {
+    let weight = |manager: &ManagerRecord| {
+        sha2::Sha256::new_with_prefix(blob.as_bytes()).chain_update(&manager.node_id).finalize().to_vec()
+    };
+    managers.sort_by_cached_key(|manager| std::cmp::Reverse(weight(manager)));
+    managers.truncate(ARBITERS);
+    managers
 }
 
 impl Source for ClusterPeers {
@@ -139,5 +149,29 @@ fn refusal(status: tonic::Status) -> Refusal {
         Code::ResourceExhausted => Refusal::Busy,
         Code::NotFound => Refusal::Missing,
         _ => Refusal::Failed(status.message().to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_agree_on_the_arbiters_of_a_blob_and_one_that_goes_takes_only_its_own() {
+        let managers = |names: &[&str]| -> Vec<ManagerRecord> {
+            names.iter().map(|id| ManagerRecord { node_id: (*id).into(), addr: String::new() }).collect()
+        };
+        let names = |of: Vec<ManagerRecord>| -> Vec<String> { of.into_iter().map(|m| m.node_id).collect() };
+        let mut first = BTreeSet::new();
+        for n in 0..100 {
+            let blob = Digest::from_bytes([n; 32]);
+            let all = names(arbiters(managers(&["a", "b", "c", "d", "e"]), blob));
+            assert_eq!(all.len(), ARBITERS);
+            assert_eq!(all, names(arbiters(managers(&["e", "c", "a", "d", "b"]), blob)));
+            let left: Vec<&str> = ["a", "b", "c", "d", "e"].into_iter().filter(|id| *id != all[0]).collect();
+            assert_eq!(names(arbiters(managers(&left), blob))[..2], all[1..]);
+            first.insert(all[0].clone());
+        }
+        assert_eq!(first.len(), 5, "the work is shared");
     }
 }

@@ -15,14 +15,17 @@ use crate::rpc::pb;
 const MAX_OF_HOST: usize = 20_000;
 /// Holders of a blob that one answer names.
 const MAX_HOLDERS: usize = 16;
-/// A claim that is not renewed within this time is free again.
-pub(super) const CLAIM: Duration = Duration::from_secs(10);
+/// A claim that is not renewed within this time is free again. A host that has got what it claimed does not give it up
+/// before: by then the managers know what it has.
+pub(crate) const CLAIM: Duration = Duration::from_secs(10);
+/// When all who have a claim on something have had it for so long, one more gets one: they may be slow by themselves.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Claims at a time.
 const MAX_CLAIMS: usize = 10_000;
 
 /// Who has what. A clone is the same.
 #[derive(Clone, Default)]
-pub(super) struct Holdings {
+pub(crate) struct Holdings {
     inner: Arc<Mutex<State>>,
 }
 
@@ -30,7 +33,14 @@ pub(super) struct Holdings {
 struct State {
     next: u64,
     hosts: BTreeMap<NodeId, Host>,
-    claims: BTreeMap<Digest, (NodeId, Instant)>,
+    claims: BTreeMap<Digest, BTreeMap<NodeId, Claim>>,
+}
+
+/// A host's right to ask a registry.
+#[derive(Clone, Copy, Debug)]
+struct Claim {
+    since: Instant,
+    until: Instant,
 }
 
 #[derive(Default)]
@@ -41,7 +51,7 @@ struct Host {
 }
 
 /// A session's part of the holdings: forgotten when it is dropped.
-pub(super) struct Telling {
+pub(crate) struct Telling {
     holdings: Holdings,
     node: NodeId,
     session: u64,
@@ -53,7 +63,7 @@ impl Holdings {
     }
 
     /// A session of that host begins; what an earlier one told is forgotten.
-    pub(super) fn session(&self, node: NodeId) -> Telling {
+    pub(crate) fn session(&self, node: NodeId) -> Telling {
         let mut state = self.state();
         state.next += 1;
         let session = state.next;
@@ -62,7 +72,7 @@ impl Holdings {
     }
 
     /// Hosts that have a blob, without the one that asks; from the `turn`th on, so that each answer is another one.
-    pub(super) fn holders(&self, blob: &Digest, asking: &NodeId, turn: usize) -> Vec<NodeId> {
+    pub(crate) fn holders(&self, blob: &Digest, asking: &NodeId, turn: usize) -> Vec<NodeId> {
         let state = self.state();
         let first = turn % state.hosts.len().max(1);
         let around = state.hosts.iter().skip(first).chain(state.hosts.iter().take(first));
@@ -82,34 +92,44 @@ impl Holdings {
         meanings
     }
 
-    /// Whether that node is the one to ask a registry for a blob, from now on for [`CLAIM`].
-    pub(super) fn claim(&self, blob: Digest, node: &NodeId, now: Instant) -> bool {
+    /// Whether that node may ask a registry for a blob, from now on for [`CLAIM`].
+    pub(crate) fn claim(&self, blob: Digest, node: &NodeId, now: Instant) -> bool {
         let mut state = self.state();
         if state.claims.len() >= MAX_CLAIMS {
-            state.claims.retain(|_, (_, until)| *until > now);
-        }
-        if state.claims.get(&blob).is_some_and(|(holder, until)| holder != node && *until > now) {
-            return false;
+            state.claims.retain(|_, holders| holders.values().any(|claim| claim.until > now));
         }
         // Too many at a time do no harm but to the registry.
-        if state.claims.len() < MAX_CLAIMS || state.claims.contains_key(&blob) {
-            state.claims.insert(blob, (node.clone(), now + CLAIM));
+        if state.claims.len() >= MAX_CLAIMS && !state.claims.contains_key(&blob) {
+            return true;
         }
-        true
+        let holders = state.claims.entry(blob).or_default();
+        holders.retain(|_, claim| claim.until > now);
+        if let Some(own) = holders.get_mut(node) {
+            own.until = now + CLAIM;
+            return true;
+        }
+        let free = holders.values().all(|claim| now.saturating_duration_since(claim.since) >= PATIENCE);
+        if free {
+            holders.insert(node.clone(), Claim { since: now, until: now + CLAIM });
+        }
+        free
     }
 
     /// That node does not need its claim any more.
-    pub(super) fn release(&self, blob: &Digest, node: &NodeId) {
+    pub(crate) fn release(&self, blob: &Digest, node: &NodeId) {
         let mut state = self.state();
-        if state.claims.get(blob).is_some_and(|(holder, _)| holder == node) {
-            state.claims.remove(blob);
+        if let Some(holders) = state.claims.get_mut(blob) {
+            holders.remove(node);
+            if holders.is_empty() {
+                state.claims.remove(blob);
+            }
         }
     }
 }
 
 impl Telling {
     /// Takes what the host said. What is no digest, or too much, is left out.
-    pub(super) fn tell(&self, said: &pb::ContentHeld) {
+    pub(crate) fn tell(&self, said: &pb::ContentHeld) {
         let mut state = self.holdings.state();
         let Some(host) = state.hosts.get_mut(&self.node).filter(|host| host.session == self.session) else { return };
         for blob in said.removed.iter().filter_map(|bytes| digest(bytes)) {
@@ -213,5 +233,23 @@ mod tests {
         assert!(holdings.claim(blob(1), &two, now + 2 * CLAIM), "it ran out");
         holdings.release(&blob(1), &two);
         assert!(holdings.claim(blob(1), &one, now));
+    }
+
+    #[test]
+    fn one_more_asks_where_those_who_do_are_slow() {
+        let holdings = Holdings::default();
+        let [one, two, three] = ["one", "two", "three"].map(NodeId::new);
+        let began = Instant::now();
+        let mut granted = Vec::new();
+        // All three ask each second, and the registry gives nothing to anybody.
+        for second in 0..300 {
+            let now = began + Duration::from_secs(second);
+            for host in [&one, &two, &three] {
+                if holdings.claim(blob(1), host, now) && !granted.iter().any(|(_, known)| known == host) {
+                    granted.push((second, host.clone()));
+                }
+            }
+        }
+        assert_eq!(granted, [(0, one), (120, two), (240, three)]);
     }
 }

@@ -9,7 +9,7 @@ mod certificates;
 mod confirm;
 mod counters;
 mod forward;
-mod holdings;
+pub(crate) mod holdings;
 mod leader;
 mod liveness;
 mod machine;

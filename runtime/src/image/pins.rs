@@ -90,6 +90,17 @@ impl Pins {
         Ok(())
     }
 
+    /// Puts a document (a manifest, an index, a configuration) into its place: its file and its digest. Whoever is
+    /// told that the blob is here finds out of it what else belongs to the image, which is still on its way.
+    pub(crate) fn stage_document(&self, from: &Path, digest: Digest) -> Result<(), ImageError> {
+        let _writer = self.inner.lock();
+        put(from, &blob_path(&self.inner.dir, &digest))?;
+        self.inner.pins().blobs.entry(digest).or_insert((0, None)).0 += 1;
+        self.held().blobs.push(digest);
+        self.inner.changed();
+        Ok(())
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -60,7 +60,7 @@ fn a_digest_needs_no_registry() {
     let Some(case) = case() else { return };
     let manifest = Digest::of(&case.server.content()["web/manifests/1"].1);
     case.server.rule(|_, _| Some(Answer::error(500, "X")));
-    case.host.registries.add_source(Arc::new(case.peer));
+    case.host.registries.set_sources(vec![Arc::new(case.peer)]);
     let pulled = case.host.pull(&case.server.reference(&format!("web@{manifest}"))).unwrap();
     assert_eq!(pulled.id.to_string(), case.image.id());
     assert!(case.server.requests().is_empty());
@@ -69,8 +69,7 @@ fn a_digest_needs_no_registry() {
 #[test]
 fn a_tag_is_asked_for_and_its_layers_are_not() {
     let Some(case) = case() else { return };
-    case.host.registries.add_source(Arc::new(Peer::default()));
-    case.host.registries.add_source(Arc::new(case.peer));
+    case.host.registries.set_sources(vec![Arc::new(Peer::default()), Arc::new(case.peer)]);
     case.host.pull(&case.server.reference("web:1")).unwrap();
     assert_eq!(case.server.requests(), ["GET /v2/web/manifests/1"]);
 }
@@ -79,7 +78,7 @@ fn a_tag_is_asked_for_and_its_layers_are_not() {
 fn what_a_source_breaks_off_comes_from_the_next() {
     let Some(mut case) = case() else { return };
     case.peer.breaks_at = Some(120_000);
-    case.host.registries.add_source(Arc::new(case.peer));
+    case.host.registries.set_sources(vec![Arc::new(case.peer)]);
     case.host.pull(&case.server.reference("web:1")).unwrap();
     let asked: Vec<_> = case.server.log().into_iter().filter(|request| request.path.contains("/blobs/")).collect();
     assert_eq!(asked.len(), 1);
@@ -93,7 +92,7 @@ fn a_source_that_lies_costs_only_time() {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
     }
-    case.host.registries.add_source(Arc::new(case.peer));
+    case.host.registries.set_sources(vec![Arc::new(case.peer)]);
     case.host.pull(&case.server.reference("web:1")).unwrap();
     assert_eq!(case.server.fetches(&case.blob), 1);
     assert_eq!(case.host.entries("tmp").len(), 0);

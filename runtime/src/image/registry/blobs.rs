@@ -24,6 +24,8 @@ use super::source::BlobSource;
 const SOURCE_PATIENCE: Duration = Duration::from_secs(10);
 /// Whoever sends as much as this before breaking off is asked again as if nothing had happened.
 const PROGRESS_BYTES: u64 = 1 << 20;
+/// A source that breaks off in between is asked again so often.
+const REOPENINGS: usize = 3;
 /// Pieces of one layer that wait for its unpacking. A piece has at most 256 KiB.
 pub(super) const PIECES_AHEAD: usize = 8;
 
@@ -95,11 +97,18 @@ impl Origins<'_> {
         let mut sink = Sink { to, tell, offset: 0 };
         if with_sources {
             for source in &self.sources {
-                if sink.offset == wanted.size {
-                    break;
-                }
-                if from_source(source.as_ref(), wanted, &mut sink).await == Reader::Gone {
-                    return Ok(true);
+                for _ in 0..=REOPENINGS {
+                    let before = sink.offset;
+                    if before == wanted.size {
+                        break;
+                    }
+                    if from_source(source.as_ref(), wanted, &mut sink).await == Reader::Gone {
+                        return Ok(true);
+                    }
+                    // Behind a source there may be several, any of which can break off.
+                    if sink.offset == before {
+                        break;
+                    }
                 }
             }
         }

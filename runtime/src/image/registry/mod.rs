@@ -118,10 +118,10 @@ impl Registries {
         &self.inner.settings
     }
 
-    /// Has `source` asked for content before any registry is. Sources are asked in the order in which
-    /// they were added.
-    pub fn add_source(&self, source: Arc<dyn BlobSource>) {
-        self.inner.sources.lock().unwrap_or_else(PoisonError::into_inner).push(source);
+    /// Has `sources` asked for content before any registry is, in their order, and those that were there
+    /// before no more. Pulls that are under way keep theirs.
+    pub fn set_sources(&self, sources: Vec<Arc<dyn BlobSource>>) {
+        *self.inner.sources.lock().unwrap_or_else(PoisonError::into_inner) = sources;
     }
 
     /// Whether a registry takes these credentials. `registry` is a host, as `docker login` is given

@@ -209,6 +209,7 @@ impl Pull<'_> {
         if self.is_here(&plan) {
             return Ok(Pulled { id, digest: plan.top, changed: false });
         }
+        self.stage(&plan).await?;
         let mut before = None;
         let mut layers = Vec::new();
         for (nth, layer) in plan.layers.iter().enumerate() {
@@ -272,6 +273,21 @@ impl Pull<'_> {
             layers.push(PlannedLayer { digest, size: layer.size, diff, chain });
         }
         Ok(Plan { top, index, manifest: resolved.bytes, config, config_digest, stored, layers })
+    }
+
+    /// Lets other hosts have the documents, so that they can take each layer as soon as it is here.
+    async fn stage(&self, plan: &Plan) -> Result<(), RegistryError> {
+        let workspace = Arc::clone(&self.workspace);
+        let documents: Vec<Bytes> =
+            [Some(&plan.manifest), Some(&plan.config), plan.index.as_ref()].into_iter().flatten().cloned().collect();
+        blocking(move || {
+            documents.iter().enumerate().try_for_each(|(nth, document)| {
+                let path = workspace.dir.path().join(format!("document-{nth}"));
+                std::fs::write(&path, document).map_err(ImageError::io("write", &path))?;
+                workspace.pins.stage_document(&path, Digest::of(document))
+            })
+        })
+        .await
     }
 
     /// What the name leads to: a digest is looked for everywhere, a tag only at registries.
