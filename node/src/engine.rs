@@ -252,6 +252,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn data_dir(&self) -> std::path::PathBuf;
     /// How patient this node is with the others.
     fn timing(&self) -> crate::timing::Timing;
+    /// Whether containers have users of their own.
+    fn remaps_users(&self) -> bool;
     /// Labels given to the daemon.
     fn labels(&self) -> Vec<String>;
     /// Raft as this manager sees it.

@@ -133,6 +133,14 @@ pub enum RuntimeError {
     /// The log goes elsewhere, or nowhere. Docker's words. Retrying does not help.
     #[error("configured logging driver does not support reading")]
     LogUnreadable,
+    /// Containers cannot have users of their own here. Retrying does not help.
+    #[error("ids of users cannot be mapped for what is in {path}: {reason}")]
+    NoIdMappings {
+        /// The data directory.
+        path: PathBuf,
+        /// Why, in words.
+        reason: String,
+    },
     /// A volume, or a path that is to be mounted.
     #[error(transparent)]
     Volume(#[from] crate::volume::VolumeError),

@@ -2,8 +2,7 @@
 //!
 //! A container is made by its shim, a small process of its own that outlives the daemon: namespaces, an overlay root,
 //! cgroups, limits, a log. The daemon keeps a view of it and asks. What is not here: networks (callers wire the
-//! namespace that `create` returns before they call `start`), health checks, restarts. There is no user namespace; what a
-//! configuration asks of it is refused by name.
+//! namespace that `create` returns before they call `start`), health checks, restarts.
 //!
 //! The crate's binary must call [`dispatch`] first thing in `main`.
 
@@ -58,11 +57,12 @@ pub use signal::{InvalidSignal, Signal};
 pub use volume::{ANONYMOUS_LABEL, PrivateFile, Pruned, Volume, VolumeError, VolumeMount, VolumeSpec, Volumes};
 
 /// Becomes a shim when the process was started as one (`<exe> __shim ...`), or what fills a volume (`<exe> __fill ...`),
-/// or does what an OCI runtime does (`<exe> runtime ...`), and returns its exit code at the end of its life. `None`: it
+/// or what finds out whether ids can be mapped (`<exe> __maps ...`), or does what an OCI runtime does (`<exe> runtime ...`), and returns its exit code at the end of its life. `None`: it
 /// was none of these; `args` (fresh from [`std::env::args_os`]) is untouched. Must be called before any thread exists.
 pub fn dispatch(args: &mut ArgsOs) -> Option<ExitCode> {
     match std::env::args_os().nth(1)?.to_str()? {
         "__shim" => Some(shim::main(args.skip(2))),
+        shim::PROBE => Some(shim::probe_main(args.skip(2))),
         volume::FILL => Some(volume::fill_main(args.skip(2))),
         "runtime" => Some(oci::main(args.skip(2))),
         _ => None,

@@ -7,8 +7,8 @@ use deploy::logging::LoggingError;
 use deploy::model::{ContainerSpec, Mount, MountKind, PayloadReference, Privileges, Task};
 use runtime::image::Image;
 use runtime::{
-    AppArmor, Capabilities, ContainerConfig, EtcFiles, Mount as RuntimeMount, MountKind as RuntimeMountKind,
-    PrivateFile, Propagation, Resources, Seccomp, SelinuxLabel, Ulimit, VolumeMount,
+    AppArmor, Capabilities, ContainerConfig, EtcFiles, IdMappings, Mount as RuntimeMount,
+    MountKind as RuntimeMountKind, PrivateFile, Propagation, Resources, Seccomp, SelinuxLabel, Ulimit, VolumeMount,
 };
 use sha2::{Digest, Sha256};
 
@@ -54,6 +54,7 @@ pub(super) fn config(
     node_hostname: &str,
     image: &Image,
     attempt: u32,
+    users: Option<&IdMappings>,
 ) -> Result<ContainerConfig, ContainerError> {
     let spec = &task.spec.container;
     let id = container_id(task, attempt);
@@ -78,7 +79,7 @@ pub(super) fn config(
         seccomp: seccomp(&privileges)?,
         apparmor: if privileges.apparmor_mode == "disabled" { AppArmor::Unconfined } else { AppArmor::Default },
         selinux: selinux(&privileges),
-        id_mappings: None,
+        id_mappings: users.cloned(),
         ulimits: spec.ulimits.iter().map(|u| Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard }).collect(),
         sysctls: spec.sysctls.clone(),
         oom_score_adj: spec.oom_score_adj,

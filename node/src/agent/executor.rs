@@ -10,7 +10,7 @@ use deploy::model::{RegistryId, Task, TaskId};
 use overlay_net::{DnsSockets, EndpointConfig, Overlay};
 use runtime::image::Reference;
 use runtime::image::registry::{Credentials, Registries};
-use runtime::{PrivateFile, Runtime, RuntimeError, Signal, Status};
+use runtime::{IdMappings, PrivateFile, Runtime, RuntimeError, Signal, Status};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -67,6 +67,8 @@ pub(super) struct Parts {
     pub(super) overlay: Overlay,
     /// This node's.
     pub(super) hostname: String,
+    /// What the users of containers are on this host; absent: the same.
+    pub(super) users: Option<IdMappings>,
     /// Where answers go.
     pub(super) events: mpsc::Sender<(TaskId, Event)>,
     /// How far the networks are.
@@ -284,8 +286,8 @@ impl Executor {
             permit = self.shared.slots.acquire() => permit,
         };
         let Ok(_permit) = permit else { return Err("the agent stops".into()) };
-        let mut config =
-            container::config(task, &self.inner.hostname, &held.image, attempt).map_err(|e| e.to_string())?;
+        let mut config = container::config(task, &self.inner.hostname, &held.image, attempt, self.inner.users.as_ref())
+            .map_err(|e| e.to_string())?;
         config.private_files = private_files;
         make_mountpoints(task).await?;
         let (id, hostname) = (config.id.clone(), config.hostname.clone());

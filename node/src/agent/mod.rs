@@ -28,8 +28,8 @@ use deploy::lifecycle::{Action, Event, Found};
 use deploy::model::{GossipKey, NodeDescription, NodeId, TaskId, Timestamp};
 use overlay_net::{Desired, Overlay};
 use prost::Message;
-use runtime::Runtime;
 use runtime::image::registry::Registries;
+use runtime::{IdMappings, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -86,6 +86,8 @@ pub struct AgentConfig {
     pub registries: Registries,
     /// Bytes of image content per second that other hosts are given; 0 for as many as they take.
     pub image_rate: u64,
+    /// What the users of containers are on this host; absent: the same.
+    pub users: Option<IdMappings>,
     /// Connects them.
     pub overlay: Overlay,
     /// Managers known from before.
@@ -229,6 +231,7 @@ impl Agent {
             registries: config.registries.clone(),
             overlay: config.overlay.clone(),
             hostname: config.description.hostname.clone(),
+            users: config.users.clone(),
             events,
             attempts: attempts_out,
             written: written_out,

@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use super::error::CliError;
 use super::host::{DEFAULT_RUN_DIR, socket_in};
 use super::values;
-use crate::daemon::{Config, ConfigFile, IMAGE_ROOM, IMAGE_SERVE_RATE, parse_labels};
+use crate::daemon::{Config, ConfigFile, IMAGE_ROOM, IMAGE_SERVE_RATE, parse_labels, remap};
 use crate::timing::Timing;
 
 const DEFAULT_DATA_DIR: &str = "/var/lib/shoal";
@@ -78,6 +78,10 @@ pub(super) struct DaemonArgs {
     /// Share of the disk in use, in percent, from which on such images are removed [default: 85]
     #[arg(long, value_name = "PERCENT")]
     image_gc_disk: Option<u64>,
+    /// Give all containers users of their own, which are on this host the subordinate ones of USER in /etc/subuid and of
+    /// GROUP in /etc/subgid; "default" is dockremap. Names or numbers; "" for none
+    #[arg(long, value_name = "USER[:GROUP]")]
+    userns_remap: Option<String>,
     /// error, warn, info, debug, trace, or a filter such as "info,node::agent=debug" [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -157,6 +161,7 @@ fn settings(args: DaemonArgs) -> anyhow::Result<Settings> {
     };
     let image_room =
         image_room(args.image_gc_grace.or(file.image_gc_grace), args.image_gc_disk.or(file.image_gc_disk))?;
+    let users = remap::read(args.userns_remap.or(file.userns_remap).as_deref().unwrap_or_default())?;
     let level = args.log_level.or(file.log_level).unwrap_or_else(|| DEFAULT_LEVEL.to_owned());
     let filter = EnvFilter::try_new(&level).with_context(|| format!("log level {level:?}"))?;
     let format = match args.log_format.or(file.log_format).as_deref() {
@@ -165,8 +170,18 @@ fn settings(args: DaemonArgs) -> anyhow::Result<Settings> {
         Some(other) => anyhow::bail!("log format {other:?} must be text or json"),
     };
     let image_serve_rate = u64::try_from(image_serve_rate)?;
-    let config =
-        Config { data_dir, run_dir, hosts, labels, metrics_addr, timing, registries, image_serve_rate, image_room };
+    let config = Config {
+        data_dir,
+        run_dir,
+        hosts,
+        labels,
+        metrics_addr,
+        timing,
+        registries,
+        image_serve_rate,
+        image_room,
+        users,
+    };
     Ok(Settings { config, filter, format })
 }
 
@@ -226,6 +241,7 @@ mod tests {
         assert_eq!(config.metrics_addr, None);
         assert_eq!(config.timing, Timing::Lan);
         assert_eq!((config.image_serve_rate, config.image_room), (IMAGE_SERVE_RATE, IMAGE_ROOM));
+        assert_eq!(of(&["--userns-remap", ""]).unwrap().config.users, None);
     }
 
     #[test]
@@ -295,6 +311,7 @@ mod tests {
         refused(&["--metrics-addr", "9323"], "9323");
         refused(&["--insecure-registry", "http://r.example"], "http://r.example");
         refused(&["--registry-mirror", "r.example"], "r.example");
+        refused(&["--userns-remap", "nobody-here"], "no range for the user nobody-here in /etc/subuid");
         refused(&["--config", "/nonexistent/daemon.toml"], "/nonexistent/daemon.toml");
     }
 }

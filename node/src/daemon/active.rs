@@ -101,6 +101,7 @@ impl Active {
             runtime: engine.runtime().clone(),
             registries: engine.image_registries().clone(),
             image_rate: engine.config().image_serve_rate,
+            users: engine.config().users.clone(),
             overlay: overlay.clone(),
             managers: record.managers.clone(),
             members: gossip.watch(),

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use runtime::IdMappings;
 use runtime::image::Room;
 use runtime::image::registry::RegistrySettings;
 use serde::Deserialize;
@@ -32,6 +33,8 @@ pub struct Config {
     pub image_serve_rate: u64,
     /// When images that only tasks needed are removed.
     pub image_room: Room,
+    /// What the users of all containers are on this host; absent: the same.
+    pub users: Option<IdMappings>,
 }
 
 /// 100 MiB/s leave a sixth of a gigabit to everything else.
@@ -67,6 +70,8 @@ pub struct ConfigFile {
     pub image_gc_grace: Option<String>,
     /// `--image-gc-disk`
     pub image_gc_disk: Option<u64>,
+    /// `--userns-remap`
+    pub userns_remap: Option<String>,
     /// `--log-level`
     pub log_level: Option<String>,
     /// `--log-format`

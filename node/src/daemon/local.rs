@@ -507,6 +507,10 @@ impl Engine for LocalEngine {
         self.config().timing
     }
 
+    fn remaps_users(&self) -> bool {
+        self.config().users.is_some()
+    }
+
     fn labels(&self) -> Vec<String> {
         self.config().labels.iter().map(|(key, value)| format!("{key}={value}")).collect()
     }

@@ -11,6 +11,7 @@ mod ports;
 mod priority;
 mod raft_entry;
 mod recover;
+pub mod remap;
 mod restore;
 mod role;
 mod sole;
@@ -73,6 +74,9 @@ pub enum DaemonError {
     /// The runtime.
     #[error("the container runtime could not be opened")]
     Runtime(#[source] Box<runtime::RuntimeError>),
+    /// The users of containers.
+    #[error("--userns-remap cannot be followed")]
+    Users(#[source] Box<runtime::RuntimeError>),
 }
 
 fn io_error(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> DaemonError {
@@ -104,6 +108,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     })
     .await
     .map_err(|e| DaemonError::Runtime(Box::new(e)))?;
+    if config.users.is_some() {
+        runtime.check_id_mappings().await.map_err(|e| DaemonError::Users(Box::new(e)))?;
+    }
     tracing::info!(
         engine.id = identity.engine_id,
         generation = identity.generation,

@@ -141,7 +141,7 @@ pub(super) async fn info<E: Engine>(State(app): State<App<E>>) -> Json<Value> {
         "SystemTime": u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos()).map(nanos_to_wire).ok(),
         "Runtimes": {"shoal": {"path": "shoal"}},
         "DefaultRuntime": "shoal",
-        "SecurityOptions": [],
+        "SecurityOptions": security_options(app.engine.remaps_users()),
         "Warnings": store.as_ref().map(warnings).unwrap_or_default(),
         "Swarm": swarm_info(&app.engine.manager_view(), &membership, store.as_ref()),
     });
@@ -153,6 +153,12 @@ pub(super) async fn info<E: Engine>(State(app): State<App<E>>) -> Json<Value> {
         info.insert("ContainersStopped".to_owned(), (total - running).into());
     }
     Json(info)
+}
+
+/// What confines every container that does not ask otherwise, in Docker's words.
+fn security_options(remaps_users: bool) -> Vec<&'static str> {
+    let own_users = remaps_users.then_some("name=userns");
+    ["name=seccomp,profile=builtin", "name=cgroupns"].into_iter().chain(own_users).collect()
 }
 
 /// What is not as it should be with hosts that are there.

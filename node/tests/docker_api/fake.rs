@@ -289,6 +289,10 @@ impl Engine for Fake {
         self.dir.path().to_owned()
     }
 
+    fn remaps_users(&self) -> bool {
+        true
+    }
+
     fn timing(&self) -> node::timing::Timing {
         node::timing::Timing::Wan
     }

@@ -376,6 +376,7 @@ async fn the_cluster_itself() {
     assert!(swarm["JoinTokens"]["Worker"].as_str().unwrap().starts_with("SWMTKN-1-"));
     assert_ne!(swarm["JoinTokens"]["Worker"], swarm["JoinTokens"]["Manager"]);
     let info = get(s, "/info").await.json();
+    assert_eq!(info["SecurityOptions"], json!(["name=seccomp,profile=builtin", "name=cgroupns", "name=userns"]));
     assert_eq!(info["Timing"], "wan");
     assert_eq!(info["Swarm"]["LocalNodeState"], "active");
     assert_eq!(info["Swarm"]["ControlAvailable"], true);

@@ -65,8 +65,12 @@ impl Inner {
     ) -> Result<Created, RuntimeError> {
         let created_at = time_from(nanos(SystemTime::now()));
         let dir = self.container_dir(&config.id);
-        let config = &self.with_private_files(config)?;
+        let ids = config.id_mappings.as_ref().map(plan::Ids::new).transpose()?;
+        let config = &self.with_private_files(config, ids.as_ref())?;
         write_directory(&dir, config, created_at)?;
+        if let Some(ids) = &ids {
+            give_to_root(&dir, ids)?;
+        }
         if let Some(label) = label {
             label_etc(&dir.join("etc"), label)?;
         }
@@ -156,6 +160,17 @@ fn create_error(id: &str, failure: Failed) -> RuntimeError {
 /// The network namespace of a process that is known to live.
 pub(super) fn open_netns(pid: u32) -> std::io::Result<OwnedFd> {
     fs::File::open(format!("/proc/{pid}/ns/net")).map(OwnedFd::from)
+}
+
+/// Gives the container's root what is its own: its `/`, and the files that are mounted over those of the image.
+fn give_to_root(dir: &Path, ids: &plan::Ids) -> Result<(), RuntimeError> {
+    let (uid, gid) = ids.root;
+    for name in ["upper", "etc/hosts", "etc/hostname", "etc/resolv.conf"] {
+        let path = dir.join(name);
+        let given = std::os::unix::fs::chown(&path, Some(uid), Some(gid));
+        given.map_err(storage("change the owner of", &path))?;
+    }
+    Ok(())
 }
 
 /// Lets a container with an SELinux label read the files that are mounted over its own.

@@ -8,6 +8,7 @@ use super::runtime::blocking;
 use super::{Inner, Runtime};
 use crate::RuntimeError;
 use crate::config::{ContainerConfig, Mount, MountKind, Propagation};
+use crate::plan::Ids;
 use crate::stored::{self, StoredContainer, config_from, names};
 use crate::volume::{Taker, VolumeMount, anonymous_name, check_source};
 
@@ -126,11 +127,12 @@ impl Inner {
     pub(super) fn with_private_files<'a>(
         &self,
         config: &'a ContainerConfig,
+        ids: Option<&Ids>,
     ) -> Result<Cow<'a, ContainerConfig>, RuntimeError> {
         if config.private_files.is_empty() {
             return Ok(Cow::Borrowed(config));
         }
-        let written = self.private.write(&config.id, &config.private_files)?;
+        let written = self.private.write(&config.id, &config.private_files, ids)?;
         let mut config = config.clone();
         config.private_files.clear();
         config.mounts.extend(written);

@@ -63,6 +63,21 @@ impl Runtime {
         self.inner.cgroups.layout()
     }
 
+    /// Whether containers can have users of their own here: a kernel, and a filesystem below the data directory, that
+    /// can map ids in mounts. What other filesystems hold (layers, volumes) is found out with each container.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NoIdMappings`].
+    pub async fn check_id_mappings(&self) -> Result<(), RuntimeError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || {
+            let path = &inner.config.data_dir;
+            crate::shim::maps_ids(&inner.shim_exe, path)
+                .map_err(|reason| RuntimeError::NoIdMappings { path: path.clone(), reason })
+        })
+        .await
+    }
+
     /// Makes a container with everything up to the exec of its command, and lets it wait there.
     ///
     /// # Errors

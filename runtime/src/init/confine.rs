@@ -4,35 +4,51 @@
 //! for the container's first process and for every one that comes into it later.
 
 use std::ffi::CStr;
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use super::{AtStep, Outcome, Step};
+use super::{AtStep, Outcome, Prepared, Step};
 use crate::plan::Process;
 use crate::sys;
 
 /// `PROC_SUPER_MAGIC`
 pub(super) const PROCFS: u64 = 0x9fa0;
 
+/// Opens the directory of `/proc` that is about this process, while `/proc` is still the host's. In a container's own
+/// something else may lie over any file, which then swallows the label, or takes it for a command of the kernel's
+/// (CVE-2025-52881).
+pub(super) fn open_own_proc(prepared: &mut Prepared) -> Outcome<()> {
+    if prepared.plan.process.confinement.labels.is_empty() {
+        return Ok(());
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let own = rustix::fs::openat(CWD, c"/proc/thread-self", flags, Mode::empty()).at(Step::Label)?;
+    if rustix::fs::fstatfs(&own).at(Step::Label)?.f_type as u64 != PROCFS {
+        return Err(rustix::io::Errno::XDEV).at(Step::Label);
+    }
+    prepared.own_proc = Some(own);
+    Ok(())
+}
+
 /// A new session keyring, so that nothing is shared with whoever started us, and the labels.
-pub(super) fn enter(process: &Process) -> Outcome<()> {
+pub(super) fn enter(prepared: &Prepared) -> Outcome<()> {
     match sys::new_session_keyring() {
         // A kernel without keys has none to share.
         Err(libc::ENOSYS) => {}
         other => other.at(Step::Keyring)?,
     }
-    for (file, label) in &process.confinement.labels {
-        write_label(file, label).at(Step::Label)?;
+    for (file, label) in &prepared.plan.process.confinement.labels {
+        let own = prepared.own_proc.as_ref().ok_or(rustix::io::Errno::BADF).at(Step::Label)?;
+        write_label(own, file, label).at(Step::Label)?;
     }
     Ok(())
 }
 
-/// Only to the kernel's own file: a container's volume could lie over it and swallow the label.
-fn write_label(path: &CStr, label: &CStr) -> Result<(), rustix::io::Errno> {
-    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    if rustix::fs::fstatfs(&file)?.f_type as u64 != PROCFS {
-        return Err(rustix::io::Errno::XDEV);
-    }
+/// Only to the kernel's own file. It is opened here, for the kernel wants the same credentials for both.
+fn write_label(own: &OwnedFd, path: &CStr, label: &CStr) -> Result<(), rustix::io::Errno> {
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let file = rustix::fs::openat2(own, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), how)?;
     rustix::io::write(&file, label.to_bytes()).map(drop)
 }
 

@@ -112,6 +112,7 @@ fn set_up(prepared: &mut Prepared, joining: &Joining) -> Outcome<()> {
     if !oom_score.is_empty() {
         write_file(c"/proc/self/oom_score_adj", oom_score).at(Step::OomScore)?;
     }
+    confine::open_own_proc(prepared)?;
     // While the host's privileges are still there to raise them.
     limits(prepared)?;
     sys::join_namespace(joining.pidfd.as_fd(), joining.namespaces).at(Step::JoinNamespaces)?;

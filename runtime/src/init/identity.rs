@@ -181,7 +181,7 @@ pub(super) fn assume(prepared: &Prepared) -> Outcome<()> {
     let identity = identify(&process.who, names).map_err(|step| Failure { step, index: 0, errno: 0 })?;
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     own_streams(prepared, uid).at(Step::Stdio)?;
-    super::confine::enter(process)?;
+    super::confine::enter(prepared)?;
     let wanted = &process.capabilities;
     sys::limit_bounding_set(wanted.bounding).at(Step::Capabilities)?;
     let mut groups = [Gid::ROOT; MAX_GROUPS];

@@ -22,6 +22,7 @@ use rustix::process::{Gid, Uid, umask};
 
 pub(crate) use exec::{Joining, clone_exec};
 pub(crate) use hooks::{Hook, HookState, Hooks};
+pub(crate) use mounts::take_source;
 pub(crate) use reaper::reaper;
 pub use report::Step;
 pub(crate) use report::{REPORT_SIZE, Report, exit_code_of};
@@ -60,6 +61,12 @@ pub(crate) struct Prepared {
     pub(crate) exec: ExecArgs,
     /// The command is killed when its parent dies. A program that wants to can undo it.
     pub(crate) dies_with_parent: bool,
+    /// The overlay that others have mounted for a child in a user namespace. Filled in by the child.
+    pub(crate) root: Option<OwnedFd>,
+    /// What the mounts of the plan's setup show, by their place there, where that was taken before. As long as the setup.
+    pub(crate) trees: Vec<Option<OwnedFd>>,
+    /// The host's `/proc` of this process; filled in by the child when it has labels to set.
+    pub(crate) own_proc: Option<OwnedFd>,
     /// The program that becomes process 1 and starts the command, when there is one.
     pub(crate) reaper: Option<OwnedFd>,
     /// Room for the container's passwd and group files.
@@ -143,10 +150,14 @@ fn set_up(prepared: &mut Prepared) -> Outcome<()> {
     if !oom_score.is_empty() && made & namespace::USER == 0 {
         write_file(c"/proc/self/oom_score_adj", oom_score).at(Step::OomScore)?;
     }
+    confine::open_own_proc(prepared)?;
     join(prepared)?;
     if made & namespace::CGROUP != 0 {
         // Only now, in the right cgroups: the namespace's root is where the process is.
         sys::unshare_cgroups().at(Step::CgroupNamespace)?;
+    }
+    if prepared.plan.ids.is_some() {
+        mounts::open_mapped(prepared)?;
     }
     if made & namespace::USER != 0 || prepared.joins.iter().any(|(_, kind)| *kind == namespace::USER) {
         become_its_root()?;
@@ -161,7 +172,7 @@ fn set_up(prepared: &mut Prepared) -> Outcome<()> {
     if made & namespace::NETWORK != 0 {
         sys::loopback_up().at(Step::Loopback)?;
     }
-    let root = mounts::build_root(&prepared.dir, &prepared.plan)?;
+    let root = mounts::build_root(prepared)?;
     terminal::open(prepared, root.as_fd(), terminal::Console::Make)?;
     if prepared.hooks.before_switch {
         send(prepared, Report::Built);

@@ -15,20 +15,20 @@ use rustix::mount::{
     move_mount, open_tree, unmount,
 };
 
-use super::{AtStep, Failure, Outcome, Step};
-use crate::plan::{
-    Action, Attributes, MAX_SHARED, MS_PRIVATE, MS_REC, NodeKind, Plan, Root, Target, mount_attr, namespace,
-};
+use super::{AtStep, Failure, Outcome, Prepared, Step};
+use crate::plan::{Action, Attributes, MS_PRIVATE, MS_REC, NodeKind, Plan, Root, Target, mount_attr, namespace};
 use crate::sys;
 
 /// Mounts the root and everything in it. Returns the new root.
-pub(super) fn build_root(dir: &CStr, plan: &Plan) -> Outcome<OwnedFd> {
-    let mut shared = take_shared(plan)?;
+pub(super) fn build_root(prepared: &mut Prepared) -> Outcome<OwnedFd> {
+    let (dir, plan) = (prepared.dir.as_c_str(), &prepared.plan);
+    take_shared(plan, &mut prepared.trees)?;
     if plan.propagation != 0 {
         let flags = MountPropagationFlags::from_bits_retain(u32::try_from(plan.propagation).unwrap_or(0));
         mount_change(c"/", flags).at(Step::Propagation)?;
     }
     let root = match &plan.root {
+        Root::Overlay { .. } if plan.ids.is_some() => prepared.root.take().ok_or(Error::BADF).at(Step::Root)?,
         Root::Overlay { options, nodev } => {
             rustix::process::chdir(dir).at(Step::Root)?;
             let flags = if *nodev { MountFlags::NODEV } else { MountFlags::empty() };
@@ -38,10 +38,18 @@ pub(super) fn build_root(dir: &CStr, plan: &Plan) -> Outcome<OwnedFd> {
         Root::Directory(path) => bind_root(path, plan).at(Step::Root)?,
     };
     for (index, action) in plan.setup.iter().enumerate() {
-        let early = if action.is_shared() { shared.next().flatten() } else { None };
-        act(root.as_fd(), action, early).map_err(|failed| failure(index, failed))?;
+        let tree = prepared.trees.get_mut(index).and_then(Option::take);
+        act(root.as_fd(), action, tree).map_err(|failed| failure(index, failed))?;
     }
     Ok(root)
+}
+
+/// Opens the overlay that the shim has mounted: in a directory that is the host's root's alone, which this process still
+/// is to the files there.
+pub(super) fn open_mapped(prepared: &mut Prepared) -> Outcome<()> {
+    rustix::process::chdir(prepared.dir.as_c_str()).at(Step::Root)?;
+    prepared.root = Some(open_path(c"rootfs").at(Step::Root)?);
+    Ok(())
 }
 
 fn open_path(path: &CStr) -> Result<OwnedFd, Error> {
@@ -99,17 +107,25 @@ impl Plan {
 }
 
 /// Sources of mounts that stay peers of the host's: only before the namespace becomes the host's slave are its mounts
-/// still that. As many as fit; a plan has no more.
-fn take_shared(plan: &Plan) -> Outcome<impl Iterator<Item = Option<OwnedFd>> + use<>> {
-    let mut taken = [const { None }; MAX_SHARED];
-    let mut places = taken.iter_mut();
-    for (index, action) in plan.setup.iter().enumerate().filter(|(_, action)| action.is_shared()) {
-        let Action::Shared { source, recursive, .. } = action else { continue };
-        let Some(place) = places.next() else { return Err(failure(index, (Step::BindSource, Error::MFILE))) };
-        let tree = clone_tree(CWD, source, *recursive).map_err(|errno| failure(index, (Step::BindSource, errno)))?;
-        *place = Some(tree);
+/// still that.
+fn take_shared(plan: &Plan, trees: &mut [Option<OwnedFd>]) -> Outcome<()> {
+    for (index, (action, place)) in plan.setup.iter().zip(trees).enumerate() {
+        if action.is_shared() && place.is_none() {
+            *place = take_source(action).map_err(|errno| failure(index, (Step::BindSource, errno)))?;
+        }
     }
-    Ok(taken.into_iter())
+    Ok(())
+}
+
+/// A copy of the tree of mounts that an action shows, not mounted anywhere yet; none for actions that show none.
+pub(crate) fn take_source(action: &Action) -> Result<Option<OwnedFd>, Error> {
+    match action {
+        Action::Bind { source, recursive, .. } | Action::Shared { source, recursive, .. } => {
+            clone_tree(CWD, source, *recursive).map(Some)
+        }
+        Action::Beneath { source, path, .. } => clone_beneath(source, path).map(Some),
+        _ => Ok(None),
+    }
 }
 
 fn failure(index: usize, (step, errno): (Step, Error)) -> Failure {
@@ -146,15 +162,15 @@ pub(super) fn seal(fd: BorrowedFd<'_>) -> Result<(), sys::Errno> {
     sys::set_mount_attributes(fd, false, mount_attr::RDONLY, 0, 0)
 }
 
-/// `early` is the source of a mount that had to be taken before the others.
-fn act(root: BorrowedFd<'_>, action: &Action, early: Option<OwnedFd>) -> Result<(), (Step, Error)> {
+/// `tree` is what the action shows, when that had to be taken before.
+fn act(root: BorrowedFd<'_>, action: &Action, tree: Option<OwnedFd>) -> Result<(), (Step, Error)> {
     match action {
         Action::Filesystem { fs, source, options, attributes, propagation, target, optional } => {
             let made = filesystem(fs, source, options, *attributes);
             match made {
                 Err(Error::NODEV) if *optional => Ok(()),
                 Err(errno) => Err((Step::Mount, errno)),
-                Ok(tree) => directory(root, target)
+                Ok(tree) => filesystem_place(root, fs, target)
                     .and_then(|at| {
                         outside_of_proc(&at, target)
                             .and_then(|()| propagate(&tree, *propagation))
@@ -163,17 +179,14 @@ fn act(root: BorrowedFd<'_>, action: &Action, early: Option<OwnedFd>) -> Result<
                     .map_err(|e| (Step::Mount, e)),
             }
         }
-        Action::Bind { source, target, recursive, attributes, propagation } => {
-            let tree = clone_tree(CWD, source, *recursive).map_err(|e| (Step::BindSource, e))?;
+        Action::Bind { target, attributes, propagation, .. }
+        | Action::Shared { target, attributes, propagation, .. } => {
+            let tree = tree.map_or_else(|| source_of(action), Ok)?;
             bind(root, &tree, target, *attributes, *propagation).map_err(|e| (Step::Mount, e))
         }
-        Action::Beneath { source, path, target, attributes } => {
-            let tree = clone_beneath(source, path).map_err(|e| (Step::BindSource, e))?;
+        Action::Beneath { target, attributes, .. } => {
+            let tree = tree.map_or_else(|| source_of(action), Ok)?;
             bind(root, &tree, target, *attributes, MS_PRIVATE | MS_REC).map_err(|e| (Step::Mount, e))
-        }
-        Action::Shared { target, attributes, propagation, .. } => {
-            let tree = early.ok_or((Step::BindSource, Error::MFILE))?;
-            bind(root, &tree, target, *attributes, *propagation).map_err(|e| (Step::Mount, e))
         }
         Action::Remount { target, attributes } => resolve(root, target.path(), OFlags::empty())
             .and_then(|at| change(at.as_fd(), *attributes))
@@ -191,6 +204,10 @@ fn act(root: BorrowedFd<'_>, action: &Action, early: Option<OwnedFd>) -> Result<
             Err(errno) => Err((Step::Mount, errno)),
         },
     }
+}
+
+fn source_of(action: &Action) -> Result<OwnedFd, (Step, Error)> {
+    take_source(action).and_then(|tree| tree.ok_or(Error::INVAL)).map_err(|errno| (Step::BindSource, errno))
 }
 
 /// What is not there needs no hiding.
@@ -229,6 +246,17 @@ fn directory(root: BorrowedFd<'_>, target: &Target) -> Result<OwnedFd, Error> {
         parent = opened?;
     }
     Ok(parent)
+}
+
+/// What the kernel tells of itself is masked and written to by its usual path, so it must be there and nowhere else.
+fn filesystem_place(root: BorrowedFd<'_>, fs: &CStr, target: &Target) -> Result<OwnedFd, Error> {
+    if fs != c"proc" && fs != c"sysfs" {
+        return directory(root, target);
+    }
+    drop(directory(root, target)?);
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat2(root, target.path(), flags, Mode::empty(), how)
 }
 
 /// Makes a directory inside of the root, and those above it.
@@ -349,7 +377,8 @@ fn propagate(tree: &OwnedFd, propagation: u64) -> Result<(), Error> {
 
 /// Changes a mount's attributes, those of the whole tree first.
 fn change(mount: BorrowedFd<'_>, attributes: Attributes) -> Result<(), Error> {
-    let Attributes { set, clear, deep_set, deep_clear } = attributes;
+    // Ids were mapped where the tree was taken, by somebody who may.
+    let Attributes { set, clear, deep_set, deep_clear, maps_ids: _ } = attributes;
     for (whole, set, clear) in [(true, deep_set, deep_clear), (false, set, clear)] {
         if set | clear != 0 {
             sys::set_mount_attributes(mount, whole, set, clear, 0).map_err(Error::from_raw_os_error)?;
@@ -388,6 +417,10 @@ fn device(root: BorrowedFd<'_>, action: &Action) -> Result<(), Error> {
         Err(Error::PERM) if kind != FileType::Fifo => {
             let host = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
             let tree = clone_tree(host.as_fd(), target.path(), false)?;
+            let stat = rustix::fs::fstat(&tree)?;
+            if FileType::from_raw_mode(stat.st_mode) != kind || stat.st_rdev != device {
+                return Err(Error::NODEV);
+            }
             return attach(&tree, &file(root, target)?);
         }
         Err(errno) => return Err(errno),
@@ -395,8 +428,15 @@ fn device(root: BorrowedFd<'_>, action: &Action) -> Result<(), Error> {
     if (*uid, *gid) == (0, 0) {
         return Ok(());
     }
+    // Another container that shares the directory may have put something else in its place.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = rustix::fs::openat(&parent, target.name(), flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&made)?;
+    if FileType::from_raw_mode(stat.st_mode) != kind || (kind != FileType::Fifo && stat.st_rdev != device) {
+        return Err(Error::STALE);
+    }
     let owner = (Some(rustix::process::Uid::from_raw(*uid)), Some(rustix::process::Gid::from_raw(*gid)));
-    rustix::fs::chownat(&parent, target.name(), owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
+    rustix::fs::chownat(&made, c"", owner.0, owner.1, AtFlags::EMPTY_PATH)
 }
 
 fn link(root: BorrowedFd<'_>, target: &Target, to: &CStr) -> Result<(), Error> {
@@ -409,6 +449,10 @@ fn link(root: BorrowedFd<'_>, target: &Target, to: &CStr) -> Result<(), Error> {
 
 fn sysctl(root: BorrowedFd<'_>, target: &Target, value: &CStr) -> Result<(), Error> {
     let file = resolve(root, target.path(), OFlags::WRONLY)?;
+    // Whatever the image or another container has put in this place.
+    if rustix::fs::fstatfs(&file)?.f_type as u64 != super::confine::PROCFS {
+        return Err(Error::XDEV);
+    }
     rustix::io::write(&file, value.to_bytes()).map(drop)
 }
 

@@ -73,6 +73,7 @@ steps! {
     122 Seccomp "load the seccomp filter",
     123 IdMappings "map the users and groups",
     124 MappedRoot "mount the root with mapped ids",
+    125 MappedMount "map the ids of the files at",
     141 JoinNamespaces "join the namespaces of the container",
 }
 

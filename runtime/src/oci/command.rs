@@ -24,6 +24,10 @@ use crate::sys;
 const GRACE: Duration = Duration::from_secs(10);
 
 pub(super) fn run(global: &Global, command: Command) -> Result<Done, Failure> {
+    let anybodys = matches!(command, Command::Spec { .. } | Command::Features | Command::Version | Command::Help);
+    if !anybodys && !rustix::process::geteuid().is_root() {
+        return Err(Failure::Refused("this runtime needs root: rootless containers are not supported".to_owned()));
+    }
     match command {
         Command::Create(wanted) => {
             seal::ensure()?;

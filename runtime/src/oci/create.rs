@@ -22,7 +22,7 @@ use super::state::{self, Entry, GATE, Lock};
 use super::{Failure, hooks, warn};
 use crate::init::{self, HookState, Hooks, Prepared, Report, Step};
 use crate::plan::process::strings;
-use crate::plan::{Plan, Rlimit, c_string, namespace};
+use crate::plan::{Action, Plan, Rlimit, c_string, namespace};
 use crate::procfs;
 use crate::stored::{StoredBundle, StoredHook, nanos};
 use crate::sys::{self, Cloned, ExecArgs};
@@ -210,7 +210,9 @@ impl Job<'_> {
             // Made here, where its offsets can be set; the child is born in it.
             plan.namespaces &= !namespace::TIME;
         }
-        let (prepared, ends, pid_namespaces, user) = self.prepare(plan, joined, console, window, lock)?;
+        let own_users = user_namespace || joins.iter().any(|(kind, _)| *kind == namespace::USER);
+        let trees = sources(&plan, own_users)?;
+        let (prepared, ends, pid_namespaces, user) = self.prepare(plan, trees, joined, console, window, lock)?;
         enter_for_children(&pid_namespaces, &time_offsets)?;
         let (pid, pidfd, ends) = clone(prepared, ends, user)?;
         // Held until all is done.
@@ -269,6 +271,7 @@ impl Job<'_> {
     fn prepare(
         &self,
         mut plan: Plan,
+        trees: Vec<Option<OwnedFd>>,
         joined: Vec<(OwnedFd, u64)>,
         console: Option<OwnedFd>,
         window: Option<(u16, u16)>,
@@ -309,6 +312,9 @@ impl Job<'_> {
             preserved_fds: self.wanted.preserve_fds,
             // The parent of a created container ends before it.
             dies_with_parent: false,
+            root: None,
+            own_proc: None,
+            trees,
             reaper: None,
             report: report_child,
             go: go_child,
@@ -348,6 +354,21 @@ impl Job<'_> {
             created: state(!hooks.start_container.is_empty(), "created"),
         })
     }
+}
+
+/// What the mounts show, where the child has a copy of the host's mounts in a user namespace: of that nothing may be
+/// taken apart, and parts of it are closed to it.
+fn sources(plan: &Plan, own_users: bool) -> Result<Vec<Option<OwnedFd>>, Failure> {
+    let here = own_users && plan.namespaces & namespace::MOUNT != 0;
+    let take = |action: &Action| match here {
+        false => Ok(None),
+        true => init::take_source(action).map_err(|errno| Failure::Step {
+            step: Step::BindSource,
+            subject: format!(" /{}", action.subject().to_string_lossy()),
+            reason: crate::error::errno_text(errno.raw_os_error()),
+        }),
+    };
+    plan.setup.iter().map(take).collect()
 }
 
 /// Where the first process waits.

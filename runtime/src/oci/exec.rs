@@ -180,6 +180,9 @@ fn prepare(
         preserved_fds: wanted.preserve_fds,
         // Who detached it has ended before it.
         dies_with_parent: false,
+        root: None,
+        own_proc: None,
+        trees: Vec::new(),
         reaper: None,
         report: report_child,
         // Nobody waits for anything.

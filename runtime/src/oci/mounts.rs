@@ -8,7 +8,7 @@ use super::options::{self, Parsed};
 use super::plan::Context;
 use super::spec::{Device, Mount, Spec};
 use crate::plan::mount_attr::RDONLY;
-use crate::plan::mounts::{default_devices, default_links, sysctl_target};
+use crate::plan::mounts::{default_devices, default_links, may_be_covered, sysctl_target};
 use crate::plan::{Action, Attributes, CgroupView, NodeKind, PlanError, Target, c_string, namespace};
 
 const MAX_MOUNTS: usize = 1024;
@@ -53,6 +53,9 @@ pub(super) fn actions(spec: &Spec, context: &Context<'_>, cgroup_namespace: bool
             return Err(PlanError::Unsupported { field: "mounts.uidMappings" });
         }
         let mut parsed = options::parse(&mount.options)?;
+        if !parsed.remount {
+            check_proc(mount, &target)?;
+        }
         if mount.kind == "bind" && parsed.bind.is_none() {
             parsed.bind = Some(false);
         }
@@ -78,6 +81,15 @@ pub(super) fn actions(spec: &Spec, context: &Context<'_>, cgroup_namespace: bool
         default_links(&mut actions)?;
     }
     Ok(actions)
+}
+
+/// What lies over `/proc` must be a `/proc`, and in it only what tools for containers are known to cover: as runc has it.
+fn check_proc(mount: &Mount, target: &Target) -> Result<(), PlanError> {
+    let is_proc = mount.kind == "proc" || mount.source == "/proc";
+    if may_be_covered(target) || (is_proc && target.path() == c"proc") {
+        return Ok(());
+    }
+    invalid("mounts.destination", format!("{:?} is in /proc, where only a proc may be mounted", mount.destination))
 }
 
 fn one(mount: &Mount, target: Target, parsed: Parsed, bundle: &Path) -> Result<Action, PlanError> {
@@ -211,6 +223,9 @@ fn node(device: &Device) -> Result<Action, PlanError> {
     let target = Target::new(field, clean(&device.path))?;
     if target.is_root() {
         return invalid(field, "the root is no device");
+    }
+    if device.uid == Some(u32::MAX) || device.gid == Some(u32::MAX) {
+        return invalid(field, format!("{}: {} is nobody's id", device.path, u32::MAX));
     }
     // The file type may be in it as well.
     let mode = device.file_mode.unwrap_or(0o666) & 0o7777;

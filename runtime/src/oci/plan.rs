@@ -11,13 +11,13 @@ use std::path::{Component, Path, PathBuf};
 
 use super::mounts;
 use super::spec::{Capabilities, Hook, IdMapping, Process as OciProcess, Spec, TimeOffset};
-use crate::config::AppArmor;
+use crate::config::{AppArmor, IdRange};
 use crate::plan::capabilities::bits;
 use crate::plan::confinement::{apparmor_label, selinux_exec};
 use crate::plan::process::{candidates, resource, strings, variable};
 use crate::plan::{
     CapabilitySets, Confinement, HostView, MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, Machine, Plan,
-    PlanError, Process, Rlimit, Root, Target, Who, c_string, namespace, seccomp,
+    PlanError, Process, Rlimit, Root, Target, Who, c_string, check_ranges, namespace, seccomp,
 };
 
 /// What the plan needs to know beside the specification.
@@ -66,8 +66,6 @@ pub(super) struct Further {
 
 const MAX_HOOKS: usize = 256;
 const MAX_GROUPS: usize = 64;
-/// The kernel's bound for a map.
-const MAX_MAPPINGS: usize = 340;
 
 fn invalid<T>(field: &'static str, reason: impl Into<String>) -> Result<T, PlanError> {
     Err(PlanError::invalid(field, reason))
@@ -144,6 +142,7 @@ pub(super) fn plan(spec: &Spec, context: &Context<'_>) -> Result<Bundle, PlanErr
     let plan = Plan {
         namespaces,
         joins_mounts,
+        ids: None,
         root: Root::Directory(root_path(spec, context.bundle)?),
         // Only what is to be shared with the host must not be cut off from it; and in the host's own namespace
         // nothing is changed.
@@ -171,6 +170,7 @@ pub(super) fn further(spec: &Spec, machine: &Machine) -> Result<Further, PlanErr
     let plan = Plan {
         namespaces: 0,
         joins_mounts: false,
+        ids: None,
         root: Root::Directory(CString::default()),
         propagation: 0,
         root_propagation: 0,
@@ -287,11 +287,9 @@ fn mappings(field: &'static str, list: &[IdMapping], namespaces: u64) -> Result<
     if !list.is_empty() && namespaces & namespace::USER == 0 {
         return invalid(field, "needs a new user namespace");
     }
-    if list.len() > MAX_MAPPINGS {
-        return invalid(field, format!("more than {MAX_MAPPINGS}"));
-    }
-    if list.iter().any(|one| one.size == 0) {
-        return invalid(field, "a size is 0");
+    if !list.is_empty() {
+        let range = |one: &IdMapping| IdRange { inside: one.container_id, outside: one.host_id, count: one.size };
+        check_ranges(field, &list.iter().map(range).collect::<Vec<_>>())?;
     }
     Ok(list.to_vec())
 }
@@ -351,6 +349,11 @@ fn process(spec: &Spec, machine: &Machine) -> Result<Process, PlanError> {
     };
     if process.user.additional_gids.len() > MAX_GROUPS {
         return invalid("process.user.additionalGids", format!("more than {MAX_GROUPS}"));
+    }
+    // To the kernel the last number means "leave as it is", and what it is here is root.
+    let user = &process.user;
+    if [user.uid, user.gid].iter().chain(&user.additional_gids).any(|id| *id == u32::MAX) {
+        return invalid("process.user", format!("{} is nobody's id", u32::MAX));
     }
     if process.user.umask.is_some_and(|umask| umask > 0o777) {
         return invalid("process.user.umask", "is above 0777");

@@ -60,7 +60,7 @@ impl SelinuxHost {
 pub(crate) struct Confinement {
     /// Loaded at the very end. Absent: all calls are allowed.
     pub(crate) seccomp: Option<SeccompFilter>,
-    /// Files of `/proc` and what is written to them, for the label that the next exec takes.
+    /// Files of the process's own directory in `/proc` and what is written to them, for the label that the next exec takes.
     pub(crate) labels: Vec<(CString, CString)>,
 }
 
@@ -99,13 +99,13 @@ pub(crate) fn apparmor_label(wish: &AppArmor, host: &AppArmorHost) -> Result<Opt
             return Err(PlanError::invalid("apparmor", format!("the profile {name:?} is not loaded")));
         }
     };
-    let file = c_string("apparmor", "/proc/thread-self/attr/apparmor/exec")?;
+    let file = c_string("apparmor", "attr/apparmor/exec")?;
     Ok(Some((file, c_string("apparmor", format!("exec {name}"))?)))
 }
 
 /// What makes the next exec take the SELinux label.
 pub(crate) fn selinux_exec(label: &str) -> Result<(CString, CString), PlanError> {
-    Ok((c_string("selinux", "/proc/thread-self/attr/exec")?, c_string("selinux", label)?))
+    Ok((c_string("selinux", "attr/exec")?, c_string("selinux", label)?))
 }
 
 /// The labels of the container's processes and of its files, when it has any.

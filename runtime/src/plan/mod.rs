@@ -8,6 +8,7 @@
 pub(crate) mod capabilities;
 pub(crate) mod confinement;
 mod error;
+mod ids;
 pub(crate) mod limits;
 mod log;
 pub(crate) mod mounts;
@@ -23,14 +24,16 @@ pub use confinement::check_seccomp_profile;
 pub(crate) use confinement::{AppArmorHost, Confinement, Machine, SelinuxHost};
 pub use error::PlanError;
 pub(crate) use error::c_string;
+pub(crate) use ids::{Ids, check_ranges};
 pub(crate) use mounts::{
-    Action, Attributes, MAX_SHARED, MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, NodeKind, mount_attr,
+    Action, Attributes, MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, NodeKind, mount_attr,
 };
 pub(crate) use process::{Process, Rlimit, UserSpec, Who};
 pub(crate) use seccomp::{SeccompFilter, SeccompHost, SockFilter};
 pub(crate) use target::Target;
 
 use crate::config::ContainerConfig;
+use crate::volume::PrivateFile;
 
 /// What the plan needs to know of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -66,6 +69,8 @@ pub(crate) struct Plan {
     pub(crate) namespaces: u64,
     /// The mount namespace is one that others have made.
     pub(crate) joins_mounts: bool,
+    /// What its users and groups are on the host, when it has a user namespace whose maps the shim writes.
+    pub(crate) ids: Option<Ids>,
     /// What its root is made of.
     pub(crate) root: Root,
     /// The propagation of all mounts before the first one is made, as `MS_*` bits; 0 leaves them as they are.
@@ -120,8 +125,12 @@ pub(crate) fn plan(config: &ContainerConfig, dir: &Path, host: &HostView) -> Res
     let capabilities = capabilities::mask(&config.capabilities, host.device_control)?;
     let confinement = confinement::confinement(config, capabilities, &host.machine)?;
     let label = confinement::selinux_labels(config, &host.machine)?.map(|(_, files)| files);
+    let ids = config.id_mappings.as_ref().map(Ids::new).transpose()?;
+    if let (Some(ids), true) = (&ids, !config.private_files.is_empty()) {
+        check_owners(&config.private_files, ids)?;
+    }
     Ok(Plan {
-        namespaces: ALL_NAMESPACES,
+        namespaces: ALL_NAMESPACES | if ids.is_some() { namespace::USER } else { 0 },
         joins_mounts: false,
         root: Root::Overlay {
             options: overlay_options(config.layers.len(), label.as_deref())?,
@@ -130,18 +139,27 @@ pub(crate) fn plan(config: &ContainerConfig, dir: &Path, host: &HostView) -> Res
         // The host's later mounts may come in (rslave binds need it), ours never go out.
         propagation: MS_SLAVE | MS_REC,
         root_propagation: 0,
-        setup: mounts::actions(config, dir, host)?,
+        setup: mounts::actions(config, dir, host, ids.as_ref())?,
+        ids,
         readonly_root: config.readonly_root,
         process: process::process(config, CapabilitySets::of_docker(capabilities), confinement)?,
     })
 }
 
+/// A file that nobody in the container could own would be unreadable there.
+fn check_owners(files: &[PrivateFile], ids: &Ids) -> Result<(), PlanError> {
+    match files.iter().find(|file| ids.outside(file.uid, file.gid).is_none()) {
+        None => Ok(()),
+        Some(file) => Err(PlanError::invalid(
+            "private_files",
+            format!("the container has no user {} or no group {}", file.uid, file.gid),
+        )),
+    }
+}
+
 /// The checks that need no host: what `create` answers before it makes anything.
 pub(crate) fn validate(config: &ContainerConfig) -> Result<(), PlanError> {
     valid_id(&config.id)?;
-    if config.id_mappings.is_some() {
-        return Err(PlanError::Unsupported { field: "id_mappings" });
-    }
     let hostname_ok = config.hostname.len() <= 64
         && config.hostname.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
     if !hostname_ok {

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::confinement::selinux_labels;
-use super::{CgroupView, HostView, PlanError, Target, c_string};
+use super::{CgroupView, HostView, Ids, PlanError, Target, c_string};
 use crate::config::{ContainerConfig, Mount, MountKind, Propagation};
 
 /// Bits of `mount_setattr(2)` and `fsmount(2)`.
@@ -39,6 +39,8 @@ pub(crate) struct Attributes {
     /// For the mounts below it as well.
     pub(crate) deep_set: u64,
     pub(crate) deep_clear: u64,
+    /// The ids of its files are those of the container's user namespace, not the host's.
+    pub(crate) maps_ids: bool,
 }
 
 /// What a device node is.
@@ -152,18 +154,26 @@ const LINKS: [(&str, &str); 6] = [
 const SYSCTLS: [(&str, &str); 2] =
     [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
+/// The group `tty`, everywhere.
+const TTY: u32 = 5;
+
 /// At most this many mounts of the user's.
 const MAX_MOUNTS: usize = 256;
 /// At most this many of them pass mounts on to the host.
-pub(crate) const MAX_SHARED: usize = 32;
+const MAX_SHARED: usize = 32;
 
-pub(super) fn actions(config: &ContainerConfig, dir: &Path, host: &HostView) -> Result<Vec<Action>, PlanError> {
+pub(super) fn actions(
+    config: &ContainerConfig,
+    dir: &Path,
+    host: &HostView,
+    ids: Option<&Ids>,
+) -> Result<Vec<Action>, PlanError> {
     let mut actions = Vec::with_capacity(64);
     actions.push(filesystem("proc", "/proc", NOSUID | NODEV | NOEXEC, &[])?);
-    devices(&mut actions)?;
+    devices(&mut actions, ids)?;
     actions.push(filesystem("sysfs", "/sys", NOSUID | NODEV | NOEXEC | RDONLY, &[])?);
     cgroups(&mut actions, &host.cgroups)?;
-    sysctls(&mut actions, config)?;
+    sysctls(&mut actions, config, ids)?;
     for path in MASKED {
         actions.push(Action::Mask { target: Target::fixed(path)? });
     }
@@ -187,7 +197,7 @@ pub(super) fn actions(config: &ContainerConfig, dir: &Path, host: &HostView) -> 
         return Err(PlanError::invalid("mounts", format!("more than {MAX_MOUNTS}")));
     }
     for mount in &config.mounts {
-        actions.push(user_mount(mount)?);
+        actions.push(user_mount(mount, ids.is_some())?);
     }
     if actions.iter().filter(|action| action.is_shared()).count() > MAX_SHARED {
         return Err(PlanError::invalid("mounts", format!("more than {MAX_SHARED} with shared propagation")));
@@ -240,10 +250,13 @@ pub(crate) fn filesystem(
     })
 }
 
-fn devices(actions: &mut Vec<Action>) -> Result<(), PlanError> {
+fn devices(actions: &mut Vec<Action>, ids: Option<&Ids>) -> Result<(), PlanError> {
     actions.push(filesystem("tmpfs", "/dev", NOSUID | STRICTATIME, &[("mode", Some("755")), ("size", Some("64k"))])?);
     default_devices(actions)?;
-    let pts = [("ptmxmode", Some("0666")), ("mode", Some("0620")), ("gid", Some("5"))];
+    let mut pts = vec![("ptmxmode", Some("0666")), ("mode", Some("0620"))];
+    if ids.is_none_or(|ids| ids.has_group(TTY)) {
+        pts.push(("gid", Some("5")));
+    }
     actions.push(filesystem("devpts", "/dev/pts", NOSUID | NOEXEC, &pts)?);
     let shm = [("mode", Some("1777")), ("size", Some("64m"))];
     actions.push(filesystem("tmpfs", "/dev/shm", NOSUID | NODEV | NOEXEC, &shm)?);
@@ -303,9 +316,11 @@ fn cgroups(actions: &mut Vec<Action>, view: &CgroupView) -> Result<(), PlanError
     Ok(())
 }
 
-fn sysctls(actions: &mut Vec<Action>, config: &ContainerConfig) -> Result<(), PlanError> {
+fn sysctls(actions: &mut Vec<Action>, config: &ContainerConfig, ids: Option<&Ids>) -> Result<(), PlanError> {
     for (name, value) in SYSCTLS {
-        if !config.sysctls.contains_key(name) {
+        // The range would have to end at the last group that the container has, and Docker sets none then either.
+        let unfit = ids.is_some() && name == "net.ipv4.ping_group_range";
+        if !unfit && !config.sysctls.contains_key(name) {
             actions.push(Action::Sysctl {
                 target: sysctl_target(name)?,
                 value: c_string("sysctls", value)?,
@@ -350,7 +365,7 @@ pub(crate) fn sysctl_target(name: &str) -> Result<Target, PlanError> {
 
 /// Programs and this runtime itself trust what /proc says, so only the files that tools for containers are known to
 /// cover may be; the same as runc's.
-fn may_be_covered(target: &Target) -> bool {
+pub(crate) fn may_be_covered(target: &Target) -> bool {
     const FILES: [&[u8]; 11] = [
         b"proc/cpuinfo",
         b"proc/diskstats",
@@ -377,7 +392,7 @@ fn subpath(path: &Path) -> Result<Option<CString>, PlanError> {
     (!path.as_os_str().is_empty()).then(|| c_string("mounts.subpath", path.as_os_str().as_bytes())).transpose()
 }
 
-fn user_mount(mount: &Mount) -> Result<Action, PlanError> {
+fn user_mount(mount: &Mount, own_users: bool) -> Result<Action, PlanError> {
     let target = Target::new("mounts.target", &mount.target)?;
     if target.is_root() {
         return Err(PlanError::invalid("mounts.target", "cannot be the root itself"));
@@ -417,7 +432,8 @@ fn user_mount(mount: &Mount) -> Result<Action, PlanError> {
         }
         MountKind::Volume(volume) => {
             let source = c_string("mounts.source", volume.source.as_os_str().as_bytes())?;
-            let attributes = readonly(mount.readonly, true);
+            // As with the image, what is on the disk is what the container sees, whatever its users are on the host.
+            let attributes = Attributes { maps_ids: own_users, ..readonly(mount.readonly, true) };
             Ok(match subpath(&volume.subpath)? {
                 None => Action::Bind { source, target, recursive: true, attributes, propagation: MS_PRIVATE | MS_REC },
                 Some(path) => Action::Beneath { source, path, target, attributes },

@@ -15,6 +15,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 
+use super::mapped::{self, Mapped};
 use super::{Arguments, failed};
 use crate::cgroup::Cgroups;
 use crate::config::{ContainerConfig, LogConfig};
@@ -66,7 +67,8 @@ pub(super) fn create(arguments: Arguments) -> Result<Made, Box<Failed>> {
     let plan = plan::plan(&config, &arguments.dir, &cgroups.view_of(&config.id))
         .map_err(|error| failed(Step::Prepare, "", &io::Error::other(error.to_string())))?;
     let listener = listen(&arguments.socket).map_err(prepare)?;
-    let prepared = prepare_child(&arguments.dir, &config, &cgroups, plan).map_err(prepare);
+    let (mapped, trees) = Mapped::of(&plan, config.layers.len())?;
+    let prepared = prepare_child(&arguments.dir, &config, &cgroups, plan, trees).map_err(prepare);
     let cloned = prepared.and_then(|(prepared, ends)| clone(prepared, ends));
     let (pid, pidfd, subjects, ends) = match cloned {
         Ok(parent) => parent,
@@ -95,7 +97,8 @@ pub(super) fn create(arguments: Arguments) -> Result<Made, Box<Failed>> {
         log: config.log.clone(),
         leave,
     };
-    let ready = made.await_ready(&config, &subjects).and_then(|()| made.take_terminal(console));
+    let mapped = mapped.map_or(Ok(()), |mapped| mapped.prepare(pid, &made.dir, &made.go));
+    let ready = mapped.and_then(|()| made.await_ready(&config, &subjects)).and_then(|()| made.take_terminal(console));
     match ready.and_then(|()| made.record()) {
         Ok(()) => Ok(made),
         Err(failure) => {
@@ -213,9 +216,13 @@ fn prepare_child(
     config: &ContainerConfig,
     cgroups: &Cgroups,
     mut plan: Plan,
+    trees: Vec<Option<OwnedFd>>,
 ) -> io::Result<(Prepared, Ends)> {
     let Streams { child: [stdin_child, stdout_child, stderr_child], console_of_child, stdin, stdout, stderr, console } =
         streams(config)?;
+    if let Some(ids) = &plan.ids {
+        mapped::give_pipes([&stdin_child, &stdout_child, &stderr_child], ids)?;
+    }
     let (report, report_child) = pipe_with(PipeFlags::CLOEXEC)?;
     let (go_child, go) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&report, true)?;
@@ -241,6 +248,9 @@ fn prepare_child(
         hooks: Hooks::default(),
         exec: ExecArgs::new(args, env),
         dies_with_parent: true,
+        root: None,
+        own_proc: None,
+        trees,
         reaper,
         passwd: Vec::with_capacity(NAMES_SIZE),
         group: Vec::with_capacity(NAMES_SIZE),

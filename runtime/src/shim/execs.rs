@@ -7,7 +7,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::WaitStatus;
 
 use super::create::{Made, NAMES_SIZE, c_path, open_entrance, read_config};
-use super::failed;
+use super::{failed, mapped};
 use crate::init::{self, Hooks, Joining, Prepared, Report, Step};
 use crate::plan;
 use crate::protocol::{Exec as Request, ExecEnded, ExecStarted, Failed};
@@ -52,6 +52,9 @@ pub(super) fn begin(made: &Made, number: u64, request: Request, fds: Vec<OwnedFd
     let (report, report_child) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| prepare(errno.into()))?;
     rustix::io::ioctl_fionbio(&report, true).map_err(|errno| prepare(errno.into()))?;
     let (console, [stdin, stdout, stderr]) = streams(request.tty, fds).map_err(prepare)?;
+    if let Some(ids) = &plan.ids {
+        mapped::give_pipes([&stdin, &stdout, &stderr], ids).map_err(prepare)?;
+    }
     let window = match (u16::try_from(request.rows), u16::try_from(request.columns)) {
         (Ok(0), _) | (_, Ok(0)) => None,
         (Ok(rows), Ok(columns)) => Some((rows, columns)),
@@ -65,6 +68,9 @@ pub(super) fn begin(made: &Made, number: u64, request: Request, fds: Vec<OwnedFd
         preserved_fds: 0,
         gate: None,
         dies_with_parent: true,
+        root: None,
+        own_proc: None,
+        trees: Vec::new(),
         reaper: None,
         hooks: Hooks::default(),
         cgroup_files: files.iter().map(|file| c_path(file)).collect::<Result<_, _>>().map_err(prepare)?,

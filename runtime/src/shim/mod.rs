@@ -10,6 +10,8 @@
 mod connection;
 mod create;
 mod execs;
+mod mapped;
+mod probe;
 mod serve;
 
 use std::ffi::OsString;
@@ -25,6 +27,8 @@ use rustix::event::Timespec;
 
 use crate::protocol::{Answer, Failed, Reply, frame};
 use crate::sys;
+
+pub(crate) use probe::{NAME as PROBE, main as probe_main, maps_ids};
 
 /// What the daemon passed on the command line.
 struct Arguments {

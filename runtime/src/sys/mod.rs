@@ -93,6 +93,18 @@ pub(crate) fn set_mount_attributes(
     checked(result).map(drop)
 }
 
+/// Shows the files of a detached tree of mounts with their ids mapped into a user namespace.
+pub(crate) fn map_mount(fd: BorrowedFd<'_>, users: BorrowedFd<'_>) -> Result<(), Errno> {
+    const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+    let userns_fd = u64::from(users.as_raw_fd().cast_unsigned());
+    let attr = libc::mount_attr { attr_set: MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    let (file, empty, size) = (fd.as_raw_fd(), c"".as_ptr(), size_of::<libc::mount_attr>());
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: the path is a static empty string; attr lives through the call and its size is given.
+    let result = unsafe { libc::syscall(libc::SYS_mount_setattr, file, empty, flags, &raw const attr, size) };
+    checked(result).map(drop)
+}
+
 /// Moves the calling process into a cgroup namespace whose root is where it is now.
 pub(crate) fn unshare_cgroups() -> Result<(), Errno> {
     // SAFETY: a cgroup namespace changes what paths show; no memory, descriptor or thread is concerned.

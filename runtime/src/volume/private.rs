@@ -17,6 +17,7 @@ use super::{PrivateFile, mounted};
 use crate::RuntimeError;
 use crate::config::{Mount, MountKind, Propagation};
 use crate::container::storage;
+use crate::plan::Ids;
 use crate::remove::remove_tree;
 
 /// What is kept for callers begins with this; no container's id does.
@@ -48,7 +49,13 @@ impl PrivateFiles {
     }
 
     /// Writes a container's files and says how they are mounted. Nothing is left of them after a failure.
-    pub(crate) fn write(&self, container: &str, files: &[PrivateFile]) -> Result<Vec<Mount>, RuntimeError> {
+    /// Their owners are the container's, which `ids` says what they are on the host.
+    pub(crate) fn write(
+        &self,
+        container: &str,
+        files: &[PrivateFile],
+        ids: Option<&Ids>,
+    ) -> Result<Vec<Mount>, RuntimeError> {
         if files.is_empty() {
             return Ok(Vec::new());
         }
@@ -58,7 +65,7 @@ impl PrivateFiles {
         let _mounting = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
         self.mount()?;
         let dir = self.dir.join(container);
-        let written = write_all(&dir, files);
+        let written = write_all(&dir, files, ids);
         if written.is_err() {
             let _ = self.forget(container);
         }
@@ -154,12 +161,12 @@ fn mount_tmpfs(dir: &Path) -> Result<(), Errno> {
     }
 }
 
-fn write_all(dir: &Path, files: &[PrivateFile]) -> Result<Vec<Mount>, RuntimeError> {
+fn write_all(dir: &Path, files: &[PrivateFile], ids: Option<&Ids>) -> Result<Vec<Mount>, RuntimeError> {
     DirBuilder::new().mode(0o700).create(dir).map_err(storage("create", dir))?;
     let mut mounts = Vec::with_capacity(files.len());
     for (number, file) in files.iter().enumerate() {
         let path = dir.join(number.to_string());
-        write_one(&path, file).map_err(storage("write", &path))?;
+        write_one(&path, file, ids).map_err(storage("write", &path))?;
         let kind = MountKind::Bind {
             source: path,
             recursive: false,
@@ -171,9 +178,13 @@ fn write_all(dir: &Path, files: &[PrivateFile]) -> Result<Vec<Mount>, RuntimeErr
     Ok(mounts)
 }
 
-fn write_one(path: &Path, file: &PrivateFile) -> io::Result<()> {
+fn write_one(path: &Path, file: &PrivateFile, ids: Option<&Ids>) -> io::Result<()> {
+    let (uid, gid) = match ids {
+        None => (file.uid, file.gid),
+        Some(ids) => ids.outside(file.uid, file.gid).ok_or(io::ErrorKind::InvalidInput)?,
+    };
     let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     to.write_all(&file.data)?;
-    fchown(&to, Some(file.uid), Some(file.gid))?;
+    fchown(&to, Some(uid), Some(gid))?;
     to.set_permissions(Permissions::from_mode(file.mode & 0o7777))
 }

@@ -3,6 +3,7 @@
 //! The test binary is static, so it plays all parts: the runtime, the program in the containers, and their hooks.
 #![allow(clippy::unwrap_used, clippy::print_stdout, unreachable_pub)]
 
+mod attacks;
 mod bundle;
 mod exec;
 mod hooks;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         exec::TESTS,
         update::TESTS,
         refusals::TESTS,
+        attacks::TESTS,
         interrupted::TESTS,
     ]
     .concat()

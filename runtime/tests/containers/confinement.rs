@@ -1,7 +1,7 @@
 //! What confines a container's processes: system calls, labels, process 1, and the lessons of other runtimes.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ fn users_are_filtered_too() {
     let program = fixture.path().join("program");
     fs::create_dir_all(program.join("secret")).unwrap();
     fs::copy("/proc/self/exe", program.join("secret/payload")).unwrap();
-    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    let closed = PermissionsExt::from_mode(0o700);
     fs::set_permissions(program.join("secret"), closed).unwrap();
     let mut config = fixture.config("closed", "out reached");
     config.layers.push(program);

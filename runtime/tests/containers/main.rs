@@ -21,6 +21,7 @@ mod pause;
 mod payload;
 mod survival;
 mod upgrade;
+mod users;
 mod volumes;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -73,6 +74,7 @@ fn run(args: &[String]) -> ExitCode {
         logging::TESTS,
         disk::TESTS,
         isolation::TESTS,
+        users::TESTS,
         confinement::TESTS,
         survival::TESTS,
         cycles::TESTS,
