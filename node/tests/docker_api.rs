@@ -6,6 +6,8 @@
 mod cli;
 #[path = "docker_api/containers.rs"]
 mod containers;
+#[path = "docker_api/events.rs"]
+mod events;
 #[path = "docker_api/fake.rs"]
 mod fake;
 #[path = "docker_api/hostile.rs"]

@@ -14,6 +14,7 @@ mod cgroup;
 mod config;
 mod container;
 mod error;
+mod events;
 mod fake;
 #[cfg(test)]
 mod fuzz;
@@ -45,6 +46,7 @@ pub use container::{
     MountPoint, NetworkUsage, OutputPiece, Process, Runtime, Stats, Status, StdStream,
 };
 pub use error::RuntimeError;
+pub use events::{Event, EventKind, Events, Listener, Overtaken};
 pub use fake::{ContainerRuntime, FakeOutcome, FakeRuntime, Pending};
 pub use init::Step;
 pub use logs::{LogOptions, LogRecord, LogStream};

@@ -1,10 +1,10 @@
 //! A service with a volume, a secret and a health check: what stays, what is replaced, and what is left behind.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use chaos_tests::hosts::{Api, Cluster, Freshness, IMAGE, SOON, ServiceDraft, TaskView};
+use chaos_tests::hosts::{Api, Cluster, Freshness, IMAGE, SOON, ServiceDraft, TaskView, encode};
 use serde_json::{Value, json};
 
 use crate::{binaries, with};
@@ -49,6 +49,16 @@ async fn wait_state(api: &Api, state: &str) -> Result<TaskView> {
     Ok(found)
 }
 
+/// Whether it was told, and once, that this container became so.
+async fn was_told(api: &Api, container: &str, health: &str) -> Result<bool> {
+    let action = format!("health_status: {health}");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let filters = encode(&json!({"event": [action], "container": [container]}).to_string());
+    // One line is one object.
+    let told = api.get(&format!("/events?since=0&until={}&filters={filters}", now + 1)).await?;
+    Ok(told["Action"] == action.as_str() && told["Type"] == "container")
+}
+
 fn mounts_below(dir: &Path) -> Vec<String> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let point = |line: &str| line.split(' ').nth(4).unwrap_or_default().to_owned();
@@ -86,10 +96,11 @@ async fn run(cluster: &mut Cluster, verb: &str) -> Result<()> {
     let healthy_one = wait_state(&api, "running").await?;
     ensure!(verb == "hang" || healthy_one.id == first.id, "replaced before it was healthy: {healthy_one:?}");
     cluster.wait_port(8080).await?;
-    let listed = api.get("/containers/json?filters=%7B%22health%22%3A%5B%22healthy%22%5D%7D").await?;
+    let filter = encode(&json!({"health": ["healthy"]}).to_string());
+    let listed = api.get(&format!("/containers/json?filters={filter}")).await?;
     ensure!(listed[0]["Status"].as_str().is_some_and(|status| status.ends_with(" (healthy)")), "{listed}");
-    let id = listed[0]["Id"].as_str().context("an id")?;
-    let shown = api.get(&format!("/containers/{id}/json")).await?;
+    let sick_one = listed[0]["Id"].as_str().context("an id")?.to_owned();
+    let shown = api.get(&format!("/containers/{sick_one}/json")).await?;
     let last = shown["State"]["Health"]["Log"].as_array().and_then(|log| log.last()).context("a result")?;
     ensure!((&last["ExitCode"], &last["Output"]) == (&json!(0), &json!("/data/healthy is there\n")), "{last}");
     ensure!(shown["Config"]["Healthcheck"]["Test"][0] == "CMD", "{shown}");
@@ -123,6 +134,10 @@ async fn run(cluster: &mut Cluster, verb: &str) -> Result<()> {
     let well = wait_state(&api, "running").await?;
     cluster.wait_port(8080).await?;
     ensure!(std::fs::read_to_string(seen_by(&well, "/data/kept"))? == "for ever");
+    let filter = encode(&json!({"health": ["healthy"]}).to_string());
+    let listed = api.get(&format!("/containers/json?filters={filter}")).await?;
+    let well_one = listed[0]["Id"].as_str().context("an id")?;
+    ensure!(was_told(&api, &sick_one, "unhealthy").await? && was_told(&api, well_one, "healthy").await?);
 
     // Nothing stays but what has a name.
     let refused = api.delete("/volumes/data").await.expect_err("it is in use").to_string();

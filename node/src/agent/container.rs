@@ -16,6 +16,8 @@ use super::log_driver;
 
 /// Label of a container: id of its image.
 pub const IMAGE_LABEL: &str = "io.shoal.image.id";
+/// Label of a container: its image as the service names it.
+pub(crate) const IMAGE_NAME_LABEL: &str = "io.shoal.image.name";
 /// Label of a container: the task that it belongs to; Docker's own name for it.
 pub(crate) const TASK_LABEL: &str = "com.docker.swarm.task.id";
 
@@ -130,6 +132,7 @@ fn labels(task: &Task, node_hostname: &str, image: &Image) -> BTreeMap<String, S
         ("com.docker.swarm.service.name", task.service_name.clone()),
         ("io.shoal.node.hostname", node_hostname.to_owned()),
         (IMAGE_LABEL, image.id.to_string()),
+        (IMAGE_NAME_LABEL, task.spec.container.image.clone()),
     ] {
         labels.insert(key.to_owned(), value);
     }

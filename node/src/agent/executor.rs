@@ -190,7 +190,13 @@ impl Executor {
         let (tell, mut told) = mpsc::channel(1);
         let asking = health::watch(&self.inner.runtime, container, check, healthy, tell);
         let telling = async {
+            let mut known = true;
             while let Some(health) = told.recv().await {
+                // What is told first was so before.
+                if !std::mem::take(&mut known) {
+                    let status = format!("health_status: {}", health.word());
+                    self.inner.runtime.tell(container, &status, Vec::new());
+                }
                 match health {
                     Health::Starting => {}
                     Health::Healthy => {

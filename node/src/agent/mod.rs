@@ -36,7 +36,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 
-pub(crate) use self::container::TASK_LABEL;
+pub(crate) use self::container::{IMAGE_NAME_LABEL, TASK_LABEL};
 use self::core::{Core, Step};
 use self::executor::{Basis, Executor, NetworkAttempt};
 use self::payloads::Payloads;

@@ -111,6 +111,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     if config.users.is_some() {
         runtime.check_id_mappings().await.map_err(|e| DaemonError::Users(Box::new(e)))?;
     }
+    registries.store().tell_to(runtime.events());
     tracing::info!(
         engine.id = identity.engine_id,
         generation = identity.generation,

@@ -7,7 +7,7 @@ pub(super) mod actions;
 pub(super) mod attach;
 mod detach;
 pub(super) mod exec;
-mod find;
+pub(super) mod find;
 mod health;
 mod hijack;
 pub(super) mod inspect;

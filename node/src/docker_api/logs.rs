@@ -99,7 +99,7 @@ pub(super) fn log_request(params: &Params) -> Result<LogRequest, ApiError> {
 }
 
 /// `1136073845` or `1136073845.000000001`; nothing and 0 mean "no bound".
-fn unix_nanos(name: &str, given: Option<&str>) -> Result<u64, ApiError> {
+pub(super) fn unix_nanos(name: &str, given: Option<&str>) -> Result<u64, ApiError> {
     let Some(given) = given.filter(|g| !g.is_empty()) else { return Ok(0) };
     let (seconds, fraction) = given.split_once('.').unwrap_or((given, ""));
     let nanos = || {

@@ -186,7 +186,7 @@ fn container_routes<E: Engine>() -> Router<App<E>> {
 
 fn other_routes<E: Engine>() -> Router<App<E>> {
     Router::new()
-        .route("/events", get(events::events))
+        .route("/events", get(events::events::<E>))
         .route("/volumes", get(volumes::list::<E>))
         .route("/volumes/create", post(volumes::create::<E>))
         .route("/volumes/prune", post(volumes::prune::<E>))

@@ -1,9 +1,11 @@
 //! Connections: accepts them, reads requests, takes the version off their paths, ends them at shutdown.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use hyper::{Request, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -90,6 +92,20 @@ impl Listener {
                 Ok(Box::new(stream))
             }
         }
+    }
+}
+
+/// Lets the answer to a request end the connection, also while the client takes nothing and the answer waits for it.
+#[derive(Clone, Debug)]
+pub(super) struct Hangup(mpsc::Sender<Overdue>);
+
+type Overdue = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Hangup {
+    /// Ends the connection as soon as this has ended; in place of what was said before.
+    pub(super) fn when(&self, overdue: impl Future<Output = ()> + Send + 'static) {
+        // A connection has one answer at a time, and takes this up before the next one.
+        let _ = self.0.try_send(Box::pin(overdue));
     }
 }
 
@@ -182,8 +198,10 @@ async fn turn_away(stream: Connection, limit: usize) {
 }
 
 async fn serve_connection(stream: Connection, router: Router, counters: Arc<Counters>, shutdown: CancellationToken) {
-    let service = service_fn(move |request: Request<Incoming>| {
+    let (hangup, mut wanted) = mpsc::channel(1);
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let (router, counters) = (router.clone(), counters.clone());
+        request.extensions_mut().insert(Hangup(hangup.clone()));
         async move {
             let response = answer(router, request.map(Body::new)).await;
             counters.answered(response.status());
@@ -198,13 +216,27 @@ async fn serve_connection(stream: Connection, router: Router, counters: Arc<Coun
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
-    let result = tokio::select! {
-        biased;
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let (mut ending, mut overdue) = (false, None::<Overdue>);
+    let result = loop {
+        let hung_up = async {
+            match &mut overdue {
+                Some(overdue) => overdue.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled(), if !ending => {
+                ending = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            result = connection.as_mut() => break result,
+            Some(next) = wanted.recv() => overdue = Some(next),
+            () = hung_up => {
+                tracing::debug!("an API client that takes nothing is cut off");
+                return;
+            }
         }
-        result = connection.as_mut() => result,
     };
     if let Err(e) = result {
         // Clients that go away in the middle are everyday life.
@@ -274,6 +306,35 @@ mod tests {
             assert_ne!(stream.read_buf(&mut text).await.unwrap(), 0, "{}", String::from_utf8_lossy(&text));
         }
         String::from_utf8(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_answer_may_cut_off_a_client_that_takes_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (shutdown, cut) = (CancellationToken::new(), CancellationToken::new());
+        let told = cut.clone();
+        let endless = async |hangup: axum::Extension<Hangup>, told: CancellationToken| {
+            hangup.0.when(told.cancelled_owned());
+            let piece = Ok::<_, Infallible>(bytes::Bytes::from_static(&[b'x'; 4096]));
+            Body::from_stream(futures_util::stream::repeat(piece))
+        };
+        let router = Router::new()
+            .route("/", axum::routing::get(move |hangup| endless(hangup, told.clone())))
+            .route("/short", axum::routing::get(|| async { "served" }));
+        let counters = Arc::<Counters>::default();
+        let serving = serve_up_to(9, Listener::Tcp(listener), router, counters.clone(), shutdown.clone());
+        let server = tokio::spawn(serving);
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        client.write_all(REQUEST).await.unwrap();
+        read_until(&mut client, "xxxx").await;
+        assert_eq!(counters.connections(), 1);
+        cut.cancel();
+        while counters.connections() > 0 {
+            tokio::task::yield_now().await;
+        }
+        shutdown.cancel();
+        server.await.unwrap().unwrap();
     }
 
     #[tokio::test]

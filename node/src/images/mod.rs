@@ -214,6 +214,7 @@ impl<P: Source> Images<P> {
         }
         let lease = Arc::clone(lease);
         let image = blocking(move || lease.assemble(&manifest, index, Origin::Task)).await?;
+        self.store.tell_pulled(name, &image);
         Ok(HeldImage { image, _lease: held })
     }
 }

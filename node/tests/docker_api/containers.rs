@@ -17,18 +17,18 @@ use crate::fake::Served;
 use crate::http::{get, open, post, send};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An engine with containers; everything of it is removed with it.
-struct Host {
-    served: Served,
-    runtime: Runtime,
-    layer: PathBuf,
+pub(crate) struct Host {
+    pub(crate) served: Served,
+    pub(crate) runtime: Runtime,
+    pub(crate) layer: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Host {
-    async fn new() -> Option<Host> {
+    pub(crate) async fn new() -> Option<Host> {
         let busybox = Path::new("/bin/busybox");
         if !rustix::process::geteuid().is_root() || !busybox.is_file() {
             println!("skipped: needs root and a static /bin/busybox");
@@ -63,12 +63,12 @@ impl Host {
         Some(Host { served, runtime, layer, _dir: dir })
     }
 
-    fn socket(&self) -> &Path {
+    pub(crate) fn socket(&self) -> &Path {
         &self.served.socket
     }
 
     /// A container of a task, called `web.<slot>.task<slot>`, that runs this script.
-    async fn start(&self, slot: u8, script: &str, change: impl FnOnce(&mut ContainerConfig)) -> String {
+    pub(crate) async fn start(&self, slot: u8, script: &str, change: impl FnOnce(&mut ContainerConfig)) -> String {
         let mut config = ContainerConfig {
             id: format!("{slot:02x}").repeat(32),
             layers: vec![self.layer.clone()],
@@ -115,14 +115,14 @@ impl Drop for Host {
 }
 
 /// A connection that HTTP has let go of.
-struct Hijacked {
+pub(crate) struct Hijacked {
     stream: UnixStream,
     buffer: BytesMut,
     head: String,
 }
 
 impl Hijacked {
-    async fn open(socket: &Path, path: &str, body: &str) -> Hijacked {
+    pub(crate) async fn open(socket: &Path, path: &str, body: &str) -> Hijacked {
         let mut stream = UnixStream::connect(socket).await.unwrap();
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\
@@ -157,7 +157,7 @@ impl Hijacked {
     }
 
     /// Reads to the end, and takes the frames apart: standard output, standard error, remarks.
-    async fn frames(mut self) -> [String; 3] {
+    pub(crate) async fn frames(mut self) -> [String; 3] {
         let read = self.stream.read_to_end_into(&mut self.buffer);
         tokio::time::timeout(PATIENCE, read).await.expect("it ends");
         let mut parts = [Vec::new(), Vec::new(), Vec::new()];
@@ -182,7 +182,7 @@ impl ReadToEnd for UnixStream {
     }
 }
 
-async fn ask_exec(host: &Host, id: &str, body: Value) -> String {
+pub(crate) async fn ask_exec(host: &Host, id: &str, body: Value) -> String {
     let answer = post(host.socket(), &format!("/containers/{id}/exec"), body).await;
     assert_eq!(answer.status, 201, "{}", answer.text());
     answer.json()["Id"].as_str().unwrap().to_owned()
@@ -440,6 +440,8 @@ async fn logs_processes_and_counters() {
     assert_eq!(logs("").await.status, 400);
     assert!(logs("stdout=1&timestamps=1").await.text().contains("Z one\n"));
     assert_eq!(logs("stdout=1&until=1").await.body.len(), 0);
+    let top = get(s, &format!("/containers/{id}/top")).await.json();
+    assert_eq!(top["Titles"], json!(["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]));
     let top = get(s, &format!("/containers/{id}/top?ps_args=-o%20pid,args")).await.json();
     assert_eq!(top["Titles"], json!(["PID", "COMMAND"]));
     assert_eq!(top["Processes"][0][1], "sleep 1000");
@@ -527,6 +529,13 @@ async fn with_the_docker_command_line() {
     assert!(code != Some(0) && err.contains("belongs to task"), "{err}");
     assert_eq!(run(&["kill", name], "").await.0, Some(0));
     assert_eq!(run(&["wait", name], "").await.1, "137\n");
+    // Until the next second: the client counts in whole ones.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let (until, format) = ((now + 1).to_string(), "{{.Actor.Attributes.name}} {{.Action}}");
+    let told = run(&["events", "--since", "1h", "--until", &until, "--format", format], "").await.1;
+    for action in ["create", "start", "exec_create: ", "pause", "kill", "die"] {
+        assert!(told.contains(&format!("{name} {action}")), "{action} in {told}");
+    }
     assert!(run(&["ps", "-a"], "").await.1.contains("Exited (137)"));
     let (code, _, err) = run(&["run", "web:1"], "").await;
     assert!(code != Some(0) && err.contains("create a service instead"), "{err}");

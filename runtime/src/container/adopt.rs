@@ -16,6 +16,7 @@ use super::delete::{REMOVING, remove_dir};
 use super::{Container, Inner, Slot, View, client, create, monitor, mounts, storage};
 use crate::cgroup::Cgroups;
 use crate::config::{ContainerConfig, RuntimeConfig};
+use crate::events::Events;
 use crate::procfs;
 use crate::protocol::{Answer, Ask, Empty};
 use crate::stored::{self, StoredContainer, StoredExit, StoredProcess, config_from, names, time_from};
@@ -41,11 +42,13 @@ impl Inner {
             .mode(0o755)
             .create(&config.run_dir)
             .map_err(storage("create", &config.run_dir))?;
-        let volumes = Volumes::open(&config.data_dir.join("volumes"))?;
+        let events = Events::default();
+        let volumes = Volumes::open_telling(&config.data_dir.join("volumes"), events.clone())?;
         let private = PrivateFiles::open(&config.run_dir)?;
         let inner = Arc::new(Inner {
             volumes,
             private,
+            events,
             config,
             cgroups,
             shim_exe,
@@ -136,7 +139,7 @@ impl Inner {
         Arc::new(Container {
             id: config.id.clone(),
             dir: self.container_dir(&config.id),
-            labels: config.labels.clone(),
+            labels: Arc::new(config.labels.clone()),
             created_at: time_from(created_at),
             stop_signal: create::stop_signal(config),
             keeps_log: config.log.files,

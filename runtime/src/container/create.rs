@@ -85,13 +85,14 @@ impl Inner {
         let container = Arc::new(Container {
             id: config.id.clone(),
             dir,
-            labels: config.labels.clone(),
+            labels: Arc::new(config.labels.clone()),
             created_at,
             stop_signal,
             keeps_log: config.log.files,
             view: watch::Sender::new(view),
         });
         self.slots().insert(config.id.clone(), Slot::Here(Arc::clone(&container)));
+        container.tell(&self.events, "create", Vec::new());
         self.monitor(container, Some(child));
         self.make_durable(&config.id);
         debug!(container.id = config.id, pid = state.pid, "created");

@@ -43,6 +43,7 @@ pub use stream::StdStream;
 
 use crate::cgroup::Cgroups;
 use crate::config::RuntimeConfig;
+use crate::events::{EventKind, Events};
 use crate::signal::Signal;
 use crate::stored::{StoredExit, time_from};
 use crate::volume::{PrivateFiles, Volumes};
@@ -98,7 +99,7 @@ pub struct ContainerState {
 pub(crate) struct Container {
     id: String,
     dir: PathBuf,
-    labels: BTreeMap<String, String>,
+    labels: Arc<BTreeMap<String, String>>,
     created_at: SystemTime,
     stop_signal: Signal,
     /// Whether its log is kept where it can be read.
@@ -134,7 +135,7 @@ impl Container {
         let view = self.view.borrow().clone();
         ContainerState {
             id: self.id.clone(),
-            labels: self.labels.clone(),
+            labels: (*self.labels).clone(),
             pid: view.exit.is_none().then_some(view.pid),
             paused: view.paused && view.exit.is_none(),
             status: self.status(),
@@ -151,6 +152,11 @@ impl Container {
             Status::Exited(_) => "exited",
         };
         RuntimeError::WrongState { id: self.id.clone(), status }
+    }
+
+    /// Tells of it.
+    fn tell(&self, events: &Events, action: &str, attributes: Vec<(&'static str, String)>) {
+        events.tell(EventKind::Container, action, self.id.as_str(), &self.labels, attributes);
     }
 
     fn set_exit(&self, exit: &StoredExit) {
@@ -187,6 +193,7 @@ pub(crate) struct Inner {
     unsynced: Mutex<BTreeSet<String>>,
     volumes: Volumes,
     private: PrivateFiles,
+    events: Events,
 }
 
 /// An id that is taken.

@@ -10,12 +10,13 @@ use tokio::io::AsyncReadExt;
 use tokio::process::Child;
 use tracing::{info, warn};
 
-use super::{Container, Inner, client};
+use super::{Container, Inner, client, status_from};
 use crate::RuntimeError;
 use crate::cgroup::Cgroups;
+use crate::events::Events;
 use crate::procfs;
 use crate::protocol::{self, Answer, Ask, Empty, Reply};
-use crate::stored::{self, Durability, StoredExit, StoredProcess, names, nanos};
+use crate::stored::{self, Durability, StoredExit, StoredProcess, names, nanos, time_from};
 
 /// How long the remains of a lost container may take to die.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -26,11 +27,11 @@ impl Inner {
     /// Starts the task that follows a container's shim. Must be called within the async runtime.
     pub(super) fn monitor(self: &Arc<Self>, container: Arc<Container>, child: Option<Child>) {
         let (socket, cgroups, inner) = (self.socket(&container.id), self.cgroups.clone(), Arc::downgrade(self));
-        let volumes = self.volumes.clone();
+        let (volumes, events) = (self.volumes.clone(), self.events.clone());
         let mut monitors = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
         while monitors.try_join_next().is_some() {}
         monitors.spawn(async move {
-            follow(&container, socket, cgroups).await;
+            follow(&container, socket, cgroups, &events).await;
             if let Some(inner) = inner.upgrade() {
                 inner.make_durable(&container.id);
             }
@@ -45,7 +46,7 @@ impl Inner {
     }
 }
 
-async fn follow(container: &Arc<Container>, socket: PathBuf, cgroups: Cgroups) {
+async fn follow(container: &Arc<Container>, socket: PathBuf, cgroups: Cgroups, events: &Events) {
     loop {
         let path = socket.clone();
         let asked = tokio::task::spawn_blocking(move || ask_to_wait(&path)).await;
@@ -62,7 +63,7 @@ async fn follow(container: &Arc<Container>, socket: PathBuf, cgroups: Cgroups) {
                 if exit.dropped_log_records > 0 {
                     warn!(container.id = container.id, records = exit.dropped_log_records, "its log found no room");
                 }
-                container.set_exit(&exit);
+                end(container, &exit, events);
                 return;
             }
             Ok(None) => tokio::time::sleep(RECONNECT).await,
@@ -73,6 +74,29 @@ async fn follow(container: &Arc<Container>, socket: PathBuf, cgroups: Cgroups) {
             }
         }
     }
+}
+
+/// Notes the end and tells of it, both before anybody can see either of them.
+fn end(container: &Container, exit: &StoredExit, events: &Events) {
+    container.view.send_modify(|view| {
+        view.exit.get_or_insert_with(|| status_from(exit));
+        if view.started_at.is_none() && exit.started_at_nanos.is_some() {
+            // It was faster than whoever has started it.
+            view.started_at = exit.started_at_nanos.map(time_from);
+            container.tell(events, "start", Vec::new());
+        }
+        // One that never ran and was only taken away has not died.
+        if view.started_at.is_none() && (exit.signal.is_some() || exit.shim_lost) {
+            return;
+        }
+        if exit.oom_killed {
+            container.tell(events, "oom", Vec::new());
+        }
+        let started = view.started_at.and_then(|at| time_from(exit.finished_at_nanos).duration_since(at).ok());
+        let seconds = started.unwrap_or_default().as_secs();
+        let attributes = vec![("exitCode", exit.code.to_string()), ("execDuration", seconds.to_string())];
+        container.tell(events, "die", attributes);
+    });
 }
 
 /// Returns at an answer or at the end of the connection: either way the file says what happened.

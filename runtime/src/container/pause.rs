@@ -37,6 +37,7 @@ impl Inner {
         }
         self.cgroups.freeze(&container.id)?;
         container.view.send_modify(|view| view.paused = true);
+        container.tell(&self.events, "pause", Vec::new());
         debug!(container.id = container.id, "paused");
         Ok(())
     }
@@ -49,6 +50,7 @@ impl Inner {
         }
         self.cgroups.thaw(&container.id)?;
         container.view.send_modify(|view| view.paused = false);
+        container.tell(&self.events, "unpause", Vec::new());
         debug!(container.id = container.id, "resumed");
         Ok(())
     }

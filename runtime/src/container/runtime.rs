@@ -8,11 +8,12 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
 use super::delete::{DEADLINE, SHIM_GRACE};
-use super::{Container, ContainerState, ExitStatus, Inner, Status, check_id, client, create, storage};
+use super::{Container, ContainerState, ExitStatus, Inner, Slot, Status, check_id, client, create, storage};
 use crate::RuntimeError;
 use crate::cgroup::CgroupLayout;
 use crate::config::{ContainerConfig, RuntimeConfig};
 use crate::error::errno_text;
+use crate::events::Events;
 use crate::init;
 use crate::logs::{self, LogOptions, LogRecord};
 use crate::procfs;
@@ -118,17 +119,19 @@ impl Runtime {
     /// the end cannot be put on record within as many.
     pub async fn stop(&self, id: &str, signal: Option<Signal>, grace: Duration) -> Result<ExitStatus, RuntimeError> {
         let container = self.inner.get(id)?;
-        if container.status() == Status::Running && !grace.is_zero() {
-            let (inner, container) = (Arc::clone(&self.inner), Arc::clone(&container));
+        let ran = container.status() == Status::Running;
+        if ran && !grace.is_zero() {
+            let (inner, asked) = (Arc::clone(&self.inner), Arc::clone(&container));
             let signal = signal.unwrap_or(container.stop_signal);
-            let asked = blocking(move || {
-                inner.signal(&container, signal)?;
+            let asking = blocking(move || {
+                inner.signal(&asked, signal)?;
                 // What is paused hears nothing.
-                inner.resume_if_paused(&container)
+                inner.resume_if_paused(&asked)
             });
-            match asked.await {
+            match asking.await {
                 Ok(()) => {
                     if let Ok(status) = self.wait_at_most(id, grace).await {
+                        container.tell(&self.inner.events, "stop", Vec::new());
                         return Ok(status);
                     }
                 }
@@ -136,7 +139,27 @@ impl Runtime {
                 Err(error) => debug!(container.id = id, %error, "stop signal"),
             }
         }
-        self.kill(&container).await
+        if ran && container.exit().is_none() {
+            self.inner.tell_signal(&container, Signal::KILL);
+        }
+        let exit = self.kill(&container).await?;
+        if ran {
+            container.tell(&self.inner.events, "stop", Vec::new());
+        }
+        Ok(exit)
+    }
+
+    /// What happens to the containers and volumes of this host, and to what else is told there.
+    pub fn events(&self) -> Events {
+        self.inner.events.clone()
+    }
+
+    /// Tells of something that happened to a container and that only its caller sees, in Docker's words: its health, a
+    /// process that a client has asked for. An unknown id is fine.
+    pub fn tell(&self, id: &str, action: &str, attributes: Vec<(&'static str, String)>) {
+        if let Ok(container) = self.inner.get(id) {
+            container.tell(&self.inner.events, action, attributes);
+        }
     }
 
     async fn kill(&self, container: &Arc<Container>) -> Result<ExitStatus, RuntimeError> {
@@ -331,7 +354,13 @@ impl Inner {
             Answer::NotStarted(failure) => Ok(Some(start_error(container, &failure))),
             Answer::State(state) => {
                 let at = state.started_at_nanos.map_or_else(SystemTime::now, time_from);
-                container.view.send_modify(|view| view.started_at = Some(at));
+                container.view.send_modify(|view| {
+                    // Otherwise it has ended already, and that it began was told with that.
+                    if view.started_at.is_none() {
+                        view.started_at = Some(at);
+                        container.tell(&self.events, "start", Vec::new());
+                    }
+                });
                 debug!(container.id = container.id, "started");
                 Ok(None)
             }
@@ -343,12 +372,18 @@ impl Inner {
         }
     }
 
+    fn tell_signal(&self, container: &Container, signal: Signal) {
+        container.tell(&self.events, "kill", vec![("signal", signal.number().to_string())]);
+    }
+
     fn signal(&self, container: &Container, signal: Signal) -> Result<(), RuntimeError> {
         match container.status() {
             Status::Running => {}
             Status::Created if signal == Signal::KILL => {}
             Status::Created | Status::Exited(_) => return Err(container.wrong_state()),
         }
+        // First, for its end may follow at once.
+        self.tell_signal(container, signal);
         match self.ask(container, "to signal", Ask::Signal(signal.number()), &[]) {
             // The shim ended in this moment; the exit is on its way.
             Err(RuntimeError::Shim { .. }) if !super::monitor::shim_lives(container) => Err(container.wrong_state()),
@@ -372,7 +407,9 @@ impl Inner {
         let lock = self.lock_of(id);
         let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.remove_leftovers(id)?;
-        self.slots().remove(id);
+        if let Some(Slot::Here(container)) = self.slots().remove(id) {
+            container.tell(&self.events, "destroy", Vec::new());
+        }
         debug!(container.id = id, "deleted");
         Ok(())
     }

@@ -65,6 +65,8 @@ impl ImageStore {
         image.references = reference.into_iter().collect();
         self.inner.commit(&ingest, std::slice::from_ref(&image))?;
         tracing::info!(image.id = %image.id, names = %names(&image.references), "image imported");
+        let name = image.references.first().map_or_else(|| image.id.to_string(), Reference::to_string);
+        self.inner.tell("import", image.id.to_string(), name, &config.labels);
         Ok(ImageId(image.id))
     }
 

@@ -1,6 +1,7 @@
 //! What goes when nobody needs it any more: by a user's order ([`ImageStore::prune`]), and by itself when
 //! it came only for tasks ([`ImageStore::make_room`]).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -57,6 +58,11 @@ impl ImageStore {
         drop(writer);
         garbage.remove();
         tracing::info!(?removed, freed, "images pruned");
+        for image in removed.split_inclusive(|one| matches!(one, Removed::Deleted(_))) {
+            if let Some(Removed::Deleted(id)) = image.last() {
+                self.inner.tell_removed(id, image, &BTreeMap::new());
+            }
+        }
         Ok(Pruned { removed, freed })
     }
 

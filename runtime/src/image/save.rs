@@ -112,7 +112,12 @@ impl Saving {
             let mut header = header(tar::EntryType::Regular, 0o644, content.len() as u64);
             tar.append_data(&mut header, name, content).map_err(failed)?;
         }
-        tar.into_inner().and_then(|mut out| out.flush()).map_err(failed)
+        tar.into_inner().and_then(|mut out| out.flush()).map_err(failed)?;
+        for image in &self.images {
+            let id = image.record.id.to_string();
+            self.store.inner.tell("save", id.as_str(), id.as_str(), &image.record.config.labels);
+        }
+        Ok(())
     }
 
     /// Every blob once. The manifest that an image is known by goes with it; others of the same image do not.

@@ -19,7 +19,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use super::archive::Archive;
 use super::catalog::{Catalog, MAX_INDEX_BYTES, Match, Origin, Record, blob_path, layer_path};
@@ -32,6 +32,7 @@ use super::limits::Limits;
 use super::pins::{PinTable, Pins};
 use super::reference::Reference;
 use super::unpack::is_opaque_root;
+use crate::events::{EventKind, Events};
 use crate::remove::{Scratch, remove_tree};
 
 /// A directory with nothing in it.
@@ -153,6 +154,8 @@ pub(crate) struct Inner {
     held: Mutex<Held>,
     /// Counts the changes of what this host can give to others: complete blobs, and names.
     changes: tokio::sync::watch::Sender<u64>,
+    /// Where it is told what happens, once somebody wants to know.
+    events: OnceLock<Events>,
 }
 
 impl ImageStore {
@@ -182,6 +185,7 @@ impl ImageStore {
                 pins: Mutex::default(),
                 held: Mutex::default(),
                 changes: tokio::sync::watch::Sender::new(0),
+                events: OnceLock::new(),
             }),
         };
         let writer = store.inner.lock();
@@ -189,6 +193,16 @@ impl ImageStore {
         drop(writer);
         garbage.remove();
         Ok(store)
+    }
+
+    /// From now on (and for ever) it is told there what happens to images.
+    pub fn tell_to(&self, events: Events) {
+        let _ = self.inner.events.set(events);
+    }
+
+    /// Tells that an image has come here, piece by piece and not through [`Registries`](super::registry::Registries).
+    pub fn tell_pulled(&self, name: &str, image: &Image) {
+        self.inner.tell("pull", name, name, &image.config.labels);
     }
 
     /// What an archive or a registry may ask of this host.
@@ -236,6 +250,8 @@ impl ImageStore {
             .into_iter()
             .map(|image| {
                 tracing::info!(image.id = %image.id, names = %names(&image.references), "image loaded");
+                let name = image.references.first().map_or_else(|| image.id.to_string(), Reference::to_string);
+                self.inner.tell("load", image.id.to_string(), name, &image.stored.to_config().labels);
                 Loaded { references: image.references, id: ImageId(image.id) }
             })
             .collect())
@@ -290,13 +306,15 @@ impl ImageStore {
         target.require_no_digest()?;
         let writer = self.inner.lock();
         let mut catalog = (*self.inner.catalog()).clone();
-        let id = catalog.find(source)?.0.id;
+        let record = catalog.find(source)?.0;
+        let (id, labels) = (record.id, record.config.labels.clone());
         catalog.name(&id, target);
         // Who names an image wants to keep it.
         if let Some(record) = catalog.images.get_mut(&id) {
             record.origin = Origin::User;
         }
         self.inner.replace(&writer, catalog)?;
+        self.inner.tell("tag", id.to_string(), target.to_string(), &labels);
         Ok(ImageId(id))
     }
 
@@ -314,7 +332,7 @@ impl ImageStore {
         let writer = self.inner.lock();
         let mut catalog = (*self.inner.catalog()).clone();
         let (record, matched) = catalog.find(name)?;
-        let id = record.id;
+        let (id, labels) = (record.id, record.config.labels.clone());
         // In this order: a lease that is let go of in between has left a container behind.
         let used = self.inner.held().has_image(&id) || in_use(&ImageId(id));
         let untagged: Vec<Reference> = match matched {
@@ -342,6 +360,7 @@ impl ImageStore {
         drop(writer);
         garbage.remove();
         tracing::info!(image.id = %id, ?removed, "image removed");
+        self.inner.tell_removed(&id.to_string(), &removed, &labels);
         Ok(removed)
     }
 }
@@ -391,6 +410,29 @@ impl Inner {
 
     pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells what has happened to an image, in Docker's words.
+    pub(crate) fn tell(
+        &self,
+        action: &str,
+        id: impl Into<String>,
+        name: impl Into<String>,
+        labels: &BTreeMap<String, String>,
+    ) {
+        if let Some(events) = self.events.get() {
+            events.tell(EventKind::Image, action, id, &Arc::new(labels.clone()), vec![("name", name.into())]);
+        }
+    }
+
+    pub(super) fn tell_removed(&self, id: &str, removed: &[Removed], labels: &BTreeMap<String, String>) {
+        for one in removed {
+            let action = match one {
+                Removed::Untagged(_) => "untag",
+                Removed::Deleted(_) => "delete",
+            };
+            self.tell(action, id, id, labels);
+        }
     }
 
     /// What this host can give to others has changed.

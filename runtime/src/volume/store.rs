@@ -19,6 +19,7 @@ use super::plan::{self, check_driver, check_labels, check_name};
 use super::{ANONYMOUS_LABEL, Volume, VolumeError, VolumeMount, VolumeSpec, device, fill, mounted, tree};
 use crate::RuntimeError;
 use crate::container::storage;
+use crate::events::{EventKind, Events};
 use crate::remove;
 use crate::stored::{self, Durability, StoredVolume, names, nanos, time_from};
 
@@ -38,6 +39,7 @@ pub struct Volumes {
 struct Inner {
     dir: PathBuf,
     volumes: Mutex<BTreeMap<String, Entry>>,
+    events: Events,
     /// Held by whatever makes, mounts, fills or removes one volume.
     locks: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
@@ -79,6 +81,11 @@ impl Volumes {
     /// # Errors
     /// The directory cannot be read, or holds a volume of a later release (which is left as it is).
     pub fn open(dir: &Path) -> Result<Volumes, RuntimeError> {
+        Self::open_telling(dir, Events::default())
+    }
+
+    /// The same, telling there what happens.
+    pub(crate) fn open_telling(dir: &Path, events: Events) -> Result<Volumes, RuntimeError> {
         // 0711: users in containers reach their data by way of their own mounts, but tools on the host walk here.
         DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(storage("create", dir))?;
         let dir = fs::canonicalize(dir).map_err(storage("look at", dir))?;
@@ -94,7 +101,7 @@ impl Volumes {
                 volumes.insert(name, read(&entry.path())?);
             }
         }
-        Ok(Volumes { inner: Arc::new(Inner { dir, volumes: Mutex::new(volumes), locks: Mutex::default() }) })
+        Ok(Volumes { inner: Arc::new(Inner { dir, volumes: Mutex::new(volumes), events, locks: Mutex::default() }) })
     }
 
     /// Makes a volume; one that is there already is left as it is, as Docker does.
@@ -175,6 +182,8 @@ impl Volumes {
         };
         self.ensure(&spec, owned.then_some(taker.container))?;
         let entry = self.use_by(name, taker.container)?;
+        let (container, destination) = (taker.container.to_owned(), target.display().to_string());
+        self.tell("mount", name, vec![("container", container), ("destination", destination)]);
         let data = self.data_path(name);
         let options = plan::device(&entry.record.options)?;
         let own_directory = options.is_none();
@@ -201,10 +210,12 @@ impl Volumes {
         for name in self.volumes_of(container) {
             let lock = self.lock_of(&name);
             let _alone = hold(&lock);
-            if let Some(entry) = self.entries().get_mut(&name)
-                && let Some(living) = entry.users.get_mut(container)
-            {
-                *living = false;
+            let had = match self.entries().get_mut(&name).and_then(|entry| entry.users.get_mut(container)) {
+                Some(living) => std::mem::replace(living, false),
+                None => false,
+            };
+            if had {
+                self.tell("unmount", &name, vec![("container", container.to_owned())]);
             }
             if let Err(error) = self.unmount_unused(&name) {
                 warn!(volume = name, %error, "a volume could not be unmounted");
@@ -252,6 +263,11 @@ impl Volumes {
                 warn!(volume = name, error = crate::error::with_causes(&error), "a volume could not be set right");
             }
         }
+    }
+
+    fn tell(&self, action: &str, name: &str, mut attributes: Vec<(&'static str, String)>) {
+        attributes.push(("driver", "local".to_owned()));
+        self.inner.events.tell(EventKind::Volume, action, name, &Arc::default(), attributes);
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
@@ -321,6 +337,7 @@ impl Volumes {
         };
         made().inspect_err(|_| drop(remove::remove_tree(&new)))?;
         self.entries().insert(spec.name.clone(), Entry { record, ..Entry::default() });
+        self.tell("create", &spec.name, Vec::new());
         Ok(())
     }
 
@@ -425,6 +442,7 @@ impl Volumes {
             _ => {}
         }
         self.entries().remove(name);
+        self.tell("destroy", name, Vec::new());
         remove_tree(name, &removing)
     }
 }

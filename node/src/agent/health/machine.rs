@@ -42,6 +42,17 @@ pub(crate) enum Health {
     Unhealthy = 2,
 }
 
+impl Health {
+    /// Docker's word.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Health::Starting => "starting",
+            Health::Healthy => "healthy",
+            Health::Unhealthy => "unhealthy",
+        }
+    }
+}
+
 /// What one probe said.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct ProbeResult {

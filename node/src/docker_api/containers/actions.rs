@@ -128,6 +128,8 @@ pub(in super::super) async fn resize<E: Engine>(
         return Err(ApiError::invalid(format!("Container {} has no terminal", detail.state.id)));
     }
     containers.runtime.resize(&detail.state.id, rows, columns).await.map_err(|error| failed(&error))?;
+    let size = vec![("height", rows.to_string()), ("width", columns.to_string())];
+    containers.runtime.tell(&detail.state.id, "resize", size);
     Ok(StatusCode::OK)
 }
 

@@ -92,6 +92,7 @@ async fn open<E: Engine>(app: &App<E>, id: &str, params: &Params) -> Result<Atta
         }
         false => None,
     };
+    containers.runtime.tell(id, "attach", Vec::new());
     let printer = Printer { timestamps: false, details: false, raw: detail.config.tty, whole: true };
     Ok(Attached { containers, detail, before, printer, output, stdin, keys, shutdown: app.shutdown.clone() })
 }
@@ -152,6 +153,7 @@ impl Attached {
                 end = &mut fed, if feeding => {
                     feeding = false;
                     if end == InputEnd::Detached {
+                        self.containers.runtime.tell(&self.detail.state.id, "detach", Vec::new());
                         break;
                     }
                     if end == InputEnd::Closed && closes {

@@ -65,8 +65,10 @@ pub(in super::super) async fn create<E: Engine>(
     };
     let here: Vec<String> = containers.runtime.list().await.into_iter().map(|one| one.id).collect();
     containers.forget_execs_but_of(&here);
+    let action = format!("exec_create: {}", config.args.join(" "));
     let exec = containers.ask_for(state.id.clone(), config, wanted);
     let exec = exec.ok_or_else(|| ApiError::conflict("too many processes were asked for and not ended"))?;
+    containers.runtime.tell(&state.id, &action, vec![("execID", exec.clone())]);
     Ok((StatusCode::CREATED, Json(json!({"Id": exec}))))
 }
 
@@ -154,7 +156,21 @@ async fn begin(containers: &Containers, id: &str, exec: &Exec, config: ExecConfi
         Err(_) => ExecState::Failed(126),
     };
     containers.change_exec(id, |exec| exec.state = state);
+    if let Ok(process) = &begun {
+        tell(containers, id, exec, process.handle());
+    }
     begun
+}
+
+/// Tells that a process runs, and when it has ended.
+fn tell(containers: &Containers, id: &str, exec: &Exec, handle: ExecHandle) {
+    let (runtime, container, id) = (containers.runtime.clone(), exec.container.clone(), id.to_owned());
+    let action = format!("exec_start: {}", exec.config.args.join(" "));
+    runtime.tell(&container, &action, vec![("execID", id.clone())]);
+    containers.tasks.spawn(async move {
+        let code = handle.wait().await.code;
+        runtime.tell(&container, "exec_die", vec![("execID", id), ("exitCode", code.to_string())]);
+    });
 }
 
 /// Lets a process go on without a client. Its terminal is kept, and what it writes there is thrown away.

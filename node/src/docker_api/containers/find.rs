@@ -1,5 +1,7 @@
 //! From what a user typed to a container of this host, and from the runtime's failures to Docker's.
 
+use std::collections::BTreeMap;
+
 use deploy::model::Task;
 use hyper::StatusCode;
 use runtime::{ContainerDetail, ContainerState, RuntimeError, Status};
@@ -16,9 +18,14 @@ const NAME_LABEL: &str = "com.docker.swarm.task.name";
 
 /// A container's name, without Docker's slash in front.
 pub(super) fn name(state: &ContainerState) -> &str {
-    match state.labels.get(NAME_LABEL) {
+    name_of(&state.id, &state.labels)
+}
+
+/// The same, of a container that may be gone.
+pub(in super::super) fn name_of<'a>(id: &'a str, labels: &'a BTreeMap<String, String>) -> &'a str {
+    match labels.get(NAME_LABEL) {
         Some(name) if !name.is_empty() => name,
-        _ => state.id.get(..12).unwrap_or(&state.id),
+        _ => id.get(..12).unwrap_or(id),
     }
 }
 

@@ -18,12 +18,7 @@ pub(super) async fn of(runtime: &Runtime, state: &ContainerState) -> Option<Heal
 
 /// Docker's word, also for a container without a check.
 pub(super) fn word(health: Option<&HealthView>) -> &'static str {
-    match health.map(|view| view.health) {
-        None => "none",
-        Some(Health::Starting) => "starting",
-        Some(Health::Healthy) => "healthy",
-        Some(Health::Unhealthy) => "unhealthy",
-    }
+    health.map_or("none", |view| view.health.word())
 }
 
 /// Docker's `State.Health`.

@@ -27,7 +27,11 @@ pub(in super::super) async fn top<E: Engine>(
     let users = tokio::fs::read_to_string("/etc/passwd").await.unwrap_or_default();
     let host = Host { users: users_by_id(&users), memory: stats.host_memory, now: SystemTime::now() };
     let rows = processes.iter().map(|process| columns.iter().map(|column| host.cell(*column, process)).collect());
-    let titles: Vec<&str> = columns.iter().map(|column| column.title()).collect();
+    let mut titles: Vec<&str> = columns.iter().map(|column| column.title()).collect();
+    if columns == FULL {
+        // A name below, but that is what `ps -f` calls it.
+        titles[0] = Column::Uid.title();
+    }
     Ok(Json(json!({"Titles": titles, "Processes": rows.collect::<Vec<Vec<String>>>()})))
 }
 

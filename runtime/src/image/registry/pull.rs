@@ -89,6 +89,11 @@ impl Registries {
         };
         let outcome = pull.run().await;
         workspace.close().await;
+        if let Ok(pulled) = &outcome {
+            let catalog = inner.store.inner.catalog();
+            let labels = catalog.images.get(&pulled.id.0).map(|image| image.config.labels.clone()).unwrap_or_default();
+            inner.store.inner.tell("pull", reference.to_string(), reference.familiar_name(), &labels);
+        }
         outcome
     }
 

@@ -1,7 +1,7 @@
 //! From an image in the store to a registry: layers that it does not have, the configuration, and then
 //! the manifest, byte for byte as they came. What was pulled has the same digests when it is pushed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
@@ -98,7 +98,10 @@ impl Registries {
             scope,
             teller: Teller::new(progress),
         };
-        push.run(digest, tag).await
+        let pushed = push.run(digest, tag).await?;
+        let store = &self.inner.store;
+        store.inner.tell("push", reference.to_string(), reference.familiar_name(), &BTreeMap::new());
+        Ok(pushed)
     }
 }
 
