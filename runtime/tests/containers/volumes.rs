@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use runtime::{
     Capabilities, ContainerConfig, Mount, MountKind, PrivateFile, Propagation, RuntimeError, VolumeMount, VolumeSpec,
 };
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::fs::{CWD, FileType, Mode, RenameFlags, makedev, mknodat, renameat_with};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 
 use super::fixture::{Fixture, chain, until};
@@ -20,6 +22,10 @@ pub const TESTS: &[(&str, fn())] = &[
     ("volumes::an_empty_volume_is_filled_from_the_image", an_empty_volume_is_filled_from_the_image),
     ("volumes::a_subpath_never_leads_out", a_subpath_never_leads_out),
     ("volumes::what_options_mount_is_mounted_while_it_is_needed", what_options_mount_is_mounted_while_it_is_needed),
+    ("volumes::a_disk_is_mounted_for_its_volume", a_disk_is_mounted_for_its_volume),
+    ("volumes::an_overlay_and_a_server_are_asked_for", an_overlay_and_a_server_are_asked_for),
+    ("volumes::a_subpath_that_changes_under_us_never_leads_out", a_subpath_that_changes_under_us_never_leads_out),
+    ("volumes::what_a_starting_container_takes_is_not_pruned", what_a_starting_container_takes_is_not_pruned),
     ("volumes::mounts_fit_the_containers_after_a_crash", mounts_fit_the_containers_after_a_crash),
     ("volumes::binds_pass_mounts_on_as_asked", binds_pass_mounts_on_as_asked),
     ("volumes::what_cannot_be_mounted_is_said_in_dockers_words", what_cannot_be_mounted_is_said_in_dockers_words),
@@ -239,6 +245,178 @@ fn what_options_mount_is_mounted_while_it_is_needed() {
         volumes.remove(name).unwrap();
     }
     assert_eq!(fs::read_to_string(host.join("x")).unwrap(), "host's");
+    assert_eq!(fixture.leftovers(), Default::default());
+}
+
+/// A loop device, given back with this.
+struct Loop(PathBuf);
+
+impl Loop {
+    /// With an ext4 file system; `None` where that cannot be had.
+    fn with_ext4(dir: &Path) -> Option<Loop> {
+        let image = dir.join("disk");
+        fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        let run = |program: &str, args: &[&str]| {
+            let output = Command::new(program).args(args).output().ok()?;
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        run("mkfs.ext4", &["-q", image.to_str()?])?;
+        run("losetup", &["--find", "--show", image.to_str()?]).map(|device| Loop(device.into()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+fn a_disk_is_mounted_for_its_volume() {
+    let fixture = Fixture::new();
+    let Some(disk) = Loop::with_ext4(fixture.path()) else {
+        println!("skipped: needs mkfs.ext4, losetup and a free loop device");
+        return;
+    };
+    let volumes = fixture.runtime().volumes();
+    let make = |name: &str, o: &str| {
+        let options = options(&[("type", "ext4"), ("device", disk.0.to_str().unwrap()), ("o", o)]);
+        volumes.create(VolumeSpec { name: name.into(), options, ..Default::default() }).unwrap().mountpoint
+    };
+    let point = make("disk", "noatime");
+    let mut config = fixture.config("writes", "write /d/x kept then cat /proc/self/mountinfo");
+    config.mounts = vec![volume("disk", "/d")];
+    let said = fixture.run(config).1;
+    let of_disk = |line: &str| line.contains(" /d ") && line.contains("noatime") && line.contains("ext4");
+    assert!(said.lines().any(of_disk), "{said}");
+    delete(&fixture, "writes");
+    until("it is unmounted", || !mounted(&point));
+    assert_eq!(fs::read_dir(&point).unwrap().count(), 0, "it was on the disk only");
+    // The volume goes, the disk's files do not: another one finds them.
+    volumes.remove("disk").unwrap();
+    make("again", "ro");
+    let mut config = fixture.config("reads", "cat /d/x then write /d/x y");
+    config.mounts = vec![volume("again", "/d")];
+    assert_eq!(fixture.run(config).1, "keptwrite /d/x: Read-only file system (os error 30)\n");
+    delete(&fixture, "reads");
+    volumes.remove("again").unwrap();
+    assert_eq!(fixture.leftovers(), Default::default());
+}
+
+fn an_overlay_and_a_server_are_asked_for() {
+    let fixture = Fixture::new();
+    let volumes = fixture.runtime().volumes();
+    let dirs = ["lower", "upper", "work"].map(|name| fixture.path().join("over").join(name));
+    for dir in &dirs {
+        fs::create_dir_all(dir).unwrap();
+    }
+    let [lower, upper, work] = &dirs;
+    fs::write(lower.join("below"), "from below").unwrap();
+    let o = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let over = options(&[("type", "overlay"), ("device", "overlay"), ("o", &o)]);
+    volumes.create(VolumeSpec { name: "over".into(), options: over, ..Default::default() }).unwrap();
+    let mut config = fixture.config("over", "cat /o/below then write /o/above 1");
+    config.mounts = vec![volume("over", "/o")];
+    assert_eq!(fixture.run(config).1, "from belowwrote /o/above\n");
+    delete(&fixture, "over");
+    volumes.remove("over").unwrap();
+    assert_eq!(fs::read_to_string(upper.join("above")).unwrap(), "1", "it is where the options say");
+    // The name of a server is looked up here, for the kernel takes addresses only.
+    let nfs = options(&[
+        ("type", "nfs"),
+        ("device", ":/export"),
+        ("o", "addr=localhost,nfsvers=4,proto=tcp,soft,timeo=1,retrans=0"),
+    ]);
+    volumes.create(VolumeSpec { name: "files".into(), options: nfs, ..Default::default() }).unwrap();
+    let mut config = fixture.config("nfs", "sleep");
+    config.mounts = vec![volume("files", "/f")];
+    let error = refused(&fixture, config);
+    assert!(error.contains("failed to mount local volume: mount :/export:"), "{error}");
+    assert!(error.contains("data: addr=127.0.0.1,nfsvers=4,"), "{error}");
+    assert_eq!(fixture.leftovers(), Default::default());
+}
+
+fn a_subpath_that_changes_under_us_never_leads_out() {
+    let fixture = Fixture::new();
+    let spec = VolumeSpec { name: "data".into(), ..Default::default() };
+    let root = fixture.runtime().volumes().create(spec).unwrap().mountpoint;
+    let outside = fixture.path().join("outside");
+    for (dir, text) in [(root.join("sub"), "inside"), (outside.clone(), "outside")] {
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("file"), text).unwrap();
+    }
+    symlink(&outside, root.join("other")).unwrap();
+    let over = AtomicBool::new(false);
+    let (mut found, mut failed) = (0, 0);
+    std::thread::scope(|scope| {
+        // Set whatever happens, so that the other thread ends with a test that fails.
+        let _over = Over(&over);
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                renameat_with(CWD, root.join("sub"), CWD, root.join("other"), RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        for round in 0..40 {
+            let id = format!("c{round}");
+            let mut config = fixture.config(&id, "cat /sub/file");
+            config.mounts = vec![with_subpath("data", "sub")];
+            match fixture.tokio.block_on(fixture.runtime().create(config)) {
+                Ok(_) => {
+                    fixture.tokio.block_on(fixture.runtime().start(&id)).unwrap();
+                    fixture.wait(&id);
+                    assert_eq!(fixture.output(&id), "inside");
+                    delete(&fixture, &id);
+                    found += 1;
+                }
+                Err(error) => {
+                    assert!(chain(&error).contains("/sub: "), "{}", chain(&error));
+                    failed += 1;
+                }
+            }
+        }
+    });
+    println!("{found} found the directory, {failed} the link");
+    assert_eq!(fixture.leftovers(), Default::default());
+}
+
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn what_a_starting_container_takes_is_not_pruned() {
+    let fixture = Fixture::new();
+    let volumes = fixture.runtime().volumes();
+    let (over, pruned) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let _over = Over(&over);
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                pruned.fetch_add(volumes.prune(|_| true).names.len(), Ordering::Relaxed);
+            }
+        });
+        for round in 0..25 {
+            let id = format!("c{round}");
+            let mut config = fixture.config(&id, "write /v/x 1 then write /own/y 2 then trap");
+            config.mounts = vec![volume("shared", "/v"), volume("", "/own")];
+            fixture.start(config);
+            fixture.until_output(&id, "trapping");
+            let data = volumes.get("shared").unwrap();
+            assert_eq!(data.containers, [id.as_str()]);
+            assert!(data.mountpoint.join("x").exists(), "the container's volume is the one that is there");
+            delete(&fixture, &id);
+            let before = pruned.load(Ordering::Relaxed);
+            if round == 0 {
+                until("it takes what nobody has", || {
+                    pruned.load(Ordering::Relaxed) > before || names(&fixture).is_empty()
+                });
+            }
+        }
+    });
+    volumes.prune(|_| true);
+    assert_eq!(names(&fixture), [""; 0]);
     assert_eq!(fixture.leftovers(), Default::default());
 }
 
