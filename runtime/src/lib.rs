@@ -42,8 +42,9 @@ pub use config::{
     MountKind, Propagation, Resources, RuntimeConfig, Seccomp, SelinuxLabel, SyslogAddress, Ulimit,
 };
 pub use container::{
-    ContainerDetail, ContainerState, Created, Exec, ExecConfig, ExecExit, ExecHandle, ExecIo, ExecOutput, ExitStatus,
-    MountPoint, NetworkUsage, OutputPiece, Process, Runtime, Stats, Status, StdStream,
+    ArchivePieces, Change, ChangeKind, ContainerDetail, ContainerState, CopyError, Created, Exec, ExecConfig, ExecExit,
+    ExecHandle, ExecIo, ExecOutput, ExitStatus, MountPoint, NetworkUsage, OutputPiece, PathStat, Process, PutOptions,
+    Runtime, Stats, Status, StdStream,
 };
 pub use error::RuntimeError;
 pub use events::{Event, EventKind, Events, Listener, Overtaken};

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use std::os::fd::{AsFd, OwnedFd};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use super::archive::MAX_COPIES;
 use super::delete::{REMOVING, remove_dir};
 use super::{Container, Inner, Slot, View, client, create, monitor, mounts, storage};
 use crate::cgroup::Cgroups;
@@ -56,6 +57,7 @@ impl Inner {
             locks: Mutex::new(BTreeMap::new()),
             monitors: Mutex::new(JoinSet::new()),
             unsynced: Mutex::new(BTreeSet::new()),
+            copies: Arc::new(Semaphore::new(MAX_COPIES)),
         });
         for dir in [inner.containers_dir(), inner.shims_dir()] {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(storage("create", &dir))?;
@@ -143,6 +145,7 @@ impl Inner {
             created_at: time_from(created_at),
             stop_signal: create::stop_signal(config),
             keeps_log: config.log.files,
+            copying: Mutex::new(()),
             view: watch::Sender::new(view),
         })
     }

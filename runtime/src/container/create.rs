@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::process::Child;
@@ -89,6 +89,7 @@ impl Inner {
             created_at,
             stop_signal,
             keeps_log: config.log.files,
+            copying: Mutex::new(()),
             view: watch::Sender::new(view),
         });
         self.slots().insert(config.id.clone(), Slot::Here(Arc::clone(&container)));

@@ -5,6 +5,7 @@
 //! operation finishes there even when its caller has gone.
 
 mod adopt;
+mod archive;
 mod attach;
 mod client;
 mod create;
@@ -29,9 +30,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+pub use archive::{ArchivePieces, Change, ChangeKind, CopyError, PathStat, PutOptions};
 pub use attach::OutputPiece;
 pub(crate) use client::receive_terminal;
 pub use exec::{Exec, ExecConfig, ExecExit, ExecHandle, ExecIo, ExecOutput};
@@ -104,6 +106,8 @@ pub(crate) struct Container {
     stop_signal: Signal,
     /// Whether its log is kept where it can be read.
     keeps_log: bool,
+    /// Held by a copy into it when it has ended.
+    copying: Mutex<()>,
     view: watch::Sender<View>,
 }
 
@@ -191,6 +195,8 @@ pub(crate) struct Inner {
     monitors: Mutex<JoinSet<()>>,
     /// See [`Inner::make_durable`].
     unsynced: Mutex<BTreeSet<String>>,
+    /// See [`archive::MAX_COPIES`].
+    copies: Arc<Semaphore>,
     volumes: Volumes,
     private: PrivateFiles,
     events: Events,

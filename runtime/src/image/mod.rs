@@ -43,12 +43,15 @@ mod unpack;
 
 pub use catalog::Origin;
 pub use changes::ImportChanges;
+pub(crate) use compression::Decoder;
 pub use config::{History, ImageConfig};
 pub use digest::{Digest, DigestError};
 pub use error::{ImageError, ImageErrorKind};
 pub use gc::{Pruned, Room};
 pub use lease::{BlobWriter, Lease};
+pub(crate) use limits::Budget;
 pub use limits::Limits;
 pub use reference::{Reference, ReferenceError};
 pub use save::Saving;
 pub use store::{Image, ImageId, ImageStore, ImageSummary, Loaded, Removed};
+pub(crate) use tarball::{EndMarker, TarEntry, TarKind, TarReader};

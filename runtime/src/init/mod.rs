@@ -22,6 +22,7 @@ use rustix::process::{Gid, Uid, umask};
 
 pub(crate) use exec::{Joining, clone_exec};
 pub(crate) use hooks::{Hook, HookState, Hooks};
+pub(crate) use identity::{Names, parse_identity};
 pub(crate) use mounts::take_source;
 pub(crate) use reaper::reaper;
 pub use report::Step;

@@ -152,7 +152,8 @@ pub(crate) fn candidates(command: &str, env: &[String]) -> Result<Vec<CString>, 
         .collect()
 }
 
-fn user_spec(text: &str) -> Result<UserSpec, PlanError> {
+/// Takes `user[:group]` apart.
+pub(crate) fn user_spec(text: &str) -> Result<UserSpec, PlanError> {
     let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (text, None),

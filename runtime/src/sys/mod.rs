@@ -125,6 +125,23 @@ pub(crate) fn unshare(kinds: u64) -> Result<(), Errno> {
     checked(c_long::from(unsafe { libc::unshare(kinds) })).map(drop)
 }
 
+/// Lets the calling thread, and no other, look at files and make them as somebody else, with all its capabilities. For a
+/// thread that ends so.
+pub(crate) fn make_files_as(uid: u32, gid: u32) -> Result<(), Errno> {
+    use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits};
+    set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP).map_err(|errno| errno.raw_os_error())?;
+    // SAFETY: both change an id of the calling thread's own; no memory is concerned.
+    unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+    }
+    // They tell of no failure. An id that is none changes nothing, and answers what it is.
+    // SAFETY: as above.
+    let now = unsafe { (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX)) };
+    let wanted = (uid.cast_signed(), gid.cast_signed());
+    if now == wanted { Ok(()) } else { Err(libc::EPERM) }
+}
+
 /// Every signal back to its default and none blocked, as a program expects to find them.
 pub(crate) fn reset_signals() {
     /// The kernel's own structure (handler, flags, restorer, mask): the C library's call would spare two signals that

@@ -6,6 +6,7 @@
 
 mod attach;
 mod confinement;
+mod copies;
 mod cycles;
 mod disk;
 mod engine;
@@ -83,6 +84,7 @@ fn run(args: &[String]) -> ExitCode {
         exec::TESTS,
         attach::TESTS,
         pause::TESTS,
+        copies::TESTS,
         layouts::TESTS,
     ]
     .concat()

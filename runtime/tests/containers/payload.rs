@@ -35,6 +35,14 @@ fn act(verb: &str, args: &[String]) -> Option<u8> {
             Ok(()) => println!("wrote {}", first()),
             Err(error) => println!("write {}: {error}", first()),
         },
+        "mkdir" => std::fs::create_dir_all(first()).expect("mkdir"),
+        "rm" => std::fs::remove_file(first()).expect("rm"),
+        "rmdir" => std::fs::remove_dir_all(first()).expect("rmdir"),
+        "link" => std::os::unix::fs::symlink(first(), &args[1]).expect("link"),
+        "swap" => loop {
+            use rustix::fs::{CWD, RenameFlags, renameat_with};
+            renameat_with(CWD, first(), CWD, args[1].as_str(), RenameFlags::EXCHANGE).expect("swap");
+        },
         "ls" => {
             let mut names: Vec<String> = std::fs::read_dir(first())
                 .map(|entries| {
