@@ -4,6 +4,7 @@
 //! proper 404, because `docker inspect NAME` asks one kind after another and goes on after a 404 only.
 
 pub(super) mod actions;
+pub(super) mod archive;
 pub(super) mod attach;
 mod detach;
 pub(super) mod exec;

@@ -159,7 +159,7 @@ fn image_routes<E: Engine>() -> Router<App<E>> {
 }
 
 fn container_routes<E: Engine>() -> Router<App<E>> {
-    use containers::{actions, attach, exec, inspect, list, logs, stats, top};
+    use containers::{actions, archive, attach, exec, inspect, list, logs, stats, top};
     Router::new()
         .route("/containers/json", get(list::list::<E>))
         .route("/containers/create", post(actions::create))
@@ -170,6 +170,9 @@ fn container_routes<E: Engine>() -> Router<App<E>> {
         .route("/containers/{id}/stats", get(stats::stats::<E>))
         .route("/containers/{id}/attach", post(attach::attach::<E>))
         .route("/containers/{id}/attach/ws", get(attach::websocket))
+        .route("/containers/{id}/archive", get(archive::get::<E>).head(archive::head::<E>).put(archive::put::<E>))
+        .route("/containers/{id}/changes", get(archive::changes::<E>))
+        .route("/containers/{id}/export", get(archive::export::<E>))
         .route("/containers/{id}/resize", post(actions::resize::<E>))
         .route("/containers/{id}/kill", post(actions::kill::<E>))
         .route("/containers/{id}/stop", post(actions::stop::<E>))
