@@ -11,8 +11,9 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{CONTENT_TYPE, HOST, USER_AGENT};
-use hyper::{Method, Request, Response};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE, USER_AGENT};
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -49,6 +50,15 @@ pub struct Client {
 pub struct Streamed {
     response: Response<Incoming>,
     /// Moves the bytes; ends with the answer.
+    _connection: AbortOnDropHandle<()>,
+}
+
+/// A connection that has ended being HTTP.
+#[derive(Debug)]
+pub struct Hijacked {
+    /// What is left of it.
+    pub stream: TokioIo<Upgraded>,
+    /// As of [`Streamed`].
     _connection: AbortOnDropHandle<()>,
 }
 
@@ -172,14 +182,54 @@ impl Client {
         self.send(Method::GET, path, None, Some(READ)).await
     }
 
+    /// Asks for what comes with the answer's head alone.
+    pub async fn head(&self, path: &str) -> Result<Streamed, CliError> {
+        self.send(Method::HEAD, path, None, Some(READ)).await
+    }
+
     /// Sends an archive of any size.
     pub async fn upload<S>(&self, path: &str, archive: S) -> Result<Streamed, CliError>
     where
         S: Stream<Item = std::io::Result<Bytes>> + Send + Sync + 'static,
     {
+        self.send_archive(Method::POST, path, archive).await
+    }
+
+    /// Puts an archive of any size somewhere.
+    pub async fn put<S>(&self, path: &str, archive: S) -> Result<Streamed, CliError>
+    where
+        S: Stream<Item = std::io::Result<Bytes>> + Send + Sync + 'static,
+    {
+        self.send_archive(Method::PUT, path, archive).await
+    }
+
+    async fn send_archive<S>(&self, method: Method, path: &str, archive: S) -> Result<Streamed, CliError>
+    where
+        S: Stream<Item = std::io::Result<Bytes>> + Send + Sync + 'static,
+    {
         use futures_util::TryStreamExt;
         let body = BodyExt::boxed(StreamBody::new(archive.map_ok(Frame::data)));
-        self.send(Method::POST, path, Some((body, "application/x-tar")), None).await
+        self.send(method, path, Some((body, "application/x-tar")), None).await
+    }
+
+    /// Asks for a connection that ends being HTTP: what is sent and received afterwards are the streams of a process.
+    ///
+    /// # Errors
+    /// When the engine refuses, or goes on with HTTP.
+    pub async fn hijack(&self, path: &str, body: Option<&Value>) -> Result<Hijacked, CliError> {
+        let body = body.map(|body| {
+            let json = Full::new(Bytes::from(body.to_string()));
+            (json.map_err(|never| match never {}).boxed(), "application/json")
+        });
+        let headers = [(CONNECTION.as_str(), "Upgrade"), (UPGRADE.as_str(), "tcp")];
+        let answer = self.ask(Method::POST, path, body, &headers, Some(WRITE)).await?;
+        let Streamed { response, _connection } = answer;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(CliError::Failed(format!("the engine at {} keeps its streams to itself", self.host)));
+        }
+        let upgraded = hyper::upgrade::on(response).await;
+        let stream = upgraded.map_err(|e| self.lost(&Method::POST, path, &crate::chain(&e)))?;
+        Ok(Hijacked { stream: TokioIo::new(stream), _connection })
     }
 
     async fn send(
@@ -200,14 +250,25 @@ impl Client {
         header: Option<(&str, &str)>,
         limit: Option<Duration>,
     ) -> Result<Streamed, CliError> {
+        self.ask(method, path, body, header.as_slice(), limit).await
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(Body, &str)>,
+        headers: &[(&str, &str)],
+        limit: Option<Duration>,
+    ) -> Result<Streamed, CliError> {
         let (mut sender, connection) = self.open().await?;
         let mut request = Request::builder()
             .method(method.clone())
             .uri(path)
             .header(HOST, "shoal")
             .header(USER_AGENT, concat!("shoal/", env!("CARGO_PKG_VERSION")));
-        if let Some((name, value)) = header {
-            request = request.header(name, value);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         let body = match body {
             Some((body, kind)) => {
@@ -232,7 +293,11 @@ impl Client {
             Err(e) => return Err(self.lost(&method, path, &crate::chain(&e))),
         };
         let streamed = Streamed { response, _connection: connection };
-        if streamed.response.status().is_success() { Ok(streamed) } else { Err(streamed.into_error().await) }
+        let status = streamed.response.status();
+        match status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
+            true => Ok(streamed),
+            false => Err(streamed.into_error().await),
+        }
     }
 
     async fn open(&self) -> Result<(http1::SendRequest<Body>, AbortOnDropHandle<()>), CliError> {
@@ -286,7 +351,7 @@ where
 {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
     // Its errors reach the request that waits for it.
-    let connection = tokio::spawn(async move { drop(connection.await) });
+    let connection = tokio::spawn(async move { drop(connection.with_upgrades().await) });
     Ok((sender, AbortOnDropHandle::new(connection)))
 }
 
@@ -311,6 +376,11 @@ impl Streamed {
                 }
             }
         }
+    }
+
+    /// A header of the answer.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
     }
 
     /// What kind of bytes they are.

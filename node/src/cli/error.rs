@@ -28,6 +28,9 @@ pub enum CliError {
     /// Several commands in one: each that failed, one a line.
     #[error("{}", lines(.0))]
     Several(Vec<CliError>),
+    /// What the command ran has ended with this code, and there is nothing more to say.
+    #[error("")]
+    Exit(u8),
     /// The output went nowhere.
     #[error("cannot write the output: {0}")]
     Output(#[source] std::io::Error),
@@ -75,6 +78,7 @@ impl CliError {
             Self::Usage(_) | Self::Refused { .. } => 2,
             Self::Unavailable(_) => 3,
             Self::OutcomeUnknown(_) => 4,
+            Self::Exit(code) => *code,
             // The worst news decides.
             Self::Several(errors) => match errors.iter().map(Self::code).max() {
                 Some(code @ 3..) => code,

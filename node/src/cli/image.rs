@@ -16,6 +16,7 @@ use super::error::CliError;
 use super::output::{self, List, ListFormat};
 use super::registry::CredentialFiles;
 use super::{age, filters, values};
+pub(super) use save::to_file;
 
 /// Bytes of an archive that are read at once.
 const PIECE: usize = 256 << 10;
@@ -201,7 +202,7 @@ fn split_tag(name: &str) -> (&str, &str) {
 type Archive = ReaderStream<Box<dyn AsyncRead + Send + Sync + Unpin>>;
 
 /// A file, or standard input.
-async fn archive(file: Option<PathBuf>) -> Result<Archive, CliError> {
+pub(super) async fn archive(file: Option<PathBuf>) -> Result<Archive, CliError> {
     let reader: Box<dyn AsyncRead + Send + Sync + Unpin> = match file {
         Some(path) => {
             let failed = |e: std::io::Error| CliError::usage(format!("cannot read {}: {e}", path.display()));

@@ -7,6 +7,7 @@
 mod age;
 pub mod client;
 mod config;
+mod container;
 mod daemon;
 mod demo;
 pub mod error;
@@ -19,6 +20,7 @@ mod payload;
 mod registry;
 mod secret;
 mod service;
+mod streams;
 mod system;
 mod tasks;
 mod values;
@@ -52,7 +54,8 @@ Getting started:
   shoal service create --name web --replicas 3 -p 8080:80 web:1
 
 The engine is found by -H, then SHOAL_HOST, then DOCKER_HOST, then unix:///run/shoal/shoal.sock.
-Exit codes: 0 done, 1 failed, 2 bad request, 3 cluster unavailable, 4 outcome unknown."
+Exit codes: 0 done, 1 failed, 2 bad request, 3 cluster unavailable, 4 outcome unknown; `container exec` and
+`container attach` end with the code of what ran."
 )]
 struct Cli {
     /// Engine to talk to: unix:///path or tcp://host:port
@@ -83,6 +86,8 @@ enum Command {
     Config(config::ConfigArgs),
     /// Volumes of this host
     Volume(volume::VolumeArgs),
+    /// Containers of this host: look into them, run commands in them, copy files
+    Container(container::ContainerArgs),
     /// Images of this host
     Image(image::ImageArgs),
     /// Logging in to registries
@@ -139,6 +144,7 @@ fn dispatch(engine: &Engine, command: Command) -> Result<(), CliError> {
         Command::Secret(args) => engine.drive(|client| payload::run(client, payload::Kind::Secret, args.command)),
         Command::Config(args) => engine.drive(|client| payload::run(client, payload::Kind::Config, args.command)),
         Command::Volume(args) => engine.drive(|client| volume::run(client, args)),
+        Command::Container(args) => engine.drive(|client| container::run(client, args)),
         Command::Image(args) => engine.drive(|client| image::run(client, args)),
         Command::Registry(args) => registry::run(engine, args),
         Command::System(args) => system::run(engine, args),

@@ -111,6 +111,20 @@ impl List {
     }
 }
 
+/// A table of columns that only the engine knows.
+pub(in crate::cli) fn plain_table(titles: &[String], rows: &[Vec<String>]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(titles.iter().map(|title| printable(title)).collect::<Vec<_>>());
+    for row in rows {
+        table.add_row(row.iter().map(|cell| printable(cell)).collect::<Vec<_>>());
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    table.trim_fmt() + "\n"
+}
+
 /// The star that marks the own node, and the branch that marks an older task, are for people.
 fn for_programs(cell: &str) -> &str {
     cell.strip_suffix(" *").unwrap_or(cell).trim_start_matches(" \\_ ")

@@ -33,7 +33,7 @@ pub(super) async fn run(client: &Client, args: SaveArgs) -> Result<(), CliError>
 }
 
 /// What is not whole gets no name.
-async fn to_file(answer: Streamed, file: &Path) -> Result<(), CliError> {
+pub(in crate::cli) async fn to_file(answer: Streamed, file: &Path) -> Result<(), CliError> {
     let failed = |e: std::io::Error| CliError::Failed(format!("cannot write {}: {e}", file.display()));
     let directory = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temporary = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
