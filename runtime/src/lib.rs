@@ -13,6 +13,7 @@ extern crate self as runtime;
 mod cgroup;
 mod config;
 mod container;
+mod disk;
 mod error;
 mod events;
 mod fake;

@@ -97,7 +97,7 @@ pub(super) async fn list<E: Engine>(
     Ok(Json(images.iter().filter(|i| wanted(i)).map(|i| summary(i, version)).collect()))
 }
 
-fn summary(image: &ImageSummary, version: ApiVersion) -> Value {
+pub(super) fn summary(image: &ImageSummary, version: ApiVersion) -> Value {
     let mut w = json!({
         "Id": image.id.to_string(),
         "ParentId": "",

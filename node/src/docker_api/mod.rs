@@ -13,6 +13,7 @@ mod body_reader;
 mod containers;
 pub mod convert;
 mod counters;
+mod disk_usage;
 mod error;
 mod events;
 mod extract;
@@ -189,6 +190,7 @@ fn container_routes<E: Engine>() -> Router<App<E>> {
 
 fn other_routes<E: Engine>() -> Router<App<E>> {
     Router::new()
+        .route("/system/df", get(disk_usage::disk_usage::<E>))
         .route("/events", get(events::events::<E>))
         .route("/volumes", get(volumes::list::<E>))
         .route("/volumes/create", post(volumes::create::<E>))

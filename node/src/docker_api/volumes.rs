@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use hyper::StatusCode;
 use runtime::{ANONYMOUS_LABEL, RuntimeError, Volume, VolumeError, VolumeSpec, Volumes};
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -68,6 +69,20 @@ pub(super) async fn list<E: Engine>(
     };
     let volumes = app.engine.volumes().list().into_iter().filter(wanted).map(to_wire).collect();
     Ok(Json(wire::VolumeList { volumes: Some(volumes), warnings: Some(Vec::new()) }))
+}
+
+/// All volumes of this host with how much is in each and how many containers have it.
+pub(super) async fn all_with_sizes<E: Engine>(app: &App<E>) -> Result<Vec<Value>, ApiError> {
+    let of = |volumes: &Volumes, volume: Volume| {
+        let usage = json!({"Size": volumes.size(&volume.name), "RefCount": volume.containers.len()});
+        let mut object = serde_json::to_value(to_wire(volume)).unwrap_or_default();
+        object["UsageData"] = usage;
+        object
+    };
+    blocking(app.engine.volumes(), move |volumes| {
+        Ok(volumes.list().into_iter().map(|volume| of(volumes, volume)).collect())
+    })
+    .await
 }
 
 pub(super) async fn inspect<E: Engine>(

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use node::containers::Containers;
-use runtime::{ContainerConfig, EtcFiles, Runtime, RuntimeConfig};
+use runtime::{ContainerConfig, EtcFiles, Mount, MountKind, Runtime, RuntimeConfig, VolumeMount};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -53,7 +53,7 @@ impl Host {
             std::fs::create_dir_all(layer.join(name)).unwrap();
         }
         std::fs::copy(busybox, layer.join("bin/busybox")).unwrap();
-        for tool in ["sh", "sleep", "cat", "echo", "id", "pwd", "tty", "stty", "env", "true", "touch", "ls"] {
+        for tool in ["sh", "sleep", "cat", "echo", "id", "pwd", "tty", "stty", "env", "true", "touch", "ls", "head"] {
             std::os::unix::fs::symlink("busybox", layer.join("bin").join(tool)).unwrap();
         }
         std::fs::write(layer.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:100:101::/srv:/bin/sh\n").unwrap();
@@ -809,6 +809,29 @@ async fn a_terminal_at_both_ends() {
     assert_eq!(terminal.code().await, Some(6));
 }
 
+#[tokio::test]
+async fn what_it_takes_of_the_disk() {
+    let Some(host) = Host::new().await else { return };
+    let id = host.start(7, "head -c 5000 /dev/zero > /tmp/a; echo done; exec sleep 1000", |_| {}).await;
+    host.until_logged(&id, "done").await;
+    let s = host.socket();
+    // Its image is none of this host's, so what it has written is all. The files in /etc are bound, not written.
+    let listed = get(s, "/containers/json?size=1").await.json();
+    assert_eq!((&listed[0]["SizeRw"], &listed[0]["SizeRootFs"]), (&json!(5000), &json!(5000)), "{listed}");
+    assert_eq!(get(s, "/containers/json").await.json()[0].get("SizeRw"), None);
+    assert_eq!(get(s, &format!("/containers/{id}/json?size=1")).await.json()["SizeRw"], 5000);
+    let all = get(s, "/system/df").await.json();
+    assert_eq!((&all["LayersSize"], &all["Images"], &all["BuildCache"]), (&json!(0), &json!([]), &json!([])), "{all}");
+    assert_eq!(all["Containers"][0]["SizeRw"], 5000);
+    assert_eq!(all["Volumes"], json!([]));
+    let volume = post(s, "/volumes/create", json!({"Name": "data"})).await.json();
+    std::fs::write(Path::new(volume["Mountpoint"].as_str().unwrap()).join("a"), [0; 700]).unwrap();
+    let some = get(s, "/system/df?type=volume&type=image").await.json();
+    assert_eq!(some.as_object().unwrap().keys().collect::<Vec<_>>(), ["Images", "LayersSize", "Volumes"]);
+    assert_eq!(some["Volumes"][0]["UsageData"], json!({"Size": 700, "RefCount": 0}), "{some}");
+    assert_eq!(get(s, "/system/df?type=nothing").await.status, 400);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_docker_command_line() {
     let docker = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
@@ -909,6 +932,8 @@ async fn with_the_docker_command_line() {
         assert_eq!(run(&[verb, name], "").await.0, Some(0));
         assert_eq!(run(&["inspect", "--format", "{{.State.Status}}", name], "").await.1, format!("{state}\n"));
     }
+    assert!(run(&["ps", "-s"], "").await.1.contains("(virtual "));
+    assert!(run(&["system", "df", "-v"], "").await.1.contains(name));
     let (code, _, err) = run(&["restart", name], "").await;
     assert!(code != Some(0) && err.contains("belongs to task"), "{err}");
     assert_eq!(run(&["kill", name], "").await.0, Some(0));

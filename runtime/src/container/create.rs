@@ -197,7 +197,7 @@ fn write_directory(dir: &Path, config: &ContainerConfig, created_at: SystemTime)
         allow(path, mode)
     };
     make(dir, 0o700)?;
-    for (name, mode) in [("l", 0o700), ("upper", 0o755), ("work", 0o700), ("rootfs", 0o755), ("etc", 0o755)] {
+    for (name, mode) in [("l", 0o700), (names::UPPER, 0o755), ("work", 0o700), ("rootfs", 0o755), ("etc", 0o755)] {
         make(&dir.join(name), mode)?;
     }
     make(&dir.join(names::LOG), 0o750)?;

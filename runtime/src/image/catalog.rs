@@ -190,6 +190,18 @@ impl Catalog {
         layers.values().sum()
     }
 
+    /// Bytes of each image's layers that another image has too.
+    pub(crate) fn shared_sizes(&self) -> BTreeMap<Digest, u64> {
+        let chains = |image: &Record| image.layers.iter().map(|layer| layer.chain).collect::<BTreeSet<_>>();
+        let mut images_with = BTreeMap::<Digest, usize>::new();
+        for chain in self.images.values().flat_map(chains) {
+            *images_with.entry(chain).or_default() += 1;
+        }
+        let is_shared = |layer: &&Layer| images_with.get(&layer.chain).is_some_and(|images| *images > 1);
+        let shared = |image: &Record| image.layers.iter().filter(is_shared).map(|layer| layer.bytes).sum();
+        self.images.values().map(|image| (image.id, shared(image))).collect()
+    }
+
     /// What must not be collected.
     pub(crate) fn live(&self) -> Live {
         let mut live = Live::default();

@@ -272,6 +272,12 @@ impl ImageStore {
         self.inner.catalog().layers_size()
     }
 
+    /// Of each image, the bytes in layers that another image of this host has as well.
+    #[must_use]
+    pub fn shared_sizes(&self) -> BTreeMap<ImageId, u64> {
+        self.inner.catalog().shared_sizes().into_iter().map(|(id, bytes)| (ImageId(id), bytes)).collect()
+    }
+
     /// Finds an image by name, `name:tag`, `name@digest`, digest, id, or the beginning of its id.
     /// A digest is that of the manifest or the id.
     pub fn resolve(&self, name: &str) -> Result<Image, ImageError> {

@@ -81,6 +81,7 @@ pub(crate) mod names {
     pub(crate) const PROCESS: &str = "process";
     pub(crate) const EXIT: &str = "exit";
     pub(crate) const LOG: &str = "log";
+    pub(crate) const UPPER: &str = "upper";
 }
 
 const MAGIC: [u8; 4] = *b"SHRT";

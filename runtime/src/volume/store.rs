@@ -17,11 +17,11 @@ use tracing::{info, warn};
 
 use super::plan::{self, check_driver, check_labels, check_name};
 use super::{ANONYMOUS_LABEL, Volume, VolumeError, VolumeMount, VolumeSpec, device, fill, mounted, tree};
-use crate::RuntimeError;
 use crate::container::storage;
 use crate::events::{EventKind, Events};
 use crate::remove;
 use crate::stored::{self, Durability, StoredVolume, names, nanos, time_from};
+use crate::{RuntimeError, disk};
 
 /// Directory of a volume's data, in the volume's own.
 const DATA: &str = "_data";
@@ -141,6 +141,11 @@ impl Volumes {
         self.remove_held(name)
     }
 
+    /// Bytes of all files in a volume, each counted once; 0 when it is gone. Takes as long as looking at each file does.
+    pub fn size(&self, name: &str) -> u64 {
+        self.get(name).map_or(0, |volume| disk::size(&volume.mountpoint))
+    }
+
     /// Removes those that no container has, that `wanted` approves of, and (as Docker does) that have no options.
     /// One that resists is left, and told of in the log.
     pub fn prune(&self, wanted: impl Fn(&Volume) -> bool) -> Pruned {
@@ -149,7 +154,7 @@ impl Volumes {
             if !volume.containers.is_empty() || !volume.options.is_empty() || !wanted(&volume) {
                 continue;
             }
-            let bytes = size(&volume.mountpoint);
+            let bytes = disk::size(&volume.mountpoint);
             match self.remove(&volume.name) {
                 Ok(()) => {
                     pruned.bytes += bytes;
@@ -482,23 +487,6 @@ fn remove_tree(name: &str, dir: &Path) -> Result<(), RuntimeError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(storage("remove", dir)(error)),
         _ => Ok(()),
     }
-}
-
-/// Bytes of all files below; a file with several names counts once. What cannot be read counts nothing.
-fn size(dir: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let (mut bytes, mut seen, mut open) = (0, BTreeSet::new(), vec![dir.to_owned()]);
-    while let Some(dir) = open.pop() {
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            if meta.is_dir() {
-                open.push(entry.path());
-            } else if meta.nlink() < 2 || seen.insert((meta.dev(), meta.ino())) {
-                bytes += meta.len();
-            }
-        }
-    }
-    bytes
 }
 
 #[cfg(test)]

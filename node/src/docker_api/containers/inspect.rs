@@ -14,6 +14,7 @@ use super::super::App;
 use super::super::convert::nanos_to_wire;
 use super::super::error::ApiError;
 use super::super::extract::Params;
+use super::list::Sizes;
 use super::{find, health, list};
 use crate::agent::IMAGE_LABEL;
 use crate::agent::health::shown;
@@ -56,9 +57,6 @@ pub(in super::super) async fn inspect<E: Engine>(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
-    if params.flag("size") {
-        return Err(ApiError::not_supported("Shoal does not count the sizes of containers: leave out size"));
-    }
     let (containers, detail) = find::detail(&app, &id).await?;
     let (names, task) = (Names::read(&app).await, find::task(&app, &detail.state).await);
     let execs = containers.execs_of(&detail.state.id);
@@ -72,6 +70,9 @@ pub(in super::super) async fn inspect<E: Engine>(
     let of_service = task.as_ref().and_then(|task| task.spec.container.healthcheck.as_ref());
     if let Some(check) = shown(of_service, of_image.as_ref()) {
         object["Config"]["Healthcheck"] = check;
+    }
+    if params.flag("size") {
+        Sizes::read(&app).await.put(&containers.runtime, &detail.state, &mut object).await;
     }
     Ok(Json(object))
 }

@@ -1,11 +1,11 @@
 //! `GET /containers/json`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use axum::Json;
 use axum::extract::State;
-use runtime::{ContainerDetail, ContainerState, ExitStatus, Status};
+use runtime::{ContainerDetail, ContainerState, ExitStatus, Runtime, Status};
 use serde_json::{Value, json};
 
 use super::super::App;
@@ -14,6 +14,7 @@ use super::super::extract::Params;
 use super::super::filters::Filters;
 use super::inspect::{Names, mounts, networks};
 use super::{find, health};
+use crate::agent::IMAGE_LABEL;
 use crate::agent::health::{Health, HealthView};
 use crate::engine::Engine;
 
@@ -35,9 +36,7 @@ pub(in super::super) async fn list<E: Engine>(
     if let Some(bad) = filters.values("health").into_iter().flatten().find(|h| !HEALTHS.contains(&h.as_str())) {
         return Err(ApiError::invalid(format!("unrecognized filter value for health: {bad}")));
     }
-    if params.flag("size") {
-        return Err(ApiError::not_supported("Shoal does not count the sizes of containers: leave out size"));
-    }
+    let sizes = if params.flag("size") { Some(Sizes::read(&app).await) } else { None };
     let limit = match params.get("limit").map(str::parse::<i64>) {
         None => None,
         Some(Ok(number)) => usize::try_from(number).ok().filter(|number| *number > 0),
@@ -65,7 +64,10 @@ pub(in super::super) async fn list<E: Engine>(
             continue;
         }
         let task = find::task(&app, state).await;
-        let summary = summary(&detail, &images, task.as_ref(), health.as_ref());
+        let mut summary = summary(&detail, &images, task.as_ref(), health.as_ref());
+        if let Some(sizes) = &sizes {
+            sizes.put(&containers.runtime, state, &mut summary).await;
+        }
         let networks = summary["NetworkSettings"]["Networks"].as_object().cloned().unwrap_or_default();
         let on_network = |wanted: &str| {
             networks.iter().any(|(name, network)| name == wanted || network["NetworkID"].as_str() == Some(wanted))
@@ -84,6 +86,40 @@ pub(in super::super) async fn list<E: Engine>(
         }
     }
     Ok(Json(shown))
+}
+
+/// What the containers of this host take of its disk, as Docker shows it.
+pub(in super::super) async fn all_with_sizes<E: Engine>(app: &App<E>) -> Vec<Value> {
+    let Some(containers) = app.engine.containers() else { return Vec::new() };
+    let (images, sizes) = (Names::read(app).await, Sizes::read(app).await);
+    let mut shown = Vec::new();
+    for state in containers.runtime.list().await {
+        let Ok(detail) = containers.runtime.inspect(&state.id).await else { continue };
+        let (task, health) = (find::task(app, &state).await, health::of(&containers.runtime, &state).await);
+        let mut summary = summary(&detail, &images, task.as_ref(), health.as_ref());
+        sizes.put(&containers.runtime, &state, &mut summary).await;
+        shown.push(summary);
+    }
+    shown
+}
+
+/// How large the images of this host are.
+pub(super) struct Sizes(BTreeMap<String, u64>);
+
+impl Sizes {
+    pub(super) async fn read<E: Engine>(app: &App<E>) -> Self {
+        let images = app.engine.images();
+        let listed = tokio::task::spawn_blocking(move || images.list()).await.unwrap_or_default();
+        Self(listed.into_iter().map(|image| (image.id.to_string(), image.size)).collect())
+    }
+
+    /// Adds `SizeRw`, what the container has written, and `SizeRootFs`, the same with its image.
+    pub(super) async fn put(&self, runtime: &Runtime, state: &ContainerState, object: &mut Value) {
+        let written = runtime.written(&state.id).await.unwrap_or_default();
+        let image = state.labels.get(IMAGE_LABEL).and_then(|id| self.0.get(id)).copied().unwrap_or_default();
+        object["SizeRw"] = written.into();
+        object["SizeRootFs"] = (image + written).into();
+    }
 }
 
 fn is_of_image(wanted: &str, name: &str, id: &str) -> bool {
