@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use node::containers::Containers;
-use runtime::{ContainerConfig, EtcFiles, Mount, MountKind, Runtime, RuntimeConfig, VolumeMount};
+use runtime::{ContainerConfig, EtcFiles, Runtime, RuntimeConfig};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -932,7 +932,7 @@ async fn with_the_docker_command_line() {
         assert_eq!(run(&[verb, name], "").await.0, Some(0));
         assert_eq!(run(&["inspect", "--format", "{{.State.Status}}", name], "").await.1, format!("{state}\n"));
     }
-    assert!(run(&["ps", "-s"], "").await.1.contains("(virtual "));
+    assert_eq!(run(&["ps", "-s", "--format", "{{.Size}}"], "").await.1, "0B\n");
     assert!(run(&["system", "df", "-v"], "").await.1.contains(name));
     let (code, _, err) = run(&["restart", name], "").await;
     assert!(code != Some(0) && err.contains("belongs to task"), "{err}");
