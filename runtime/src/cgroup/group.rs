@@ -12,6 +12,7 @@ use super::{CgroupError, devices, failed};
 use crate::plan::limits::devices::rules;
 use crate::plan::limits::oci::LinuxResources;
 use crate::plan::limits::{Absent, Version, Write, writes};
+use crate::procfs;
 
 /// A container with its own cgroup mount could make deeper ones; nobody nests hundreds.
 const MAX_DEPTH: usize = 64;
@@ -182,13 +183,23 @@ impl Group {
 
     /// Every process in it, as the reader's pid namespace numbers them.
     pub(crate) fn processes(&self) -> Vec<u32> {
-        let mut pids: Vec<u32> = Vec::new();
-        for dir in self.dirs() {
-            collect_processes(&dir, 0, &mut pids);
-        }
+        let (mut pids, _) = self.known_processes();
         pids.sort_unstable();
         pids.dedup();
         pids
+    }
+
+    /// Those that could be seen, in no order, and whether there may be more: this process is at its own limits.
+    fn known_processes(&self) -> (Vec<u32>, bool) {
+        let (mut pids, mut all) = (Vec::new(), true);
+        for dir in self.dirs() {
+            all &= collect_processes(&dir, 0, &mut pids);
+        }
+        (pids, !all)
+    }
+
+    fn is_surely_empty(&self) -> bool {
+        self.known_processes() == (Vec::new(), false)
     }
 
     /// Moves the processes that are in this group into a hierarchy that it has had no place in so far.
@@ -241,12 +252,12 @@ impl Group {
     pub(crate) fn kill_all(&self, deadline: Instant) -> bool {
         let mut pause = Duration::from_micros(500);
         loop {
-            if self.processes().is_empty() {
+            if self.is_surely_empty() {
                 return true;
             }
             self.kill();
             if Instant::now() >= deadline {
-                return self.processes().is_empty();
+                return self.is_surely_empty();
             }
             // Exits are asynchronous and cgroup v1 has no event for them.
             std::thread::sleep(pause);
@@ -315,12 +326,18 @@ fn refused(field: &'static str, path: &Path, error: io::Error) -> CgroupError {
     CgroupError::Limit { field, path: path.to_owned(), source: error }
 }
 
-fn collect_processes(dir: &Path, depth: usize, pids: &mut Vec<u32>) {
-    let Ok(text) = fs::read_to_string(dir.join("cgroup.procs")) else { return };
+/// Whether all were seen.
+fn collect_processes(dir: &Path, depth: usize, pids: &mut Vec<u32>) -> bool {
+    let text = match fs::read_to_string(dir.join("cgroup.procs")) {
+        Ok(text) => text,
+        Err(error) => return !procfs::out_of_resources(&error),
+    };
     pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
+    let mut all = true;
     for child in children(dir).into_iter().filter(|_| depth < MAX_DEPTH) {
-        collect_processes(&child, depth + 1, pids);
+        all &= collect_processes(&child, depth + 1, pids);
     }
+    all
 }
 
 fn children(dir: &Path) -> Vec<PathBuf> {

@@ -63,7 +63,7 @@ fn end_shim(dir: &Path) {
     if process.boot_id != procfs::boot_id() {
         return;
     }
-    if let Some(pidfd) = procfs::open_verified(process.shim_pid, process.shim_start_ticks)
+    if let Ok(Some(pidfd)) = procfs::open_verified(process.shim_pid, process.shim_start_ticks)
         && !has_ended(&pidfd, SHIM_GRACE)
     {
         let _ = sys::send_signal(pidfd.as_fd(), libc::SIGKILL);

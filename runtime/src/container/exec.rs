@@ -181,12 +181,9 @@ impl Runtime {
         let mut open = stdout.is_some();
         let mut timed_out = false;
         let exit = loop {
+            // Reading comes last: one that writes without end is always ready to be read.
             tokio::select! {
                 biased;
-                count = read(stdout.as_ref(), &mut chunk), if open => match count {
-                    Ok(0) | Err(_) => open = false,
-                    Ok(count) => keep(&mut output, chunk.get(..count).unwrap_or_default(), limit),
-                },
                 exit = handle.wait() => break exit,
                 () = tokio::time::sleep_until(deadline), if !timed_out => {
                     timed_out = true;
@@ -199,6 +196,10 @@ impl Runtime {
                 () = tokio::time::sleep_until(deadline + KILLED) => {
                     return Err(RuntimeError::Unkillable(id.to_owned()));
                 }
+                count = read(stdout.as_ref(), &mut chunk), if open => match count {
+                    Ok(0) | Err(_) => open = false,
+                    Ok(count) => keep(&mut output, chunk.get(..count).unwrap_or_default(), limit),
+                },
             }
         };
         // It has ended, so all that it wrote is there; others may hold the pipe open, and are not waited for.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::AsyncReadExt;
 use tokio::process::Child;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::{Container, Inner, client, status_from};
@@ -31,6 +32,11 @@ impl Inner {
         let mut monitors = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
         while monitors.try_join_next().is_some() {}
         monitors.spawn(async move {
+            let mut reaped = JoinSet::new();
+            // Ours, so it is for us to reap, and at once: where it is not the shim itself, it has ended already.
+            if let Some(mut child) = child {
+                reaped.spawn(async move { child.wait().await });
+            }
             follow(&container, socket, cgroups, &events).await;
             if let Some(inner) = inner.upgrade() {
                 inner.make_durable(&container.id);
@@ -38,10 +44,7 @@ impl Inner {
             let id = container.id.clone();
             // What it had mounted for it goes with its last user. Whoever deletes it does the same.
             let _ = tokio::task::spawn_blocking(move || volumes.rest(&id)).await;
-            if let Some(mut child) = child {
-                // Ours, so it is for us to reap.
-                let _ = child.wait().await;
-            }
+            while reaped.join_next().await.is_some() {}
         });
     }
 }
@@ -131,6 +134,12 @@ pub(super) fn find_exit(container: &Container, cgroups: &Cgroups) -> Option<Stor
     match stored::read::<StoredExit>(&container.dir, names::EXIT) {
         Ok(Some(exit)) => return Some(exit),
         Ok(None) => {}
+        // There may be a record, and there may be none: later.
+        Err(RuntimeError::Storage { source, .. }) if procfs::out_of_resources(&source) => return None,
+        Err(error) if shim_lives(container) => {
+            warn!(container.id = container.id, %error, "the exit record is unreadable");
+            return None;
+        }
         Err(error) => {
             warn!(container.id = container.id, %error, "the exit record is unreadable");
             let lost = lost_exit(container, cgroups);
@@ -184,9 +193,19 @@ pub(super) fn broken_off(container: &Container, operation: &'static str, source:
     }
 }
 
+/// Only what is known counts as an end: a daemon that is out of descriptors must not take its containers for lost.
 fn shim_ends(container: &Container, within: Duration) -> bool {
-    let Ok(Some(process)) = stored::read::<StoredProcess>(&container.dir, names::PROCESS) else { return true };
-    process.boot_id != procfs::boot_id()
-        || procfs::open_verified(process.shim_pid, process.shim_start_ticks)
-            .is_none_or(|pidfd| super::delete::has_ended(&pidfd, within))
+    let process = match stored::read::<StoredProcess>(&container.dir, names::PROCESS) {
+        Ok(Some(process)) => process,
+        Err(RuntimeError::Storage { source, .. }) if procfs::out_of_resources(&source) => return false,
+        Ok(None) | Err(_) => return true,
+    };
+    if process.boot_id != procfs::boot_id() {
+        return true;
+    }
+    match procfs::open_verified(process.shim_pid, process.shim_start_ticks) {
+        Ok(Some(pidfd)) => super::delete::has_ended(&pidfd, within),
+        Ok(None) => true,
+        Err(_) => false,
+    }
 }

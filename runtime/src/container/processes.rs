@@ -125,7 +125,7 @@ impl Runtime {
 
 /// Whether the process has the variable, and was alive to be killed.
 fn kill_if_marked(pid: u32, variable: &[u8]) -> bool {
-    // Held first, so that what is read and what is killed is one process.
+    // Held first: if the number is another's by the time it is read, the signal reaches nobody.
     let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
     let Some(held) = raw.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { return false };
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
@@ -164,9 +164,10 @@ impl Inner {
             return Err(container.wrong_state());
         }
         let held = procfs::open_verified(view.pid, view.pid_start);
-        let networks = match &held {
-            Some(_) => networks(&fs::read_to_string(format!("/proc/{}/net/dev", view.pid)).unwrap_or_default()),
-            None => BTreeMap::new(),
+        let counters = fs::read_to_string(format!("/proc/{}/net/dev", view.pid)).unwrap_or_default();
+        let networks = match held {
+            Ok(Some(held)) if procfs::still_there(&held) => networks(&counters),
+            _ => BTreeMap::new(),
         };
         let (host_cpu, online_cpus) = host_cpu(&fs::read_to_string("/proc/stat").unwrap_or_default());
         let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();

@@ -316,11 +316,14 @@ fn netns(container: &Container) -> Result<OwnedFd, RuntimeError> {
     if view.exit.is_some() {
         return Err(container.wrong_state());
     }
-    // Held by the pidfd, the number stays this process's while its namespace is opened.
-    let held = procfs::open_verified(view.pid, view.pid_start).ok_or_else(|| container.wrong_state())?;
+    let failed = |source| RuntimeError::Namespace { id: container.id.clone(), source };
+    let held = procfs::open_verified(view.pid, view.pid_start).map_err(failed)?;
+    let held = held.ok_or_else(|| container.wrong_state())?;
     let fd = create::open_netns(view.pid);
-    drop(held);
-    fd.map_err(|source| RuntimeError::Namespace { id: container.id.clone(), source })
+    if !procfs::still_there(&held) {
+        return Err(container.wrong_state());
+    }
+    fd.map_err(failed)
 }
 
 impl Inner {

@@ -28,6 +28,8 @@ impl StdStream {
     /// # Errors
     /// Whatever the kernel says of the pipe or terminal.
     pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        // Readiness alone never yields to others, and some write without end.
+        tokio::task::consume_budget().await;
         loop {
             let mut guard = self.fd.readable().await?;
             match rustix::io::read(guard.get_inner(), &mut *buffer) {
@@ -52,6 +54,7 @@ impl StdStream {
     /// `BrokenPipe` when nobody reads any more.
     pub async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
+            tokio::task::consume_budget().await;
             let mut guard = self.fd.writable().await?;
             match rustix::io::write(guard.get_inner(), data) {
                 Ok(count) => data = data.get(count..).unwrap_or_default(),

@@ -193,7 +193,7 @@ impl Entry {
 
     /// Its first process, when that is still the one that was meant and has not ended.
     pub(super) fn process(&self) -> Option<OwnedFd> {
-        let pidfd = procfs::open_verified(self.stored.pid, self.stored.start_ticks)?;
+        let pidfd = procfs::open_verified(self.stored.pid, self.stored.start_ticks).ok()??;
         (!procfs::is_zombie(self.stored.pid)).then_some(pidfd)
     }
 

@@ -184,6 +184,14 @@ pub(super) fn actions(
     for path in READONLY {
         actions.push(Action::ReadOnly { target: Target::fixed(path)? });
     }
+    if config.mounts.len() > MAX_MOUNTS {
+        return Err(PlanError::invalid("mounts", format!("more than {MAX_MOUNTS}")));
+    }
+    // A mount over /etc must not hide the files without which no name resolves; one over such a file is meant.
+    let (above, others): (Vec<_>, Vec<_>) = config.mounts.iter().partition(|mount| mount.target == Path::new("/etc"));
+    for mount in above {
+        actions.push(user_mount(mount, ids.is_some())?);
+    }
     for name in ["hosts", "hostname", "resolv.conf"] {
         actions.push(Action::Bind {
             source: c_string("data_dir", dir.join("etc").join(name).as_os_str().as_bytes())?,
@@ -193,10 +201,7 @@ pub(super) fn actions(
             propagation: MS_PRIVATE | MS_REC,
         });
     }
-    if config.mounts.len() > MAX_MOUNTS {
-        return Err(PlanError::invalid("mounts", format!("more than {MAX_MOUNTS}")));
-    }
-    for mount in &config.mounts {
+    for mount in others {
         actions.push(user_mount(mount, ids.is_some())?);
     }
     if actions.iter().filter(|action| action.is_shared()).count() > MAX_SHARED {

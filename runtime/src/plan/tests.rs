@@ -127,6 +127,17 @@ bind /srv data/x/y ro"
 }
 
 #[test]
+fn a_mount_over_etc_hides_no_names() {
+    let mut config = config();
+    config.mounts = ["/etc/hosts", "/etc/"].map(tmpfs).to_vec();
+    let story = story(&planned(&config).unwrap());
+    let at =
+        |wanted: &str| story.iter().position(|line| line.starts_with(wanted)).unwrap_or_else(|| panic!("{wanted}"));
+    let order = ["tmpfs etc ", "bind /data/containers/abc/etc/hosts ", "tmpfs etc/hosts "].map(at);
+    assert!(order.is_sorted(), "{story:?}");
+}
+
+#[test]
 fn split_cgroups_are_mounted_one_by_one() {
     let hierarchies = vec![
         ("memory".to_owned(), "cgroup", vec!["memory".to_owned()]),

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use rustix::event::Timespec;
+use rustix::process::{Resource, Rlimit};
 
 use crate::protocol::{Answer, Failed, Reply, frame};
 use crate::sys;
@@ -78,6 +79,7 @@ fn detach() -> Option<UnixStream> {
         sys::duplicate_onto(null.as_fd(), number).ok()?;
     }
     sys::ignore_stop_signals();
+    raise_descriptor_limit();
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir(c"/");
     let _ = rustix::thread::set_name(c"shoal-shim");
@@ -86,6 +88,17 @@ fn detach() -> Option<UnixStream> {
     // The host's OOM killer should take the container first; without the privilege it stays as it is.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-998");
     Some(daemon)
+}
+
+/// All connections, parked descriptors and further processes that a shim allows itself, and some more: a listener that
+/// finds no room would be ready for ever. What runs in the container has limits of its own.
+fn raise_descriptor_limit() {
+    const WANTED: u64 = 4096;
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let soft = limit.maximum.map_or(WANTED, |hard| hard.min(WANTED));
+    if limit.current.is_some_and(|current| current < soft) {
+        let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(soft), maximum: limit.maximum });
+    }
 }
 
 /// A duration as the kernel takes it.

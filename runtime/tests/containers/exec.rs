@@ -1,6 +1,6 @@
 //! Further processes: what they are, what they may do, and how they end.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use runtime::{Exec, ExecConfig, ExecExit, ExecOutput, RuntimeError, Signal, StdStream};
 
@@ -16,6 +16,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("exec::failures_leave_nothing", failures_leave_nothing),
     ("exec::no_way_out_through_descriptors", no_way_out_through_descriptors),
     ("exec::signals_and_timeouts", signals_and_timeouts),
+    ("exec::a_flood_takes_no_longer", a_flood_takes_no_longer),
     ("exec::ends_with_its_container", ends_with_its_container),
     ("exec::the_daemon_dies", the_daemon_dies),
     ("exec::many_at_once", many_at_once),
@@ -308,6 +309,18 @@ fn signals_and_timeouts() {
     assert!(slow.timed_out && slow.exit.signal == Some(9), "{slow:?}");
     assert!(slow.output.starts_with(b"child "), "{slow:?}");
     until("its child is gone too", || fixture.tokio.block_on(runtime.processes("sig")).unwrap().len() == 1);
+}
+
+/// What is always ready to be read must not keep its reader from looking at the clock.
+fn a_flood_takes_no_longer() {
+    let fixture = Fixture::new();
+    fixture.start(fixture.config("flood", "sleep"));
+    let begun = Instant::now();
+    let runtime = fixture.runtime();
+    let done = runtime.exec_output("flood", playing("flood 1000000000"), Duration::from_millis(500), 4096);
+    let done = fixture.tokio.block_on(done).unwrap();
+    assert!(done.timed_out && done.output.len() == 4096, "{} bytes, {:?}", done.output.len(), done.exit);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 fn ends_with_its_container() {

@@ -28,11 +28,14 @@ const WORK: &str = "copy-work";
 
 /// As a process sees it, with all that is mounted there.
 pub(super) fn living(pid: u32, start: u64) -> io::Result<Root> {
-    // Held by the pidfd, the number stays this process's while its root is opened.
-    let _held = procfs::open_verified(pid, start).ok_or(io::ErrorKind::NotFound)?;
+    let held = procfs::open_verified(pid, start)?.ok_or(io::ErrorKind::NotFound)?;
     // The namespace, or its mounts would come apart when the container ends in the middle.
     let mounts = File::open(format!("/proc/{pid}/ns/mnt"))?;
     let fd = open_path(Path::new(&format!("/proc/{pid}/root")))?;
+    // Its number may have become another's meanwhile.
+    if !procfs::still_there(&held) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
     Ok(Root::new(fd, Some(mounts.into())))
 }
 

@@ -67,8 +67,7 @@ impl Shim {
             (None, Some(signal)) => 128 + signal,
             (None, None) => 255,
         };
-        self.drain_the_rest();
-        self.exit = Some(StoredExit {
+        let exit = StoredExit {
             code,
             signal,
             oom_killed: self.made.cgroups.oom_killed(&self.made.id),
@@ -76,7 +75,11 @@ impl Shim {
             shim_lost: false,
             started_at_nanos: self.started_at.map(nanos),
             dropped_log_records: self.log.dropped(),
-        });
+        };
+        // Now, and again when all is told: the log's rest may take half a second, and nobody knows the code but us.
+        let _ = stored::write(&self.made.dir, names::EXIT, &exit, Durability::ThisBoot);
+        self.drain_the_rest();
+        self.exit = Some(StoredExit { dropped_log_records: self.log.dropped(), ..exit });
     }
 
     /// Puts the exit into its file, and only then tells those who wait. The daemon that is told syncs it.

@@ -174,7 +174,7 @@ impl Shim {
                 Source::Children => self.reap(),
                 Source::Connection(number) => self.converse(number),
                 Source::Listener => {
-                    self.connections.retain(|connection| !connection.closed());
+                    self.let_go_of_closed();
                     self.accept();
                 }
             }
@@ -182,11 +182,23 @@ impl Shim {
         if self.log.patience().is_some() {
             self.log.go_on();
         }
-        self.connections.retain(|connection| !connection.closed());
+        self.let_go_of_closed();
         self.tell_of_lost_records();
         if self.exit.is_some() && !self.recorded {
             self.record_exit();
         }
+    }
+
+    /// A process that has not executed its command when nobody waits for it any more must not do so later.
+    fn let_go_of_closed(&mut self) {
+        for connection in self.connections.iter().filter(|connection| connection.closed()) {
+            if let Waiting::Exec(number) = connection.waiting
+                && let Some(exec) = self.execs.iter().find(|exec| exec.number == number && exec.report.is_some())
+            {
+                let _ = exec.signal(libc::SIGKILL, false);
+            }
+        }
+        self.connections.retain(|connection| !connection.closed());
     }
 
     fn answer_all(&mut self, waiting: Waiting, answer: &Answer) {
