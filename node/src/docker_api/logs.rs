@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::App;
-use super::convert::nanos_to_wire;
+use super::convert::nanos_to_log;
 use super::error::ApiError;
 use super::extract::{ApiVersion, Params};
 use super::streams::{Stream, frame};
@@ -243,7 +243,7 @@ impl Format {
         };
         let mut prefix = String::new();
         if self.timestamps {
-            prefix.push_str(&nanos_to_wire(record.at_ns));
+            prefix.push_str(&nanos_to_log(record.at_ns));
             prefix.push(' ');
         }
         if let Some(details) = &self.details {

@@ -12,12 +12,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::super::App;
+use super::super::convert::nanos_to_log;
 use super::super::error::ApiError;
 use super::super::extract::{ApiVersion, Params};
 use super::super::logs::log_request;
 use super::super::streams::{self, Stream};
 use super::find::{self, failed};
-use super::inspect::time;
 use crate::engine::Engine;
 
 pub(in super::super) async fn logs<E: Engine>(
@@ -99,7 +99,8 @@ impl Printer {
     pub(super) fn print(&mut self, record: &LogRecord) -> Bytes {
         let mut prefix = String::new();
         if self.whole && self.timestamps {
-            prefix.push_str(&time(Some(record.at)));
+            let at = record.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+            prefix.push_str(&nanos_to_log(u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)));
             prefix.push(' ');
         }
         if self.whole && self.details {

@@ -50,6 +50,13 @@ pub(crate) fn nanos_to_wire(nanos: u64) -> String {
         .unwrap_or_else(|| NEVER.to_owned())
 }
 
+/// The same with all nine digits, as lines of a log have it.
+pub(crate) fn nanos_to_log(nanos: u64) -> String {
+    // Without a fraction the text ends in `Z`, with one its digits come before that.
+    let text = nanos_to_wire(nanos / 1_000_000_000 * 1_000_000_000);
+    format!("{}.{:09}Z", text.trim_end_matches('Z'), nanos % 1_000_000_000)
+}
+
 /// The version of an object.
 pub(crate) fn version(meta: &Meta) -> Option<ObjectVersion> {
     Some(ObjectVersion { index: Some(meta.version) })
@@ -108,6 +115,13 @@ fn says_nothing(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn log_lines_have_nine_digits() {
+        assert_eq!(nanos_to_log(1_700_000_000_531_784_310), "2023-11-14T22:13:20.531784310Z");
+        assert_eq!(nanos_to_log(1_700_000_000_000_000_000), "2023-11-14T22:13:20.000000000Z");
+        assert_eq!(nanos_to_log(0), "1970-01-01T00:00:00.000000000Z");
+    }
 
     #[test]
     fn times_are_printed_as_docker_prints_them() {
