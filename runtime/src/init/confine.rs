@@ -38,6 +38,20 @@ pub(super) fn enter(prepared: &Prepared) -> Outcome<()> {
         Err(libc::ENOSYS) => {}
         other => other.at(Step::Keyring)?,
     }
+    write_labels(prepared)
+}
+
+/// The labels alone, while `/proc` is the host's: a process passes them on to those that it clones. Then there are none
+/// to be set any more, and nothing of the host's is open for them.
+pub(super) fn label(prepared: &mut Prepared) -> Outcome<()> {
+    open_own_proc(prepared)?;
+    write_labels(prepared)?;
+    prepared.plan.process.confinement.labels.clear();
+    prepared.own_proc = None;
+    Ok(())
+}
+
+fn write_labels(prepared: &Prepared) -> Outcome<()> {
     for (file, label) in &prepared.plan.process.confinement.labels {
         let own = prepared.own_proc.as_ref().ok_or(rustix::io::Errno::BADF).at(Step::Label)?;
         write_label(own, file, label).at(Step::Label)?;

@@ -192,6 +192,7 @@ fn set_up(prepared: &mut Prepared) -> Outcome<()> {
         limits(prepared)?;
     }
     stdio(prepared)?;
+    terminal::take_control(prepared)?;
     identity::assume(prepared)?;
     // The change of identity has undone it.
     die_with_parent(prepared)?;
@@ -273,7 +274,7 @@ fn stdio(prepared: &Prepared) -> Outcome<()> {
     for (number, fd) in [&prepared.stdin, &prepared.stdout, &prepared.stderr].into_iter().enumerate() {
         sys::duplicate_onto(fd.as_fd(), i32::try_from(number).unwrap_or(0)).at(Step::Stdio)?;
     }
-    terminal::take_control(prepared)
+    Ok(())
 }
 
 fn await_go_and_exec(prepared: &mut Prepared) -> i32 {

@@ -99,6 +99,8 @@ pub(crate) enum Report {
     Ready,
     /// The child has given up.
     Failed { step: Step, index: u16, errno: Errno },
+    /// A helper has made the process with this number.
+    Born { pid: u32 },
 }
 
 /// Bytes of a report.
@@ -116,6 +118,10 @@ impl Report {
                 bytes[4..8].copy_from_slice(&errno.to_le_bytes());
             }
             Report::Built => bytes[0] = 2,
+            Report::Born { pid } => {
+                bytes[0] = 3;
+                bytes[4..8].copy_from_slice(&pid.to_le_bytes());
+            }
         }
         bytes
     }
@@ -131,6 +137,7 @@ impl Report {
                 errno: i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
             }),
             2 => Some(Report::Built),
+            3 => Some(Report::Born { pid: u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]) }),
             _ => None,
         }
     }
@@ -150,9 +157,8 @@ mod tests {
 
     #[test]
     fn reports_come_back() {
-        for report in
-            [Report::Ready, Report::Built, Report::Failed { step: Step::Exec, index: 700, errno: libc::EACCES }]
-        {
+        let failed = Report::Failed { step: Step::Exec, index: 700, errno: libc::EACCES };
+        for report in [Report::Ready, Report::Built, failed, Report::Born { pid: 70_000 }] {
             assert_eq!(Report::decode(&report.encode()), Some(report));
         }
         assert_eq!(Report::decode(&[1, 200, 0, 0, 0, 0, 0, 0]), None);

@@ -66,7 +66,7 @@ fn start(global: &Global, wanted: &Exec, here: Option<&mut Foreground>) -> Resul
     let failed = Failure::system("look at the container's namespaces");
     let joining = Joining::of(entry.stored.pid, first).map_err(failed)?;
     let (prepared, report) = prepare(planned, paths?, console, wanted)?;
-    let cloned = init::clone_exec(prepared, &joining, entrance.as_ref().map(AsFd::as_fd));
+    let cloned = init::clone_exec(prepared, &joining, entrance.as_ref().map(AsFd::as_fd), None);
     let (pid, pidfd) = cloned.map_err(|(step, errno)| subjects.failure(step, errno))?;
     // What it does from here on depends on nobody. Its own copy goes before its exec.
     drop((lock, entrance));

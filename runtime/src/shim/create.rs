@@ -329,7 +329,9 @@ impl Made {
                 };
                 Err(failed(step, subject, &error))
             }
-            Some(Report::Built) | None => Err(failed(Step::Prepare, "", &io::ErrorKind::InvalidData.into())),
+            Some(Report::Built | Report::Born { .. }) | None => {
+                Err(failed(Step::Prepare, "", &io::ErrorKind::InvalidData.into()))
+            }
         }
     }
 

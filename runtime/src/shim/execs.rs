@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::WaitStatus;
@@ -15,6 +16,9 @@ use crate::sys::{self, ExecArgs};
 
 /// Processes at a time.
 pub(super) const MAX_EXECS: usize = 256;
+/// How long one may take to come into the container. Only who comes into a frozen cgroup takes longer than milliseconds,
+/// and the shim must not wait for that.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One such process.
 pub(super) struct Exec {
@@ -89,8 +93,8 @@ pub(super) fn begin(made: &Made, number: u64, request: Request, fds: Vec<OwnedFd
     };
     let pidfd = made.pidfd.try_clone().map_err(prepare)?;
     let joining = Joining::of(made.pid, pidfd).map_err(prepare)?;
-    let (pid, pidfd) = init::clone_exec(prepared, &joining, entrance.as_ref().map(AsFd::as_fd))
-        .map_err(|(step, errno)| failed(step, "", &io::Error::from_raw_os_error(errno)))?;
+    let cloned = init::clone_exec(prepared, &joining, entrance.as_ref().map(AsFd::as_fd), Some(PATIENCE));
+    let (pid, pidfd) = cloned.map_err(|(step, errno)| failure(step, errno, &config.user, &config.cwd))?;
     Ok(Exec { number, pid, pidfd, report: Some(report), user: config.user, cwd: config.cwd })
 }
 
@@ -119,6 +123,21 @@ fn streams(tty: bool, fds: Vec<OwnedFd>) -> io::Result<(Option<OwnedFd>, [OwnedF
     }
 }
 
+/// What failed, in words.
+fn failure(step: Step, errno: i32, user: &str, cwd: &str) -> Box<Failed> {
+    let subject = match step {
+        Step::UnknownUser | Step::UnknownGroup | Step::ReadUsers => user,
+        Step::WorkingDirectory => cwd,
+        _ => "",
+    };
+    let error = match step {
+        Step::UnknownUser => io::Error::other("no matching entries in passwd file"),
+        Step::UnknownGroup => io::Error::other("no matching entries in group file"),
+        _ => io::Error::from_raw_os_error(errno),
+    };
+    failed(step, subject, &error)
+}
+
 impl Exec {
     /// Reads its report. `None`: nothing yet. `Some(Ok)`: it runs (or was killed before it could say anything, which
     /// its end tells).
@@ -139,17 +158,7 @@ impl Exec {
         let Some(Report::Failed { step, errno, .. }) = Report::decode(bytes) else {
             return *failed(Step::Exec, "", &io::ErrorKind::InvalidData.into());
         };
-        let subject = match step {
-            Step::UnknownUser | Step::UnknownGroup | Step::ReadUsers => self.user.clone(),
-            Step::WorkingDirectory => self.cwd.clone(),
-            _ => String::new(),
-        };
-        let error = match step {
-            Step::UnknownUser => io::Error::other("no matching entries in passwd file"),
-            Step::UnknownGroup => io::Error::other("no matching entries in group file"),
-            _ => io::Error::from_raw_os_error(errno),
-        };
-        *failed(step, subject, &error)
+        *failure(step, errno, &self.user, &self.cwd)
     }
 
     /// Sends it a signal; with `group` also to what it has started. It is not reaped yet, so its number is its own.

@@ -259,7 +259,7 @@ pub(crate) fn close_inherited() -> Result<(), Errno> {
 ///
 /// Close-on-exec is not enough: exec looks its path up before it closes anything, and through `/proc/self/fd/<n>` a
 /// path that a user or an image chose would lead out of the container.
-pub(crate) fn close_all_but(first: u32, mut keep: [RawFd; 4]) -> Result<(), Errno> {
+pub(crate) fn close_all_but<const N: usize>(first: u32, mut keep: [RawFd; N]) -> Result<(), Errno> {
     keep.sort_unstable();
     let mut from = first;
     for kept in keep.into_iter().map(RawFd::cast_unsigned) {
@@ -308,12 +308,21 @@ pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno
     set_limit_of(0, resource, soft, hard)
 }
 
+/// Raises one hard resource limit of the calling process.
+pub(crate) fn set_hard_limit(resource: u32, hard: u64) -> Result<(), Errno> {
+    set_limit(resource, limits_of_own(resource)?.rlim_cur, hard)
+}
+
 /// One hard resource limit of the calling process.
 pub(crate) fn hard_limit(resource: u32) -> Result<u64, Errno> {
+    limits_of_own(resource).map(|limit| limit.rlim_max)
+}
+
+fn limits_of_own(resource: u32) -> Result<libc::rlimit64, Errno> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: limit lives through the call; pid 0 is the caller; nothing is set.
     checked(c_long::from(unsafe { libc::prlimit64(0, resource, ptr::null(), &raw mut limit) }))?;
-    Ok(limit.rlim_max)
+    Ok(limit)
 }
 
 /// Removes from the bounding set all capabilities that are not in `keep`.

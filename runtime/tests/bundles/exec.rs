@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("exec::options", options),
     ("exec::a_process_file", a_process_file),
     ("exec::user_namespaces", user_namespaces),
+    ("exec::kept_in_by_its_root_alone", kept_in_by_its_root_alone),
     ("exec::wrong_moments", wrong_moments),
     ("exec::failures", failures),
     ("exec::detached", detached),
@@ -167,6 +168,20 @@ fn user_namespaces() {
     let text = squeezed(&says(&bundle, &[], "cat /proc/self/uid_map then cat /proc/self/status"));
     has(&text, "0 1000 2000");
     has(&text, "Uid: 0 0 0 0 Gid: 0 0 0 0");
+}
+
+/// Without a mount namespace of its own.
+fn kept_in_by_its_root_alone() {
+    let (bundle, _output) = sleeping(|bundle| {
+        bundle.config["linux"]["namespaces"] = json!([{ "type": "pid" }]);
+        bundle.config["linux"]["maskedPaths"] = json!([]);
+        bundle.config["linux"]["readonlyPaths"] = json!([]);
+        bundle.config["hostname"] = "".into();
+        bundle.config["mounts"] = json!([]);
+        fs::write(bundle.rootfs().join("mine"), "the container's").unwrap();
+    });
+    assert_eq!(says(&bundle, &[], "cat /mine then pwd"), "the container's/\n");
+    assert_eq!(says(&bundle, &["--cwd", "/etc"], "pwd then cat ../../mine"), "/etc\nthe container's");
 }
 
 fn wrong_moments() {

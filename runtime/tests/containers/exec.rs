@@ -15,6 +15,8 @@ pub const TESTS: &[(&str, fn())] = &[
     ("exec::a_terminal_of_its_own", a_terminal_of_its_own),
     ("exec::failures_leave_nothing", failures_leave_nothing),
     ("exec::no_way_out_through_descriptors", no_way_out_through_descriptors),
+    ("exec::nothing_of_the_hosts_to_see", nothing_of_the_hosts_to_see),
+    ("exec::few_files", few_files),
     ("exec::signals_and_timeouts", signals_and_timeouts),
     ("exec::a_flood_takes_no_longer", a_flood_takes_no_longer),
     ("exec::ends_with_its_container", ends_with_its_container),
@@ -291,6 +293,36 @@ fn no_way_out_through_descriptors() {
         assert!(matches!(started, Err(RuntimeError::Start { exit_code: 127, .. })), "{number}: {started:?}");
         fixture.tokio.block_on(runtime.delete(&id)).unwrap();
     }
+}
+
+/// A container that may trace its processes looks for one that is not yet all its own.
+fn nothing_of_the_hosts_to_see() {
+    let fixture = Fixture::new();
+    let secret = fixture.path().join("secret");
+    std::fs::write(&secret, "the host's").unwrap();
+    let mut config = fixture.config("spy", &format!("spy {} /end then sleep", secret.display()));
+    config.capabilities.add = vec!["SYS_PTRACE".into()];
+    config.no_new_privileges = true;
+    fixture.start(config);
+    for number in 0..60 {
+        assert_eq!(ran(&fixture, "spy", playing(&format!("out {number}"))), format!("{number}\n"));
+    }
+    // One that is there long enough to be seen in any case.
+    ran(&fixture, "spy", playing("nap 50 then write /end x"));
+    fixture.until_output("spy", "spied on");
+    let said = fixture.output("spy");
+    assert!(said.ends_with(" and found {}\n") && !said.starts_with("spied on 0 "), "{said}");
+}
+
+/// Fewer than the shim has open.
+fn few_files() {
+    let fixture = Fixture::new();
+    let mut config = fixture.config("few", "sleep");
+    config.ulimits = vec![runtime::Ulimit { name: "nofile".into(), soft: 5, hard: 6 }];
+    fixture.start(config);
+    let limits = ran(&fixture, "few", ExecConfig { user: Some("web".into()), ..playing("cat /proc/self/limits") });
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().collect::<Vec<_>>()[3..5], ["5", "6"]);
 }
 
 fn signals_and_timeouts() {

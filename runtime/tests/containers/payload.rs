@@ -97,6 +97,7 @@ fn act(verb: &str, args: &[String]) -> Option<u8> {
             let flags = rustix::mount::MountFlags::empty();
             rustix::mount::mount(c"tmpfs", first(), c"tmpfs", flags, None).expect("mount");
         }
+        "nap" => std::thread::sleep(Duration::from_millis(number() as u64)),
         "wait" => {
             while !std::path::Path::new(first()).exists() {
                 std::thread::sleep(Duration::from_millis(2));
@@ -124,9 +125,51 @@ fn act(verb: &str, args: &[String]) -> Option<u8> {
             println!("mknod {status:?} open {opened:?}");
         }
         "node" => println!("{}", node(args)),
+        "spy" => spy(first(), &args[1]),
         other => panic!("unknown verb {other}"),
     }
     None
+}
+
+/// `spy <file of the host's> <end>`: looks at every process that comes, as closely as CAP_SYS_PTRACE allows, until the
+/// file `end` is there. Then says of how many it saw the descriptors, and what it should not have seen.
+fn spy(secret: &str, end: &str) {
+    use std::collections::BTreeSet;
+    let own = status_line("self", "CapPrm");
+    let (mut seen, mut found) = (BTreeSet::new(), BTreeSet::new());
+    while !std::path::Path::new(end).exists() {
+        let names = std::fs::read_dir("/proc").expect("/proc").flatten().map(|entry| entry.file_name());
+        let pids = names.filter_map(|name| name.to_str()?.parse::<u32>().ok());
+        for pid in pids.filter(|pid| *pid != std::process::id()) {
+            let dir = format!("/proc/{pid}");
+            for place in ["root", "cwd"] {
+                if std::fs::metadata(format!("{dir}/{place}{secret}")).is_ok() {
+                    found.insert(format!("{place} is the host's"));
+                }
+            }
+            if std::fs::OpenOptions::new().write(true).open(format!("{dir}/exe")).is_ok() {
+                found.insert("a program to write to".to_owned());
+            }
+            if let Some(capabilities) = status_line(&pid.to_string(), "CapPrm")
+                && Some(&capabilities) != own.as_ref()
+            {
+                found.insert(format!("capabilities {capabilities}"));
+            }
+            for fd in std::fs::read_dir(format!("{dir}/fd")).into_iter().flatten().flatten() {
+                seen.insert(pid);
+                if std::fs::metadata(fd.path()).is_ok_and(|meta| meta.is_dir()) {
+                    found.insert(format!("directory {}", std::fs::read_link(fd.path()).unwrap_or_default().display()));
+                }
+            }
+        }
+    }
+    println!("spied on {} and found {found:?}", seen.len());
+}
+
+/// A line of a process's status.
+fn status_line(pid: &str, name: &str) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    Some(status.lines().find(|line| line.starts_with(name))?.to_owned())
 }
 
 /// `node <path> <major> <minor> <r|w>`: makes a character device and opens it.
