@@ -9,6 +9,7 @@ mod exec;
 mod hooks;
 mod identity;
 mod mounts;
+mod places;
 mod reaper;
 mod report;
 mod terminal;
@@ -194,7 +195,8 @@ fn set_up(prepared: &mut Prepared) -> Outcome<()> {
     stdio(prepared)?;
     terminal::take_control(prepared)?;
     identity::assume(prepared)?;
-    // The change of identity has undone it.
+    // The change of identity has undone both.
+    sys::set_traceable(false);
     die_with_parent(prepared)?;
     umask(Mode::from_raw_mode(prepared.plan.process.umask));
     Ok(())

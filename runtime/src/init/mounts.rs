@@ -15,6 +15,7 @@ use rustix::mount::{
     move_mount, open_tree, unmount,
 };
 
+use super::places::{self, Wanted};
 use super::{AtStep, Failure, Outcome, Prepared, Step};
 use crate::plan::{Action, Attributes, MS_PRIVATE, MS_REC, NodeKind, Plan, Root, Target, mount_attr, namespace};
 use crate::sys;
@@ -234,18 +235,14 @@ pub(super) fn resolve(root: BorrowedFd<'_>, path: &CStr, flags: OFlags) -> Resul
 
 /// Opens a directory inside of the root and makes what is missing on the way.
 fn directory(root: BorrowedFd<'_>, target: &Target) -> Result<OwnedFd, Error> {
-    let mut parent = resolve(root, c".", OFlags::empty())?;
-    for (prefix, name) in target.steps() {
-        let opened = match resolve(root, prefix, OFlags::PATH | OFlags::DIRECTORY) {
-            Err(Error::NOENT) => {
-                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
-                resolve(root, prefix, OFlags::PATH | OFlags::DIRECTORY)
-            }
-            other => other,
-        };
-        parent = opened?;
+    directory_at(root, target.path())
+}
+
+fn directory_at(root: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Error> {
+    match resolve(root, path, OFlags::PATH | OFlags::DIRECTORY) {
+        Err(Error::NOENT) => places::make(root, path, Wanted::Directory),
+        other => other,
     }
-    Ok(parent)
 }
 
 /// What the kernel tells of itself is masked and written to by its usual path, so it must be there and nowhere else.
@@ -266,34 +263,15 @@ pub(super) fn make_directory(root: BorrowedFd<'_>, target: &Target) -> Result<()
 
 /// Opens the directory that holds the target, and makes it when it is missing.
 fn parent_directory(root: BorrowedFd<'_>, target: &Target) -> Result<OwnedFd, Error> {
-    match resolve(root, target.parent(), OFlags::PATH | OFlags::DIRECTORY) {
-        Err(Error::NOENT) => {}
-        other => return other,
-    }
-    let mut parent = resolve(root, c".", OFlags::empty())?;
-    let last = target.steps().len().saturating_sub(1);
-    for (prefix, name) in target.steps().take(last) {
-        parent = match resolve(root, prefix, OFlags::PATH | OFlags::DIRECTORY) {
-            Err(Error::NOENT) => {
-                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
-                resolve(root, prefix, OFlags::PATH | OFlags::DIRECTORY)?
-            }
-            other => other?,
-        };
-    }
-    Ok(parent)
+    directory_at(root, target.parent())
 }
 
 /// Opens the file at the target, or makes an empty one.
 fn file(root: BorrowedFd<'_>, target: &Target) -> Result<OwnedFd, Error> {
     match resolve(root, target.path(), OFlags::empty()) {
-        Err(Error::NOENT) => {}
-        other => return other,
+        Err(Error::NOENT) => places::make(root, target.path(), Wanted::File),
+        other => other,
     }
-    let parent = parent_directory(root, target)?;
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let _created = rustix::fs::openat(&parent, target.name(), flags, Mode::from_raw_mode(0o644))?;
-    resolve(root, target.path(), OFlags::empty())
 }
 
 fn attach(tree: &OwnedFd, at: &OwnedFd) -> Result<(), Error> {
@@ -392,11 +370,22 @@ fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Error> {
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
-/// Shows an open file at a fixed place in `/dev`, which is a filesystem of our own.
+/// Shows an open file at a fixed place in `/dev`. That may be the host's, or the image's, and have something there: then
+/// it is covered, if it is what can be there.
 pub(super) fn show_at(root: BorrowedFd<'_>, fd: BorrowedFd<'_>, path: &CStr) -> Result<(), Error> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW;
     let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let place = rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(0o600), how)?;
+    let place = match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(0o600), how) {
+        Err(Error::EXIST) => {
+            let there = resolve(root, path, OFlags::PATH | OFlags::NOFOLLOW)?;
+            let stat = rustix::fs::statat(&there, c"", AtFlags::EMPTY_PATH)?;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile | FileType::CharacterDevice => there,
+                _ => return Err(Error::EXIST),
+            }
+        }
+        other => other?,
+    };
     let tree = open_tree(fd, c"", empty_path_clone())?;
     attach(&tree, &place)
 }

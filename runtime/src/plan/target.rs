@@ -8,8 +8,8 @@ use super::{PlanError, c_string};
 
 /// A normalised path below the root: `etc/hosts` as prefixes `etc`, `etc/hosts` and names `etc`, `hosts`.
 ///
-/// The child resolves each prefix inside of the root and makes the missing name in its parent, so a link in the image
-/// can lead nowhere but back into the root.
+/// The child resolves it inside of the root and makes what is missing there, so a link in the image can lead nowhere but
+/// back into the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
     prefixes: Vec<CString>,
@@ -73,10 +73,5 @@ impl Target {
     /// Its last name; `.` for the root.
     pub(crate) fn name(&self) -> &CStr {
         self.names.last().map_or(c".", |name| name.as_c_str())
-    }
-
-    /// Each directory on the way with its name, from the top, the last one included.
-    pub(crate) fn steps(&self) -> impl ExactSizeIterator<Item = (&CStr, &CStr)> {
-        self.prefixes.iter().zip(&self.names).map(|(prefix, name)| (prefix.as_c_str(), name.as_c_str()))
     }
 }
