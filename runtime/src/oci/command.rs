@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal as RawSignal, WaitStatus, kill_process};
+use rustix::process::{Pid, PidfdFlags, WaitStatus, pidfd_open};
 
 use super::args::{Command, Create, Global, HELP};
 use super::create::{self, Made, Stay, destroy, hook_from, run_poststop};
@@ -176,10 +176,10 @@ fn kill(global: &Global, id: &str, signal: &str, all: bool) -> Result<Done, Fail
     let group = entry.group()?;
     if all {
         for pid in group.processes() {
-            let number =
-                i32::try_from(pid).ok().and_then(Pid::from_raw).zip(RawSignal::from_named_raw(signal.number()));
-            if let Some((pid, signal)) = number {
-                let _ = kill_process(pid, signal);
+            let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
+            // It may have ended meanwhile.
+            if let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) {
+                let _ = sys::send_signal(process.as_fd(), signal.number());
             }
         }
     } else {

@@ -1,5 +1,6 @@
 //! Makes a container out of a bundle, up to the moment in which its first process waits for its start.
 
+use std::cell::Cell;
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -10,6 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::fs::{AtFlags, StatxFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, waitpid};
 
@@ -19,7 +21,8 @@ use super::group::Group;
 use super::plan::{self, Bundle, Context};
 use super::spec::{Hook, IdMapping, Spec};
 use super::state::{self, Entry, GATE, Lock};
-use super::{Failure, hooks, warn};
+use super::{Failure, hooks, settings, warn};
+use crate::CgroupError;
 use crate::init::{self, HookState, Hooks, Prepared, Report, Step};
 use crate::plan::process::strings;
 use crate::plan::{Action, Plan, Rlimit, c_string, namespace};
@@ -89,12 +92,13 @@ pub(super) fn create(
     let console = console(wanted.console_socket.as_deref(), planned.terminal, here)?;
     let (dir, lock) = state::reserve(&global.root, &wanted.id)?;
     let entry = Entry { dir, stored: stored(&spec, wanted, &bundle, &rootfs, config, &planned), held: true };
-    let job = Job { spec: &spec, wanted, stay, entry: &entry, group: &group };
+    let job = Job { spec: &spec, wanted, stay, entry: &entry, group: &group, owns_cgroup: Cell::new(false) };
     match job.make(planned, console, lock) {
         Ok(made) => Ok(made),
         Err(failure) => {
             // What failed first is what the user has to know of, and what is removed is removed as `delete` does it.
-            if let Err(also) = destroy(&entry, &group) {
+            let undone = if job.owns_cgroup.get() { destroy(&entry, &group) } else { remove_files(&entry) };
+            if let Err(also) = undone {
                 warn(global, &also.text());
             }
             run_poststop(global, &entry);
@@ -124,6 +128,7 @@ fn stored(
         created_at_nanos: nanos(SystemTime::now()),
         has_process: planned.has_process,
         mounted_here: !own_mounts,
+        mount_before: mount_id(rootfs),
         poststart: hooks(&spec.hooks.poststart),
         poststop: hooks(&spec.hooks.poststop),
         config,
@@ -183,6 +188,8 @@ struct Job<'a> {
     stay: Stay,
     entry: &'a Entry,
     group: &'a Group,
+    /// What is in the cgroup is the container's. Until then others may live there.
+    owns_cgroup: Cell<bool>,
 }
 
 /// What is the parent's alone: the child closes its copies at once. It would never see the end of its own pipe, and
@@ -198,11 +205,12 @@ impl Job<'_> {
     fn make(&self, planned: Bundle, console: Option<OwnedFd>, lock: Lock) -> Result<Made, Failure> {
         // First of all the state: whatever is made after it can be found and removed.
         self.entry.write()?;
-        self.group.create(&self.spec.linux.resources)?;
+        self.take_cgroup()?;
         let Bundle { mut plan, joins, uid_mappings, gid_mappings, time_offsets, window, has_process, .. } = planned;
         let subjects = plan.setup.iter().map(|action| format!("/{}", action.subject().to_string_lossy())).collect();
         let cwd = format!("/{}", plan.process.cwd.path().to_string_lossy());
         let joined = open_namespaces(&joins)?;
+        settings::check_sysctls(self.spec, &joined)?;
         let user_namespace = plan.namespaces & namespace::USER != 0;
         let limits = if user_namespace { plan.process.rlimits.clone() } else { Vec::new() };
         let oom_score = plan.process.oom_score_adj.clone();
@@ -252,6 +260,14 @@ impl Job<'_> {
                 Err(failure)
             }
         }
+    }
+
+    fn take_cgroup(&self) -> Result<(), Failure> {
+        let is_new = !self.group.exists();
+        let made = self.group.create(&self.spec.linux.resources);
+        // What somebody else has made is left alone, unless it is empty and was taken over.
+        self.owns_cgroup.set(made.is_ok() || (is_new && !matches!(made, Err(CgroupError::Taken(_)))));
+        Ok(made?)
     }
 
     fn runs_hooks_before(&self) -> bool {
@@ -431,6 +447,9 @@ fn enter_for_children(joined: &[(OwnedFd, u64)], time_offsets: &[String]) -> Res
 fn clone(prepared: Prepared, ends: Ends, user: Option<OwnedFd>) -> Result<(Pid, OwnedFd, Ends), Failure> {
     let failed =
         |errno| Failure::Step { step: Step::Clone, subject: String::new(), reason: crate::error::errno_text(errno) };
+    // Before the child exists: in a pid namespace of others it can be seen from its first moment, and it still has the
+    // host's privileges.
+    sys::set_traceable(false);
     let cgroup = ends.cgroup.as_ref().map(AsFd::as_fd);
     let namespaces = prepared.plan.namespaces;
     let Some(user) = user else {
@@ -648,10 +667,23 @@ pub(super) fn destroy(entry: &Entry, group: &Group) -> Result<(), Failure> {
         }
         group.remove(deadline)?;
     }
-    if entry.stored.mounted_here {
-        unmount(Path::new(&entry.stored.rootfs))?;
+    remove_files(entry)
+}
+
+/// The same for one that has no cgroup.
+fn remove_files(entry: &Entry) -> Result<(), Failure> {
+    let StoredBundle { rootfs, mounted_here, mount_before, .. } = &entry.stored;
+    // What was there before is the caller's.
+    if *mounted_here && (*mount_before == 0 || mount_id(Path::new(rootfs)) != *mount_before) {
+        unmount(Path::new(rootfs))?;
     }
     state::remove(&entry.dir)
+}
+
+/// The mount that a directory is on; 0 when that cannot be told.
+fn mount_id(path: &Path) -> u64 {
+    let stat = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::MNT_ID);
+    stat.map_or(0, |stat| stat.stx_mnt_id)
 }
 
 /// Takes the root away, with all that was mounted below it.

@@ -31,6 +31,11 @@ impl Group {
         self.cgroups.named_dirs(&self.name)
     }
 
+    /// Whether anybody has made it.
+    pub(super) fn exists(&self) -> bool {
+        self.named_dirs().iter().any(|(_, dir)| dir.exists())
+    }
+
     pub(super) fn create(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         self.cgroups.create_for_bundle(&self.name, resources)
     }

@@ -19,6 +19,7 @@ mod mounts;
 mod options;
 mod plan;
 mod seal;
+mod settings;
 mod spec;
 mod state;
 mod update;

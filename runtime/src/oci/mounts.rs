@@ -239,14 +239,8 @@ pub(super) fn sysctls(spec: &Spec, namespaces: u64, actions: &mut Vec<Action>) -
         return invalid(field, "more than 256");
     }
     for (name, value) in &spec.linux.sysctl {
-        let name = name.replace('/', ".");
-        let (kind, what) = if name.starts_with("net.") {
-            (namespace::NETWORK, "network")
-        } else if name == "kernel.domainname" {
-            (namespace::UTS, "uts")
-        } else {
-            (namespace::IPC, "ipc")
-        };
+        let name = dotted(name);
+        let (kind, what) = sysctl_kind(&name);
         let target = if name == "kernel.domainname" {
             Target::new(field, "/proc/sys/kernel/domainname")?
         } else {
@@ -261,6 +255,31 @@ pub(super) fn sysctls(spec: &Spec, namespaces: u64, actions: &mut Vec<Action>) -
         actions.push(Action::Sysctl { target, value: c_string(field, value.as_str())?, optional: false });
     }
     Ok(())
+}
+
+/// A sysctl's name with dots between its parts, and slashes for the dots in them: so with sysctl(8), where the first
+/// separator says which of the two it is.
+pub(super) fn dotted(name: &str) -> String {
+    if name.find(['.', '/']).is_none_or(|first| name[first..].starts_with('.')) {
+        return name.to_owned();
+    }
+    let swapped = |letter| match letter {
+        '/' => '.',
+        '.' => '/',
+        other => other,
+    };
+    name.chars().map(swapped).collect()
+}
+
+/// The namespace that a sysctl belongs to, and its name.
+pub(super) fn sysctl_kind(name: &str) -> (u64, &'static str) {
+    if name.starts_with("net.") {
+        (namespace::NETWORK, "network")
+    } else if name == "kernel.domainname" {
+        (namespace::UTS, "uts")
+    } else {
+        (namespace::IPC, "ipc")
+    }
 }
 
 /// Masked and read-only paths.
@@ -281,4 +300,26 @@ pub(super) fn hidden(spec: &Spec, actions: &mut Vec<Action>) -> Result<(), PlanE
         actions.push(Action::ReadOnly { target: place("linux.readonlyPaths", path)? });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_settings() {
+        let check = |name: &str, path: &str| {
+            let target = sysctl_target(&dotted(name)).unwrap();
+            assert_eq!(target.path().to_str(), Ok(path.strip_prefix('/').unwrap()), "{name}");
+        };
+        check("net.ipv4.ip_forward", "/proc/sys/net/ipv4/ip_forward");
+        check("net/ipv4/ip_forward", "/proc/sys/net/ipv4/ip_forward");
+        check("net/ipv4/conf/eth0.100/forwarding", "/proc/sys/net/ipv4/conf/eth0.100/forwarding");
+        check("net.ipv4.conf.eth0/100.forwarding", "/proc/sys/net/ipv4/conf/eth0.100/forwarding");
+        for bad in
+            ["net/../kernel/core_pattern", "net.//.x", "net./.x", "net//x", "net/", "kernel/core_pattern", "/net/x"]
+        {
+            assert!(sysctl_target(&dotted(bad)).is_err(), "{bad}");
+        }
+    }
 }

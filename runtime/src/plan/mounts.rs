@@ -346,7 +346,8 @@ fn sysctls(actions: &mut Vec<Action>, config: &ContainerConfig, ids: Option<&Ids
     Ok(())
 }
 
-/// Only what belongs to a namespace of the container may be set; anything else would reach the host.
+/// Only what belongs to a namespace of the container may be set; anything else would reach the host. Dots are between
+/// the parts of a name; a slash is a dot in one of them (`net.ipv4.conf.eth0/100.forwarding`).
 pub(crate) fn sysctl_target(name: &str) -> Result<Target, PlanError> {
     const EXACT: [&str; 8] = [
         "kernel.msgmax",
@@ -359,13 +360,17 @@ pub(crate) fn sysctl_target(name: &str) -> Result<Target, PlanError> {
         "kernel.shm_rmid_forced",
     ];
     let namespaced = EXACT.contains(&name) || name.starts_with("net.") || name.starts_with("fs.mqueue.");
-    let parts_ok = name
-        .split('.')
-        .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')));
+    let is_known = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'/');
+    let parts_ok = name.split('.').all(|part| !part.is_empty() && !part.starts_with('/') && part.bytes().all(is_known));
     if !namespaced || !parts_ok || name.len() > 256 {
         return Err(PlanError::invalid("sysctls", format!("{name:?} is not a namespaced kernel setting")));
     }
-    Target::new("sysctls", format!("/proc/sys/{}", name.replace('.', "/")))
+    let swapped = |letter| match letter {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    Target::new("sysctls", format!("/proc/sys/{}", name.chars().map(swapped).collect::<String>()))
 }
 
 /// Programs and this runtime itself trust what /proc says, so only the files that tools for containers are known to

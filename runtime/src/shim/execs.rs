@@ -49,7 +49,7 @@ pub(super) fn begin(made: &Made, number: u64, request: Request, fds: Vec<OwnedFd
     config.tty = request.tty;
     // Whatever the container has as its process 1.
     config.init = false;
-    let mut plan = plan::plan(&config, &made.dir, &made.cgroups.host_view())
+    let mut plan = plan::plan(&config, &made.dir, &made.cgroups.view_of(&made.id))
         .map_err(|error| failed(Step::Prepare, "", &io::Error::other(error.to_string())))?;
     let (files, unified) = made.cgroups.entrances(&made.id);
     let entrance = unified.map(|dir| open_entrance(&dir)).transpose().map_err(prepare)?;
@@ -164,12 +164,9 @@ impl Exec {
     /// Sends it a signal; with `group` also to what it has started. It is not reaped yet, so its number is its own.
     pub(super) fn signal(&self, signal: i32, group: bool) -> Result<(), String> {
         let sent = sys::send_signal(self.pidfd.as_fd(), signal);
-        if group
-            && let Some(pid) = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw)
-            && let Some(signal) = rustix::process::Signal::from_named_raw(signal)
-        {
+        if group {
             // It may have left its group, or have none yet.
-            let _ = rustix::process::kill_process_group(pid, signal);
+            let _ = sys::send_signal_to_group(self.pid, signal);
         }
         sent.map_err(crate::error::errno_text)
     }

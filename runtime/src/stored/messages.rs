@@ -90,6 +90,9 @@ pub(crate) struct StoredBundle {
     /// The `config.json` of its creation.
     #[prost(bytes = "vec", tag = "13")]
     pub(crate) config: Vec<u8>,
+    /// The mount that its root was on before it was made; 0 when that is not known.
+    #[prost(uint64, tag = "60")]
+    pub(crate) mount_before: u64,
 }
 
 /// One hook of a [`StoredBundle`].

@@ -227,6 +227,14 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errn
     checked(result).map(drop)
 }
 
+/// Sends any signal number to a group of processes.
+pub(crate) fn send_signal_to_group(leader: u32, signal: i32) -> Result<(), Errno> {
+    // 0 and 1 would mean the caller's own group, and everybody.
+    let leader = c_int::try_from(leader).ok().filter(|leader| *leader > 1).ok_or(libc::ESRCH)?;
+    // SAFETY: kill touches no memory.
+    checked(c_long::from(unsafe { libc::kill(-leader, signal) })).map(drop)
+}
+
 /// Makes `target` a copy of `fd` that survives exec.
 pub(crate) fn duplicate_onto(fd: BorrowedFd<'_>, target: RawFd) -> Result<(), Errno> {
     // SAFETY: dup2 touches no memory. The callers pass 0, 1 or 2, which no OwnedFd of theirs owns.

@@ -16,6 +16,12 @@ pub const TESTS: &[Test] = &[
     ("isolation::paths_and_devices", paths_and_devices),
     ("isolation::user_namespace", user_namespace),
     ("isolation::joined_namespaces", joined_namespaces),
+    ("isolation::settings_are_not_the_hosts", settings_are_not_the_hosts),
+    ("isolation::nobody_looks_into_what_is_made", nobody_looks_into_what_is_made),
+    ("isolation::a_cgroup_of_others", a_cgroup_of_others),
+    ("isolation::a_root_that_is_a_mount", a_root_that_is_a_mount),
+    ("isolation::links_to_nothing", links_to_nothing),
+    ("isolation::a_console_that_is_there", a_console_that_is_there),
     ("isolation::time_namespace", time_namespace),
     ("isolation::no_namespaces", no_namespaces),
     ("isolation::terminal", terminal),
@@ -171,6 +177,102 @@ fn joined_namespaces() {
     second.ok(&["delete", "--force", &second.id]);
     second.config["linux"]["namespaces"][2]["path"] = "/proc/self/ns/uts".into();
     second.refused("join the namespace /proc/self/ns/uts");
+}
+
+fn settings_are_not_the_hosts() {
+    let mut bundle = Bundle::new("out no");
+    bundle.config["linux"]["sysctl"] = json!({ "net/ipv4/ip_forward": "1" });
+    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+    for one in namespaces.iter_mut().filter(|one| one["type"] == "network") {
+        one["path"] = "/proc/self/ns/net".into();
+    }
+    bundle.refused("net/ipv4/ip_forward needs a namespace of type network that is not the runtime's own");
+}
+
+/// In a pid namespace of others.
+fn nobody_looks_into_what_is_made() {
+    let first = Bundle::new("sleep");
+    let _output = first.create();
+    first.ok(&["start", &first.id]);
+    let mut second = Bundle::new("sleep");
+    let path = format!("/proc/{}/ns/pid", first.state()["pid"]);
+    second.config["linux"]["namespaces"] = json!([{ "type": "mount" }, { "type": "cgroup" }, { "type": "ipc" }, { "type": "uts" }, { "type": "pid", "path": path }]);
+    let _other = second.create();
+    let status = fs::read_to_string(format!("/proc/{}/status", second.state()["pid"])).unwrap();
+    let inside = status.lines().find(|line| line.starts_with("NSpid:")).unwrap().split_whitespace().last().unwrap();
+    let look = || first.ok(&["exec", &first.id, "/payload", "payload", "cat", &format!("/proc/{inside}/environ")]);
+    has(&look(), "Permission denied");
+    // Its own program is for it to guard.
+    second.ok(&["start", &second.id]);
+    has(&look(), "PATH=/bin");
+}
+
+fn a_cgroup_of_others() {
+    let path = format!("/shoal-oci-others-{}/it", std::process::id());
+    let _parent = Parent(path.trim_start_matches('/').trim_end_matches("/it").to_owned());
+    let (mut first, mut second) = (Bundle::new("sleep"), Bundle::new("sleep"));
+    first.config["linux"]["cgroupsPath"] = path.clone().into();
+    second.config["linux"]["cgroupsPath"] = path.into();
+    let _output = first.create();
+    first.ok(&["start", &first.id]);
+    second.refused("is in use already");
+    assert_eq!(first.state()["status"], "running");
+    // Nor when it is refused before anybody has looked there.
+    second.config["linux"]["resources"] = json!({ "unified": { "../x": "1" } });
+    second.save();
+    assert_ne!(second.call(&["create", "--bundle", second.path().to_str().unwrap(), &second.id]).code, 0);
+    assert_eq!(first.state()["status"], "running");
+}
+
+/// Without a mount namespace of the container's, it is the caller's to unmount.
+fn a_root_that_is_a_mount() {
+    let mut bundle = Bundle::new("out here");
+    let rootfs = bundle.rootfs();
+    rustix::mount::mount_bind(&rootfs, &rootfs).unwrap();
+    let mounts = || {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        mounts.lines().filter(|line| line.contains(rootfs.to_str().unwrap())).count()
+    };
+    bundle.config["hostname"] = "".into();
+    bundle.config["linux"] = json!({ "namespaces": [{ "type": "network", "path": "/nowhere" }] });
+    bundle.save();
+    bundle.fails(&["create", "--bundle", bundle.path().to_str().unwrap(), &bundle.id], "open namespace /nowhere");
+    let left = mounts();
+    bundle.config["linux"] = json!({});
+    let said = bundle.run();
+    let also_left = mounts();
+    rustix::mount::unmount(&rootfs, rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert_eq!((said.code, said.out.as_str(), left, also_left), (0, "here\n", 1, 1), "{said:?}");
+}
+
+fn links_to_nothing() {
+    let mut bundle = Bundle::new("cat /run/resolve/stub.conf then cat /etc/resolv.conf then pwd");
+    fs::write(bundle.path().join("file"), "nameserver\n").unwrap();
+    let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, bundle.rootfs().join(at)).unwrap();
+    link("../run/resolve/stub.conf", "etc/resolv.conf");
+    link("/srv/data", "data");
+    link("/work/here", "cwd");
+    let source = bundle.path().join("file").to_str().unwrap().to_owned();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts.push(json!({ "destination": "/etc/resolv.conf", "source": source, "options": ["bind"] }));
+    mounts.push(json!({ "destination": "/data/deep", "type": "tmpfs", "source": "tmpfs" }));
+    bundle.config["process"]["cwd"] = "/cwd".into();
+    assert_eq!(bundle.runs(), "nameserver\nnameserver\n/work/here\n");
+    assert!(bundle.rootfs().join("srv/data/deep").is_dir());
+}
+
+fn a_console_that_is_there() {
+    let mut bundle = Bundle::new("tty");
+    fs::create_dir_all(bundle.rootfs().join("dev/pts")).unwrap();
+    fs::write(bundle.rootfs().join("dev/console"), "").unwrap();
+    bundle.config["mounts"].as_array_mut().unwrap().retain(|mount| mount["destination"] != "/dev");
+    bundle.config["process"]["terminal"] = true.into();
+    assert_eq!(bundle.runs(), "tty true\r\n");
+    // A link could lead anywhere.
+    fs::remove_file(bundle.rootfs().join("dev/console")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", bundle.rootfs().join("dev/console")).unwrap();
+    let said = bundle.run();
+    assert!(said.code != 0 && said.err.contains("make the terminal"), "{said:?}");
 }
 
 fn time_namespace() {

@@ -85,10 +85,14 @@ fn signals() {
         bundle.until("stopped");
         bundle.ok(&["delete", &bundle.id]);
     }
-    let _output = bundle.create();
-    bundle.ok(&["start", &bundle.id]);
-    bundle.ok(&["kill", "--all", &bundle.id, "KILL"]);
-    bundle.until("stopped");
+    // The last one is of those that have no names.
+    for signal in ["KILL", "RTMIN+3"] {
+        let _output = bundle.create();
+        bundle.ok(&["start", &bundle.id]);
+        bundle.ok(&["kill", "--all", &bundle.id, signal]);
+        bundle.until("stopped");
+        bundle.ok(&["delete", &bundle.id]);
+    }
 }
 
 fn without_a_process() {
