@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 use super::compression::Decoder;
-use super::config::{HOST_OS, StoredConfig, host_architecture};
+use super::config::StoredConfig;
 use super::digest::{Digest, HashWriter};
 use super::error::ImageError;
 use super::limits::Limits;
-use super::oci::{self, Descriptor, Index, Manifest, Platform, SavedImage};
+use super::oci::{self, Descriptor, Index, Manifest, SavedImage};
+use super::platform::{ImagePlatform, rank};
 use super::reference::Reference;
 use super::tarball::{EndMarker, TarKind, TarReader, shown};
 
@@ -52,11 +53,12 @@ pub(crate) struct FoundImage {
 }
 
 /// A search for the images that run here, through indexes that may list each other many times over.
-#[derive(Debug, Default)]
-struct Search {
+#[derive(Debug)]
+struct Search<'a> {
+    here: ImagePlatform,
     descriptors: usize,
-    /// Indexes in which nothing was found; they are not searched again.
-    barren: BTreeSet<Digest>,
+    /// Indexes that were searched, each with what was found in it; they are not searched again.
+    searched: BTreeMap<Digest, Option<&'a SpooledFile>>,
     /// Platforms that were passed over.
     passed: BTreeSet<String>,
 }
@@ -176,6 +178,7 @@ impl<'a> Archive<'a> {
                 limit: format!("{} layers", self.limits.max_layers),
             });
         }
+        image.stored.check(&format!("configuration {}", image.config.digest))?;
         let stated = image.stored.rootfs.diff_ids.len();
         if image.layers.len() != stated {
             let reason = format!("it states {stated} layers, the manifest {}", image.layers.len());
@@ -217,7 +220,8 @@ impl<'a> Archive<'a> {
 
     fn indexed_images(&self, index: &Index, saved: &[SavedImage]) -> Result<Vec<FoundImage>, ImageError> {
         let mut images: Vec<FoundImage> = Vec::new();
-        let mut search = Search::default();
+        let mut search =
+            Search { here: ImagePlatform::host(), descriptors: 0, searched: BTreeMap::new(), passed: BTreeSet::new() };
         for descriptor in &index.manifests {
             let references = index_references(descriptor)?;
             let Some(manifest) = self.choose(descriptor, "index.json", 0, &mut search)? else {
@@ -236,10 +240,7 @@ impl<'a> Archive<'a> {
         }
         if images.is_empty() && !search.passed.is_empty() {
             let found: Vec<String> = search.passed.into_iter().take(MAX_SHOWN_PLATFORMS).collect();
-            return Err(ImageError::NoPlatform {
-                wanted: format!("{HOST_OS}/{}", host_architecture()),
-                found: found.join(", "),
-            });
+            return Err(ImageError::NoPlatform { wanted: search.here.to_string(), found: found.join(", ") });
         }
         // `docker save` of today writes both forms, and all names only in the older one.
         for image in &mut images {
@@ -277,13 +278,13 @@ impl<'a> Archive<'a> {
     }
 
     /// The manifest that a descriptor leads to on this host.
-    fn choose(
-        &self,
+    fn choose<'s>(
+        &'s self,
         descriptor: &Descriptor,
         needed_by: &str,
         depth: usize,
-        search: &mut Search,
-    ) -> Result<Option<&SpooledFile>, ImageError> {
+        search: &mut Search<'s>,
+    ) -> Result<Option<&'s SpooledFile>, ImageError> {
         search.descriptors += 1;
         if search.descriptors > MAX_DESCRIPTORS {
             return Err(ImageError::LimitExceeded {
@@ -292,7 +293,7 @@ impl<'a> Archive<'a> {
             });
         }
         if let Some(platform) = &descriptor.platform
-            && !runs_here(platform)
+            && rank(platform, &search.here).is_none()
         {
             // Build attestations call themselves unknown/unknown.
             if platform.os != "unknown" {
@@ -308,18 +309,25 @@ impl<'a> Archive<'a> {
                     return Err(ImageError::malformed(needed_by, "indexes are nested too deeply"));
                 }
                 let file = self.described(descriptor, needed_by)?;
-                if search.barren.contains(&file.digest) {
-                    return Ok(None);
+                if let Some(found) = search.searched.get(&file.digest) {
+                    return Ok(*found);
                 }
                 let what = format!("index {}", file.digest);
-                let index: Index = self.read_json(file, &what)?;
+                let mut index: Index = self.read_json(file, &what)?;
+                // What fits best first, then what does not say; what does not fit at all is noted and passed over.
+                index.manifests.sort_by_key(|inner| match &inner.platform {
+                    Some(platform) => rank(platform, &search.here).unwrap_or(u32::MAX),
+                    None => u32::MAX - 1,
+                });
+                let mut found = None;
                 for inner in &index.manifests {
-                    if let Some(manifest) = self.choose(inner, &what, depth + 1, search)? {
-                        return Ok(Some(manifest));
+                    found = self.choose(inner, &what, depth + 1, search)?;
+                    if found.is_some() {
+                        break;
                     }
                 }
-                search.barren.insert(file.digest);
-                Ok(None)
+                search.searched.insert(file.digest, found);
+                Ok(found)
             }
             other => Err(ImageError::malformed(
                 needed_by,
@@ -394,7 +402,7 @@ fn saved_references(saved: &SavedImage) -> Result<Vec<Reference>, ImageError> {
 }
 
 /// Refuses a manifest of something else than an image. Types that are not stated are found out from what is there.
-fn check_types(manifest: &Manifest, what: &str) -> Result<(), ImageError> {
+pub(crate) fn check_types(manifest: &Manifest, what: &str) -> Result<(), ImageError> {
     if manifest.manifests.is_some() {
         return Err(ImageError::malformed(what, "it is a manifest and an index at the same time"));
     }
@@ -420,10 +428,6 @@ fn index_references(descriptor: &Descriptor) -> Result<Vec<Reference>, ImageErro
         Some(name) => Ok(vec![Reference::parse(name)?]),
         None => Ok(Vec::new()),
     }
-}
-
-pub(crate) fn runs_here(platform: &Platform) -> bool {
-    platform.os == HOST_OS && platform.architecture == host_architecture()
 }
 
 fn spool_file(content: &mut impl Read, path: &Path, name: &str) -> Result<SpooledFile, ImageError> {

@@ -79,6 +79,30 @@ pub(crate) enum Match {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Catalog {
     pub(crate) images: BTreeMap<Digest, Record>,
+    unread: Vec<Unread>,
+}
+
+/// An entry of `index.json` whose image could not be read. It does not show, but its entry and its content stay: the
+/// trouble may pass, and containers may run on its layers.
+#[derive(Debug, Clone)]
+struct Unread {
+    descriptor: Descriptor,
+    /// The image, as far as that could be read.
+    id: Option<Digest>,
+    /// What belongs to it, or may.
+    content: Live,
+}
+
+impl Unread {
+    fn is_called(&self, name: &str) -> bool {
+        let reference = Reference::parse(name).ok().map(|reference| reference.canonical());
+        self.descriptor.digest == name
+            || reference.is_some_and(|reference| self.descriptor.annotation(oci::REF_NAME) == Some(&reference))
+    }
+
+    fn named(&self) -> Option<Reference> {
+        self.descriptor.annotation(oci::REF_NAME).and_then(|name| Reference::parse(name).ok())
+    }
 }
 
 impl Catalog {
@@ -166,7 +190,12 @@ impl Catalog {
         if let Some(record) = self.images.get_mut(&image.id) {
             record.indexes.extend(&image.indexes);
         }
-        for reference in &image.references {
+        let digest = image.manifest.0.to_string();
+        let (whole, unread) = std::mem::take(&mut self.unread)
+            .into_iter()
+            .partition::<Vec<_>, _>(|entry| entry.descriptor.digest == digest);
+        self.unread = unread;
+        for reference in whole.iter().filter_map(Unread::named).collect::<Vec<_>>().iter().chain(&image.references) {
             self.name(&image.id, reference);
         }
         Ok(())
@@ -180,6 +209,30 @@ impl Catalog {
             } else {
                 image.references.remove(reference);
             }
+        }
+        for entry in self.unread.iter_mut().filter(|entry| entry.named().as_ref() == Some(reference)) {
+            if let Some(annotations) = &mut entry.descriptor.annotations {
+                annotations.remove(oci::REF_NAME);
+            }
+        }
+    }
+
+    /// Whether there are images of this name or manifest digest that cannot be read; each with its id, where that is
+    /// known.
+    pub(crate) fn unread(&self, name: &str) -> Vec<Option<Digest>> {
+        self.unread.iter().filter(|entry| entry.is_called(name)).map(|entry| entry.id).collect()
+    }
+
+    /// Lets go of the images that cannot be read and are called so.
+    pub(crate) fn forget_unread(&mut self, name: &str) {
+        self.unread.retain(|entry| !entry.is_called(name));
+    }
+
+    /// What stays though it is of no image that can be used.
+    pub(crate) fn keep_unread(&self, live: &mut Live) {
+        for entry in &self.unread {
+            live.blobs.extend(&entry.content.blobs);
+            live.chains.extend(&entry.content.chains);
         }
     }
 
@@ -250,11 +303,13 @@ impl Catalog {
                 }
             }
         }
+        manifests.extend(self.unread.iter().map(|entry| entry.descriptor.clone()));
         Index { schema_version: 2, media_type: Some(oci::INDEX.to_owned()), manifests }
     }
 
-    /// Reads `index.json` and what it names. An image of which something is missing or damaged is
-    /// left out with a warning, so that one bad image does not take the host's others away; a
+    /// Reads `index.json` and what it names. An image that cannot be read, because something is missing or damaged or
+    /// for a moment's trouble, is left out with a warning, so that one bad image does not take the host's others away.
+    /// Its content stays, but for documents that are certainly damaged, which could not come in again otherwise. A
     /// damaged index is an error.
     pub(crate) fn read(dir: &Path, limits: &Limits) -> Result<Catalog, ImageError> {
         let path = dir.join("index.json");
@@ -273,16 +328,78 @@ impl Catalog {
             return Err(damaged(format!("its schema version is {}", index.schema_version)));
         }
         let mut catalog = Catalog::default();
-        for descriptor in &index.manifests {
-            match read_image(dir, descriptor, limits) {
-                Ok(image) => catalog.insert(&image)?,
-                Err(error) => {
-                    tracing::warn!(manifest = %descriptor.digest, name = descriptor.annotation(oci::REF_NAME), %error, "image left out of the store");
+        let mut unread = Vec::new();
+        for descriptor in index.manifests {
+            let error = match read_image(dir, &descriptor, limits) {
+                Ok(image) => {
+                    catalog.insert(&image)?;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            tracing::warn!(manifest = %descriptor.digest, name = descriptor.annotation(oci::REF_NAME), %error, "image left out of the store");
+            // What has no digest never was an image here.
+            let Ok(digest) = descriptor.parse_digest("index.json") else { continue };
+            let (id, content) = content_of(dir, &digest, limits);
+            if let ImageError::DamagedStore { path, .. } = &error
+                && path.is_file()
+            {
+                // Should it stay, the image does not come back; nothing else depends on it.
+                if let Err(error) = std::fs::remove_file(path) {
+                    tracing::warn!(path = %path.display(), %error, "a damaged document of an image stays");
                 }
             }
+            unread.push((descriptor, id, content));
         }
+        if unread.is_empty() {
+            return Ok(catalog);
+        }
+        // Where it is not known what belongs to an image, everything may that belongs to no other.
+        let live = catalog.live();
+        let rest = Live {
+            blobs: digests_in(&dir.join("blobs/sha256"))?.difference(&live.blobs).copied().collect(),
+            chains: digests_in(&dir.join("layers"))?.difference(&live.chains).copied().collect(),
+        };
+        let entry = |(descriptor, id, content): (_, _, Option<Live>)| Unread {
+            descriptor,
+            id,
+            content: content.unwrap_or_else(|| rest.clone()),
+        };
+        catalog.unread = unread.into_iter().map(entry).collect();
         Ok(catalog)
     }
+}
+
+/// The id of a manifest's image, and everything that it is made of, as far as its documents can be read.
+fn content_of(dir: &Path, digest: &Digest, limits: &Limits) -> (Option<Digest>, Option<Live>) {
+    let Ok(manifest) = read_blob::<Manifest>(dir, digest, limits) else { return (None, None) };
+    let Ok(id) = manifest.config.parse_digest("a manifest") else { return (None, None) };
+    let content = || -> Result<Live, ImageError> {
+        let stored: StoredConfig = read_blob(dir, &id, limits)?;
+        let mut live = Live::default();
+        live.blobs.extend([*digest, id]);
+        for layer in &manifest.layers {
+            live.blobs.insert(layer.parse_digest("a manifest")?);
+        }
+        let mut below = None;
+        for diff in stored.diff_ids("a configuration")? {
+            let chain = chain_id(below.as_ref(), &diff);
+            live.chains.insert(chain);
+            below = Some(chain);
+        }
+        Ok(live)
+    };
+    (Some(id), content().ok())
+}
+
+/// The names in a directory that are digests.
+fn digests_in(dir: &Path) -> Result<BTreeSet<Digest>, ImageError> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(dir).map_err(ImageError::io("list", dir))? {
+        let entry = entry.map_err(ImageError::io("list", dir))?;
+        found.extend(entry.file_name().to_str().and_then(Digest::from_hex));
+    }
+    Ok(found)
 }
 
 fn read_image(dir: &Path, descriptor: &Descriptor, limits: &Limits) -> Result<PreparedImage, ImageError> {

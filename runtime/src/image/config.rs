@@ -9,6 +9,10 @@ use time::format_description::well_known::Rfc3339;
 use super::digest::Digest;
 use super::error::ImageError;
 
+/// Entries of each list of a configuration. All of them stay in memory for as long as the image is here; real ones have
+/// some hundreds.
+const MAX_LIST: usize = 10_000;
+
 /// How containers of an image start, and what its maker said about it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ImageConfig {
@@ -171,6 +175,30 @@ impl StoredConfig {
         }
     }
 
+    /// Refuses a configuration that would take too much memory for too long. Only of images on their way in: those that
+    /// are here stay.
+    pub(crate) fn check(&self, what: &str) -> Result<(), ImageError> {
+        let process = &self.config;
+        for (list, entries) in [
+            ("history", self.history.len()),
+            ("Entrypoint", process.entrypoint.len()),
+            ("Cmd", process.cmd.len()),
+            ("Env", process.env.len()),
+            ("Labels", process.labels.len()),
+            ("ExposedPorts", process.exposed_ports.len()),
+            ("Volumes", process.volumes.len()),
+            ("Shell", process.shell.len()),
+        ] {
+            if entries > MAX_LIST {
+                return Err(ImageError::LimitExceeded {
+                    what: format!("the number of entries of {list} in {what}"),
+                    limit: format!("{MAX_LIST} entries"),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// The layers' uncompressed digests, lowest first.
     pub(crate) fn diff_ids(&self, what: &str) -> Result<Vec<Digest>, ImageError> {
         self.rootfs
@@ -214,5 +242,23 @@ pub(crate) fn host_architecture() -> &'static str {
         "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
         "loongarch64" => "loong64",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_have_bounds() {
+        let of = |history: usize, layers: usize| {
+            let json = serde_json::json!({
+                "history": vec![serde_json::json!({}); history],
+                "rootfs": {"diff_ids": vec![""; layers]},
+            });
+            serde_json::from_value::<StoredConfig>(json).unwrap().check("it")
+        };
+        of(MAX_LIST, 1).unwrap();
+        assert!(matches!(of(MAX_LIST + 1, 1), Err(ImageError::LimitExceeded { .. })));
     }
 }

@@ -273,7 +273,7 @@ pub(crate) fn to_json(document: &impl serde::Serialize) -> Result<Vec<u8>, Image
 }
 
 /// The blobs and chains that some images need.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Live {
     pub(crate) blobs: BTreeSet<Digest>,
     pub(crate) chains: BTreeSet<Digest>,

@@ -6,14 +6,15 @@ use std::fs::File;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::archive::{SpooledFile, runs_here};
+use super::archive::{SpooledFile, check_types};
 use super::catalog::{Origin, Record, blob_path, read_blob};
-use super::config::{HOST_OS, StoredConfig, host_architecture};
+use super::config::StoredConfig;
 use super::digest::{Digest, HashWriter};
 use super::error::ImageError;
 use super::ingest::{Ingest, Live, PreparedImage};
-use super::oci::{Descriptor, Index, Manifest};
+use super::oci::{Index, Manifest};
 use super::pins::Pins;
+use super::platform::{self, ImagePlatform};
 use super::reference::Reference;
 use super::store::{Image, ImageStore, Inner};
 
@@ -202,10 +203,21 @@ impl Lease {
     /// then layers, lowest first, each with its stated length.
     ///
     /// # Errors
-    /// When there is no such manifest here, or it makes no sense.
+    /// When there is no such manifest here, it makes no sense, or what it names is too large or no layer.
     pub fn wanted_by(&self, manifest: &Digest) -> Result<Vec<(Digest, u64)>, ImageError> {
         let what = format!("manifest {manifest}");
         let document = self.manifest(manifest)?;
+        check_types(&document, &what)?;
+        let limits = &self.inner.limits;
+        let sized = document.layers.iter().map(|layer| (layer, limits.max_archive_bytes));
+        for (part, most) in sized.chain([(&document.config, limits.max_metadata_bytes)]) {
+            if part.size > most {
+                return Err(ImageError::LimitExceeded {
+                    what: format!("a part of {what}, of {} bytes,", part.size),
+                    limit: format!("{most} bytes"),
+                });
+            }
+        }
         let all = std::iter::once(&document.config).chain(&document.layers);
         all.map(|descriptor| Ok((descriptor.parse_digest(&what)?, descriptor.size))).collect()
     }
@@ -221,16 +233,13 @@ impl Lease {
         if index.manifests.is_empty() {
             return Ok(None);
         }
-        let fits = |entry: &&Descriptor| entry.platform.as_ref().is_none_or(runs_here);
-        match index.manifests.iter().find(fits) {
+        let here = ImagePlatform::host();
+        match platform::choose(&index, &here) {
             Some(entry) => Ok(Some((entry.parse_digest(&format!("index {digest}"))?, entry.size))),
             None => {
                 let found = index.manifests.iter().filter_map(|entry| entry.platform.as_ref());
-                let found: Vec<String> = found.map(|p| format!("{}/{}", p.os, p.architecture)).collect();
-                Err(ImageError::NoPlatform {
-                    wanted: format!("{HOST_OS}/{}", host_architecture()),
-                    found: found.join(", "),
-                })
+                let found: Vec<String> = found.map(|p| format!("{}/{}", p.os, p.architecture)).take(50).collect();
+                Err(ImageError::NoPlatform { wanted: here.to_string(), found: found.join(", ") })
             }
         }
     }
@@ -281,6 +290,7 @@ impl Lease {
             });
         }
         let stored: StoredConfig = read_blob(&inner.dir, &config.digest, &inner.limits)?;
+        stored.check(&format!("configuration {}", config.digest))?;
         let diff_ids = stored.diff_ids(&format!("configuration {}", config.digest))?;
         if diff_ids.len() != manifest.layers.len() {
             let reason = format!("it states {} layers, the manifest {}", diff_ids.len(), manifest.layers.len());

@@ -7,7 +7,7 @@
 //!
 //! * `tarball`, `compression`: from a stream to entries
 //! * `root`, `unpack`, `settle`: from entries to a layer's directory
-//! * `archive`, `oci`: which images an archive holds
+//! * `archive`, `oci`: which images an archive holds; `platform`: which of them runs here
 //! * `ingest`, `store`, `catalog`: from tmp to the store, and what is in it
 //! * `build`: images made here
 //! * `registry`: images from registries and to them
@@ -32,6 +32,7 @@ mod lease;
 mod limits;
 mod oci;
 mod pins;
+mod platform;
 mod reference;
 pub mod registry;
 mod root;

@@ -84,6 +84,8 @@ pub struct Image {
     /// Unpacked layers, lowest first: overlayfs's `lowerdir` in reverse. There is at least one: an
     /// image without layers has an empty directory.
     pub layers: Vec<PathBuf>,
+    /// Bytes of the files in each of `layers`.
+    pub layer_bytes: Vec<u64>,
     /// Digests of the layers' uncompressed tars, `sha256:<hex>`, lowest first.
     pub diff_ids: Vec<String>,
     /// How its containers start.
@@ -324,6 +326,17 @@ impl ImageStore {
         Ok(ImageId(id))
     }
 
+    /// Keeps an image until somebody removes it, also if it came for a task.
+    pub(crate) fn keep_for_user(&self, id: &ImageId) -> Result<(), ImageError> {
+        let writer = self.inner.lock();
+        let mut catalog = (*self.inner.catalog()).clone();
+        match catalog.images.get_mut(&id.0) {
+            Some(record) if record.origin == Origin::Task => record.origin = Origin::User,
+            _ => return Ok(()),
+        }
+        self.inner.replace(&writer, catalog)
+    }
+
     /// Takes a name from an image, and removes the image with its last one; or, given an id, removes
     /// the image with all of its names. Layers go with the last image that uses them.
     ///
@@ -337,7 +350,26 @@ impl ImageStore {
     ) -> Result<Vec<Removed>, ImageError> {
         let writer = self.inner.lock();
         let mut catalog = (*self.inner.catalog()).clone();
-        let (record, matched) = catalog.find(name)?;
+        let (record, matched) = match catalog.find(name) {
+            Ok(found) => found,
+            Err(error) => {
+                let unread = catalog.unread(name);
+                if unread.is_empty() {
+                    return Err(error);
+                }
+                // Which containers run on an image is only known by its id.
+                if !force && unread.iter().any(|id| id.is_none_or(|id| in_use(&ImageId(id)))) {
+                    return Err(ImageError::InUse { name: name.to_owned(), forceable: true });
+                }
+                catalog.forget_unread(name);
+                self.inner.replace(&writer, catalog)?;
+                let garbage = self.inner.collect(&writer)?;
+                drop(writer);
+                garbage.remove();
+                tracing::info!(name, "an image that could not be read was removed");
+                return Ok(vec![Removed::Deleted(name.to_owned())]);
+            }
+        };
         let (id, labels) = (record.id, record.config.labels.clone());
         // In this order: a lease that is let go of in between has left a container behind.
         let used = self.inner.held().has_image(&id) || in_use(&ImageId(id));
@@ -451,22 +483,24 @@ impl Inner {
     }
 
     pub(crate) fn image(&self, record: &Record) -> Image {
-        let mut layers: Vec<PathBuf> = Vec::new();
+        let mut layers: Vec<(PathBuf, u64)> = Vec::new();
         for layer in &record.layers {
             let path = layer_path(&self.dir, &layer.chain);
             if is_opaque_root(&path) {
                 layers.clear();
             }
-            layers.push(path);
+            layers.push((path, layer.bytes));
         }
         if layers.is_empty() {
-            layers.push(self.dir.join(EMPTY));
+            layers.push((self.dir.join(EMPTY), 0));
         }
+        let (layers, layer_bytes) = layers.into_iter().unzip();
         Image {
             id: ImageId(record.id),
             manifest_digest: manifest_digest(record),
             references: record.references.iter().cloned().collect(),
             layers,
+            layer_bytes,
             diff_ids: record.diff_ids.iter().map(Digest::to_string).collect(),
             config: record.config.clone(),
             size: record.size(),
@@ -530,7 +564,9 @@ impl Inner {
 
     /// Moves everything that no image names and nobody counts on out of sight.
     pub(super) fn collect(&self, _writer: &MutexGuard<'_, ()>) -> Result<Garbage, ImageError> {
-        let mut live = self.catalog().live();
+        let catalog = self.catalog();
+        let mut live = catalog.live();
+        catalog.keep_unread(&mut live);
         self.pins().extend(&mut live);
         self.held().keep(&mut live);
         let tmp = self.tmp();

@@ -415,12 +415,9 @@ impl<'a> LayerWriter<'a> {
             }
             match set(key, value) {
                 Ok(()) => {}
-                // A host without SELinux or ACLs has no use for their attributes.
-                Err(Errno::NOTSUP) => {
-                    tracing::debug!(layer = self.what, entry = %entry.shown(), key = %shown(key), "attribute not supported here");
+                Err(errno) if may_be_left_out(key, errno) => {
+                    tracing::debug!(layer = self.what, entry = %entry.shown(), key = %shown(key), %errno, "attribute left out");
                 }
-                // Links and pipes cannot have users' attributes. Docker passes over them as well.
-                Err(Errno::PERM) if key.starts_with(b"user.") => {}
                 Err(errno) => {
                     let reason = format!("cannot set its attribute {:?}: {errno}", shown(key));
                     return Err(self.bad(&entry.name, &reason));
@@ -513,4 +510,34 @@ pub(super) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
         return name.to_vec();
     }
     [dir, name].join(&b'/')
+}
+
+/// Whether a file is good without an attribute that cannot be set, as Docker has it: a host without SELinux or ACLs has
+/// no use for theirs, links and pipes cannot have users', and a host may keep some to itself. A program without its
+/// capabilities is another one.
+fn may_be_left_out(key: &[u8], errno: Errno) -> bool {
+    match errno {
+        Errno::NOTSUP => true,
+        Errno::PERM => key != b"security.capability",
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_that_may_be_left_out() {
+        for (key, errno, expected) in [
+            ("security.selinux", Errno::NOTSUP, true),
+            ("security.ima", Errno::PERM, true),
+            ("trusted.x", Errno::PERM, true),
+            ("user.x", Errno::PERM, true),
+            ("security.capability", Errno::PERM, false),
+            ("user.x", Errno::NOSPC, false),
+        ] {
+            assert_eq!(may_be_left_out(key.as_bytes(), errno), expected, "{key}: {errno}");
+        }
+    }
 }

@@ -139,6 +139,34 @@ fn the_image_for_this_platform_is_chosen() {
     }
 }
 
+/// What needs a newer processor than this one comes first, and is passed over.
+#[test]
+fn the_variant_for_this_processor_is_chosen() {
+    let Some(store) = TestStore::new() else { return };
+    let here = runtime::image::registry::ImagePlatform::host().architecture;
+    let platform = |variant: &str| json!({"os": "linux", "architecture": here, "variant": variant});
+    let mut layout = Layout::new();
+    let mut newer = sample();
+    newer.process = json!({"Cmd": ["wrong"]});
+    let (mut newer, mut fits) = (layout.manifest(&newer, Pack::Gzip), layout.manifest(&sample(), Pack::Gzip));
+    newer["platform"] = platform("v99");
+    fits["platform"] = platform("");
+    let index = json!({"schemaVersion": 2, "manifests": [newer, fits]}).to_string();
+    let index = layout.blob("application/vnd.oci.image.index.v1+json", index.as_bytes());
+    layout.add(index.clone(), json!({"org.opencontainers.image.ref.name": "localhost/web:1"}));
+    assert_eq!(store.load(&layout.bytes())[0].id.to_string(), sample().id());
+
+    // Another host that is given the index chooses the same.
+    let lease = store.store.lease();
+    let digest = index["digest"].as_str().unwrap().parse().unwrap();
+    let name = format!("blobs/sha256/{}", index["digest"].as_str().unwrap().trim_start_matches("sha256:"));
+    let (_, bytes) = layout.blobs.iter().find(|(known, _)| *known == name).unwrap();
+    let mut writer = lease.writer(digest, bytes.len() as u64).unwrap();
+    writer.write(bytes).unwrap();
+    lease.keep(writer).unwrap();
+    assert_eq!(lease.entry(&digest).unwrap().unwrap().0.to_string(), fits["digest"].as_str().unwrap());
+}
+
 #[test]
 fn imports_of_root_file_systems() {
     let tar = Tar::new().dir("./").file("./bin/app", b"hello").bytes();

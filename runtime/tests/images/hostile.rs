@@ -371,6 +371,17 @@ fn indexes_that_multiply() {
         |error| matches!(error, ImageError::NoPlatform { found, .. } if found == "plan9/mips"),
     );
     assert!(began.elapsed().as_secs() < 30, "it took {:?}", began.elapsed());
+    // One that is large and leads to an image, many times over: it is read once.
+    let mut layout = Layout::new();
+    let image = TestImage::new("wide", vec![Tar::new().file("f", b"1").bytes()]);
+    let mut inner = vec![json!({"digest": "", "size": 1, "platform": {"os": "plan9", "architecture": "mips"}}); 30_000];
+    inner.push(layout.manifest(&image, Pack::Plain));
+    let index = json!({"schemaVersion": 2, "manifests": inner}).to_string();
+    layout.index = vec![layout.blob(INDEX, index.as_bytes()); 2000];
+    let began = std::time::Instant::now();
+    let wide = TestStore::new().unwrap();
+    assert_eq!(wide.load(&layout.bytes())[0].id.to_string(), image.id());
+    assert!(began.elapsed().as_secs() < 60, "it took {:?}", began.elapsed());
     // Too many that are all different.
     let mut layout = Layout::new();
     let other = |nth: usize| json!({"mediaType": INDEX, "digest": "", "size": nth, "platform": {"os": "x", "architecture": "y"}});
@@ -399,6 +410,9 @@ fn documents_that_swell() {
     let layer = Tar::new().file("f", b"1").bytes();
     let mut image = TestImage::new("many", vec![layer.clone()]);
     image.tags = (0..10_001).map(|nth| format!("many:{nth}")).collect();
+    check_refused(&store, &docker_save(&[image], Pack::Plain), exceeded);
+    let mut image = TestImage::new("env", vec![layer.clone()]);
+    image.process = json!({"Env": vec!["A=1"; 10_001]});
     check_refused(&store, &docker_save(&[image], Pack::Plain), exceeded);
     let mut image = TestImage::new("swell", vec![layer]);
     image.process = json!({"Healthcheck": vec![0; 300_000]});

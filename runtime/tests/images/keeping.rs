@@ -161,6 +161,21 @@ fn a_manifest_that_does_not_fit_its_blobs_makes_no_image() {
     check(&|m| m["layers"].as_array_mut().unwrap().truncate(1), "Malformed");
     check(&|m| m["layers"].as_array_mut().unwrap().reverse(), "DigestMismatch");
     check(&|m| m["config"] = m["layers"][0].clone(), "BadJson");
+    // What cannot be an image is not even fetched.
+    let refuse = |change: &dyn Fn(&mut serde_json::Value), expected: &str| {
+        let mut changed = whole.clone();
+        change(&mut changed);
+        let bytes = changed.to_string().into_bytes();
+        let mut writer = lease.writer(Digest::of(&bytes), bytes.len() as u64).unwrap();
+        writer.write(&bytes).unwrap();
+        lease.keep(writer).unwrap();
+        let error = lease.wanted_by(&Digest::of(&bytes)).unwrap_err();
+        assert!(format!("{error:?}").starts_with(expected), "{error:?}");
+    };
+    refuse(&|m| m["layers"][0]["size"] = (u64::MAX >> 1).into(), "LimitExceeded");
+    refuse(&|m| m["config"]["size"] = (9 << 20).into(), "LimitExceeded");
+    refuse(&|m| m["layers"][0]["mediaType"] = "application/x".into(), "Malformed");
+    refuse(&|m| m["config"]["mediaType"] = "application/x".into(), "Malformed");
     assert!(to.store.list().is_empty());
     assert_eq!(count(&to, "layers"), 0);
     lease.assemble(&manifest, None, Origin::Task).unwrap();

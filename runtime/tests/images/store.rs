@@ -176,7 +176,9 @@ fn everything_is_there_after_opening_again() {
     store.load(&docker_save(&[TestImage::new("web", vec![layer("base"), layer("x")])], Pack::Gzip));
     store.store.tag("web", &reference("localhost:5000/web:2")).unwrap();
     store.store.import(&layer("y")[..], None, ImportChanges::default(), "").unwrap();
-    let before = format!("{:?} {:?}", store.store.list(), store.store.resolve("web").unwrap());
+    let image = store.store.resolve("web").unwrap();
+    assert_eq!((image.layer_bytes.len(), image.layer_bytes.iter().sum()), (image.layers.len(), image.size));
+    let before = format!("{:?} {image:?}", store.store.list());
     let tree = describe(&store.root().join("layers"));
     let again = ImageStore::open(store.root(), Limits::default()).unwrap();
     assert_eq!(format!("{:?} {:?}", again.list(), again.resolve("web").unwrap()), before);
@@ -291,6 +293,47 @@ fn damage_is_told() {
     fs::write(store.root().join("index.json"), b"{").unwrap();
     let error = ImageStore::open(store.root(), Limits::default()).unwrap_err();
     assert!(matches!(error, ImageError::DamagedStore { .. }), "{error}");
+}
+
+/// Containers may run on the layers of an image that cannot be read, and the trouble may pass.
+#[test]
+fn what_cannot_be_read_is_kept() {
+    let Some(store) = TestStore::new() else { return };
+    let bad = docker_save(&[TestImage::new("bad", vec![layer("y")])], Pack::Plain);
+    store.load(&docker_save(&[TestImage::new("good", vec![layer("x")])], Pack::Plain));
+    store.load(&bad);
+    let (root, id) = (store.root(), store.store.resolve("bad").unwrap().id);
+    let path = store.store.resolve("bad").unwrap().layers[0].clone();
+    let content = |store: &TestStore| (count(store, "layers"), count(store, "blobs/sha256"));
+    let before = content(&store);
+    // A host that for once can read nothing.
+    let blind = ImageStore::open(&root, Limits { max_metadata_bytes: 1, ..Limits::default() }).unwrap();
+    assert!(blind.list().is_empty());
+    assert_eq!(content(&store), before);
+    drop(blind);
+    let again = ImageStore::open(&root, Limits::default()).unwrap();
+    assert_eq!((again.list().len(), content(&store)), (2, before));
+
+    // Damage stays, and with it everything that may belong to the image, whatever else goes.
+    let damage = || fs::write(root.join("blobs/sha256").join(id.hex()), b"{}").unwrap();
+    damage();
+    let again = ImageStore::open(&root, Limits::default()).unwrap();
+    again.remove("good", false, &|_| false).unwrap();
+    assert!(path.is_dir());
+    assert_eq!(count(&store, "layers"), 1);
+    let again = ImageStore::open(&root, Limits::default()).unwrap();
+    assert!(path.is_dir() && again.list().is_empty());
+    // Until it comes again,
+    again.load(&bad[..]).unwrap();
+    assert_eq!(again.resolve("bad").unwrap().id, id);
+    assert_eq!(ImageStore::open(&root, Limits::default()).unwrap().resolve("bad").unwrap().id, id);
+    // or is removed by its name.
+    damage();
+    let again = ImageStore::open(&root, Limits::default()).unwrap();
+    assert!(matches!(again.remove("bad", false, &|used| *used == id), Err(ImageError::InUse { forceable: true, .. })));
+    assert_eq!(again.remove("bad", false, &|_| false).unwrap(), [Removed::Deleted("bad".to_owned())]);
+    assert_eq!(content(&store), (0, 0));
+    assert!(matches!(again.remove("bad", true, &|_| false), Err(ImageError::NotFound { .. })));
 }
 
 #[test]

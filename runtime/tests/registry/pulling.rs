@@ -183,6 +183,11 @@ fn tasks_that_need_one_image_pull_it_once() {
     assert!(found.iter().all(|id| *id == found[0]));
     let manifests = server.requests().iter().filter(|request| request.contains("/manifests/")).count();
     assert_eq!(manifests, 1);
+    // Who pulls it by hand wants to keep it.
+    let origin = || host.store.store.list()[0].origin;
+    assert_eq!(origin(), runtime::image::Origin::Task);
+    assert!(!host.pull(&server.reference("web:1")).unwrap().changed);
+    assert_eq!(origin(), runtime::image::Origin::User);
 }
 
 #[test]

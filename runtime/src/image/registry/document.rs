@@ -8,11 +8,12 @@ use hyper::header::{ACCEPT, CONTENT_TYPE};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::super::config::{HOST_OS, StoredConfig, host_architecture};
+use super::super::config::StoredConfig;
 use super::super::digest::Digest;
 use super::super::error::ImageError;
 use super::super::limits::Limits;
-use super::super::oci::{self, Descriptor, Index, Manifest, Platform};
+use super::super::oci::{self, Descriptor, Index, Manifest};
+use super::super::platform::{self, ImagePlatform};
 use super::super::reference::Reference;
 use super::error::RegistryError;
 use super::session::{Ask, Session, pull_scope};
@@ -34,17 +35,6 @@ pub(super) struct Resolved {
     pub(super) document: Document,
     pub(super) bytes: bytes::Bytes,
     pub(super) digest: Digest,
-}
-
-/// A platform that there is an image for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ImagePlatform {
-    /// `amd64`, `arm64`, ...
-    pub architecture: String,
-    /// `linux`, ...
-    pub os: String,
-    /// `v8`, `v7`, ...
-    pub variant: Option<String>,
 }
 
 impl Document {
@@ -222,6 +212,7 @@ pub(super) fn parse_config(manifest: &Manifest, bytes: &[u8], limits: &Limits) -
         });
     }
     let stored: StoredConfig = oci::parse(bytes, &what, limits)?;
+    stored.check(&what)?;
     let stated = stored.rootfs.diff_ids.len();
     if stated != manifest.layers.len() {
         let reason = format!("it states {stated} layers, the manifest {}", manifest.layers.len());
@@ -249,89 +240,11 @@ pub(super) fn check_layer(layer: &Descriptor, limits: &Limits) -> Result<(), Reg
 
 /// The entry of an index that fits this host best.
 pub(super) fn choose<'i>(index: &'i Index, wanted: &ImagePlatform) -> Result<&'i Descriptor, RegistryError> {
-    let best = index
-        .manifests
-        .iter()
-        .filter_map(|entry| rank(entry.platform.as_ref()?, wanted).map(|rank| (rank, entry)))
-        // The first of those that fit equally well, as everyone does.
-        .min_by_key(|(rank, _)| *rank);
-    if let Some((_, entry)) = best {
-        return Ok(entry);
-    }
-    // An index without platforms is one image in a wrapper.
-    if let [only] = &index.manifests[..]
-        && only.platform.is_none()
-    {
-        return Ok(only);
-    }
-    let mut found: Vec<String> = platforms(index).iter().map(ImagePlatform::to_string).take(50).collect();
-    found.dedup();
-    Err(RegistryError::NoPlatform { wanted: wanted.to_string(), found: found.join(", ") })
-}
-
-/// How well a platform fits: 0 is best, `None` not at all. A processor runs what is made for its
-/// architecture's earlier variants too.
-fn rank(offered: &Platform, wanted: &ImagePlatform) -> Option<u32> {
-    if offered.os != wanted.os || offered.architecture != wanted.architecture {
-        return None;
-    }
-    let number = |variant: Option<&str>| match variant.filter(|variant| !variant.is_empty()) {
-        Some(variant) => variant.strip_prefix('v').and_then(|digits| digits.parse::<u32>().ok()),
-        None => Some(base_variant(&wanted.architecture)),
-    };
-    number(wanted.variant.as_deref())?.checked_sub(number(offered.variant.as_deref())?)
-}
-
-/// What an architecture without a variant means.
-fn base_variant(architecture: &str) -> u32 {
-    match architecture {
-        "arm64" => 8,
-        "arm" => 7,
-        _ => 1,
-    }
-}
-
-impl std::fmt::Display for ImagePlatform {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        match &self.variant {
-            Some(variant) => write!(f, "/{variant}"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl ImagePlatform {
-    /// This host's.
-    #[must_use]
-    pub fn host() -> ImagePlatform {
-        ImagePlatform { architecture: host_architecture().to_owned(), os: HOST_OS.to_owned(), variant: host_variant() }
-    }
-}
-
-/// The newest variant of its architecture that this processor is.
-fn host_variant() -> Option<String> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let v2 = is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("popcnt");
-        let v3 = v2
-            && is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("bmi2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("movbe");
-        let v4 = v3
-            && is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512cd")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl");
-        let version = 1 + u32::from(v2) + u32::from(v3) + u32::from(v4);
-        Some(format!("v{version}")).filter(|_| version > 1)
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        None
-    }
+    platform::choose(index, wanted).ok_or_else(|| {
+        let mut found: Vec<String> = platforms(index).iter().map(ImagePlatform::to_string).take(50).collect();
+        found.dedup();
+        RegistryError::NoPlatform { wanted: wanted.to_string(), found: found.join(", ") }
+    })
 }
 
 /// The platforms of an index. Build attestations call themselves unknown/unknown and are none.

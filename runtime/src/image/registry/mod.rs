@@ -37,6 +37,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
 
 use super::digest::Digest;
+pub use super::platform::ImagePlatform;
 use super::reference::Reference;
 use super::store::ImageStore;
 use document::{Document, Resolved};
@@ -45,7 +46,6 @@ use http::Http;
 use session::Session;
 
 pub use auth::{CredentialSource, Credentials, Secret};
-pub use document::ImagePlatform;
 pub use error::{RegistryError, RegistryErrorKind};
 pub use progress::{LayerStep, Progress};
 pub use pull::Pulled;

@@ -20,14 +20,13 @@ use super::super::ingest::{Ingest, KnownLayers, Layer, PreparedImage};
 use super::super::limits::{Budget, Limits};
 use super::super::oci::{Descriptor, Manifest};
 use super::super::pins::Pins;
+use super::super::platform::ImagePlatform;
 use super::super::reference::Reference;
 use super::super::store::{Image, ImageId, names};
 use super::auth::CredentialSource;
 use super::backoff::Backoff;
 use super::blobs::{Origins, PIECES_AHEAD, PieceReader, Wanted};
-use super::document::{
-    self, Document, ImagePlatform, Resolved, check_digest, check_layer, check_size, choose, parse_config,
-};
+use super::document::{self, Document, Resolved, check_digest, check_layer, check_size, choose, parse_config};
 use super::error::{RegistryError, RegistryErrorKind};
 use super::flights::Claim;
 use super::layer::{LayerJob, TakenLayer, Workspace};
@@ -212,6 +211,11 @@ impl Pull<'_> {
         let plan = self.plan().await?;
         let id = ImageId(plan.config_digest);
         if self.is_here(&plan) {
+            if self.origin == Origin::User {
+                // It may have come for a task: from now on it stays until somebody removes it.
+                let store = self.inner.store.clone();
+                blocking(move || store.keep_for_user(&id)).await?;
+            }
             return Ok(Pulled { id, digest: plan.top, changed: false });
         }
         self.stage(&plan).await?;
