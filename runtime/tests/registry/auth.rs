@@ -191,6 +191,23 @@ fn redirects_carry_no_credentials() {
     let error = other.pull_as(&server.reference("web:1"), ann()).unwrap_err();
     assert_eq!(error.kind(), RegistryErrorKind::Unauthorized);
     assert!(elsewhere.log().iter().all(|request| request.header("authorization").is_empty()));
+
+    // Nor is a token fetched for it.
+    for credentials in [ann(), Credentials::Identity(Secret::new("id"))] {
+        let realm = format!(r#"Bearer realm="http://{}/token",service="s""#, elsewhere.host());
+        elsewhere.rule(move |_, _| Some(Answer::error(401, "X").header("www-authenticate", realm.clone())));
+        let (other, name) =
+            (TestHost::with(settings(&[&server, &elsewhere]), Limits::default()).unwrap(), elsewhere.host());
+        server.rule(move |request, _| {
+            let location = format!("http://{name}{}", request.path);
+            Some(Answer::new(307, "").header("location", location))
+        });
+        let error = other.pull_as(&server.reference("web:1"), credentials).unwrap_err();
+        assert_eq!(error.kind(), RegistryErrorKind::Unauthorized, "{error}");
+        let seen = elsewhere.log();
+        assert!(seen.iter().all(|request| request.header("authorization").is_empty()), "{seen:?}");
+        assert!(seen.iter().all(|request| request.path != "/token"), "{seen:?}");
+    }
 }
 
 /// Credentials that somebody changes.

@@ -5,7 +5,7 @@ use runtime::image::{Digest, Reference};
 
 use crate::archives::{PACKS, Pack, TestImage, docker_save, pack};
 use crate::pulling::{big_layer, layer};
-use crate::server::{Answer, Server, TestHost};
+use crate::server::{Answer, Body, Server, TestHost};
 
 fn push(host: &TestHost, reference: &Reference) -> Result<Pushed, RegistryError> {
     let (registries, reference) = (host.registries.clone(), reference.clone());
@@ -85,6 +85,14 @@ fn layers_of_a_sister_repository_are_mounted() {
     let blob = Digest::of(&pack(&layer("a"), Pack::Gzip));
     assert!(server.content().contains_key(&format!("three/blobs/{blob}")));
     assert!(server.requests().contains(&"DELETE /v2/three/blobs/uploads/other".to_owned()));
+    // Another one breaks off, or answers nonsense.
+    for (nth, answer) in [Answer::new(201, "x").body(|_| Body::Silence), Answer::new(307, "")].into_iter().enumerate() {
+        let target = server.reference(&format!("more{nth}:1"));
+        tag(&host, &server.reference("one:1").to_string(), &target);
+        server.rule(move |request, _| request.query.contains("mount").then(|| answer.clone()));
+        push(&host, &target).unwrap();
+        assert!(server.content().contains_key(&format!("more{nth}/blobs/{blob}")));
+    }
 }
 
 #[test]
@@ -98,6 +106,23 @@ fn uploads_that_fail_are_begun_anew() {
         (request.path.ends_with("/uploads/session") && nth < 3).then(|| Answer::error(502, "BAD_GATEWAY"))
     });
     push(&host, &target).unwrap();
+}
+
+/// Where to upload to is the registry's to say, but not that it be in the clear.
+#[test]
+fn nothing_is_uploaded_over_plain_http_that_nobody_named() {
+    let (server, elsewhere) = (Server::start(), Server::start());
+    let Some(host) = TestHost::new(&server) else { return };
+    host.store.load(&docker_save(&[TestImage::new("local:1", vec![layer("a")])], Pack::Gzip));
+    let target = server.reference("web:1");
+    tag(&host, "local:1", &target);
+    let location = format!("http://{}/v2/web/blobs/uploads/session", elsewhere.host());
+    server.rule(move |request, _| {
+        (request.method == "POST").then(|| Answer::new(202, "").header("location", location.clone()))
+    });
+    let error = push(&host, &target).unwrap_err();
+    assert!(matches!(error, RegistryError::Redirect { .. }), "{error:?}");
+    assert!(elsewhere.requests().is_empty());
 }
 
 #[test]

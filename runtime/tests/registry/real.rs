@@ -114,7 +114,9 @@ fn with_authentication() {
     let Some(host) = real.host() else { return };
     let ann = Credentials::Basic { username: "ann".into(), password: Secret::new("secret") };
     let eve = Credentials::Basic { username: "ann".into(), password: Secret::new("guess") };
-    host.store.load(&docker_save(&[TestImage::new("local:1", vec![layer("a")])], Pack::Gzip));
+    // Several layers are asked for at once, before it is known that the registry wants a password.
+    let layers = ["a", "b", "c", "d", "e"].map(layer).to_vec();
+    host.store.load(&docker_save(&[TestImage::new("local:1", layers)], Pack::Gzip));
     let reference = real.reference("web:1");
     host.store.store.tag("local:1", &reference).unwrap();
     let (registries, name, user) = (host.registries.clone(), reference.clone(), ann.clone());

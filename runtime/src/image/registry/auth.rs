@@ -138,7 +138,13 @@ impl Credentials {
         if json.trim_ascii_start().first() != Some(&b'{') {
             return Err(bad("they are not an AuthConfig"));
         }
-        let mut config: AuthConfig = serde_json::from_slice(json).map_err(|_| bad("they are not an AuthConfig"))?;
+        // Clients in other languages than Go write Go's names of the fields, which Go reads in any case.
+        let fields: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(json).map_err(|_| bad("they are not an AuthConfig"))?;
+        let fields = fields.into_iter().filter(|(_, value)| !value.is_null());
+        let fields = fields.map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
+        let mut config: AuthConfig =
+            serde_json::from_value(serde_json::Value::Object(fields)).map_err(|_| bad("they are not an AuthConfig"))?;
         if !config.auth.is_empty() {
             let both = STANDARD.decode(&config.auth).ok().and_then(|bytes| String::from_utf8(bytes).ok());
             let both = both.ok_or_else(|| bad("auth is not base64"))?;
@@ -328,6 +334,14 @@ mod tests {
         assert_eq!(Credentials::from_header("e30="), Ok(Credentials::Anonymous));
         let old = STANDARD.encode(format!(r#"{{"auth":"{}"}}"#, STANDARD.encode("ann:p:ä")));
         assert_eq!(Credentials::from_header(&old), Ok(basic.clone()));
+        for (json, expected) in [
+            (r#"{"Username":"ann","Password":"p:ä","Auth":null,"Email":null,"ServerAddress":"r"}"#, basic.clone()),
+            (r#"{"username":null,"password":null,"IdentityToken":"t"}"#, Credentials::Identity(Secret::new("t"))),
+            (r#"{"RegistryToken":"b","auth":null}"#, Credentials::Bearer(Secret::new("b"))),
+            (r#"{"Username":null}"#, Credentials::Anonymous),
+        ] {
+            assert_eq!(Credentials::from_json(json.as_bytes()), Ok(expected), "{json}");
+        }
         for bad in ["%", "W10=", "eyJ1c2VybmFtZSI6MX0="] {
             assert!(Credentials::from_header(bad).is_err(), "{bad}");
         }

@@ -199,11 +199,12 @@ impl Push<'_> {
                 }
                 Ok(false)
             }
-            // The offer may be refused where an upload is not.
-            Err(RegistryError::Denied { .. } | RegistryError::NotFound { .. } | RegistryError::Status { .. }) => {
+            Err(error @ RegistryError::Unauthorized { .. }) => Err(error),
+            // The offer may be refused, or break, where an upload is not and does not.
+            Err(error) => {
+                tracing::debug!(%error, what, from, "a registry does not take a blob from another repository");
                 Ok(false)
             }
-            Err(error) => Err(error),
         }
     }
 

@@ -137,10 +137,7 @@ impl<'a> Session<'a> {
 
     /// Asks once. `path` is below the registry; begins with a slash.
     pub(super) async fn once(&self, path: &str, ask: &Ask<'_>) -> Result<Answer, RegistryError> {
-        let origin = match &self.fixed {
-            Some(origin) => origin.clone(),
-            None => self.http.origin(&self.host).await?,
-        };
+        let origin = self.own().await?;
         self.at_url(Url { origin, path: path.to_owned() }, ask).await
     }
 
@@ -155,9 +152,23 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// The registry's own address.
+    async fn own(&self) -> Result<Origin, RegistryError> {
+        match &self.fixed {
+            Some(origin) => Ok(origin.clone()),
+            None => self.http.origin(&self.host).await,
+        }
+    }
+
     /// Asks at an address that the registry gave. Answers that are no success are errors.
     pub(super) async fn at_url(&self, url: Url, ask: &Ask<'_>) -> Result<Answer, RegistryError> {
         let home = url.origin.clone();
+        let is_own = self.own().await?.is_same(&home);
+        // A registry that speaks TLS must not have what is meant for it sent in the clear.
+        if home.scheme == Scheme::Http && !is_own && !self.http.is_insecure(&home.authority) {
+            let reason = format!("{url} is plain HTTP");
+            return Err(RegistryError::Redirect { registry: self.host.clone(), reason });
+        }
         let request =
             Outgoing { method: ask.method.clone(), url, headers: ask.headers.clone(), payload: ask.payload.clone() };
         // The credentials that a challenge was answered with, and a second one of which means that they are refused.
@@ -165,8 +176,9 @@ impl<'a> Session<'a> {
         loop {
             let shown = self.show(ask.scope);
             let changes = shown.changes;
-            let answer = self.follow(request.clone(), &home, shown.header).await?;
-            if answer.status != StatusCode::UNAUTHORIZED || !self.is_own(&home) {
+            let answer = self.follow(request.clone(), &home, shown.header.filter(|_| is_own)).await?;
+            // Whoever the registry has sent it on to may ask for credentials, and gets none.
+            if answer.status != StatusCode::UNAUTHORIZED || !is_own || answer.origin != home {
                 return refuse(answer, ask.what).await;
             }
             let again = tried.replace(changes) == Some(changes) || shown.basic;
@@ -206,12 +218,7 @@ impl<'a> Session<'a> {
         self.once("/v2/", &Ask::new(Method::GET, "the registry", "")).await.map(drop)
     }
 
-    /// Whether an address is the registry's own, and not where it sent one.
-    fn is_own(&self, origin: &Origin) -> bool {
-        origin.authority.eq_ignore_ascii_case(&self.host)
-    }
-
-    /// Sends a request, and again wherever it is sent on to.
+    /// Sends a request, and again wherever it is sent on to, but the authorization only to `home`.
     async fn follow(
         &self,
         mut request: Outgoing,
@@ -221,7 +228,7 @@ impl<'a> Session<'a> {
         let plain = request.headers.clone();
         for _ in 0..=MAX_REDIRECTS {
             request.headers.clone_from(&plain);
-            if request.url.origin == *home && self.is_own(home) {
+            if request.url.origin == *home {
                 request.headers.extend(authorization.iter().map(|value| (AUTHORIZATION, value.clone())));
             }
             let mut answer = self.http.send(&request).await?;

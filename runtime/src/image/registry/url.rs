@@ -43,6 +43,11 @@ impl Origin {
         };
         Some(Origin { scheme, host: bare.to_ascii_lowercase(), port, authority: authority.to_ascii_lowercase() })
     }
+
+    /// Whether it is the same scheme, host and port, however they were written.
+    pub(super) fn is_same(&self, other: &Origin) -> bool {
+        (self.scheme, &self.host, self.port) == (other.scheme, &other.host, other.port)
+    }
 }
 
 impl fmt::Display for Origin {
@@ -167,7 +172,14 @@ mod tests {
     fn hosts_and_ports() {
         let origin = Origin::of(Scheme::Http, "[::1]:5000").unwrap();
         assert_eq!((origin.host.as_str(), origin.port), ("::1", 5000));
-        assert_eq!(Origin::of(Scheme::Https, "r.example").unwrap().port, 443);
+        let https = Origin::of(Scheme::Https, "r.example").unwrap();
+        assert_eq!(https.port, 443);
+        assert!(https.is_same(&Origin::of(Scheme::Https, "R.example:443").unwrap()));
+        for (scheme, authority) in
+            [(Scheme::Http, "r.example:443"), (Scheme::Https, "r.example:444"), (Scheme::Https, "s.example")]
+        {
+            assert!(!https.is_same(&Origin::of(scheme, authority).unwrap()), "{authority}");
+        }
         for bad in ["", ":5000", "h:0", "h:", "h/p", "u@h", "h:x", "a b"] {
             assert_eq!(Origin::of(Scheme::Https, bad), None, "{bad}");
         }
