@@ -116,8 +116,9 @@ pub(crate) mod namespace {
     pub(crate) const TIME: u64 = 0x80;
 }
 
-/// The longest option string that `mount(2)` takes is a page; the rest of it is the fixed part.
-const MAX_LAYERS: usize = 120;
+/// Layers of an image, as [`crate::image::Limits`] and Docker have it: their links take a sixth of the page that
+/// `mount(2)` takes as options.
+const MAX_LAYERS: usize = 127;
 
 /// Plans one container. `dir` is the container's own directory, which holds `etc/`.
 pub(crate) fn plan(config: &ContainerConfig, dir: &Path, host: &HostView) -> Result<Plan, PlanError> {

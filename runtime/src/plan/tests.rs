@@ -202,7 +202,12 @@ fn refusals_name_the_field() {
     refused(|c| c.hostname = "a b".into(), "invalid hostname");
     refused(|c| c.layers.clear(), "invalid layers");
     refused(|c| c.layers = vec!["relative".into()], "invalid layers: relative is not absolute");
-    refused(|c| c.layers = vec![PathBuf::from("/l"); 121], "invalid layers");
+    refused(|c| c.layers = vec![PathBuf::from("/l"); 128], "invalid layers");
+    // As many as an image may have.
+    let mut most = config();
+    most.layers = vec![PathBuf::from("/l"); crate::image::Limits::default().max_layers];
+    validate(&most).unwrap();
+    assert!(overlay_options(most.layers.len(), None).unwrap().as_bytes().len() < 1024);
     refused(|c| c.args.clear(), "no command specified");
     refused(|c| c.args[0] = "a\0b".into(), "invalid args: contains a NUL byte");
     refused(|c| c.args = vec!["x".repeat(200_000)], "invalid args: too long");
