@@ -6,12 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use runtime::{ExecConfig, ExecExit, ExecHandle, Runtime, StdStream};
 use tokio_util::task::TaskTracker;
 
 /// Processes that are remembered; more cannot be asked for until containers or processes are gone.
 const MAX_EXECS: usize = 4096;
+/// A process that nobody has started for so long is forgotten: clients ask and start in one breath.
+const ASKED_FOR: Duration = Duration::from_secs(300);
 /// Processes that have ended and are remembered; the oldest are forgotten first.
 const MAX_ENDED: usize = 1024;
 
@@ -44,6 +47,8 @@ pub(crate) struct Exec {
     pub(crate) state: ExecState,
     /// Its place in the order of asking.
     number: u64,
+    /// When it was asked for.
+    asked: Instant,
 }
 
 /// Which streams a process should have, and how its client leaves it.
@@ -86,6 +91,21 @@ impl Exec {
     }
 }
 
+impl Execs {
+    /// Forgets what nobody has started: all of it after a while, the oldest when there is no room. Whether there is
+    /// room.
+    fn make_room(&mut self, now: Instant) -> bool {
+        let waits = |exec: &Exec| matches!(exec.state, ExecState::Asked);
+        self.by_id.retain(|_, exec| !waits(exec) || now.duration_since(exec.asked) < ASKED_FOR);
+        if self.by_id.len() < MAX_EXECS {
+            return true;
+        }
+        let oldest = self.by_id.iter().filter(|(_, exec)| waits(exec)).min_by_key(|(_, exec)| exec.number);
+        let oldest = oldest.map(|(id, _)| id.clone());
+        oldest.is_some_and(|id| self.by_id.remove(&id).is_some())
+    }
+}
+
 impl Containers {
     /// Over a runtime.
     pub fn new(runtime: Runtime) -> Self {
@@ -111,13 +131,14 @@ impl Containers {
         for (_, id) in ended.into_iter().take(surplus) {
             execs.by_id.remove(&id);
         }
-        if execs.by_id.len() >= MAX_EXECS {
+        let now = Instant::now();
+        if !execs.make_room(now) {
             return None;
         }
         execs.last += 1;
         let number = execs.last;
         let id: String = (0..4).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
-        execs.by_id.insert(id.clone(), Exec { container, config, wanted, state: ExecState::Asked, number });
+        execs.by_id.insert(id.clone(), Exec { container, config, wanted, state: ExecState::Asked, number, asked: now });
         Some(id)
     }
 
@@ -141,5 +162,36 @@ impl Containers {
     /// Forgets what was asked for in a container that is gone.
     pub(crate) fn forget_execs_but_of(&self, here: &[String]) {
         self.execs().by_id.retain(|_, exec| here.contains(&exec.container));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_starts_is_forgotten() {
+        let now = Instant::now();
+        let exec = |number: u64, state| Exec {
+            container: "c".into(),
+            config: ExecConfig::default(),
+            wanted: Wanted::default(),
+            state,
+            number,
+            asked: now,
+        };
+        let of = |state: ExecState| {
+            let by_id =
+                (0..MAX_EXECS as u64).map(|number| (format!("{:x}", u64::MAX - number), exec(number, state.clone())));
+            Execs { last: MAX_EXECS as u64, by_id: by_id.collect() }
+        };
+        let mut asked = of(ExecState::Asked);
+        assert!(asked.make_room(now));
+        assert_eq!(asked.by_id.len(), MAX_EXECS - 1);
+        assert!(asked.by_id.values().all(|exec| exec.number > 0), "the oldest went");
+        assert!(asked.make_room(now + ASKED_FOR) && asked.by_id.is_empty());
+        let mut starting = of(ExecState::Starting);
+        assert!(!starting.make_room(now + ASKED_FOR));
+        assert_eq!(starting.by_id.len(), MAX_EXECS);
     }
 }

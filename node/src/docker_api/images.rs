@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::path::Path as FsPath;
 
 use axum::Json;
 use axum::body::Body;
@@ -13,6 +12,7 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, StatusCode};
+use runtime::image::registry::Credentials;
 use runtime::image::{Image, ImageError, ImageErrorKind, ImageStore, ImageSummary, ImportChanges, Reference, Removed};
 use serde_json::{Value, json};
 
@@ -177,10 +177,12 @@ pub(super) async fn load<E: Engine>(State(app): State<App<E>>, body: Body) -> Re
 pub(super) async fn create<E: Engine>(
     State(app): State<App<E>>,
     params: Params,
-    auth: RegistryAuth,
+    auth: Result<RegistryAuth, ApiError>,
     body: Body,
 ) -> Result<Response, ApiError> {
     if let Some(image) = params.get("fromImage").filter(|i| !i.is_empty()) {
+        // As Docker: whoever sends something else than credentials may be nobody, for a pull.
+        let auth = auth.unwrap_or(RegistryAuth(Credentials::Anonymous));
         return registry::pull(&app, &params, image, auth).await;
     }
     match params.get("fromSrc") {
@@ -323,10 +325,10 @@ fn graph(layers: &[std::path::PathBuf]) -> Value {
 /// The steps of an image's making, newest first.
 fn history(image: &Image) -> Value {
     // Steps and layers are counted from the top: a layer that hides all below it may have been cut off from them.
-    let mut layers = image.layers.iter().rev();
+    let mut layers = image.layer_bytes.iter().rev();
     let mut lines: Vec<Value> = Vec::new();
     for step in image.history.iter().rev() {
-        let bytes = if step.empty_layer { 0 } else { layers.next().map_or(0, |dir| size_of_tree(dir)) };
+        let bytes = if step.empty_layer { 0 } else { layers.next().copied().unwrap_or(0) };
         lines.push(json!({
             "Id": "<missing>",
             "Created": step.created.as_deref().map_or(0, unix_seconds),
@@ -348,22 +350,6 @@ fn history(image: &Image) -> Value {
 fn unix_seconds(rfc3339: &str) -> i64 {
     time::OffsetDateTime::parse(rfc3339, &time::format_description::well_known::Rfc3339)
         .map_or(0, time::OffsetDateTime::unix_timestamp)
-}
-
-/// Bytes of the files below a directory. What cannot be read (removed meanwhile) counts nothing.
-fn size_of_tree(root: &FsPath) -> u64 {
-    let mut bytes = 0u64;
-    let mut directories = vec![root.to_owned()];
-    while let Some(directory) = directories.pop() {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            match entry.metadata() {
-                Ok(m) if m.is_dir() => directories.push(entry.path()),
-                Ok(m) if m.is_file() => bytes = bytes.saturating_add(m.len()),
-                _ => {}
-            }
-        }
-    }
-    bytes
 }
 
 pub(super) async fn post<E: Engine>(

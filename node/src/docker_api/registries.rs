@@ -54,7 +54,7 @@ pub(super) async fn login<E: Engine>(
     if credentials == Credentials::Anonymous {
         return Err(ApiError::invalid("there are no credentials in the request"));
     }
-    let name = name(body["serveraddress"].as_str().unwrap_or_default())?;
+    let name = name(registry::server_address(&body))?;
     // Who is no manager says so before a registry is asked.
     app.engine.store(Consistency::Local).await?;
     app.engine.registries().login(&name, &credentials).await.map_err(|e| registry::error(&e))?;

@@ -247,6 +247,13 @@ pub(super) async fn push<E: Engine>(
     }))
 }
 
+/// The registry that an `AuthConfig` is for; like its other fields, in any case.
+pub(super) fn server_address(config: &Value) -> &str {
+    let mut fields = config.as_object().into_iter().flatten();
+    let found = fields.find(|(name, value)| name.eq_ignore_ascii_case("serveraddress") && value.is_string());
+    found.and_then(|(_, value)| value.as_str()).unwrap_or_default()
+}
+
 /// Whether a registry takes the credentials in the body. They are not kept: whoever has them sends them along.
 pub(super) async fn auth<E: Engine>(
     State(app): State<App<E>>,
@@ -254,8 +261,7 @@ pub(super) async fn auth<E: Engine>(
 ) -> Result<Json<Value>, ApiError> {
     let credentials =
         Credentials::from_json(body.to_string().as_bytes()).map_err(|e| ApiError::invalid(e.to_string()))?;
-    let registry = body["serveraddress"].as_str().unwrap_or_default();
-    app.engine.registries().login(registry, &credentials).await.map_err(|e| error(&e))?;
+    app.engine.registries().login(server_address(&body), &credentials).await.map_err(|e| error(&e))?;
     Ok(Json(json!({"IdentityToken": "", "Status": "Login Succeeded"})))
 }
 

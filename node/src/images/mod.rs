@@ -184,6 +184,10 @@ impl<P: Source> Images<P> {
             Errand { peers: &*self.peers, upstream: upstream.as_deref(), image: pinned, lease, pace: &self.pace };
         let one = |blob, size| fetch::blob(&errand, blob, size);
         one(pinned, Size::AtMost(MAX_MANIFEST)).await.map_err(failed)?;
+        // A registry brings all of it, and may lead a host to another of an index's manifests than we would choose.
+        if let Some(held) = self.here(name).await? {
+            return Ok(held);
+        }
         let entry = {
             let lease = Arc::clone(lease);
             blocking(move || lease.entry(&pinned)).await?

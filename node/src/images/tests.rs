@@ -339,6 +339,44 @@ async fn the_registry_is_asked_for_what_no_host_has_and_by_one() {
     assert_eq!(claimed, released, "another host may have more luck");
 }
 
+/// Brings an image for an index that, for us, leads to another one, as a registry's mirror may have it.
+struct Elsewhere {
+    store: ImageStore,
+    archive: Vec<u8>,
+    index: Vec<u8>,
+    manifest: Digest,
+}
+
+impl Upstream for Elsewhere {
+    fn bring(&self) -> BoxFuture<'_, Result<(), String>> {
+        let bring = || -> Result<(), ImageError> {
+            let lease = self.store.lease();
+            self.store.load(&self.archive[..])?;
+            let index = Digest::of(&self.index);
+            let mut writer = lease.writer(index, self.index.len() as u64)?;
+            writer.write(&self.index)?;
+            lease.keep(writer)?;
+            lease.assemble(&self.manifest, Some(index), Origin::User).map(drop)
+        };
+        std::future::ready(bring().map_err(|e| e.to_string())).boxed()
+    }
+}
+
+#[tokio::test]
+async fn what_the_registry_brought_for_an_index_is_taken() {
+    let Some(stage) = Stage::new(&[]) else { return };
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"digest":"{}","size":7}}]}}"#,
+        Digest::of(b"a manifest that nobody has")
+    );
+    let manifest = stage.name.strip_prefix("web:1@").unwrap().parse().unwrap();
+    let (store, archive, index) = (stage.store.clone(), stage.archive.clone(), index.into_bytes());
+    let name = format!("web@{}", Digest::of(&index));
+    let upstream = Elsewhere { store, archive, index, manifest };
+    let held = stage.images().provide(&name, Some(Arc::new(upstream))).await.unwrap();
+    assert_eq!(held.image.manifest_digest, Some(manifest.to_string()));
+}
+
 #[tokio::test]
 async fn a_second_task_waits_for_the_first_ones_fetch() {
     let Some(stage) = Stage::new(&[("a", &[Does::Busy, Does::Busy, Does::Gives])]) else { return };

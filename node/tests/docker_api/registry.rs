@@ -111,7 +111,12 @@ async fn there_and_back() {
     let unknown = crate::http::send_with(s, "GET", &format!("/distribution/{addr}/web:2/json"), &header).await;
     assert_eq!(unknown.status, 404, "{}", unknown.text());
     let bad = crate::http::send_with(s, "POST", &format!("/images/create?fromImage={addr}/web&tag=1"), "%%%").await;
+    assert_eq!(bad.status, 401, "it is nobody's: {}", bad.text());
+    let bad = crate::http::send_with(s, "POST", &format!("/images/{addr}/web/push?tag=1"), "%%%").await;
     assert_eq!(bad.status, 400, "{}", bad.text());
+    // As clients write it that are not written in Go.
+    let auth = json!({"Username": "ann", "Password": "secret", "Auth": null, "Email": null, "ServerAddress": addr});
+    assert_eq!(post(s, "/auth", auth).await.json()["Status"], "Login Succeeded");
 }
 
 async fn send_as(socket: &std::path::Path, path: String, header: String) -> String {

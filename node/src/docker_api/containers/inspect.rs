@@ -7,7 +7,9 @@ use axum::Json;
 use axum::extract::{Path, State};
 use deploy::model::Task;
 use deploy::store::Store;
-use runtime::{ContainerConfig, ContainerDetail, ContainerState, MountKind, Propagation, Status};
+use runtime::{
+    ContainerConfig, ContainerDetail, ContainerState, LogConfig, LogForward, LogTarget, MountKind, Propagation, Status,
+};
 use serde_json::{Map, Value, json};
 
 use super::super::App;
@@ -164,6 +166,16 @@ pub(super) fn time(at: Option<SystemTime>) -> String {
     }
 }
 
+/// Docker's name of where a container's output goes. Files are all of one kind here.
+fn log_driver(log: &LogConfig) -> &'static str {
+    match &log.forward {
+        Some(LogForward { target: LogTarget::Journal(_), .. }) => "journald",
+        Some(LogForward { target: LogTarget::Syslog { .. }, .. }) => "syslog",
+        None if log.files => "json-file",
+        None => "none",
+    }
+}
+
 fn host_config(config: &ContainerConfig) -> Value {
     let ulimits: Vec<Value> = config
         .ulimits
@@ -173,7 +185,7 @@ fn host_config(config: &ContainerConfig) -> Value {
     json!({
         "NetworkMode": "default",
         "LogConfig": {
-            "Type": "json-file",
+            "Type": log_driver(&config.log),
             "Config": {"max-size": config.log.max_size.to_string(), "max-file": config.log.max_files.to_string()},
         },
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
@@ -256,4 +268,34 @@ pub(super) fn networks(names: &Names, task: Option<&Task>) -> Map<String, Value>
         (names.network(&attachment.network).to_owned(), network)
     };
     attachments.map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use runtime::SyslogAddress;
+
+    use super::*;
+
+    #[test]
+    fn log_drivers_by_their_names() {
+        let forward = |target| LogForward {
+            target,
+            tag: "web".into(),
+            container_name: String::new(),
+            image_name: String::new(),
+            fields: BTreeMap::new(),
+            buffer: LogForward::BUFFER,
+        };
+        let to = |files, target: Option<LogTarget>| LogConfig {
+            files,
+            forward: target.map(forward),
+            ..LogConfig::default()
+        };
+        let journal = LogTarget::Journal("/run/systemd/journal/socket".into());
+        let syslog = LogTarget::Syslog { address: SyslogAddress::Unix("/dev/log".into()), facility: 3 };
+        assert_eq!(log_driver(&LogConfig::default()), "json-file");
+        assert_eq!(log_driver(&to(false, None)), "none");
+        assert_eq!(log_driver(&to(true, Some(journal))), "journald");
+        assert_eq!(log_driver(&to(false, Some(syslog))), "syslog");
+    }
 }
