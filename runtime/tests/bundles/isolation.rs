@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[
     ("isolation::time_namespace", time_namespace),
     ("isolation::no_namespaces", no_namespaces),
     ("isolation::terminal", terminal),
+    ("isolation::system_calls", system_calls),
     ("isolation::cgroups", cgroups),
     ("isolation::descriptors", descriptors),
 ];
@@ -297,6 +298,22 @@ fn no_namespaces() {
     }
     bundle.ok(&["delete", "--force", &bundle.id]);
     assert_eq!(bundle.leftovers(), Vec::<String>::new());
+}
+
+fn system_calls() {
+    let mut bundle = Bundle::new("write /x y then cat /proc/self/status");
+    bundle.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": ["openat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95,
+            "args": [{ "index": 2, "value": 64, "valueTwo": 64, "op": "SCMP_CMP_MASKED_EQ" }] }]
+    });
+    let out = bundle.runs();
+    has(&out, "write /x: Operation not supported (os error 95)");
+    has(&out, "Seccomp:\t2");
+    bundle.config["linux"]["seccomp"] = serde_json::Value::Null;
+    let out = bundle.runs();
+    has(&out, "wrote /x");
+    has(&out, "Seccomp:\t0");
 }
 
 fn terminal() {

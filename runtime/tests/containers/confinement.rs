@@ -22,6 +22,9 @@ pub const TESTS: &[(&str, fn())] = &[
     ("confinement::descriptors_lead_nowhere", descriptors_lead_nowhere),
     ("confinement::proc_cannot_be_covered", proc_cannot_be_covered),
     ("confinement::readonly_all_the_way_down", readonly_all_the_way_down),
+    ("confinement::proc_stays_as_it_is", proc_stays_as_it_is),
+    ("confinement::proc_is_no_link", proc_is_no_link),
+    ("confinement::places_that_move", places_that_move),
 ];
 
 fn field<'a>(status: &'a str, name: &str) -> &'a str {
@@ -265,6 +268,82 @@ fn proc_cannot_be_covered() {
     let mut config = fixture.config("lxcfs", "cat /proc/uptime");
     config.mounts = vec![bind(&source.join("file"), "/proc/uptime", true)];
     assert_eq!(fixture.run(config).1, "covered\n");
+}
+
+/// A new `/proc` without masks, the masked one made writable, a mask taken away: none of it without the capability,
+/// whether the filter says so or the kernel.
+fn proc_stays_as_it_is() {
+    let fixture = Fixture::new();
+    let words = "try new-proc then try open-proc then try unmask then write /proc/sys/kernel/hostname x";
+    for (id, seccomp) in [("filtered", Seccomp::Default), ("open", Seccomp::Unconfined)] {
+        let (_, output) = fixture.run(ContainerConfig { seccomp, ..fixture.config(id, words) });
+        let expected = "try new-proc: EPERM\ntry open-proc: EPERM\ntry unmask: EPERM\n\
+            write /proc/sys/kernel/hostname: Read-only file system (os error 30)\n";
+        assert_eq!(output, expected, "{id}");
+    }
+}
+
+/// CVE-2019-19921, CVE-2023-27561: a `/proc` or `/sys` that leads to a place which others can change.
+fn proc_is_no_link() {
+    let fixture = Fixture::new();
+    for name in ["proc", "sys"] {
+        let evil = fixture.path().join(format!("evil-{name}"));
+        fs::create_dir_all(evil.join("other")).unwrap();
+        symlink("/other", evil.join(name)).unwrap();
+        let mut config = fixture.config("link", "sleep");
+        config.layers.push(evil);
+        let error = fixture.tokio.block_on(fixture.runtime().create(config)).unwrap_err();
+        assert!(chain(&error).contains(&format!("/{name}: too many levels of symbolic links")), "{}", chain(&error));
+    }
+    assert_eq!(fixture.leftovers(), Default::default());
+}
+
+/// CVE-2021-30465: a volume that containers share, and in which one of them swaps a mount's place for a link while the
+/// mount is made.
+fn places_that_move() {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let fixture = Fixture::new();
+    let (shared, outside) = (fixture.path().join("shared"), fixture.path().join("outside"));
+    fs::create_dir_all(shared.join("x")).unwrap();
+    fs::create_dir_all(&outside).unwrap();
+    fs::write(fixture.path().join("file"), "").unwrap();
+    symlink(format!("../../../../../../../../..{}", outside.display()), shared.join("y")).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let swaps = std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let mut count = 0u64;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                renameat_with(CWD, shared.join("x"), CWD, shared.join("y"), RenameFlags::EXCHANGE).unwrap();
+                count += 1;
+            }
+            count
+        });
+        for number in 0..40 {
+            let id = format!("moved-{number}");
+            let mut config = fixture.config(&id, "sleep");
+            let mut volume = bind(&shared, "/vol", true);
+            volume.readonly = false;
+            let made = |target: &str| Mount {
+                kind: MountKind::Tmpfs { size: None, mode: None },
+                target: target.into(),
+                readonly: false,
+            };
+            let file = bind(&fixture.path().join("file"), "/vol/x/file", true);
+            config.mounts = vec![volume, made("/vol/x/made/here"), file];
+            config.cwd = "/vol/x/work".into();
+            let runtime = fixture.runtime();
+            // What moves at the wrong moment is an error of the creation's.
+            match fixture.tokio.block_on(runtime.create(config)) {
+                Ok(_) => fixture.tokio.block_on(runtime.delete(&id)).unwrap(),
+                Err(error) => assert!(matches!(error, RuntimeError::Create { .. }), "{}", chain(&error)),
+            }
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        swapper.join().unwrap()
+    });
+    assert!(swaps > 100, "{swaps}");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    assert_eq!(fixture.leftovers(), Default::default());
 }
 
 /// Docker's rule since release 25: read-only goes for the mounts below a bind as well.

@@ -17,6 +17,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("exec::no_way_out_through_descriptors", no_way_out_through_descriptors),
     ("exec::nothing_of_the_hosts_to_see", nothing_of_the_hosts_to_see),
     ("exec::few_files", few_files),
+    ("exec::the_hosts_binary_cannot_be_overwritten", the_hosts_binary_cannot_be_overwritten),
     ("exec::signals_and_timeouts", signals_and_timeouts),
     ("exec::a_flood_takes_no_longer", a_flood_takes_no_longer),
     ("exec::ends_with_its_container", ends_with_its_container),
@@ -323,6 +324,17 @@ fn few_files() {
     let limits = ran(&fixture, "few", ExecConfig { user: Some("web".into()), ..playing("cat /proc/self/limits") });
     let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert_eq!(files.split_whitespace().collect::<Vec<_>>()[3..5], ["5", "6"]);
+}
+
+/// CVE-2019-5736, which was found in exactly this.
+fn the_hosts_binary_cannot_be_overwritten() {
+    let fixture = Fixture::new();
+    let mut config = fixture.config("victim", "sleep");
+    config.capabilities.add = vec!["SYS_ADMIN".into()];
+    fixture.start(config);
+    let mut overwriter = playing("write /proc/self/exe broken");
+    overwriter.args[0] = "/proc/self/exe".into();
+    assert_eq!(ran(&fixture, "victim", overwriter), "write /proc/self/exe: Read-only file system (os error 30)\n");
 }
 
 fn signals_and_timeouts() {

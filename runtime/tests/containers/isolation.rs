@@ -243,6 +243,15 @@ fn devices() {
     let (_, output) = fixture.run(fixture.config("dev", words));
     assert!(output.contains("mknod Ok(()) open Err(PermissionDenied)"), "{output}");
     assert!(output.contains("wrote /dev/null\nwrite /dev/full: No space left"), "{output}");
+    // As Docker makes it.
+    let expected = "/dev/null 1:3 20666\n/dev/zero 1:5 20666\n/dev/full 1:7 20666\n/dev/random 1:8 20666\n\
+        /dev/urandom 1:9 20666\n/dev/tty 5:0 20666\n/dev/console 136:0 20620\n/dev/ptmx -> pts/ptmx\n\
+        /dev/pts/ptmx 5:2 20666\n/dev/fd -> /proc/self/fd\n/dev/stdin -> /proc/self/fd/0\n\
+        /dev/stdout -> /proc/self/fd/1\n/dev/stderr -> /proc/self/fd/2\n/dev/core -> /proc/kcore\n/dev/shm 0:0 41777\n";
+    let paths = expected.lines().map(|line| format!("what {}", line.split(' ').next().unwrap()));
+    let mut config = fixture.config("like-docker", &paths.collect::<Vec<_>>().join(" then "));
+    config.tty = true;
+    assert_eq!(fixture.run(config).1.replace("\r\n", "\n"), expected);
 }
 
 fn layers() {

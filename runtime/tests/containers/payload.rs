@@ -93,6 +93,18 @@ fn act(verb: &str, args: &[String]) -> Option<u8> {
             }
             Err(error) => println!("stat {}: {error}", first()),
         },
+        // What a device node is, or where a link leads.
+        "what" => match std::fs::symlink_metadata(first()) {
+            Ok(meta) if meta.is_symlink() => {
+                println!("{} -> {}", first(), std::fs::read_link(first()).expect("a link").display());
+            }
+            Ok(meta) => {
+                use std::os::unix::fs::MetadataExt;
+                let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+                println!("{} {major}:{minor} {:o}", first(), meta.mode());
+            }
+            Err(error) => println!("stat {}: {error}", first()),
+        },
         "mount" => {
             let flags = rustix::mount::MountFlags::empty();
             rustix::mount::mount(c"tmpfs", first(), c"tmpfs", flags, None).expect("mount");
@@ -328,6 +340,15 @@ fn attempt(what: &str) -> String {
             let flags = nix::mount::MsFlags::empty();
             nix::mount::mount(Some("tmpfs"), "/bin", Some("tmpfs"), flags, None::<&str>)
         }
+        "new-proc" => {
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(Some("proc"), "/bin", Some("proc"), flags, None::<&str>)
+        }
+        "open-proc" => {
+            let flags = nix::mount::MsFlags::MS_REMOUNT | nix::mount::MsFlags::MS_BIND;
+            nix::mount::mount(None::<&str>, "/proc/sys", None::<&str>, flags, None::<&str>)
+        }
+        "unmask" => nix::mount::umount2("/proc/timer_list", nix::mount::MntFlags::MNT_DETACH),
         "abort" => std::process::abort(),
         other => panic!("unknown attempt {other}"),
     };

@@ -19,6 +19,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("users::volumes_and_secrets_have_the_right_owners", volumes_and_secrets_have_the_right_owners),
     ("users::further_processes_come_in", further_processes_come_in),
     ("users::binds_are_the_hosts", binds_are_the_hosts),
+    ("users::all_capabilities_are_not_the_hosts", all_capabilities_are_not_the_hosts),
     ("users::the_daemon_dies", the_daemon_dies),
     ("users::what_cannot_be_mapped_is_refused", what_cannot_be_mapped_is_refused),
 ];
@@ -305,6 +306,25 @@ fn binds_are_the_hosts() {
     assert_eq!(output, expected);
     delete(&fixture, "binds");
     drop(below);
+    assert_eq!(fixture.leftovers(), Default::default());
+}
+
+/// With every capability and no filter, the container's root may undo what hides its `/proc`, and gains nothing by it.
+fn all_capabilities_are_not_the_hosts() {
+    let fixture = Fixture::new();
+    if !possible(&fixture) {
+        return;
+    }
+    let words = "try open-proc then try unmask then write /proc/sysrq-trigger h \
+        then write /proc/sys/kernel/printk_ratelimit_burst 10 then write /proc/1/oom_score_adj -999 \
+        then write /sys/kernel/profiling 0 then node /null 1 3 w then cat /proc/keys";
+    let mut config = mapped(fixture.config("able", words));
+    config.capabilities.add = vec!["ALL".into()];
+    config.seccomp = runtime::Seccomp::Unconfined;
+    let (_, output) = fixture.run(config);
+    assert!(!output.contains("wrote") && !output.contains("made true"), "{output}");
+    assert!(output.contains("write /proc/sysrq-trigger: "), "{output}");
+    delete(&fixture, "able");
     assert_eq!(fixture.leftovers(), Default::default());
 }
 
