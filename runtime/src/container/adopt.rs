@@ -109,6 +109,9 @@ impl Inner {
             Ok(config) => config,
             Err(reason) => return unfinished(&reason),
         };
+        if config.id != id {
+            return unfinished("its configuration is another container's");
+        }
         let exit = unless_foreign(stored::read::<StoredExit>(&dir, names::EXIT))?;
         let process = unless_foreign(stored::read::<StoredProcess>(&dir, names::PROCESS))?;
         let process = match (process, &exit) {

@@ -93,6 +93,17 @@ impl Root {
         Ok(fd)
     }
 
+    /// Opens the directory at `path`, which holds no links; `None` if there is none (any more).
+    pub(crate) fn open_found(&self, path: &[u8]) -> Option<OwnedFd> {
+        self.open_real(path).ok()
+    }
+
+    /// Where it is, from the host's root.
+    pub(crate) fn path(&self) -> Result<Vec<u8>, Errno> {
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.fd));
+        Ok(rustix::fs::readlink(path, Vec::new())?.into_bytes())
+    }
+
     /// What is at `path`, without following a link there; links on the way stay inside of the root.
     pub(crate) fn stat(&self, path: &[u8]) -> Result<rustix::fs::Stat, Errno> {
         let fd = rustix::fs::openat2(

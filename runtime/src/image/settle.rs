@@ -15,12 +15,12 @@ use super::unpack::{IMPLIED_XATTR, failed, is_dir, is_whiteout, join, lstat, tim
 /// What of an unpacked layer waits for the layers below it, and for nothing being added any more.
 #[derive(Debug, Default)]
 pub(crate) struct Unsettled {
-    /// Whiteouts; with nothing below to hide, overlayfs would list the device itself.
+    /// Whiteouts, by the real paths of their directories; with nothing below to hide, overlayfs would list the device itself.
     pub(super) whiteouts: Vec<(Vec<u8>, Vec<u8>)>,
     /// Directories that were made without being named, by their real paths. They look like the same
     /// directories of the layers below, which they cover.
     pub(super) implied: Vec<Vec<u8>>,
-    /// Times of directories.
+    /// Times of directories, by their real paths.
     pub(super) times: Vec<(Vec<u8>, (i64, u32))>,
 }
 
@@ -31,7 +31,7 @@ impl Unsettled {
         let root = Root::open(path).map_err(|errno| failed("open", b"", errno))?;
         for (dir, name) in &self.whiteouts {
             // A later entry may have taken its place.
-            let Ok(Some(parent)) = root.open_dir(dir) else { continue };
+            let Some(parent) = root.open_found(dir) else { continue };
             let there = lstat(&parent, name).map_err(|errno| failed("look up", name, errno))?;
             if there.as_ref().is_some_and(is_whiteout) && !is_below(lowers, &join(dir, name)) {
                 rustix::fs::unlinkat(&parent, name.as_slice(), AtFlags::empty())
@@ -40,7 +40,7 @@ impl Unsettled {
         }
         let mut implied_times = Vec::new();
         for path in &self.implied {
-            let Ok(Some(dir)) = root.open_dir(path) else { continue };
+            let Some(dir) = root.open_found(path) else { continue };
             if rustix::fs::fremovexattr(&dir, IMPLIED_XATTR).is_err() {
                 // An entry has named it after all.
                 continue;
@@ -54,7 +54,7 @@ impl Unsettled {
         let named = self.times.iter().map(|(path, mtime)| (path, *mtime));
         for (path, mtime) in implied_times.into_iter().chain(named) {
             // A later entry may have replaced the directory.
-            if let Ok(Some(dir)) = root.open_dir(path) {
+            if let Some(dir) = root.open_found(path) {
                 rustix::fs::futimens(&dir, &timestamps(mtime))
                     .map_err(|errno| failed("set the times of", path, errno))?;
             }

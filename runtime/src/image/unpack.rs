@@ -48,6 +48,10 @@ pub(crate) struct LayerWriter<'a> {
     budget: &'a Budget,
     /// The directory that was written to last; archives come in directory order.
     parent: Option<(Vec<u8>, OwnedFd)>,
+    /// The root's own path, from the host's root.
+    root_path: Vec<u8>,
+    /// Whether the layer has symbolic links by now, so that a directory's path may not be its real one.
+    has_links: bool,
     unsettled: Unsettled,
     /// What `unsettled` takes in memory.
     kept_bytes: usize,
@@ -59,8 +63,11 @@ impl<'a> LayerWriter<'a> {
     /// `path` must be an empty directory; `what` names the layer in errors.
     pub(crate) fn new(path: &'a Path, what: &'a str, budget: &'a Budget) -> Result<LayerWriter<'a>, ImageError> {
         let root = Root::open(path).map_err(|errno| ImageError::io("open the layer directory", path)(errno.into()))?;
+        let root_path = root.path().map_err(|errno| ImageError::io("find", path)(errno.into()))?;
         Ok(LayerWriter {
             root,
+            root_path,
+            has_links: false,
             path,
             what,
             budget,
@@ -180,6 +187,7 @@ impl<'a> LayerWriter<'a> {
             }
             TarKind::Symlink(target) => {
                 rustix::fs::symlinkat(target.as_slice(), &parent, name).map_err(os("create"))?;
+                self.has_links = true;
             }
             TarKind::Hardlink(_) => {
                 if let Some((source_dir, source_name, source)) = &link_source {
@@ -210,7 +218,7 @@ impl<'a> LayerWriter<'a> {
         }
         self.set_attributes(&parent, name, entry)?;
         if entry.kind == TarKind::Dir {
-            let path = join(dir, name);
+            let path = join(&self.real_path(&parent, dir), name);
             if opaque && let Ok(Some(dir)) = self.root.open_dir(&path) {
                 self.set_opaque(&dir, &entry.name)?;
             }
@@ -316,8 +324,9 @@ impl<'a> LayerWriter<'a> {
             None => {
                 mknod(&parent, name, FileType::CharacterDevice, 0)
                     .map_err(|errno| self.failed("create the whiteout of", &entry.name, errno))?;
+                let dir = self.real_path(&parent, dir);
                 self.keep(dir.len() + name.len())?;
-                self.unsettled.whiteouts.push((dir.to_vec(), name.to_vec()));
+                self.unsettled.whiteouts.push((dir, name.to_vec()));
             }
         }
         self.parent = Some((dir.to_vec(), parent));
@@ -372,6 +381,17 @@ impl<'a> LayerWriter<'a> {
             self.check_real_path(&fd, 0, &entry.name)?;
         }
         Ok(fd)
+    }
+
+    /// Where an open directory is, below the root, whatever links `written` leads through: a later entry may put
+    /// something else in their place.
+    fn real_path(&self, dir: &OwnedFd, written: &[u8]) -> Vec<u8> {
+        if !self.has_links {
+            return written.to_vec();
+        }
+        let real = rustix::fs::readlink(proc_path(dir), Vec::new()).ok();
+        let below = real.as_ref().and_then(|path| path.as_bytes().strip_prefix(self.root_path.as_slice()));
+        below.map_or_else(|| written.to_vec(), |path| path.strip_prefix(b"/").unwrap_or(path).to_vec())
     }
 
     /// Refuses a directory that no path leads to, to be made with a name of so many bytes.

@@ -402,3 +402,28 @@ fn strip_times(tree: std::collections::BTreeMap<String, String>) -> std::collect
         })
         .collect()
 }
+
+/// A directory that was named through a link keeps its time, whatever takes the link's place; and what takes the place of
+/// a directory does not get the directory's time.
+#[test]
+fn times_are_of_the_directory_that_was_named() {
+    let Some(store) = TestStore::new() else { return };
+    let layer = Tar::new()
+        .dir("real/")
+        .symlink("link", "real")
+        .dir("link/below/")
+        .file("link/.wh.gone", b"")
+        .file("link", b"now a file")
+        .dir("old/")
+        .dir("other/")
+        .symlink("old", "real")
+        .bytes();
+    store.load(&docker_save(&[TestImage::new("times", vec![layer])], Pack::Plain));
+    let layer = store.store.resolve("times").unwrap().layers[0].clone();
+    let seconds = |name: &str| std::os::unix::fs::MetadataExt::mtime(&fs::symlink_metadata(layer.join(name)).unwrap());
+    for name in ["real", "real/below", "other"] {
+        assert_eq!(seconds(name), 1_000_000_000, "{name}");
+    }
+    // There is nothing below that it could hide.
+    assert!(fs::symlink_metadata(layer.join("real/gone")).is_err());
+}
