@@ -12,6 +12,8 @@
 mod archives;
 #[path = "registry/auth.rs"]
 mod auth;
+#[path = "registry/fuzz.rs"]
+mod fuzz;
 #[path = "registry/hostile.rs"]
 mod hostile;
 #[path = "registry/killed.rs"]

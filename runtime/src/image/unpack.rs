@@ -28,9 +28,9 @@ const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 /// Paths of directories and whiteouts are kept until the end; they and what keeping them takes add up to at most this.
 /// It is enough for half a million.
 const MAX_KEPT_BYTES: usize = 64 << 20;
-/// Bytes of the real path of a layer's directory, from the host's root: the kernel has no longer ones, and links in an
-/// archive lead further and further down.
-const MAX_REAL_PATH_BYTES: usize = 4096;
+/// Bytes of the real path of a layer's directory, from the host's root. Links in an archive lead further and further
+/// down, and the kernel takes no paths of more than 4096 bytes; some are left for the names of files.
+const MAX_REAL_PATH_BYTES: usize = 4096 - 256;
 /// What keeping one path takes beside its bytes.
 const KEPT_OVERHEAD: usize = 64;
 const BUFFER_BYTES: usize = 128 << 10;

@@ -12,6 +12,9 @@ mod disk;
 mod engine;
 mod exec;
 mod fixture;
+#[allow(dead_code)]
+#[path = "../../src/fuzz/engine.rs"]
+mod fuzz_engine;
 mod isolation;
 mod kernel;
 mod layouts;
@@ -20,6 +23,7 @@ mod limits;
 mod logging;
 mod pause;
 mod payload;
+mod records;
 mod survival;
 mod upgrade;
 mod users;
@@ -78,6 +82,7 @@ fn run(args: &[String]) -> ExitCode {
         users::TESTS,
         confinement::TESTS,
         survival::TESTS,
+        records::TESTS,
         cycles::TESTS,
         upgrade::TESTS,
         volumes::TESTS,

@@ -136,6 +136,22 @@ fn layers_of_another_length() {
     assert!(matches!(error, RegistryError::Image(ImageError::SizeMismatch { .. })), "{error:?}");
 }
 
+/// With what is there already, they would be more than a number holds.
+#[test]
+fn lengths_beyond_all_bounds() {
+    let Some(case) = Case::new() else { return };
+    case.large(|request, nth, blob| {
+        if nth == 1 {
+            return Some(serve(request, "", blob).body(|bytes| Body::Cut(bytes, 1_000_000)));
+        }
+        let begins = request.header("range").strip_prefix("bytes=").unwrap_or_default().to_owned();
+        let answer = Answer::new(206, blob).header("content-range", format!("bytes {begins}9/10"));
+        Some(answer.header("content-length", (u64::MAX - 2).to_string()))
+    });
+    let error = case.fails();
+    assert!(matches!(error, RegistryError::Image(ImageError::SizeMismatch { .. })), "{error:?}");
+}
+
 #[test]
 fn a_layer_that_is_cut_goes_on_where_it_was() {
     let Some(case) = Case::new() else { return };

@@ -2,6 +2,7 @@
 //! without a panic.
 
 mod archives;
+mod differential;
 mod layers;
 mod tar;
 

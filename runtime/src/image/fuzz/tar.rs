@@ -110,6 +110,12 @@ impl Writer<'_> {
             self.link()
         };
         let mut name = self.name();
+        if self.manner == Manner::Good && kind != b'5' {
+            // Some take a file for a directory then, and some do not.
+            while name.last() == Some(&b'/') {
+                name.pop();
+            }
+        }
         if kind == b'5' && self.source.one_in(2) {
             name.push(b'/');
         }
