@@ -1,12 +1,10 @@
 //! Who is called dead when nobody is: five hosts whose processors burn and whose network loses one packet in ten.
 
-#![allow(clippy::print_stdout, reason = "a command talks to its user")]
-
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use chaos_tests::bench::Report;
+use anyhow::{Result, bail};
+use chaos_tests::bench::{self, Argument, Report};
 use chaos_tests::hosts::{Alarms, Binaries, Cluster, rules_unusable, unusable};
 
 const HELP: &str = "\
@@ -28,39 +26,20 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(code) => code,
-        Err(error) => {
-            println!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>> {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let mut options = Options { minutes: 30, loss: 10, burners: 2 * cpus };
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
-        match arg.as_str() {
-            "--minutes" => options.minutes = value()?.parse::<u64>().context("--minutes")?.clamp(1, 24 * 60),
-            "--loss" => options.loss = value()?.parse::<u8>().context("--loss")?.min(50),
-            "--burners" => options.burners = value()?.parse::<usize>().context("--burners")?.min(1000),
-            "--help" | "-h" => return Ok(None),
-            // What cargo adds by itself.
-            "--bench" => {}
-            _ => bail!("unknown option {arg}\n\n{HELP}"),
+    let take = |options: &mut Options, argument: &mut Argument<'_>| {
+        match argument.name().as_str() {
+            "--minutes" => options.minutes = argument.number::<u64>()?.clamp(1, 24 * 60),
+            "--loss" => options.loss = argument.number::<u8>()?.min(50),
+            "--burners" => options.burners = argument.number::<usize>()?.min(1000),
+            _ => return argument.unknown(),
         }
-    }
-    Ok(Some(options))
+        Ok(())
+    };
+    bench::run_async(HELP, Options { minutes: 30, loss: 10, burners: 2 * cpus }, take, run)
 }
 
-#[tokio::main]
-async fn run() -> Result<ExitCode> {
-    let Some(options) = parse(std::env::args().skip(1))? else {
-        println!("{HELP}");
-        return Ok(ExitCode::SUCCESS);
-    };
+async fn run(options: &Options) -> Result<Report> {
     if let Some(reason) = unusable().or_else(rules_unusable) {
         bail!("{reason}");
     }
@@ -73,15 +52,15 @@ async fn run() -> Result<ExitCode> {
         .starve(length, TASKS, options.burners, options.loss, |elapsed, alarms| {
             if elapsed >= told {
                 told = elapsed + Duration::from_secs(60);
-                println!("{:5} s: {alarms:?}", elapsed.as_secs());
+                bench::say(format_args!("{:5} s: {alarms:?}", elapsed.as_secs()));
             }
         })
         .await;
     if let Err(error) = &outcome {
-        println!("{error:#}\n{}", cluster.logs());
+        bench::say(format_args!("{error:#}\n{}", cluster.logs()));
     }
     cluster.clean_up()?;
-    Ok(report(&options, &outcome?).finish())
+    Ok(report(options, &outcome?))
 }
 
 fn report(options: &Options, alarms: &Alarms) -> Report {

@@ -1,12 +1,10 @@
 //! A service whose image one host of five has: how long until all five run it.
 
-#![allow(clippy::print_stdout, reason = "a command talks to its user")]
-
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use chaos_tests::bench::{Report, Samples};
+use anyhow::{Result, bail, ensure};
+use chaos_tests::bench::{self, Argument, Report, Samples};
 use chaos_tests::hosts::{Binaries, Cluster, SOON, ServiceDraft, image, unusable};
 use chaos_tests::noise::write_noise;
 
@@ -27,54 +25,35 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(code) => code,
-        Err(error) => {
-            println!("{error:#}");
-            ExitCode::FAILURE
+    let take = |options: &mut Options, argument: &mut Argument<'_>| {
+        match argument.name().as_str() {
+            "--runs" => options.runs = argument.count()?.min(100),
+            "--hosts" => options.hosts = argument.count()?.clamp(3, 50),
+            "--size" => options.size = argument.number::<u64>()?.clamp(1, 10_000),
+            _ => return argument.unknown(),
         }
-    }
-}
-
-fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>> {
-    let mut options = Options { runs: 5, hosts: 5, size: 50 };
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
-        match arg.as_str() {
-            "--runs" => options.runs = value()?.parse::<usize>().context("--runs")?.clamp(1, 100),
-            "--hosts" => options.hosts = value()?.parse::<usize>().context("--hosts")?.clamp(3, 50),
-            "--size" => options.size = value()?.parse::<u64>().context("--size")?.clamp(1, 10_000),
-            "--help" | "-h" => return Ok(None),
-            // What cargo adds by itself.
-            "--bench" => {}
-            _ => bail!("unknown option {arg}\n\n{HELP}"),
-        }
-    }
-    Ok(Some(options))
-}
-
-#[tokio::main]
-async fn run() -> Result<ExitCode> {
-    let Some(options) = parse(std::env::args().skip(1))? else {
-        println!("{HELP}");
-        return Ok(ExitCode::SUCCESS);
+        Ok(())
     };
+    bench::run_async(HELP, Options { runs: 5, hosts: 5, size: 50 }, take, run)
+}
+
+async fn run(options: &Options) -> Result<Report> {
     if let Some(reason) = unusable() {
         bail!("{reason}");
     }
     let binaries =
         Binaries { shoal: env!("CARGO_BIN_EXE_chaos-shoal").into(), whoami: env!("CARGO_BIN_EXE_chaos-whoami").into() };
     let mut cluster = Cluster::hosts_only(&binaries, options.hosts).await?;
-    let outcome = measure(&mut cluster, &binaries, &options).await;
+    let outcome = measure(&mut cluster, &binaries, options).await;
     if let Err(error) = &outcome {
-        println!("{error:#}\n{}", cluster.logs());
+        bench::say(format_args!("{error:#}\n{}", cluster.logs()));
     }
     cluster.clean_up()?;
     let (fetched, there) = outcome?;
     let mut report = Report::new(format!("An image of {} MB on {} hosts", options.size, options.hosts));
     report.note("create → all running, one host has the image", fetched, "- (none does this)");
     report.note("create → all running, every host has it", there, "-");
-    Ok(report.finish())
+    Ok(report)
 }
 
 async fn measure(cluster: &mut Cluster, binaries: &Binaries, options: &Options) -> Result<(Samples, Samples)> {
@@ -98,7 +77,7 @@ async fn measure(cluster: &mut Cluster, binaries: &Binaries, options: &Options) 
         let here = cluster.api(0).get(&format!("/images/{id}/json")).await?;
         ensure!(here["Id"] == id.as_str(), "host 1 has something else");
         there.push(start(cluster, &name, options.hosts).await?);
-        println!("run {}: done", run + 1);
+        bench::say(format_args!("run {}: done", run + 1));
     }
     Ok((fetched, there))
 }

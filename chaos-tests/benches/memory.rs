@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use chaos_tests::bench::Report;
+use chaos_tests::bench::{self, Argument, Report};
 use chaos_tests::hosts::{Binaries, Cluster, Freshness, IMAGE, SOON, ServiceDraft};
 
 const HELP: &str = "\
@@ -33,46 +33,17 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = match parse(std::env::args().skip(1)) {
-        Ok(Some(options)) => options,
-        Ok(None) => return say(HELP, ExitCode::SUCCESS),
-        Err(wrong) => return say(&format!("{wrong}\n\n{HELP}"), ExitCode::FAILURE),
-    };
-    let measured = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start threads")
-        .and_then(|runtime| runtime.block_on(measure(&options)));
-    match measured {
-        Ok(report) => report.finish(),
-        Err(error) => say(&format!("{error:#}"), ExitCode::FAILURE),
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "a command talks to its user")]
-fn say(text: &str, code: ExitCode) -> ExitCode {
-    println!("{text}");
-    code
-}
-
-fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
-    let mut options = Options { idle: Duration::from_secs(30), tasks: 50, maps: false };
-    while let Some(arg) = args.next() {
-        let mut number = || {
-            let value = args.next().ok_or_else(|| format!("{arg} needs a value"))?;
-            value.parse::<u64>().map_err(|_| format!("{value:?} is no number"))
-        };
-        match arg.as_str() {
-            "--idle" => options.idle = Duration::from_secs(number()?),
-            "--tasks" => options.tasks = number()?,
+    let defaults = Options { idle: Duration::from_secs(30), tasks: 50, maps: false };
+    let take = |options: &mut Options, argument: &mut Argument<'_>| {
+        match argument.name().as_str() {
+            "--idle" => options.idle = Duration::from_secs(argument.number()?),
+            "--tasks" => options.tasks = argument.number()?,
             "--maps" => options.maps = true,
-            // What cargo adds.
-            "--bench" => {}
-            "--help" | "-h" => return Ok(None),
-            other => return Err(format!("unknown argument {other:?}")),
+            _ => return argument.unknown(),
         }
-    }
-    Ok(Some(options))
+        Ok(())
+    };
+    bench::run_async(HELP, defaults, take, measure)
 }
 
 async fn measure(options: &Options) -> Result<Report> {
@@ -112,7 +83,7 @@ fn read(cluster: &Cluster, when: &str, docker: &str, report: &mut Report, maps: 
         for index in hosts {
             let pid = cluster.host(index).daemon_pid().context("a daemon has ended")?;
             if maps && each.is_empty() {
-                say(&format!("{role}, {when}:\n{}", largest(pid)?), ExitCode::SUCCESS);
+                bench::say(format_args!("{role}, {when}:\n{}", largest(pid)?));
             }
             each.push(private_mib(pid)?);
         }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use chaos_tests::bench::{Report, Samples};
+use chaos_tests::bench::{self, Argument, Report, Samples};
 use runtime::image::registry::{Credentials, Registries, RegistrySettings};
 use runtime::image::{Digest, ImageStore, Limits, Reference};
 use serde_json::json;
@@ -38,45 +38,22 @@ struct Options {
 
 fn main() -> ExitCode {
     if let Ok(told) = std::env::var(CHILD) {
-        return match pull(&told) {
-            Ok(said) => say(&said, ExitCode::SUCCESS),
-            Err(error) => say(&format!("{error:#}"), ExitCode::FAILURE),
+        let (said, code) = match pull(&told) {
+            Ok(said) => (said, ExitCode::SUCCESS),
+            Err(error) => (format!("{error:#}"), ExitCode::FAILURE),
         };
+        bench::say(said);
+        return code;
     }
-    let options = match parse(std::env::args().skip(1)) {
-        Ok(Some(options)) => options,
-        Ok(None) => return say(HELP, ExitCode::SUCCESS),
-        Err(wrong) => return say(&format!("{wrong}\n\n{HELP}"), ExitCode::FAILURE),
-    };
-    match measure(&options) {
-        Ok(report) => report.finish(),
-        Err(error) => say(&format!("{error:#}"), ExitCode::FAILURE),
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "a command talks to its user")]
-fn say(text: &str, code: ExitCode) -> ExitCode {
-    println!("{text}");
-    code
-}
-
-fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
-    let mut options = Options { runs: 3, mb: 300 };
-    while let Some(arg) = args.next() {
-        let mut number = || {
-            let value = args.next().ok_or_else(|| format!("{arg} needs a value"))?;
-            value.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(|| format!("{value:?} is no number"))
-        };
-        match arg.as_str() {
-            "--runs" => options.runs = number()?,
-            "--mb" => options.mb = number()?,
-            // What cargo adds.
-            "--bench" => {}
-            "--help" | "-h" => return Ok(None),
-            other => return Err(format!("unknown option {other:?}")),
+    let take = |options: &mut Options, argument: &mut Argument<'_>| {
+        match argument.name().as_str() {
+            "--runs" => options.runs = argument.count()?,
+            "--mb" => options.mb = argument.count()?,
+            _ => return argument.unknown(),
         }
-    }
-    Ok(Some(options))
+        Ok(())
+    };
+    bench::run(HELP, Options { runs: 3, mb: 300 }, take, measure)
 }
 
 fn measure(options: &Options) -> Result<Report> {

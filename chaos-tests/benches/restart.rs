@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use chaos_tests::bench::{Report, Samples};
+use chaos_tests::bench::{self, Argument, Report, Samples};
 use chaos_tests::hosts::{Api, Binaries, Cluster, Freshness, Host};
 use deploy::model::{
     Config, ConfigId, DesiredState, Meta, Node, NodeId, NodeState, Replicated, RestartCondition, RestartPolicy, Secret,
@@ -48,46 +48,17 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = match parse(std::env::args().skip(1)) {
-        Ok(Some(options)) => options,
-        Ok(None) => return say(HELP, ExitCode::SUCCESS),
-        Err(wrong) => return say(&format!("{wrong}\n\n{HELP}"), ExitCode::FAILURE),
-    };
-    let measured = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start threads")
-        .and_then(|runtime| runtime.block_on(measure(&options)));
-    match measured {
-        Ok(report) => report.finish(),
-        Err(error) => say(&format!("{error:#}"), ExitCode::FAILURE),
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "a command talks to its user")]
-fn say(text: &str, code: ExitCode) -> ExitCode {
-    println!("{text}");
-    code
-}
-
-fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
-    let mut options = Options { objects: 100_000, changes: 5000, runs: 5 };
-    while let Some(arg) = args.next() {
-        let mut number = || {
-            let value = args.next().ok_or_else(|| format!("{arg} needs a value"))?;
-            value.parse::<usize>().map_err(|_| format!("{value:?} is no number"))
-        };
-        match arg.as_str() {
-            "--objects" => options.objects = number()?.max(100),
-            "--changes" => options.changes = number()?,
-            "--runs" => options.runs = number()?.max(1),
-            // What cargo adds.
-            "--bench" => {}
-            "--help" | "-h" => return Ok(None),
-            other => return Err(format!("unknown argument {other:?}")),
+    let defaults = Options { objects: 100_000, changes: 5000, runs: 5 };
+    let take = |options: &mut Options, argument: &mut Argument<'_>| {
+        match argument.name().as_str() {
+            "--objects" => options.objects = argument.count()?.max(100),
+            "--changes" => options.changes = argument.number()?,
+            "--runs" => options.runs = argument.count()?,
+            _ => return argument.unknown(),
         }
-    }
-    Ok(Some(options))
+        Ok(())
+    };
+    bench::run_async(HELP, defaults, take, measure)
 }
 
 async fn measure(options: &Options) -> Result<Report> {

@@ -6,15 +6,14 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use chaos_tests::bench::{Report, Samples};
+use chaos_tests::bench::{self, Argument, Report, Samples};
 
 const HELP: &str = "\
 cargo bench -p chaos-tests --bench runtime -- [--runs N] [--containers N] [--at-once N] [--shoal FILE]
@@ -35,65 +34,24 @@ struct Options {
 
 /// How often the parallel starts are measured.
 const ROUNDS: usize = 3;
-/// Set in the process that runs in the mount namespace of the measurement.
-const INSIDE: &str = "SHOAL_BENCH_INSIDE";
 
 fn main() -> ExitCode {
-    let options = match parse(std::env::args().skip(1)) {
-        Ok(Some(options)) => options,
-        Ok(None) => return say(HELP, ExitCode::SUCCESS),
-        Err(wrong) => return say(&format!("{wrong}\n\n{HELP}"), ExitCode::FAILURE),
-    };
-    let measured = if std::env::var_os(INSIDE).is_some() { measure(&options) } else { again_inside() };
-    match measured {
-        Ok(report) => report.finish(),
-        Err(error) => say(&format!("{error:#}"), ExitCode::FAILURE),
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "a command talks to its user")]
-fn say(text: &str, code: ExitCode) -> ExitCode {
-    println!("{text}");
-    code
-}
-
-fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
     let shoal = PathBuf::from(env!("CARGO_BIN_EXE_chaos-shoal"));
-    let mut options = Options { runs: 100, containers: 200, at_once: 8, shoal };
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
-        let number = |text: String| text.parse::<usize>().ok().filter(|n| *n > 0).ok_or(format!("{text:?}: a number"));
-        match arg.as_str() {
-            "--runs" => options.runs = number(value()?)?,
-            "--containers" => options.containers = number(value()?)?,
-            "--at-once" => options.at_once = number(value()?)?,
-            "--shoal" => options.shoal = value()?.into(),
-            // What cargo adds.
-            "--bench" => {}
-            "--help" | "-h" => return Ok(None),
-            other => return Err(format!("unknown argument {other:?}")),
+    let defaults = Options { runs: 100, containers: 200, at_once: 8, shoal };
+    let take = |options: &mut Options, argument: &mut Argument<'_>| {
+        match argument.name().as_str() {
+            "--runs" => options.runs = argument.count()?,
+            "--containers" => options.containers = argument.count()?,
+            "--at-once" => options.at_once = argument.count()?,
+            "--shoal" => options.shoal = argument.path()?,
+            _ => return argument.unknown(),
         }
-    }
-    Ok(Some(options))
-}
-
-/// Becomes the same benchmark in a mount namespace that has cgroup v1 alone where there are both. Returns only errors.
-fn again_inside() -> Result<Report> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read the mounts")?;
-    let of = |kind: &str| -> Vec<&str> {
-        let lines = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-        lines.filter(|fields| fields.get(2) == Some(&kind)).filter_map(|fields| fields.get(1).copied()).collect()
+        Ok(())
     };
-    let (v1, v2) = (of("cgroup"), of("cgroup2"));
-    let hidden = if v1.is_empty() { String::new() } else { v2.join(" ") };
-    // As the shell's words: what is to be hidden, then this command line.
-    let script = "for place in $0; do umount \"$place\" || exit 1; done; exec \"$@\"";
-    let error = Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "sh", "-c", script, &hidden])
-        .args(std::env::args_os())
-        .env(INSIDE, "1")
-        .exec();
-    Err(error).context("cannot run unshare")
+    bench::run(HELP, defaults, take, |options| {
+        bench::one_cgroup_generation()?;
+        measure(options)
+    })
 }
 
 /// One of the runtimes.
@@ -247,25 +205,18 @@ fn make_bundle(dir: &Path, name: &str, args: &[&str]) -> Result<String> {
     Ok(bundle.to_str().context("a path in UTF-8")?.to_owned())
 }
 
-fn installed(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let sbin = [PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")];
-    let found = std::env::split_paths(&path).chain(sbin).map(|dir| dir.join(name));
-    found.into_iter().find(|path| fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o111 != 0))
-}
-
 fn measure(options: &Options) -> Result<Report> {
     let dir = tempfile::Builder::new().prefix("shoal-bench-runtime-").tempdir()?;
     let silent = make_bundle(dir.path(), "true", &["/bin/true"])?;
     let speaking = make_bundle(dir.path(), "echo", &["/bin/echo", "x"])?;
     let mut runtimes = vec![Runtime::new("shoal", options.shoal.clone(), &["runtime"], dir.path())];
     for name in ["crun", "runc"] {
-        if let Some(program) = installed(name) {
+        if let Some(program) = bench::installed(name) {
             let peer = Runtime::new(name, program, &[], dir.path());
             fs::create_dir_all(&peer.root)?;
             match peer.run(&["run", "--bundle", &silent, "probe"]) {
                 Ok(()) => runtimes.push(peer),
-                Err(error) => _ = say(&format!("{name} does not run here: {error:#}"), ExitCode::SUCCESS),
+                Err(error) => bench::say(format_args!("{name} does not run here: {error:#}")),
             }
         }
     }

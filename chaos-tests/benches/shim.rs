@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use chaos_tests::bench::{Report, Samples};
+use chaos_tests::bench::{self, Argument, Report, Samples};
 use runtime::{ContainerConfig, Runtime, RuntimeConfig};
 use tokio::sync::Semaphore;
 
@@ -40,47 +40,18 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = match parse(std::env::args().skip(1)) {
-        Ok(Some(options)) => options,
-        Ok(None) => return say(HELP, ExitCode::SUCCESS),
-        Err(wrong) => return say(&format!("{wrong}\n\n{HELP}"), ExitCode::FAILURE),
-    };
-    let measured = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start threads")
-        .and_then(|tokio| tokio.block_on(measure(&options)));
-    match measured {
-        Ok(report) => report.finish(),
-        Err(error) => say(&format!("{error:#}"), ExitCode::FAILURE),
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "a command talks to its user")]
-fn say(text: &str, code: ExitCode) -> ExitCode {
-    println!("{text}");
-    code
-}
-
-fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
-    let mut options = Options { memory: 200, sequential: 100, parallel: 200, at_a_time: 8 };
-    while let Some(arg) = args.next() {
-        let mut number = || {
-            let value = args.next().ok_or_else(|| format!("{arg} needs a value"))?;
-            value.parse::<usize>().map_err(|_| format!("{value:?} is no number"))
-        };
-        match arg.as_str() {
-            "--memory" => options.memory = number()?,
-            "--sequential" => options.sequential = number()?,
-            "--parallel" => options.parallel = number()?,
-            "--at-a-time" => options.at_a_time = number()?.max(1),
-            // What cargo adds.
-            "--bench" => {}
-            "--help" | "-h" => return Ok(None),
-            other => return Err(format!("unknown argument {other:?}")),
+    let defaults = Options { memory: 200, sequential: 100, parallel: 200, at_a_time: 8 };
+    let take = |options: &mut Options, argument: &mut Argument<'_>| {
+        match argument.name().as_str() {
+            "--memory" => options.memory = argument.number()?,
+            "--sequential" => options.sequential = argument.number()?,
+            "--parallel" => options.parallel = argument.number()?,
+            "--at-a-time" => options.at_a_time = argument.count()?,
+            _ => return argument.unknown(),
         }
-    }
-    Ok(Some(options))
+        Ok(())
+    };
+    bench::run_async(HELP, defaults, take, measure)
 }
 
 async fn measure(options: &Options) -> Result<Report> {

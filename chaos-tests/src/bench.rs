@@ -1,10 +1,174 @@
-//! What the benchmarks in `benches/` share: samples with their percentiles, and the table that sets target, measured
-//! and peer side by side. A benchmark is a command (`cargo bench -p chaos-tests --bench NAME -- --help`), never a
-//! timed test; it ends with an exit code of 1 when a target is missed.
+//! What the benchmarks in `benches/` share: their command lines, samples with their percentiles, and the table that sets
+//! target, measured and peer side by side. A benchmark is a command (`cargo bench -p chaos-tests --bench NAME -- --help`),
+//! never a timed test; it ends with an exit code of 1 when a target is missed.
 
 use std::fmt;
-use std::process::ExitCode;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::str::FromStr;
 use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// One option of a command line.
+pub struct Argument<'a> {
+    name: String,
+    rest: &'a mut dyn Iterator<Item = String>,
+}
+
+impl Argument<'_> {
+    /// As it was given: `--runs`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// The next word.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn value(&mut self) -> Result<String, String> {
+        self.rest.next().ok_or_else(|| format!("{} needs a value", self.name))
+    }
+
+    /// The next word as a path.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn path(&mut self) -> Result<PathBuf, String> {
+        self.value().map(PathBuf::from)
+    }
+
+    /// The next word as a number.
+    ///
+    /// # Errors
+    /// There is none, or it is no number of this kind.
+    pub fn number<T: FromStr>(&mut self) -> Result<T, String> {
+        let value = self.value()?;
+        value.parse().map_err(|_| format!("{} {value:?}: no number, or out of range", self.name))
+    }
+
+    /// The next word as a number from which to count, so not 0.
+    ///
+    /// # Errors
+    /// There is none, or it is no such number.
+    pub fn count(&mut self) -> Result<usize, String> {
+        let count = self.number::<std::num::NonZeroUsize>()?;
+        Ok(count.get())
+    }
+
+    /// What to answer to an option that nobody knows.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn unknown(&self) -> Result<(), String> {
+        Err(format!("unknown option {}", self.name))
+    }
+}
+
+/// The options of this process's command line: `defaults`, changed by `take` once an option. `None`: help is wanted.
+fn options<O>(
+    words: impl Iterator<Item = String>,
+    defaults: O,
+    mut take: impl FnMut(&mut O, &mut Argument<'_>) -> Result<(), String>,
+) -> Result<Option<O>, String> {
+    let (mut words, mut options) = (words, defaults);
+    while let Some(name) = words.next() {
+        match name.as_str() {
+            "--help" | "-h" => return Ok(None),
+            // What cargo adds.
+            "--bench" => {}
+            _ => take(&mut options, &mut Argument { name, rest: &mut words })?,
+        }
+    }
+    Ok(Some(options))
+}
+
+/// A whole benchmark: reads its options, measures, and prints the report.
+pub fn run<O>(
+    help: &str,
+    defaults: O,
+    take: impl FnMut(&mut O, &mut Argument<'_>) -> Result<(), String>,
+    measure: impl FnOnce(&O) -> Result<Report>,
+) -> ExitCode {
+    let options = match options(std::env::args().skip(1), defaults, take) {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            say(help);
+            return ExitCode::SUCCESS;
+        }
+        Err(wrong) => {
+            say(format_args!("{wrong}\n\n{help}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    match measure(&options) {
+        Ok(report) => report.finish(),
+        Err(error) => {
+            say(format_args!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The same for one that measures within an async runtime of several threads.
+pub fn run_async<O>(
+    help: &str,
+    defaults: O,
+    take: impl FnMut(&mut O, &mut Argument<'_>) -> Result<(), String>,
+    measure: impl AsyncFnOnce(&O) -> Result<Report>,
+) -> ExitCode {
+    run(help, defaults, take, |options| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        runtime.context("cannot start threads")?.block_on(measure(options))
+    })
+}
+
+/// Set in the process that [`one_cgroup_generation`] has made.
+const INSIDE: &str = "SHOAL_BENCH_INSIDE";
+
+/// crun before 1.9 refuses a host on which controllers are in cgroup v1 and v2 at once. This puts the benchmark, by
+/// executing it again, into a mount namespace in which only v1 is mounted where there are both.
+///
+/// # Errors
+/// What hindered it.
+pub fn one_cgroup_generation() -> Result<()> {
+    if std::env::var_os(INSIDE).is_some() {
+        return Ok(());
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("cannot read the mounts")?;
+    let of = |kind: &str| -> Vec<&str> {
+        let lines = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        lines.filter(|fields| fields.get(2) == Some(&kind)).filter_map(|fields| fields.get(1).copied()).collect()
+    };
+    let (v1, v2) = (of("cgroup"), of("cgroup2"));
+    let hidden = if v1.is_empty() { String::new() } else { v2.join(" ") };
+    // As the shell's words: what is to be hidden, then this command line.
+    let script = "for place in $0; do umount \"$place\" || exit 1; done; exec \"$@\"";
+    let error = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", script, &hidden])
+        .args(std::env::args_os())
+        .env(INSIDE, "1")
+        .exec();
+    Err(error).context("cannot run unshare")
+}
+
+/// Where a program is installed, if it is.
+#[must_use]
+pub fn installed(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let sbin = [PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")];
+    let found = std::env::split_paths(&path).chain(sbin).map(|dir| dir.join(name));
+    found.into_iter().find(|path| path.metadata().is_ok_and(|file| file.permissions().mode() & 0o111 != 0))
+}
+
+/// One line for whoever watches.
+#[expect(clippy::print_stdout, reason = "a command talks to its user")]
+pub fn say(text: impl fmt::Display) {
+    println!("{text}");
+}
 
 /// Durations of the same thing, measured again and again.
 #[derive(Debug, Clone, Default)]
@@ -109,9 +273,8 @@ impl Report {
 
     /// Prints the table; the exit code is 1 when a target was missed.
     #[must_use]
-    #[expect(clippy::print_stdout, reason = "a benchmark's result is its output")]
     pub fn finish(&self) -> ExitCode {
-        println!("{self}");
+        say(self);
         if self.lines.iter().any(|line| line.met == Some(false)) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
 }
@@ -148,6 +311,27 @@ mod tests {
         assert_eq!(samples.percentile(51), Duration::from_millis(30));
         assert_eq!(samples.percentile(99), Duration::from_millis(40));
         assert_eq!(samples.percentile(0), Duration::from_millis(10));
+    }
+
+    #[test]
+    fn options_change_the_defaults() {
+        let of = |line: &str| {
+            let words = line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            options(words.into_iter(), (5, false), |options, argument| match argument.name().as_str() {
+                "--runs" => argument.count().map(|runs| options.0 = runs),
+                "--maps" => {
+                    options.1 = true;
+                    Ok(())
+                }
+                _ => argument.unknown(),
+            })
+        };
+        assert_eq!(of("--bench --runs 7 --maps"), Ok(Some((7, true))));
+        assert_eq!(of(""), Ok(Some((5, false))));
+        assert_eq!(of("--runs 7 --help"), Ok(None));
+        for bad in ["--runs", "--runs x", "--runs 0", "--frob"] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 pub mod bench;
 pub mod check;
+pub mod conformance;
 pub mod hosts;
 pub mod noise;
 pub mod sim;

@@ -181,6 +181,19 @@ impl Group {
         (tasks, self.host.v2().map(|hierarchy| self.dir(hierarchy)))
     }
 
+    /// The same for one more process beside the container's first one, `pid`. With v2, a container that hands controllers
+    /// down to cgroups of its own, as one with systemd does, takes no process itself any more: then beside means there.
+    pub(crate) fn entrances_beside(&self, pid: u32) -> (Vec<PathBuf>, Option<PathBuf>) {
+        let (files, unified) = self.entrances();
+        let unified = unified.map(|dir| {
+            let list = fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap_or_default();
+            let own = || below(&self.place, &fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?);
+            let deeper = if list.trim().is_empty() { None } else { own() };
+            deeper.map_or_else(|| dir.clone(), |deeper| dir.join(deeper))
+        });
+        (files, unified)
+    }
+
     /// Every process in it, as the reader's pid namespace numbers them.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let (mut pids, _) = self.known_processes();
@@ -326,6 +339,14 @@ fn refused(field: &'static str, path: &Path, error: io::Error) -> CgroupError {
     CgroupError::Limit { field, path: path.to_owned(), source: error }
 }
 
+/// Where below `place` a process is, by what `/proc/<pid>/cgroup` says of it.
+fn below(place: &Path, text: &str) -> Option<PathBuf> {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let rest = Path::new(path).strip_prefix(place).ok()?;
+    let plain = rest.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+    plain.then(|| rest.to_owned())
+}
+
 /// Whether all were seen.
 fn collect_processes(dir: &Path, depth: usize, pids: &mut Vec<u32>) -> bool {
     let text = match fs::read_to_string(dir.join("cgroup.procs")) {
@@ -369,5 +390,21 @@ pub(super) fn remove_tree(dir: &Path, deadline: Instant, depth: usize) -> Result
         // A cgroup stays busy for a moment after its last process has gone.
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_below() {
+        let below = |text: &str| below(Path::new("shoal-1/task/a"), text);
+        assert_eq!(below("5:cpu:/x\n0::/shoal-1/task/a/init.scope\n"), Some("init.scope".into()));
+        assert_eq!(below("0::/shoal-1/task/a\n"), Some("".into()));
+        for other in ["0::/shoal-1/task/ab/x\n", "0::/\n", "", "0::/shoal-1/task/a/../b\n", "0::/../shoal-1/task/a/x\n"]
+        {
+            assert_eq!(below(other), None, "{other}");
+        }
     }
 }

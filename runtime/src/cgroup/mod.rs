@@ -250,6 +250,11 @@ impl Cgroups {
         self.group(id).entrances()
     }
 
+    /// See [`Group::entrances_beside`].
+    pub(crate) fn entrances_beside(&self, id: &str, pid: u32) -> (Vec<PathBuf>, Option<PathBuf>) {
+        self.group(id).entrances_beside(pid)
+    }
+
     /// The calling process, which must have one thread, goes on among the shims, as far as cgroup v2 is concerned: as a
     /// new process, with another pid. To be called before anything hangs on the pid, children above all.
     ///

@@ -36,10 +36,8 @@ pub(crate) struct Hooks {
     pub(crate) before_switch: bool,
     pub(crate) create_container: Vec<Hook>,
     pub(crate) start_container: Vec<Hook>,
-    /// The state while the container is being created.
-    pub(crate) creating: HookState,
-    /// The state when it is.
-    pub(crate) created: HookState,
+    /// What both are told: that the container is created.
+    pub(crate) state: HookState,
 }
 
 /// The `errno` of a failure that is not the kernel's: the hook was killed at its deadline.

@@ -17,7 +17,7 @@ mod terminal;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::net::SocketFlags;
 use rustix::process::{Gid, Uid, umask};
 
@@ -113,6 +113,7 @@ impl<T> AtStep<T> for Result<T, rustix::io::Errno> {
 /// The child's life until the exec. Never returns.
 pub(crate) fn run(mut prepared: Prepared) -> ! {
     let done = set_up(&mut prepared).and_then(|()| close_the_hosts(&prepared).at(Step::Stdio));
+    let done = done.and_then(|()| find_command(&prepared));
     let done = done.and_then(|()| match prepared.locks_late() {
         true => Ok(()),
         false => confine::lock(&prepared.plan.process),
@@ -180,7 +181,7 @@ fn set_up(prepared: &mut Prepared) -> Outcome<()> {
         send(prepared, Report::Built);
         await_byte(prepared).at(Step::Hook)?;
     }
-    hooks::run(&prepared.hooks.create_container, &prepared.hooks.creating, Step::CreateContainerHook)?;
+    hooks::run(&prepared.hooks.create_container, &prepared.hooks.state, Step::CreateContainerHook)?;
     identity::look_up(prepared, root.as_fd())?;
     mounts::make_directory(root.as_fd(), &prepared.plan.process.cwd).at(Step::WorkingDirectory)?;
     if prepared.plan.readonly_root {
@@ -279,6 +280,34 @@ fn stdio(prepared: &Prepared) -> Outcome<()> {
     Ok(())
 }
 
+/// Where another command will start the container, one whose program is not there fails its creation already: callers of
+/// OCI runtimes expect that, and clean up behind a failed start less well. The exec has the last word all the same.
+fn find_command(prepared: &Prepared) -> Outcome<()> {
+    let candidates = &prepared.plan.process.candidates;
+    if prepared.gate.is_none() || candidates.is_empty() {
+        return Ok(());
+    }
+    let mut worst = rustix::io::Errno::NOENT;
+    for candidate in candidates {
+        match executable(candidate) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::NOENT) => {}
+            Err(rustix::io::Errno::NOTDIR) if candidates.len() > 1 => {}
+            Err(errno) => worst = errno,
+        }
+    }
+    Err(worst).at(Step::Exec)
+}
+
+fn executable(path: &std::ffi::CStr) -> Result<(), rustix::io::Errno> {
+    rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?;
+    let stat = rustix::fs::stat(path)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(()),
+        _ => Err(rustix::io::Errno::ACCESS),
+    }
+}
+
 fn await_go_and_exec(prepared: &mut Prepared) -> i32 {
     // The parent is gone, or gave up before the start.
     const ABANDONED: i32 = 137;
@@ -286,7 +315,7 @@ fn await_go_and_exec(prepared: &mut Prepared) -> i32 {
         return ABANDONED;
     }
     let hooks = &prepared.hooks;
-    if let Err(failure) = hooks::run(&hooks.start_container, &hooks.created, Step::StartContainerHook) {
+    if let Err(failure) = hooks::run(&hooks.start_container, &hooks.state, Step::StartContainerHook) {
         send(prepared, Report::Failed { step: failure.step, index: failure.index, errno: failure.errno });
         return 1;
     }

@@ -193,8 +193,14 @@ impl Words {
     }
 }
 
+/// In the place of a complaint: help is wanted.
+const WANTS_HELP: &str = "--help";
+
 fn unknown<T>(name: &str) -> Result<T, String> {
-    Err(format!("unknown option {name}"))
+    match name {
+        "--help" | "-h" => Err(WANTS_HELP.to_owned()),
+        _ => Err(format!("unknown option {name}")),
+    }
 }
 
 /// Takes a command line apart. The error is for the user.
@@ -231,7 +237,10 @@ pub(super) fn parse(args: impl Iterator<Item = OsString>) -> Result<(Global, Com
             },
         }
     };
-    Ok((global, command_of(&command, &mut words)?))
+    match command_of(&command, &mut words) {
+        Err(wrong) if wrong == WANTS_HELP => Ok((global, Command::Help)),
+        other => Ok((global, other?)),
+    }
 }
 
 fn command_of(command: &str, words: &mut Words) -> Result<Command, String> {
@@ -458,7 +467,9 @@ mod tests {
         assert_eq!(of("kill --all c 9").unwrap().1, kill(true, "9"));
         assert_eq!(of("kill c KILL --all").unwrap().1, kill(true, "KILL"));
         assert_eq!(of("delete --force c").unwrap().1, Command::Delete { id: "c".into(), force: true });
-        assert_eq!(of("").unwrap().1, Command::Help);
+        for help in ["", "--help", "exec --help", "create -h", "delete --force --help c"] {
+            assert_eq!(of(help).unwrap().1, Command::Help, "{help}");
+        }
         match of("exec --tty -e A=1 --cwd /w c sh -c --tty").unwrap().1 {
             Command::Exec(exec) => {
                 assert_eq!((exec.id.as_str(), exec.terminal, exec.cwd.as_deref()), ("c", true, Some("/w")));

@@ -34,6 +34,9 @@ use crate::sys::{self, Cloned, ExecArgs};
 const MAX_CONFIG: u64 = 4 << 20;
 /// Room for a container's passwd and group file each. Only what is read of it is ever touched.
 pub(super) const NAMES_SIZE: usize = 1 << 20;
+/// What hooks up to the start are told: the environment is made (step 2 of the specification's lifecycle, behind which
+/// they come), the program does not run. runc says `creating` to the earlier ones, crun and the validation suite this.
+const CREATED: &str = "created";
 /// How long what is left of a container may take to die.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -209,6 +212,7 @@ impl Job<'_> {
         let Bundle { mut plan, joins, uid_mappings, gid_mappings, time_offsets, window, has_process, .. } = planned;
         let subjects = plan.setup.iter().map(|action| format!("/{}", action.subject().to_string_lossy())).collect();
         let cwd = format!("/{}", plan.process.cwd.path().to_string_lossy());
+        let command = self.spec.process.as_ref().and_then(|process| process.args.first()).cloned().unwrap_or_default();
         let joined = open_namespaces(&joins)?;
         settings::check_sysctls(self.spec, &joined)?;
         let user_namespace = plan.namespaces & namespace::USER != 0;
@@ -233,7 +237,7 @@ impl Job<'_> {
             go,
             has_process,
         };
-        let told = Told { subjects, cwd, joins };
+        let told = Told { subjects, command, cwd, joins };
         let outcome = (|| {
             if user_namespace {
                 map_ids(pid, &uid_mappings, &gid_mappings)?;
@@ -275,7 +279,7 @@ impl Job<'_> {
     }
 
     fn run_hooks(&self, made: &Made) -> Result<(), Failure> {
-        let (head, tail) = made.entry.json("creating");
+        let (head, tail) = made.entry.json(CREATED);
         let state = format!("{head}{}{tail}", raw(made.pid));
         let prestart = self.spec.hooks.prestart.iter().map(|hook| ("prestart", hook));
         let create_runtime = self.spec.hooks.create_runtime.iter().map(|hook| ("createRuntime", hook));
@@ -358,16 +362,13 @@ impl Job<'_> {
                 })
                 .collect()
         };
-        let state = |wanted: bool, status: &str| {
-            let (head, tail) = if wanted { self.entry.json(status) } else { Default::default() };
-            HookState { head: head.into_bytes(), tail: tail.into_bytes() }
-        };
+        let wanted = !hooks.create_container.is_empty() || !hooks.start_container.is_empty();
+        let (head, tail) = if wanted { self.entry.json(CREATED) } else { Default::default() };
         Ok(Hooks {
             before_switch: self.runs_hooks_before(),
             create_container: prepared("hooks.createContainer", &hooks.create_container)?,
             start_container: prepared("hooks.startContainer", &hooks.start_container)?,
-            creating: state(!hooks.create_container.is_empty(), "creating"),
-            created: state(!hooks.start_container.is_empty(), "created"),
+            state: HookState { head: head.into_bytes(), tail: tail.into_bytes() },
         })
     }
 }
@@ -554,6 +555,7 @@ pub(super) fn write_pid_file(path: Option<&Path>, pid: Pid) -> Result<(), Failur
 /// What the child's reports are about.
 struct Told {
     subjects: Vec<String>,
+    command: String,
     cwd: String,
     joins: Vec<(u64, PathBuf)>,
 }
@@ -613,6 +615,7 @@ const DIED: &str = "the first process died";
 impl Told {
     fn failure(&self, step: Step, index: u16, errno: i32) -> Failure {
         let subject = match step {
+            Step::Exec => return exec_failure(&self.command, errno),
             Step::Mount
             | Step::BindSource
             | Step::Remount

@@ -59,7 +59,7 @@ fn start(global: &Global, wanted: &Exec, here: Option<&mut Foreground>) -> Resul
     let console = create::console(wanted.console_socket.as_deref(), planned.terminal, here)?;
     let subjects = Subjects::of(&spec);
     let group = entry.group()?;
-    let (files, unified) = group.entrances();
+    let (files, unified) = group.entrances_beside(entry.stored.pid);
     let entrance = unified.map(|dir| open_directory(&dir)).transpose()?;
     let paths: Result<Vec<CString>, PlanError> =
         files.iter().map(|file| c_string("linux.cgroupsPath", file.as_os_str().as_bytes())).collect();

@@ -48,6 +48,10 @@ impl Group {
         self.cgroups.entrances(&self.name)
     }
 
+    pub(super) fn entrances_beside(&self, pid: u32) -> (Vec<PathBuf>, Option<PathBuf>) {
+        self.cgroups.entrances_beside(&self.name, pid)
+    }
+
     pub(super) fn oom_killed(&self) -> bool {
         self.cgroups.oom_killed(&self.name)
     }

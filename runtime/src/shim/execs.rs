@@ -51,7 +51,7 @@ pub(super) fn begin(made: &Made, number: u64, request: Request, fds: Vec<OwnedFd
     config.init = false;
     let mut plan = plan::plan(&config, &made.dir, &made.cgroups.view_of(&made.id))
         .map_err(|error| failed(Step::Prepare, "", &io::Error::other(error.to_string())))?;
-    let (files, unified) = made.cgroups.entrances(&made.id);
+    let (files, unified) = made.cgroups.entrances_beside(&made.id, made.pid);
     let entrance = unified.map(|dir| open_entrance(&dir)).transpose().map_err(prepare)?;
     let (report, report_child) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| prepare(errno.into()))?;
     rustix::io::ioctl_fionbio(&report, true).map_err(|errno| prepare(errno.into()))?;

@@ -40,9 +40,9 @@ fn order_and_state() {
     let pid = bundle.state()["pid"].to_string();
     let line = |kind: &str, status: &str, pid: &str| format!("{kind} {kind}! {status} {pid} \"value\"");
     let mut expected = vec![
-        line("prestart", "creating", &pid),
-        line("createRuntime", "creating", &pid),
-        line("createContainer", "creating", "1"),
+        line("prestart", "created", &pid),
+        line("createRuntime", "created", &pid),
+        line("createContainer", "created", "1"),
     ];
     assert_eq!(told(&bundle), expected);
     bundle.ok(&["start", &bundle.id]);

@@ -45,6 +45,14 @@ fn run_is_all_of_it() {
     let said = bundle.run();
     assert!(said.code != 0 && said.err.contains("exec \"/not-there\": no such file or directory"), "{said:?}");
     assert_eq!(bundle.leftovers(), Vec::<String>::new());
+    // Created for somebody else's start, it fails at once.
+    bundle.refused("exec \"/not-there\": no such file or directory");
+    bundle.config["process"]["args"] = serde_json::json!(["not-there"]);
+    bundle.refused("exec \"not-there\": executable file not found in $PATH");
+    bundle.config["process"]["args"] = serde_json::json!(["/etc"]);
+    bundle.refused("exec \"/etc\": permission denied");
+    bundle.config["process"]["args"] = serde_json::json!(["/etc/passwd"]);
+    bundle.refused("exec \"/etc/passwd\": permission denied");
 }
 
 fn wrong_moments() {
