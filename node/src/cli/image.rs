@@ -1,8 +1,8 @@
 //! `shoal image`: the images of one host.
 
+mod progress;
 mod save;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio_util::io::ReaderStream;
 
-use super::client::{Client, Streamed, route};
+use super::client::{Client, route};
 use super::error::CliError;
 use super::output::{self, List, ListFormat};
 use super::registry::CredentialFiles;
@@ -20,8 +20,6 @@ pub(super) use save::to_file;
 
 /// Bytes of an archive that are read at once.
 const PIECE: usize = 256 << 10;
-/// Longest line of a progress stream.
-const MAX_LINE: usize = 1 << 20;
 
 /// `shoal image`.
 #[derive(Args, Debug)]
@@ -140,7 +138,7 @@ pub(super) async fn run(client: Client, args: ImageArgs) -> Result<(), CliError>
         ImageCommand::Push { image } => push(&client, &image).await,
         ImageCommand::Load { input } => {
             let answer = client.upload("/images/load", archive(input).await?).await?;
-            progress(answer).await
+            progress::show(answer).await
         }
         ImageCommand::Import { file, name, change, message } => {
             let file = Some(file).filter(|f| f.as_os_str() != "-");
@@ -149,7 +147,7 @@ pub(super) async fn run(client: Client, args: ImageArgs) -> Result<(), CliError>
             query.extend(change.iter().map(|c| ("changes", c.as_str())));
             query.extend(message.iter().map(|m| ("message", m.as_str())));
             let answer = client.upload(&route(&["images", "create"], &query), archive(file).await?).await?;
-            progress(answer).await
+            progress::show(answer).await
         }
         ImageCommand::Ls { filter, digests, format } => list(&client, &filter, digests, &format).await,
         ImageCommand::History { image, format } => history(&client, &image, &format).await,
@@ -171,7 +169,7 @@ async fn pull(client: &Client, image: &str, platform: Option<&str>) -> Result<()
     let mut query = vec![("fromImage", canonical.as_str())];
     query.extend(platform.map(|platform| ("platform", platform)));
     let auth = CredentialFiles::of_user().read(reference.domain())?;
-    progress(client.work(&route(&["images", "create"], &query), &auth.to_header()).await?).await
+    progress::show(client.work(&route(&["images", "create"], &query), &auth.to_header()).await?).await
 }
 
 async fn push(client: &Client, image: &str) -> Result<(), CliError> {
@@ -184,7 +182,7 @@ async fn push(client: &Client, image: &str) -> Result<(), CliError> {
     let auth = CredentialFiles::of_user().read(reference.domain())?;
     // The name's slashes are part of the path.
     let path = format!("/images/{name}/push{}", route(&[], &[("tag", tag)]));
-    progress(client.work(&path, &auth.to_header()).await?).await
+    progress::show(client.work(&path, &auth.to_header()).await?).await
 }
 
 fn reference(name: &str) -> Result<Reference, CliError> {
@@ -222,48 +220,6 @@ pub(super) async fn archive(file: Option<PathBuf>) -> Result<Archive, CliError> 
         None => Box::new(tokio::io::stdin()),
     };
     Ok(ReaderStream::with_capacity(reader, PIECE))
-}
-
-/// Prints what the engine says while it works: a JSON object a line.
-async fn progress(mut answer: Streamed) -> Result<(), CliError> {
-    let mut buffer = Vec::new();
-    let mut steps = BTreeMap::new();
-    while let Some(piece) = answer.next().await? {
-        buffer.extend_from_slice(&piece);
-        while let Some(end) = buffer.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=end).collect();
-            say(&line, &mut steps)?;
-        }
-        if buffer.len() > MAX_LINE {
-            return Err(CliError::Failed("the engine's answer has a line without end".to_owned()));
-        }
-    }
-    say(&buffer, &mut steps)
-}
-
-/// `steps` has the last step of each layer: its counts are not said again and again.
-fn say(line: &[u8], steps: &mut BTreeMap<String, String>) -> Result<(), CliError> {
-    let line = line.trim_ascii();
-    if line.is_empty() {
-        return Ok(());
-    }
-    let said: Value =
-        serde_json::from_slice(line).map_err(|e| CliError::Failed(format!("the engine's answer has bad JSON: {e}")))?;
-    if let Some(error) = said["errorDetail"]["message"].as_str().or_else(|| said["error"].as_str()) {
-        return Err(CliError::Failed(error.to_owned()));
-    }
-    if let (Some(id), Some(step)) = (said["id"].as_str(), said["status"].as_str())
-        && said["progressDetail"].is_object()
-    {
-        if steps.insert(id.to_owned(), step.to_owned()).as_deref() == Some(step) {
-            return Ok(());
-        }
-        return output::line(output::printable(&format!("{id}: {step}")));
-    }
-    match said["stream"].as_str().or_else(|| said["status"].as_str()) {
-        Some(text) => output::line(output::printable(text.trim_end())),
-        None => Ok(()),
-    }
 }
 
 async fn list(client: &Client, filter: &[String], digests: bool, format: &ListFormat) -> Result<(), CliError> {
@@ -416,15 +372,5 @@ mod tests {
         ] {
             assert_eq!(split_tag(name), expected, "{name}");
         }
-    }
-
-    #[test]
-    fn errors_within_a_stream_are_errors() {
-        let mut steps = BTreeMap::new();
-        let line = b"{\"errorDetail\":{\"message\":\"no layers\"},\"error\":\"no layers\"}\r\n";
-        let error = say(line, &mut steps).unwrap_err();
-        assert_eq!(error.to_string(), "no layers");
-        assert!(say(b"<html>", &mut steps).is_err());
-        assert!(say(b"\r\n", &mut steps).is_ok());
     }
 }
