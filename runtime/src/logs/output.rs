@@ -89,6 +89,11 @@ impl Output {
         }
     }
 
+    /// Whether closing it may have to wait for somebody.
+    pub(crate) fn is_forwarded(&self) -> bool {
+        self.forward.is_some()
+    }
+
     /// Nothing more will be written. Takes half a second at the most.
     pub(crate) fn close(&mut self) {
         if let Some(forward) = &mut self.forward {

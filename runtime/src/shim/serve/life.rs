@@ -76,8 +76,9 @@ impl Shim {
             started_at_nanos: self.started_at.map(nanos),
             dropped_log_records: self.log.dropped(),
         };
-        // Now, and again when all is told: the log's rest may take half a second, and nobody knows the code but us.
-        let _ = stored::write(&self.made.dir, names::EXIT, &exit, Durability::ThisBoot);
+        // A log daemon may take half a second for the rest, in which nobody but us would know the code.
+        self.on_record =
+            self.log.is_forwarded() && stored::write(&self.made.dir, names::EXIT, &exit, Durability::ThisBoot).is_ok();
         self.drain_the_rest();
         self.exit = Some(StoredExit { dropped_log_records: self.log.dropped(), ..exit });
     }
@@ -86,14 +87,15 @@ impl Shim {
     pub(super) fn record_exit(&mut self) {
         let Some(exit) = &self.exit else { return };
         match stored::write(&self.made.dir, names::EXIT, exit, Durability::ThisBoot) {
-            Ok(()) => {
+            // No room for a second one: what it lacks is how many records the log lost at its very end.
+            outcome if outcome.is_ok() || self.on_record => {
                 self.recorded = true;
                 self.answer_all(Waiting::Exit, &done());
             }
             // The directory is gone: the container is being deleted, there is nobody to tell.
             Err(_) if !self.made.dir.exists() => self.recorded = true,
             // No room. We stay, so that the record is not lost, and try again.
-            Err(_) => {}
+            _ => {}
         }
     }
 

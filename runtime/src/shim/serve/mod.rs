@@ -55,6 +55,8 @@ struct Shim {
     started_at: Option<SystemTime>,
     exit: Option<StoredExit>,
     recorded: bool,
+    /// A record is there already, though its log had not been closed.
+    on_record: bool,
     shutdown: bool,
     settling: Settling,
     chunk: Vec<u8>,
@@ -96,6 +98,7 @@ pub(super) fn serve(made: Made) {
         started_at: None,
         exit: None,
         recorded: false,
+        on_record: false,
         shutdown: false,
         settling: Settling::new(),
         chunk: vec![0; output::CHUNK],
