@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
@@ -17,6 +18,7 @@ use hyper::header::{HeaderValue, SERVER};
 use hyper::service::service_fn;
 use hyper::{Request, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -39,6 +41,8 @@ const MAX_CONNECTIONS: usize = 1024;
 const MAX_TURNED_AWAY: usize = 64;
 /// Who is turned away must have asked by then.
 const TURN_AWAY: Duration = Duration::from_secs(2);
+/// How often it is looked whether a client is still there.
+const LOOK: Duration = Duration::from_secs(5);
 /// Pause after a failed accept (out of descriptors, mostly), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -109,8 +113,8 @@ impl Hangup {
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+trait Stream: AsyncRead + AsyncWrite + AsFd + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + AsFd + Send + Unpin> Stream for T {}
 type Connection = Box<dyn Stream>;
 
 /// Serves the API until `shutdown`; then lets requests end for a few seconds and cuts the rest.
@@ -199,6 +203,7 @@ async fn turn_away(stream: Connection, limit: usize) {
 
 async fn serve_connection(stream: Connection, router: Router, counters: Arc<Counters>, shutdown: CancellationToken) {
     let (hangup, mut wanted) = mpsc::channel(1);
+    let mut gone = std::pin::pin!(gone(stream.as_fd().try_clone_to_owned()));
     let service = service_fn(move |mut request: Request<Incoming>| {
         let (router, counters) = (router.clone(), counters.clone());
         request.extensions_mut().insert(Hangup(hangup.clone()));
@@ -232,6 +237,10 @@ async fn serve_connection(stream: Connection, router: Router, counters: Arc<Coun
             }
             result = connection.as_mut() => break result,
             Some(next) = wanted.recv() => overdue = Some(next),
+            () = gone.as_mut() => {
+                tracing::debug!("an API client has gone");
+                return;
+            }
             () = hung_up => {
                 tracing::debug!("an API client that takes nothing is cut off");
                 return;
@@ -241,6 +250,20 @@ async fn serve_connection(stream: Connection, router: Router, counters: Arc<Coun
     if let Err(e) = result {
         // Clients that go away in the middle are everyday life.
         tracing::debug!(error = %e, "API connection ended");
+    }
+}
+
+/// Returns when the client has closed both halves of its connection, which an answer that has nothing to say (a follower
+/// of a quiet log) would not notice. Over TCP that is seen only when something is written.
+async fn gone(socket: io::Result<OwnedFd>) {
+    let Ok(socket) = socket else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let mut look = [PollFd::new(&socket, PollFlags::empty())];
+        let looked = poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        if looked.is_ok() && look[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+            return;
+        }
     }
 }
 

@@ -225,7 +225,6 @@ async fn listed_inspected_and_signalled() {
         assert_eq!(found.as_array().unwrap().len(), count, "{filter}: {found}");
     }
     assert_eq!(get(s, &filtered(json!({"zz": ["a"]}))).await.status, 400);
-    assert_eq!(get(s, "/containers/json?size=1").await.status, 501);
     // By id, name with and without a slash, and the beginning of the id.
     for wanted in [first.as_str(), "web.1.task1", "%2Fweb.1.task1", &first[..12]] {
         let one = get(s, &format!("/containers/{wanted}/json")).await.json();
@@ -932,7 +931,8 @@ async fn with_the_docker_command_line() {
         assert_eq!(run(&[verb, name], "").await.0, Some(0));
         assert_eq!(run(&["inspect", "--format", "{{.State.Status}}", name], "").await.1, format!("{state}\n"));
     }
-    assert_eq!(run(&["ps", "-s", "--format", "{{.Size}}"], "").await.1, "0B\n");
+    let (_, size, err) = run(&["ps", "-s", "--format", "{{.Size}}"], "").await;
+    assert!(size.contains("B (virtual "), "{size}{err}");
     assert!(run(&["system", "df", "-v"], "").await.1.contains(name));
     let (code, _, err) = run(&["restart", name], "").await;
     assert!(code != Some(0) && err.contains("belongs to task"), "{err}");

@@ -533,7 +533,7 @@ async fn logs_are_framed_with_details() {
     assert_eq!(frames.len(), 3, "{frames:?}");
     let task = served.engine.snapshot().tasks().next().unwrap().clone();
     let expected = format!(
-        "2027-01-15T08:00:00Z com.docker.swarm.node.id={},com.docker.swarm.service.id={},com.docker.swarm.task.id={} \
+        "2027-01-15T08:00:00.000000000Z com.docker.swarm.node.id={},com.docker.swarm.service.id={},com.docker.swarm.task.id={} \
          hello from 1\n",
         task.node_id, task.service_id, task.id
     );

@@ -49,6 +49,12 @@ impl Spares {
         self.short.load(Ordering::Relaxed)
     }
 
+    /// Whether it is known that there is a reserve, or that there is none.
+    #[cfg(test)]
+    pub(super) fn settled(&self) -> bool {
+        self.short() || self.lock().ready.is_some()
+    }
+
     /// Orders a segment.
     pub(super) fn want(&self, seq: u64) {
         self.lock().wanted = Some(seq);

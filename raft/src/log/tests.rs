@@ -127,6 +127,18 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 impl World {
+    /// Appends until the disk has no room for one more segment. Between two entries the thread that prepares segments
+    /// has its turn: an entry that comes before it knows of the shortage waits for room.
+    async fn append_until_short(&mut self) {
+        loop {
+            wait_for("a reserve, or none", || self.log.shared.spares.settled());
+            if self.log.disk_short() {
+                return;
+            }
+            self.append(&[300]).await.await.unwrap();
+        }
+    }
+
     fn new() -> Self {
         let disk = FaultDisk::default();
         let log = open(&disk).unwrap();
@@ -376,9 +388,7 @@ fn a_full_disk_is_short_and_breaks_nothing() {
         let mut world = World::new();
         world.append(&[100]).await.await.unwrap();
         world.disk.limit(Some(3 * SEGMENT as usize));
-        while !world.log.disk_short() {
-            world.append(&[300]).await.await.unwrap();
-        }
+        world.append_until_short().await;
         // What was accepted before the shortage was seen still has its place.
         world.append(&[300, 300, 300]).await.await.unwrap();
         world.durable();
@@ -391,9 +401,7 @@ fn a_full_disk_is_short_and_breaks_nothing() {
 
         // A log on a full disk can be closed.
         world.disk.limit(Some(0));
-        while !world.log.disk_short() {
-            world.append(&[300]).await.await.unwrap();
-        }
+        world.append_until_short().await;
         drop(world.append(&[3000, 3000]).await);
         world.log.close();
         world.disk.limit(None);

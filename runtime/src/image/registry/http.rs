@@ -118,7 +118,10 @@ impl Http {
             Some(scheme) => scheme,
             None => {
                 let found = self.scheme_of(&https).await?;
-                self.schemes.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), found);
+                // That it speaks plain HTTP is known when it has answered so; a handshake may fail for other reasons.
+                if found == Scheme::Https {
+                    self.schemes.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), found);
+                }
                 found
             }
         };
@@ -134,6 +137,7 @@ impl Http {
                     self.keep(https, connection);
                     Ok(Scheme::Https)
                 }
+                Err(error @ RegistryError::Timeout { .. }) => Err(error),
                 Err(_) => Ok(Scheme::Http),
             },
             // Nobody is at port 443; perhaps at port 80.
@@ -165,7 +169,16 @@ impl Http {
         let outgoing = outgoing.body(body).map_err(|error| {
             RegistryError::protocol(&origin.authority, format!("a request cannot be written: {error}"))
         })?;
-        let answer = self.patiently(origin, connection.sender.send_request(outgoing), &sent).await?;
+        let answer = self.patiently(origin, connection.sender.send_request(outgoing), &sent).await;
+        if origin.scheme == Scheme::Http && self.is_insecure(&origin.authority) {
+            let mut schemes = self.schemes.lock().unwrap_or_else(PoisonError::into_inner);
+            match &answer {
+                Ok(_) => schemes.insert(origin.authority.clone(), Scheme::Http),
+                // It may speak TLS when it is back.
+                Err(_) => schemes.remove(&origin.authority),
+            };
+        }
+        let answer = answer?;
         let mover = Arc::clone(&connection.mover);
         self.keep(origin, connection);
         let (parts, body) = answer.into_parts();
