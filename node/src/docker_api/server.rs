@@ -321,6 +321,16 @@ mod tests {
 
     use super::*;
 
+    #[tokio::test(start_paused = true)]
+    async fn only_who_closed_both_halves_has_gone() {
+        let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut gone = std::pin::pin!(gone(Ok(OwnedFd::from(here))));
+        there.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(tokio::time::timeout(LOOK * 10, gone.as_mut()).await.is_err(), "it may still read");
+        drop(there);
+        tokio::time::timeout(LOOK * 2, gone).await.unwrap();
+    }
+
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 
     async fn read_until(stream: &mut TcpStream, end: &str) -> String {
