@@ -26,7 +26,7 @@ use rand::{RngExt, SeedableRng};
 const HELP: &str = "\
 cargo bench -p chaos-tests --bench membership -- [--hosts N[,N...]] [--seeds N] [--deaths N]
 
-  --hosts 10,100,1000   cluster sizes; the first is what the others are compared with (5000 takes a while)
+  --hosts 10,100,1000   cluster sizes; the first is what the others are compared with (2000 take ten minutes, 5000 hours)
   --seeds 3             runs of each size
   --deaths 7            hosts that die in each run, one after another";
 
