@@ -4,6 +4,8 @@
 
 #[path = "docker_api/cli.rs"]
 mod cli;
+#[path = "docker_api/commands.rs"]
+mod commands;
 #[path = "docker_api/containers.rs"]
 mod containers;
 #[path = "docker_api/events.rs"]

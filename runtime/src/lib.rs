@@ -31,6 +31,7 @@ mod remove;
 mod shim;
 mod signal;
 mod stored;
+mod subprocess;
 mod sys;
 mod volume;
 

@@ -90,6 +90,13 @@ impl<'a> Archive<'a> {
             let name = plain_name(&entry.name, &entry.name)?;
             match &entry.kind {
                 TarKind::Dir => continue,
+                TarKind::File if entry.is_sparse() => {
+                    return Err(ImageError::BadEntry {
+                        what: WHAT.to_owned(),
+                        entry: name,
+                        reason: "an image archive holds no sparse files; layers may".to_owned(),
+                    });
+                }
                 TarKind::File => {
                     let file = spool_file(&mut tar, &dir.join(format!("file-{entries}")), &name)?;
                     if let Some(hex) = name.strip_prefix("blobs/sha256/")

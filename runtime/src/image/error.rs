@@ -79,7 +79,7 @@ pub enum ImageError {
         /// The link that was followed.
         link: String,
     },
-    /// An entry of a type that has no meaning in an image (sparse files, volume labels, ...).
+    /// An entry of a type that has no meaning in an image (volume labels, files of several volumes, ...).
     #[error("{what}: entry {entry:?} has the unsupported type {kind:?}")]
     UnknownEntryType {
         /// Which archive or layer.

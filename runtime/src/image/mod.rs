@@ -38,6 +38,7 @@ pub mod registry;
 mod root;
 mod save;
 mod settle;
+mod sparse;
 mod store;
 mod tarball;
 mod unpack;

@@ -9,9 +9,11 @@ use tar::{EntryType, Header};
 
 use super::error::ImageError;
 use super::limits::Limits;
+use super::sparse::{self, Extent, SparseFile};
 
 const BLOCK: usize = 512;
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
+const SPARSE_PREFIX: &[u8] = b"GNU.sparse.";
 
 /// One entry's header, with long names and extended attributes already applied.
 #[derive(Debug, Clone)]
@@ -19,8 +21,10 @@ pub(crate) struct TarEntry {
     /// The name as it is in the archive.
     pub(crate) name: Vec<u8>,
     pub(crate) kind: TarKind,
-    /// Bytes of content; 0 for everything but files.
+    /// Bytes of the file, with its holes; 0 for everything but files.
     pub(crate) size: u64,
+    /// Of a sparse file, what the content fills; sound ([`SparseFile::is_sound`]).
+    sparse: Option<Vec<Extent>>,
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
@@ -46,6 +50,17 @@ impl TarEntry {
     pub(crate) fn shown(&self) -> String {
         shown(&self.name)
     }
+
+    /// What the content fills of the file, in order. Between these are holes, and maybe behind the last of them.
+    pub(crate) fn extents(&self) -> impl Iterator<Item = Extent> {
+        let whole = self.sparse.is_none().then_some(Extent { offset: 0, length: self.size });
+        whole.into_iter().chain(self.sparse.iter().flatten().copied())
+    }
+
+    /// Whether the archive holds less than the file.
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.sparse.is_some()
+    }
 }
 
 pub(crate) fn shown(name: &[u8]) -> String {
@@ -62,6 +77,7 @@ struct Extensions {
     gid: Option<u64>,
     mtime: Option<(i64, u32)>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    sparse: Option<sparse::Records>,
     /// Length of all of these headers, however many there are before one entry.
     bytes: u64,
 }
@@ -138,10 +154,15 @@ impl<R: Read> TarReader<R> {
         self.source
     }
 
-    fn finish_entry(&mut self, header: &Header, extensions: Extensions) -> Result<TarEntry, ImageError> {
-        let name = extensions.name.unwrap_or_else(|| header.path_bytes().into_owned());
-        let link =
-            extensions.link.or_else(|| header.link_name_bytes().map(|link| link.into_owned())).unwrap_or_default();
+    fn finish_entry(&mut self, header: &Header, mut extensions: Extensions) -> Result<TarEntry, ImageError> {
+        let records = extensions.sparse.take();
+        let sparse_name = records.as_ref().and_then(|records| records.name.clone());
+        let name = sparse_name.or(extensions.name.take()).unwrap_or_else(|| header.path_bytes().into_owned());
+        let link = extensions
+            .link
+            .take()
+            .or_else(|| header.link_name_bytes().map(|link| link.into_owned()))
+            .unwrap_or_default();
         if name.len() > self.max_path_bytes || link.len() > self.max_path_bytes {
             return Err(ImageError::LimitExceeded {
                 what: format!("{}: the path {:?}", self.what, shown(&name)),
@@ -157,8 +178,21 @@ impl<R: Read> TarReader<R> {
             None => header.entry_size().map_err(|error| self.bad_tar(error.to_string()))?,
         };
         // Some writers state the target's size in a link's header; no content follows it.
-        let size = if kind == TarKind::File { stated_size } else { 0 };
-        self.expect_content(size)?;
+        let stored = if kind == TarKind::File { stated_size } else { 0 };
+        let sparse = match (header.entry_type(), records) {
+            (EntryType::GNUSparse, None) => Some(self.gnu_sparse(header, &mut extensions, stored)?),
+            (EntryType::GNUSparse, Some(_)) => return Err(self.bad_entry(&name, "it is sparse in two ways")),
+            (_, Some(_)) if kind != TarKind::File => return Err(self.bad_entry(&name, "it is sparse and no file")),
+            (_, Some(records)) => Some(self.pax_sparse(records, &extensions, stored)?),
+            (_, None) => {
+                self.expect_content(stored)?;
+                None
+            }
+        };
+        if sparse.as_ref().is_some_and(|file| !file.is_sound(self.content_left)) {
+            return Err(self.bad_entry(&name, "the map of its holes does not fit its content"));
+        }
+        let (size, sparse) = sparse.map_or((stored, None), |file| (file.size, Some(file.extents)));
         let id = |extended: Option<u64>, plain: io::Result<u64>, which: &str| {
             let id = match extended {
                 Some(id) => id,
@@ -178,7 +212,55 @@ impl<R: Read> TarReader<R> {
             // Times before 1970 are negative numbers in GNU's binary form, of which this is the two's complement.
             None => (header.mtime().ok().map_or(0, u64::cast_signed), 0),
         };
-        Ok(TarEntry { kind, size, mode, uid, gid, mtime, xattrs: extensions.xattrs, name })
+        Ok(TarEntry { kind, size, sparse, mode, uid, gid, mtime, xattrs: extensions.xattrs, name })
+    }
+
+    /// A sparse file whose map is in the header, and in blocks between it and the content.
+    fn gnu_sparse(
+        &mut self,
+        header: &Header,
+        extensions: &mut Extensions,
+        stored: u64,
+    ) -> Result<SparseFile, ImageError> {
+        // Star's sparse files have the same type and another layout.
+        let gnu =
+            header.as_gnu().ok_or_else(|| self.bad_tar("a sparse file in a format other than GNU's".to_owned()))?;
+        let (what, offset) = (self.what.clone(), self.offset);
+        let bad = |error: io::Error| ImageError::BadTar { what: what.clone(), offset, reason: error.to_string() };
+        let size = gnu.real_size().map_err(&bad)?;
+        let extents = sparse::gnu_extents(
+            &gnu.sparse,
+            gnu.is_extended(),
+            |block| {
+                self.take_header_bytes(extensions, BLOCK as u64)?;
+                self.source.read_exact(block.as_mut_bytes()).map_err(|error| ImageError::reading(&self.what, error))?;
+                self.offset += BLOCK as u64;
+                Ok(())
+            },
+            bad,
+        )?;
+        self.expect_content(stored)?;
+        Ok(SparseFile { extents, size })
+    }
+
+    /// A sparse file whose map is in PAX records, or in front of the content.
+    fn pax_sparse(
+        &mut self,
+        records: sparse::Records,
+        extensions: &Extensions,
+        stored: u64,
+    ) -> Result<SparseFile, ImageError> {
+        let finished = records.finish().ok_or_else(|| self.bad_tar("a sparse file of no known format".to_owned()))?;
+        self.expect_content(stored)?;
+        match finished {
+            sparse::Finished::Whole(file) => Ok(file),
+            sparse::Finished::MapInContent { size } => {
+                let limit = self.max_header_bytes.saturating_sub(extensions.bytes);
+                let map = sparse::read_map(self, limit).map_err(|error| ImageError::reading(&self.what, error))?;
+                let extents = map.ok_or_else(|| self.bad_tar("the map of a sparse file is malformed".to_owned()))?;
+                Ok(SparseFile { extents, size })
+            }
+        }
     }
 
     fn kind(&self, header: &Header, name: &[u8], link: Vec<u8>) -> Result<TarKind, ImageError> {
@@ -191,7 +273,7 @@ impl<R: Read> TarReader<R> {
         Ok(match header.entry_type() {
             // Before there was a type for directories, a slash at the end was it.
             EntryType::Regular if name.ends_with(b"/") => TarKind::Dir,
-            EntryType::Regular | EntryType::Continuous => TarKind::File,
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => TarKind::File,
             EntryType::Directory => TarKind::Dir,
             EntryType::Symlink => TarKind::Symlink(link),
             EntryType::Link => TarKind::Hardlink(link),
@@ -260,17 +342,23 @@ impl<R: Read> TarReader<R> {
     /// Reads the content of an extended header into memory, within its bound.
     fn read_extension(&mut self, header: &Header, extensions: &mut Extensions) -> Result<Vec<u8>, ImageError> {
         let size = header.entry_size().map_err(|error| self.bad_tar(error.to_string()))?;
-        extensions.bytes = extensions.bytes.saturating_add(size);
+        self.take_header_bytes(extensions, size)?;
+        self.expect_content(size)?;
+        let mut content = Vec::new();
+        self.read_to_end(&mut content).map_err(|error| ImageError::reading(&self.what, error))?;
+        Ok(content)
+    }
+
+    /// Counts what an entry's headers take beside the first.
+    fn take_header_bytes(&self, extensions: &mut Extensions, bytes: u64) -> Result<(), ImageError> {
+        extensions.bytes = extensions.bytes.saturating_add(bytes);
         if extensions.bytes > self.max_header_bytes {
             return Err(ImageError::LimitExceeded {
                 what: format!("{}: extended headers of {} bytes for one entry", self.what, extensions.bytes),
                 limit: format!("{} bytes", self.max_header_bytes),
             });
         }
-        self.expect_content(size)?;
-        let mut content = Vec::new();
-        self.read_to_end(&mut content).map_err(|error| ImageError::reading(&self.what, error))?;
-        Ok(content)
+        Ok(())
     }
 
     fn expect_content(&mut self, size: u64) -> Result<(), ImageError> {
@@ -315,12 +403,13 @@ impl<R: Read> TarReader<R> {
                 b"uid" => into.uid = Some(number(value).ok_or_else(bad)?),
                 b"gid" => into.gid = Some(number(value).ok_or_else(bad)?),
                 b"mtime" => into.mtime = Some(timestamp(value).ok_or_else(bad)?),
-                _ if key.starts_with(b"GNU.sparse.") => {
-                    return Err(self.bad_tar("sparse files are not supported".to_owned()));
-                }
                 _ => {
                     if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
                         into.xattrs.push((name.to_vec(), value.to_vec()));
+                    } else if let Some(key) = key.strip_prefix(SPARSE_PREFIX)
+                        && !into.sparse.get_or_insert_default().take(key, value)
+                    {
+                        return Err(bad());
                     }
                 }
             }

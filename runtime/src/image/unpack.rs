@@ -6,8 +6,9 @@
 //! Layers are unpacked without a look at those below, so that several go on at the same time.
 //! What depends on them is left to [`Unsettled::settle`].
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
@@ -260,14 +261,23 @@ impl<'a> LayerWriter<'a> {
     ) -> Result<(), ImageError> {
         self.budget.take_bytes(self.what, entry.size)?;
         self.bytes += entry.size;
-        let mut left = entry.size;
-        while left > 0 {
-            let read = content.read(&mut self.buffer).map_err(|error| ImageError::reading(self.what, error))?;
-            if read == 0 {
-                return Err(ImageError::Truncated { what: self.what.to_owned() });
+        let written = |error| ImageError::io("write", &self.path.join(entry.shown()))(error);
+        for extent in entry.extents() {
+            let mut filled = extent.offset;
+            while filled < extent.end() {
+                let most = usize::try_from(extent.end() - filled).unwrap_or(usize::MAX).min(self.buffer.len());
+                let read =
+                    content.read(&mut self.buffer[..most]).map_err(|error| ImageError::reading(self.what, error))?;
+                if read == 0 {
+                    return Err(ImageError::Truncated { what: self.what.to_owned() });
+                }
+                file.write_all_at(&self.buffer[..read], filled).map_err(written)?;
+                filled += read as u64;
             }
-            file.write_all(&self.buffer[..read]).map_err(ImageError::io("write", &self.path.join(entry.shown())))?;
-            left -= read as u64;
+        }
+        // A hole at the end.
+        if entry.is_sparse() {
+            file.set_len(entry.size).map_err(written)?;
         }
         Ok(())
     }

@@ -50,7 +50,7 @@ pub(super) enum Status {
     Creating,
     Created,
     Running,
-    /// Not of the specification: it runs, but for now it stands still.
+    /// Not of the specification: its processes are frozen.
     Paused,
     Stopped,
 }

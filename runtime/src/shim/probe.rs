@@ -5,10 +5,10 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -17,47 +17,21 @@ use rustix::process::{Pid, WaitOptions};
 
 use super::mapped::is_refusal;
 use crate::plan::namespace;
+use crate::subprocess;
 use crate::sys::{self, Cloned};
 
 /// First argument of the process.
 pub(crate) const NAME: &str = "__maps";
-/// What is read of its complaint.
-const MAX_MESSAGE: u64 = 4096;
 
 /// Asks; blocking. The error says in words why not.
 pub(crate) fn maps_ids(exe: &OwnedFd, dir: &Path) -> Result<(), String> {
-    let mut child = Command::new(format!("/proc/self/fd/{}", exe.as_raw_fd()))
-        .arg(NAME)
-        .arg(dir)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| error.to_string())?;
-    let mut message = Vec::new();
-    if let Some(stderr) = child.stderr.take() {
-        let _ = stderr.take(MAX_MESSAGE).read_to_end(&mut message);
-    }
-    let status = child.wait().map_err(|error| error.to_string())?;
-    match String::from_utf8_lossy(&message).trim() {
-        _ if status.success() => Ok(()),
-        "" => Err(status.to_string()),
-        said => Err(said.to_owned()),
-    }
+    subprocess::run(exe, NAME, &[dir.as_os_str()])
 }
 
 /// The process's whole life.
 pub(crate) fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(dir) = args.next() else { return ExitCode::from(2) };
-    match run(Path::new(&dir)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "{error}");
-            ExitCode::FAILURE
-        }
-    }
+    subprocess::end(run(Path::new(&dir)))
 }
 
 fn run(dir: &Path) -> io::Result<()> {

@@ -6,10 +6,10 @@
 //! [`main`].
 
 use std::ffi::{CString, OsStr, OsString};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -18,12 +18,10 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 
 use super::{VolumeError, tree};
 use crate::plan::namespace;
-use crate::sys;
+use crate::{subprocess, sys};
 
 /// First argument of the process.
 pub(crate) const NAME: &str = "__fill";
-/// What is read of its complaint.
-const MAX_MESSAGE: u64 = 4096;
 
 /// Fills the volume whose data is at `data`. It must be empty; the image may have nothing there, which is fine. Blocking,
 /// for as long as copying takes. The thread that calls must wait to the end: the kernel kills the process with it.
@@ -39,26 +37,9 @@ pub(super) fn fill(
     data: &Path,
 ) -> Result<(), VolumeError> {
     let failed = |reason: String| VolumeError::Fill { name: name.to_owned(), reason };
-    let mut child = Command::new(format!("/proc/self/fd/{}", exe.as_raw_fd()))
-        .arg(NAME)
-        .arg(container)
-        .arg(layers.to_string())
-        .args([target, data])
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| failed(error.to_string()))?;
-    let mut message = Vec::new();
-    let read = child.stderr.take().map(|stderr| stderr.take(MAX_MESSAGE).read_to_end(&mut message));
-    let status = child.wait().map_err(|error| failed(error.to_string()))?;
-    match (status.success(), read) {
-        (true, _) => Ok(()),
-        (false, Some(Ok(1..))) => Err(failed(String::from_utf8_lossy(&message).trim().to_owned())),
-        (false, _) => Err(failed(status.to_string())),
-    }
+    let layers = layers.to_string();
+    let args = [container.as_os_str(), layers.as_ref(), target.as_os_str(), data.as_os_str()];
+    subprocess::run(exe, NAME, &args).map_err(failed)
 }
 
 struct Arguments {
@@ -78,13 +59,7 @@ fn arguments(mut args: impl Iterator<Item = OsString>) -> Option<Arguments> {
 /// The process's whole life. Exit code 0: filled, or there was nothing to fill it with; 1: it failed, and said why.
 pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(arguments) = arguments(args) else { return ExitCode::from(2) };
-    match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "{error}");
-            ExitCode::FAILURE
-        }
-    }
+    subprocess::end(run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> io::Result<()> {

@@ -504,6 +504,22 @@ fn files_keep_all_that_they_are() {
     assert_eq!(rustix::fs::getxattr(root.join("first"), "security.capability", &mut value[..]).unwrap(), 20);
     let deep = root.join("d".repeat(120)).join("e".repeat(120)).join("f");
     assert_eq!(fs::read_to_string(deep).unwrap(), "deep");
+
+    // What `tar --sparse` makes of such a file.
+    let records = [("GNU.sparse.size", "8388608"), ("GNU.sparse.map", "4194304,4,8388608,0")];
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_pax_extensions(records.map(|(key, value)| (key, value.as_bytes()))).unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_size(4);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    tar.append_data(&mut header, "holes", &b"data"[..]).unwrap();
+    put(&fixture, "kept", "/back/all", &tar.into_inner().unwrap(), PutOptions::default()).unwrap();
+    let holes = fs::read(root.join("holes")).unwrap();
+    assert_eq!((holes.len(), &holes[4 << 20..][..4]), (8 << 20, &b"data"[..]));
+    assert_eq!(holes.iter().filter(|byte| **byte != 0).count(), 4);
+    assert!(meta("holes").blocks() * 512 < 1 << 20, "holes stay holes");
 }
 
 /// In a container with a user namespace.

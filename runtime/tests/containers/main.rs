@@ -15,6 +15,8 @@ mod fixture;
 #[allow(dead_code)]
 #[path = "../../src/fuzz/engine.rs"]
 mod fuzz_engine;
+#[path = "../harness/mod.rs"]
+mod harness;
 mod isolation;
 mod kernel;
 mod layouts;
@@ -29,11 +31,7 @@ mod upgrade;
 mod users;
 mod volumes;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::time::Instant;
-
-type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
@@ -66,14 +64,8 @@ fn option(name: &str) -> Option<u64> {
     option_text(name).map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
 }
 
-/// A harness of its own, for a binary that must look at its arguments before any thread exists.
 fn run(args: &[String]) -> ExitCode {
-    let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-') && !arg.contains('=')).collect();
-    let exact = args.iter().any(|arg| arg == "--exact");
-    let wanted = |name: &str| {
-        filters.is_empty() || filters.iter().any(|f| if exact { *f == name } else { name.contains(f.as_str()) })
-    };
-    let tests: Vec<Test> = [
+    let tests = [
         lifecycle::TESTS,
         limits::TESTS,
         logging::TESTS,
@@ -91,30 +83,6 @@ fn run(args: &[String]) -> ExitCode {
         pause::TESTS,
         copies::TESTS,
         layouts::TESTS,
-    ]
-    .concat()
-    .into_iter()
-    .filter(|(name, _)| wanted(name))
-    .collect();
-    if args.iter().any(|arg| arg == "--list") {
-        tests.iter().for_each(|(name, _)| println!("{name}: test"));
-        return ExitCode::SUCCESS;
-    }
-    if let Err(reason) = fixture::possible() {
-        println!("skipping all {} container tests: {reason}", tests.len());
-        return ExitCode::SUCCESS;
-    }
-    let mut failed = Vec::new();
-    for (name, test) in &tests {
-        let begin = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(test));
-        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
-        println!("test {name} ... {word} ({} ms)", begin.elapsed().as_millis());
-        if outcome.is_err() {
-            failed.push(*name);
-        }
-    }
-    fixture::clean_up();
-    println!("{} passed, {} failed: {failed:?}", tests.len() - failed.len(), failed.len());
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    ];
+    harness::run("container", args, &tests, fixture::possible, fixture::clean_up)
 }

@@ -4,14 +4,10 @@ use std::io::Write;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
+use super::harness::play;
+
 pub fn run(args: &[String]) -> ExitCode {
-    for words in args.split(|word| word == "then") {
-        let (verb, rest) = words.split_first().expect("a verb");
-        if let Some(code) = act(verb, rest) {
-            return ExitCode::from(code);
-        }
-    }
-    ExitCode::SUCCESS
+    play(args, act)
 }
 
 fn act(verb: &str, args: &[String]) -> Option<u8> {

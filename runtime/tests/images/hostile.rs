@@ -121,7 +121,7 @@ fn entries_that_cannot_be() {
     ] {
         check_layer(&layer.bytes(), bad);
     }
-    for kind in [b'S', b'V', b'M', b'D', b'Z'] {
+    for kind in [b'V', b'M', b'D', b'Z'] {
         let header = Tar::header(EntryType::new(kind), 0o644, 0);
         check_layer(&Tar::new().raw("odd", header, b"").bytes(), |error| {
             matches!(error, ImageError::UnknownEntryType { entry, kind: shown, .. }
@@ -134,11 +134,58 @@ fn entries_that_cannot_be() {
         let layer = Tar::new().raw("pax", header, record.as_bytes()).file("f", b"");
         check_layer(&layer.bytes(), bad_tar);
     }
-    let sparse = Tar::new().pax(&[("GNU.sparse.major", b"1")]).file("f", b"");
-    check_layer(&sparse.bytes(), bad_tar);
     let mut broken = Tar::new().file("f", b"").bytes();
     broken[0] = b'g';
     check_layer(&broken, bad_tar);
+}
+
+#[test]
+fn sparse_files_that_lie() {
+    let bad_entry = |error: &ImageError| matches!(error, ImageError::BadEntry { .. });
+    let bad_tar = |error: &ImageError| matches!(error, ImageError::BadTar { .. });
+    let mapped = |size: &str, map: &str| {
+        Tar::new().pax(&[("GNU.sparse.size", size.as_bytes()), ("GNU.sparse.map", map.as_bytes())])
+    };
+    for layer in [
+        mapped("10", "0,5").file("f", b"four"),
+        mapped("10", "0,3").file("f", b"four"),
+        mapped("10", "8,4").file("f", b"four"),
+        mapped("10", "4,2,0,2").file("f", b"four"),
+        mapped("10", "18446744073709551615,4").file("f", b"four"),
+        mapped("10", "").dir("d/"),
+        mapped("10", "").symlink("l", "x"),
+    ] {
+        check_layer(&layer.bytes(), bad_entry);
+    }
+    let in_content: &[(&str, &[u8])] =
+        &[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"9")];
+    for layer in [
+        Tar::new().pax(&[("GNU.sparse.major", b"1")]).file("f", b""),
+        Tar::new().pax(&[("GNU.sparse.major", b"7"), ("GNU.sparse.size", b"1")]).file("f", b""),
+        mapped("10", "0,1,2").file("f", b""),
+        Tar::new().pax(in_content).file("f", &[b'x'; 512]),
+        // Star's layout, of which the archive's own magic tells.
+        Tar::new().raw("f", Tar::header(EntryType::GNUSparse, 0o644, 0), b""),
+    ] {
+        check_layer(&layer.bytes(), bad_tar);
+    }
+    // The map is cut off by the end of the content.
+    let cut = Tar::new().pax(in_content).file("f", b"1\n0\n1\n");
+    check_layer(&cut.bytes(), |error| matches!(error, ImageError::Truncated { .. }));
+    // Holes take no room, but whoever copies the file reads them.
+    let vast = mapped("9223372036854775807", "0,4").file("f", b"four").bytes();
+    check_layer(&vast, |error| matches!(error, ImageError::LimitExceeded { .. }));
+    // Continued for ever.
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(EntryType::GNUSparse);
+    header.set_size(0);
+    header.as_gnu_mut().unwrap().set_real_size(0);
+    header.as_gnu_mut().unwrap().set_is_extended(true);
+    let mut block = [0; 512];
+    block[504] = 1;
+    let endless = Tar::new().raw("f", header, b"").bytes();
+    let endless = [&endless[..512], &block.repeat(3000), &[0; 1024]].concat();
+    check_layer(&endless, |error| matches!(error, ImageError::LimitExceeded { .. }));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a layer's directory looks like, alone and mounted.
 
 use std::fs;
+use std::io::{Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -114,6 +115,57 @@ fn attributes_are_kept() {
     assert!(tree[&long].contains("security.capability"), "{}", tree[&long]);
     assert!(!tree[&long].contains("trusted.overlay"), "{}", tree[&long]);
     assert_eq!(stat("").permissions().mode() & 0o7777, 0o755);
+}
+
+/// Bytes with holes in front, between and behind them: more pieces than one header of GNU's has room for.
+fn with_holes() -> Vec<u8> {
+    let mut bytes = vec![0; 4 << 20];
+    for piece in 0..60 {
+        let at = (piece + 1) * (64 << 10);
+        bytes[at..at + 700].fill(u8::try_from(piece + 1).unwrap());
+    }
+    bytes
+}
+
+#[test]
+fn sparse_files_keep_their_holes() {
+    let Some(store) = TestStore::new() else { return };
+    let from = tempfile::tempdir().unwrap();
+    let long = "n".repeat(150);
+    // Tar looks for holes only where a file takes less room than it has bytes.
+    let mut file = fs::File::create(from.path().join(&long)).unwrap();
+    for block in with_holes().chunks(4096) {
+        match block.iter().all(|byte| *byte == 0) {
+            true => file.seek_relative(4096).unwrap(),
+            false => file.write_all(block).unwrap(),
+        }
+    }
+    file.set_len(4 << 20).unwrap();
+    fs::File::create(from.path().join("hole")).unwrap().set_len(8 << 20).unwrap();
+    fs::write(from.path().join("after"), "after").unwrap();
+    for format in [
+        &["--format=gnu"][..],
+        &["--format=posix", "--sparse-version=0.0"],
+        &["--format=posix", "--sparse-version=0.1"],
+        &["--format=posix", "--sparse-version=1.0"],
+    ] {
+        let mut tar = std::process::Command::new("tar");
+        tar.args(["-c", "--sparse", "--hole-detection=raw", "-C"]).arg(from.path()).args(format);
+        let Ok(archive) = tar.args([&long, "hole", "after"]).output() else {
+            println!("skipped: there is no tar here");
+            return;
+        };
+        assert!(archive.status.success(), "{}", String::from_utf8_lossy(&archive.stderr));
+        assert!(archive.stdout.len() < 1 << 20, "{format:?}: not sparse");
+        let layer = &layers(&store, vec![archive.stdout])[0];
+        let there = fs::read(layer.join(&long)).unwrap();
+        let differs = there.iter().zip(with_holes()).position(|(there, meant)| *there != meant);
+        assert_eq!((there.len(), differs), (4 << 20, None), "{format:?}");
+        let stat = |name: &str| fs::metadata(layer.join(name)).unwrap();
+        assert!(stat(&long).blocks() * 512 < 1 << 20, "{format:?}: its holes were filled");
+        assert_eq!((stat("hole").len(), stat("hole").blocks()), (8 << 20, 0), "{format:?}");
+        assert_eq!(fs::read(layer.join("after")).unwrap(), b"after", "{format:?}");
+    }
 }
 
 #[test]

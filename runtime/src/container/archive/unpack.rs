@@ -1,9 +1,10 @@
 //! A tar archive into a directory of a container.
 
 use std::ffi::OsStr;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Timespec, Timestamps, Uid, XattrFlags};
@@ -204,26 +205,26 @@ impl Writer<'_> {
         content: &mut impl Read,
     ) -> Result<(), CopyError> {
         let written = |source| CopyError::io("write", entry.shown(), source);
-        let mut left = entry.size;
-        while left > 0 {
-            let mut filled = 0;
-            let wanted = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
-            while filled < wanted {
-                match content.read(&mut self.buffer[filled..wanted]) {
-                    Ok(0) => return Err(ImageError::Truncated { what: WHAT.to_owned() }.into()),
-                    Ok(count) => filled += count,
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(ImageError::reading(WHAT, error).into()),
+        for extent in entry.extents() {
+            let mut at = extent.offset;
+            while at < extent.end() {
+                let mut filled = 0;
+                let wanted = PIECE.min(usize::try_from(extent.end() - at).unwrap_or(PIECE));
+                while filled < wanted {
+                    match content.read(&mut self.buffer[filled..wanted]) {
+                        Ok(0) => return Err(ImageError::Truncated { what: WHAT.to_owned() }.into()),
+                        Ok(count) => filled += count,
+                        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                        Err(error) => return Err(ImageError::reading(WHAT, error).into()),
+                    }
                 }
-            }
-            let piece = &self.buffer[..filled];
-            match piece.iter().all(|byte| *byte == 0) {
+                let piece = &self.buffer[..filled];
                 // Nothing is written where nothing is.
-                true => file.seek(SeekFrom::Current(i64::try_from(filled).unwrap_or(0))).map(drop),
-                false => file.write_all(piece),
+                if piece.iter().any(|byte| *byte != 0) {
+                    file.write_all_at(piece, at).map_err(written)?;
+                }
+                at += filled as u64;
             }
-            .map_err(written)?;
-            left -= filled as u64;
         }
         file.set_len(entry.size).map_err(written)
     }

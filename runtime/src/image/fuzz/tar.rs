@@ -119,6 +119,10 @@ impl Writer<'_> {
         if kind == b'5' && self.source.one_in(2) {
             name.push(b'/');
         }
+        if self.rarely(12) {
+            self.sparse(name);
+            return;
+        }
         let content = if matches!(kind, b'0' | b'\0') {
             let length = *self.source.pick(&[&0, &1, &511, &512, &513, &3000]);
             self.source.bytes(length)
@@ -208,6 +212,51 @@ impl Writer<'_> {
         self.header(b"pax", b"", kind, content.len() as u64);
         self.bytes.extend(content);
         self.pad();
+    }
+
+    /// A file with holes, in one of the formats; its map may lie.
+    fn sparse(&mut self, name: Vec<u8>) {
+        let (mut map, mut end, mut stored) = (Vec::new(), 0, 0);
+        for _ in 0..self.source.below(30) {
+            let (gap, length) = (self.source.below(3000) as u64, self.source.below(700) as u64);
+            map.extend([end + gap, length]);
+            end += gap + length;
+            stored += length;
+        }
+        if self.rarely(6) && !map.is_empty() {
+            let at = self.source.below(map.len());
+            map[at] = self.source.next() >> self.source.below(64);
+        }
+        let content = self.source.bytes(usize::try_from(stored).unwrap());
+        let size = end + self.source.below(3000) as u64;
+        let texts: Vec<String> = map.iter().map(u64::to_string).collect();
+        let (map_records, lines) = match self.source.below(3) {
+            0 => {
+                let keys = [&b"GNU.sparse.offset"[..], b"GNU.sparse.numbytes"].into_iter().cycle();
+                let records = keys.zip(&texts).map(|(key, text)| record(key, text.as_bytes())).collect::<Vec<_>>();
+                (records.concat(), Vec::new())
+            }
+            1 => (record(b"GNU.sparse.map", texts.join(",").as_bytes()), Vec::new()),
+            _ => {
+                let numbers = [&[(map.len() / 2).to_string()], &*texts].concat();
+                let mut lines = (numbers.join("\n") + "\n").into_bytes();
+                if self.rarely(8) {
+                    self.source.mangle(&mut lines);
+                }
+                lines.resize(lines.len().next_multiple_of(512), 0);
+                let version = [record(b"GNU.sparse.major", b"1"), record(b"GNU.sparse.minor", b"0")];
+                (version.concat(), lines)
+            }
+        };
+        let records = [map_records, record(b"GNU.sparse.size", size.to_string().as_bytes())].concat();
+        self.header(b"pax", b"", b'x', records.len() as u64);
+        self.bytes.extend(records);
+        self.pad();
+        self.header(&name, b"", b'0', (lines.len() + content.len()) as u64);
+        self.bytes.extend(lines);
+        self.bytes.extend(content);
+        self.pad();
+        self.names.push(name);
     }
 
     fn gnu(&mut self, kind: u8, text: &[u8]) {
