@@ -96,6 +96,11 @@ fn one(name: &str, quick: &[&str], options: &Options) -> Result<Vec<[String; 5]>
     if options.quick {
         command.args(quick);
     }
+    // What cargo tells this process of its package, the crates that look at it would take for a change, and be built anew.
+    let told = |name: &str| name == "OUT_DIR" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(told)) {
+        command.env_remove(name);
+    }
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
     let mut rows = Vec::new();
     for line in BufReader::new(child.stdout.take().context("no output")?).lines() {

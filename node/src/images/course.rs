@@ -18,7 +18,10 @@ const TRIES: usize = 4;
 const NOBODY: u32 = 8;
 /// Rounds in which somebody has it and gives it to nobody, without being busy.
 const FAILED: u32 = 20;
-/// After so many of those a registry is asked nevertheless.
+/// Rounds in which somebody only says that it is busy, at two seconds each at most: longer than a large layer takes many
+/// hosts. Whoever says so still does not get on, and counts like one that fails.
+const BUSY: u32 = 600;
+/// After so many that failed a registry is asked nevertheless.
 const HOPELESS: u32 = 5;
 
 /// How patient a fetch is.
@@ -56,6 +59,7 @@ pub(super) struct Course {
     liars: BTreeSet<String>,
     nobody: u32,
     failed: u32,
+    busy: u32,
     pause: Duration,
     /// Since when another host asks the registry.
     waiting: Option<Duration>,
@@ -64,7 +68,7 @@ pub(super) struct Course {
 impl Course {
     pub(super) fn new(patience: Patience, registry: bool) -> Self {
         let pause = patience.pauses.0;
-        Self { patience, registry, liars: BTreeSet::new(), nobody: 0, failed: 0, pause, waiting: None }
+        Self { patience, registry, liars: BTreeSet::new(), nobody: 0, failed: 0, busy: 0, pause, waiting: None }
     }
 
     /// Those to ask in this round, in this order, of all that have it. Their order is random, so that a hundred hosts
@@ -88,8 +92,10 @@ impl Course {
         }
         if asked == 0 {
             self.nobody += 1;
-        } else if !busy {
+        } else if busy && self.busy < BUSY {
             // Whoever is busy gives it later.
+            self.busy += 1;
+        } else {
             self.failed += 1;
         }
         if self.nobody >= NOBODY || self.failed >= FAILED {
@@ -119,5 +125,26 @@ impl Course {
         let pause = self.pause.mul_f64(rng.random_range(0.5..=1.0));
         self.pause = (self.pause * 3 / 2).min(self.patience.pauses.1);
         Next::Look(pause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_waited_for_without_end() {
+        let patience =
+            Patience { pauses: (Duration::from_millis(1), Duration::from_secs(1)), help_yourself: Duration::MAX };
+        let rounds = |registry, asked, busy| {
+            let mut course = Course::new(patience, registry);
+            let looks = |_: &u32| matches!(course.after_round(asked, busy, &mut rand::rng()), Next::Look(_));
+            (0..10_000).take_while(looks).count() as u32
+        };
+        assert_eq!(rounds(false, 0, false), NOBODY - 1);
+        assert_eq!(rounds(false, 1, false), FAILED - 1);
+        assert_eq!(rounds(false, 1, true), BUSY + FAILED - 1);
+        assert_eq!(rounds(true, 0, false), 0, "the registry is asked for what nobody has");
+        assert_eq!(rounds(true, 1, true), BUSY + HOPELESS);
     }
 }

@@ -12,6 +12,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Failure;
 use super::spec::Hook;
+use crate::sys;
 
 /// Runs one hook with the container's state on its standard input, and waits for its end.
 pub(super) fn run(kind: &'static str, hook: &Hook, state: &str) -> Result<(), Failure> {
@@ -34,6 +35,8 @@ fn attempt(hook: &Hook, state: &str) -> io::Result<Option<String>> {
         command.arg0(first).args(rest);
     }
     let pairs = hook.env.iter().filter_map(|pair| pair.split_once('='));
+    // Nobody else would end it at its time.
+    sys::end_with_us(&mut command);
     let mut child = command.env_clear().envs(pairs).stdin(Stdio::from(input)).spawn()?;
     if let Some(seconds) = hook.timeout {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;

@@ -35,6 +35,19 @@ pub(crate) enum Cloned {
     Parent { pid: u32, pidfd: OwnedFd },
 }
 
+/// Makes a command's process end with the thread that spawns it.
+pub(crate) fn end_with_us(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let parent = rustix::process::getpid();
+    let bound = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // It may have died before.
+        if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+    };
+    // SAFETY: two system calls, and an error without memory of its own.
+    unsafe { command.pre_exec(bound) };
+}
+
 /// Clones the calling process into new namespaces (`CLONE_NEW*` bits; a cgroup namespace is for
 /// [`unshare_cgroups`]), and into the v2 cgroup when there is one. A sibling becomes a child of the caller's parent.
 /// The caller must be single-threaded, as the shim is; the child then owns a copy of everything.

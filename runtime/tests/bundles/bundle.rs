@@ -169,6 +169,13 @@ impl Bundle {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let ours = self.dir.path().display().to_string();
         found.extend(mounts.lines().filter(|line| line.contains(&ours)).map(|line| format!("mount {line}")));
+        for process in fs::read_dir("/proc").unwrap().flatten().filter(|entry| entry.path().join("cmdline").exists()) {
+            let words = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let words = String::from_utf8_lossy(&words).replace('\0', " ");
+            if words.contains(&ours) {
+                found.push(format!("process {}: {words}", process.path().display()));
+            }
+        }
         found
     }
 }

@@ -26,7 +26,7 @@ pub const TESTS: &[(&str, fn())] = &[
 ];
 
 /// A process that plays these words.
-fn playing(words: &str) -> ExecConfig {
+pub fn playing(words: &str) -> ExecConfig {
     let words = words.split(' ').map(str::to_owned);
     ExecConfig {
         args: ["/payload".to_owned(), "payload".to_owned()].into_iter().chain(words).collect(),
@@ -43,7 +43,7 @@ fn output(fixture: &Fixture, id: &str, config: ExecConfig) -> Result<ExecOutput,
 
 /// Runs it to its end; what it wrote.
 #[track_caller]
-fn ran(fixture: &Fixture, id: &str, config: ExecConfig) -> String {
+pub fn ran(fixture: &Fixture, id: &str, config: ExecConfig) -> String {
     let done = output(fixture, id, config).unwrap_or_else(|error| panic!("exec: {}", chain(&error)));
     assert_eq!((done.exit.code, done.timed_out), (0, false), "{done:?}");
     String::from_utf8_lossy(&done.output).into_owned()

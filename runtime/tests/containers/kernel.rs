@@ -1,8 +1,8 @@
 //! This binary as the first process of a machine of its own: `.ci/v2-kernel` boots a kernel with it, so that the tests
 //! meet a host with cgroup v2 alone.
 //!
-//! The machine has nothing but this program and `/modules`: kernel modules named `<number>-<name>.ko`, in the order in
-//! which they need each other. What the tests said goes to the console, with `v2-kernel: exit <code>` as the last line.
+//! The machine has nothing but this program, maybe `/policy`, a compiled one of AppArmor's, and `/modules`: kernel modules
+//! named `<number>-<name>.ko`, in the order in which they need each other. What the tests said goes to the console, with `v2-kernel: exit <code>` as the last line.
 
 use std::ffi::CString;
 use std::fs;
@@ -35,6 +35,7 @@ fn prepare() -> Result<(), String> {
     for (fs, place, options) in [
         ("proc", "/proc", ""),
         ("sysfs", "/sys", ""),
+        ("securityfs", "/sys/kernel/security", ""),
         ("devtmpfs", "/dev", ""),
         ("devpts", "/dev/pts", "ptmxmode=0666"),
         ("tmpfs", "/dev/shm", "mode=1777"),
@@ -50,6 +51,9 @@ fn prepare() -> Result<(), String> {
     for path in modules {
         load(&path).map_err(|error| format!("load {}: {error}", path.display()))?;
     }
+    if let Ok(policy) = fs::read("/policy") {
+        fs::write("/sys/kernel/security/apparmor/.load", policy).map_err(|e| format!("load AppArmor's policy: {e}"))?;
+    }
     let begin = fs::read_to_string("/proc/uptime").unwrap_or_default();
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
@@ -63,6 +67,10 @@ fn leave_the_archive() -> Result<(), Box<dyn std::error::Error>> {
     mount(Some("tmpfs"), "/new", Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
     fs::create_dir_all("/new/modules")?;
     fs::copy("/init", "/new/init")?;
+    if Path::new("/policy").exists() {
+        fs::copy("/policy", "/new/policy")?;
+        fs::remove_file("/policy")?;
+    }
     for entry in fs::read_dir("/modules")? {
         let path = entry?.path();
         fs::copy(&path, Path::new("/new").join(path.strip_prefix("/")?))?;

@@ -4,6 +4,7 @@
 //! otherwise empty root) the program in the containers.
 #![allow(clippy::unwrap_used, clippy::print_stdout, unreachable_pub)]
 
+mod apparmor;
 mod attach;
 mod confinement;
 mod copies;
@@ -73,6 +74,7 @@ fn run(args: &[String]) -> ExitCode {
         isolation::TESTS,
         users::TESTS,
         confinement::TESTS,
+        apparmor::TESTS,
         survival::TESTS,
         records::TESTS,
         cycles::TESTS,

@@ -206,6 +206,10 @@ fn registries_that_keep_silent() {
     case.large(|request, _, blob| Some(serve(request, "", blob).body(|bytes| Body::Hang(bytes, 100_000))));
     let error = case.fails();
     assert!(matches!(error, RegistryError::Timeout { what: "go on with its answer", .. }), "{error:?}");
+    // Neither silent nor of any use.
+    case.large(|request, _, blob| Some(serve(request, "", blob).body(|bytes| Body::Trickle(bytes, 100))));
+    let error = case.fails();
+    assert!(matches!(error, RegistryError::Timeout { what: "go on with its answer", .. }), "{error:?}");
     case.server.rule(|_, _| Some(Answer::new(200, "").body(|_| Body::Silence)));
     let error = case.fails();
     assert!(matches!(error, RegistryError::Timeout { what: "answer", .. }), "{error:?}");

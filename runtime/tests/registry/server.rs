@@ -41,6 +41,8 @@ pub(crate) enum Body {
     Cut(Vec<u8>, usize),
     /// So many bytes, then nothing until the server ends.
     Hang(Vec<u8>, usize),
+    /// So many bytes, then one now and then.
+    Trickle(Vec<u8>, usize),
     /// Not even a head.
     Silence,
 }
@@ -293,10 +295,12 @@ impl Inner {
     }
 
     fn write(&self, stream: &mut dyn Stream, request: &Request, answer: Answer) -> io::Result<()> {
+        let trickles = matches!(answer.body, Body::Trickle(..));
         let (bytes, stop, hang) = match answer.body {
             Body::Whole(bytes) => (bytes, None, false),
             Body::Cut(bytes, at) => (bytes, Some(at), false),
             Body::Hang(bytes, at) => (bytes, Some(at), true),
+            Body::Trickle(bytes, at) => (bytes, Some(at), false),
             Body::Silence => return self.hang(),
         };
         let mut head = format!("HTTP/1.1 {} x\r\n", answer.status);
@@ -314,6 +318,16 @@ impl Inner {
             *self.sent.lock().unwrap() += body.len() as u64;
         }
         stream.flush()?;
+        if let Some(at) = stop.filter(|_| trickles) {
+            for byte in &bytes[at..] {
+                if self.ended.load(Ordering::Relaxed) {
+                    break;
+                }
+                stream.write_all(&[*byte])?;
+                stream.flush()?;
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
+        }
         match (stop, hang) {
             (None, _) => Ok(()),
             (Some(_), false) => Err(io::ErrorKind::ConnectionAborted.into()),

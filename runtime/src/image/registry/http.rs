@@ -35,6 +35,8 @@ const MAX_KEPT: usize = 8;
 /// A connection that nobody needed for so long is closed.
 const KEEP: Duration = Duration::from_secs(30);
 /// What one connection buffers of an answer: pieces of a layer are at most this long.
+/// Bytes in a second, at least.
+const FLOOR: f64 = 1024.0;
 const BUFFER_BYTES: usize = 256 << 10;
 const AGENT: &str = concat!("shoal/", env!("CARGO_PKG_VERSION"));
 
@@ -84,8 +86,31 @@ pub(super) struct Answer {
     /// Whom it comes from.
     pub(super) origin: Origin,
     body: Incoming,
-    idle: Duration,
+    pace: Pace,
     _mover: Arc<AbortOnDropHandle<()>>,
+}
+
+/// Tells an answer that comes slowly from one that only looks alive: a byte now and then would keep a pull waiting for
+/// ever. Only waiting counts, not what the caller does with the bytes.
+#[derive(Debug)]
+struct Pace {
+    idle: Duration,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Whether it goes on well enough: [`FLOOR`] over any [`Timeouts::idle`] of waiting.
+    fn holds(&mut self, waited: Duration, bytes: usize) -> bool {
+        self.waited += waited;
+        self.bytes += bytes as u64;
+        if self.waited < self.idle {
+            return true;
+        }
+        let holds = self.bytes as f64 >= FLOOR * self.waited.as_secs_f64();
+        (self.waited, self.bytes) = (Duration::ZERO, 0);
+        holds
+    }
 }
 
 impl Http {
@@ -188,7 +213,7 @@ impl Http {
             registry: origin.authority.clone(),
             origin: origin.clone(),
             body,
-            idle: self.settings.timeouts.idle,
+            pace: Pace { idle: self.settings.timeouts.idle, waited: Duration::ZERO, bytes: 0 },
             _mover: mover,
         })
     }
@@ -342,17 +367,20 @@ impl Answer {
     /// The next piece of the body; `None` at its end. An end before the stated length is an error.
     pub(super) async fn piece(&mut self) -> Result<Option<Bytes>, RegistryError> {
         loop {
-            let frame = match timeout(self.idle, self.body.frame()).await {
+            let (began, after) = (Instant::now(), self.pace.idle);
+            let timed_out =
+                || RegistryError::Timeout { registry: self.registry.clone(), what: "go on with its answer", after };
+            let frame = match timeout(after, self.body.frame()).await {
                 Ok(None) => return Ok(None),
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => {
                     return Err(RegistryError::Broken { registry: self.registry.clone(), source: error.into() });
                 }
-                Err(_) => {
-                    let registry = self.registry.clone();
-                    return Err(RegistryError::Timeout { registry, what: "go on with its answer", after: self.idle });
-                }
+                Err(_) => return Err(timed_out()),
             };
+            if !self.pace.holds(began.elapsed(), frame.data_ref().map_or(0, Bytes::len)) {
+                return Err(timed_out());
+            }
             // Trailers say nothing.
             if let Ok(bytes) = frame.into_data() {
                 return Ok(Some(bytes));

@@ -45,7 +45,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// For the beginning of an answer, from the moment that the request was sent.
     pub headers: Duration,
-    /// Between two pieces of an answer, or of a request that is being sent.
+    /// Between two pieces of an answer, or of a request that is being sent. As often as this has passed in waiting, an
+    /// answer must have come on by 1024 bytes for each second of it.
     pub idle: Duration,
     /// The first pause before something is tried again; each further one is twice as long.
     pub backoff: Duration,
