@@ -18,9 +18,9 @@ const TRIES: usize = 4;
 const NOBODY: u32 = 8;
 /// Rounds in which somebody has it and gives it to nobody, without being busy.
 const FAILED: u32 = 20;
-/// Rounds in which somebody only says that it is busy, at two seconds each at most: longer than a large layer takes many
-/// hosts. Whoever says so still does not get on, and counts like one that fails.
-const BUSY: u32 = 600;
+/// Rounds in which somebody only says that it is busy, at one second each at least: an hour, longer than the largest layer
+/// takes hundreds of hosts. Whoever says so still does not get on, and counts like one that fails.
+const BUSY: u32 = 3600;
 /// After so many that failed a registry is asked nevertheless.
 const HOPELESS: u32 = 5;
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use runtime::image::{BlobWriter, Digest, ImageError, Lease};
+use runtime::image::{BlobWriter, Digest, ImageError, Lease, StallDetector};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
@@ -286,8 +286,10 @@ impl Fetch<'_> {
             }
             (writer, Ok(()))
         });
+        let mut stall = StallDetector::new(self.pace.idle);
         let end = loop {
-            match tokio::time::timeout(self.pace.idle, pieces.next()).await {
+            let length = |piece: &Option<Result<Bytes, Refusal>>| Some(piece.as_ref()?.as_ref().ok()?.len());
+            match stall.wait(pieces.next(), length).await {
                 Ok(Some(Ok(piece))) => {
                     if sender.send(piece).await.is_err() {
                         break Ok(());
@@ -295,7 +297,7 @@ impl Fetch<'_> {
                 }
                 Ok(Some(Err(refusal))) => break Err(refusal.to_string()),
                 Ok(None) => break Ok(()),
-                Err(_) => break Err("it went silent".to_owned()),
+                Err(stalled) => break Err(stalled.to_string()),
             }
         };
         drop((sender, pieces));

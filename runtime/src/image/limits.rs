@@ -18,7 +18,7 @@ pub struct Limits {
     pub max_archive_files: u64,
     /// Bytes of one metadata file: index, manifest, configuration.
     pub max_metadata_bytes: u64,
-    /// Bytes of one extended tar header (long names and extended attributes).
+    /// Bytes of one entry's extended tar headers (long names, extended attributes, the map of a sparse file).
     pub max_header_bytes: u64,
     /// Bytes of one path, or of one link's target.
     pub max_path_bytes: usize,

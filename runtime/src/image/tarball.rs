@@ -5,11 +5,11 @@
 
 use std::io::{self, Read};
 
-use tar::{EntryType, Header};
+use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use super::error::ImageError;
 use super::limits::Limits;
-use super::sparse::{self, Extent, SparseFile};
+use super::sparse::{self, Extent, Map, SparseFile};
 
 const BLOCK: usize = 512;
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
@@ -78,6 +78,8 @@ struct Extensions {
     mtime: Option<(i64, u32)>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     sparse: Option<sparse::Records>,
+    /// Whether there was a PAX header.
+    pax: bool,
     /// Length of all of these headers, however many there are before one entry.
     bytes: u64,
 }
@@ -132,6 +134,10 @@ impl<R: Read> TarReader<R> {
             match header.entry_type() {
                 EntryType::XHeader => {
                     let records = self.read_extension(&header, &mut extensions)?;
+                    // For some readers the second replaces the first, for some it adds to it.
+                    if std::mem::replace(&mut extensions.pax, true) {
+                        return Err(self.bad_tar("two PAX headers for one entry".to_owned()));
+                    }
                     self.parse_pax(&records, &mut extensions)?;
                 }
                 EntryType::GNULongName => {
@@ -177,6 +183,10 @@ impl<R: Read> TarReader<R> {
             Some(size) => size,
             None => header.entry_size().map_err(|error| self.bad_tar(error.to_string()))?,
         };
+        // Readers differ in whether content follows this header.
+        if kind == TarKind::Dir && header.entry_type() == EntryType::Regular && stated_size > 0 {
+            return Err(self.bad_entry(&name, "a directory by its name, with the content of a file"));
+        }
         // Some writers state the target's size in a link's header; no content follows it.
         let stored = if kind == TarKind::File { stated_size } else { 0 };
         let sparse = match (header.entry_type(), records) {
@@ -226,19 +236,15 @@ impl<R: Read> TarReader<R> {
         let gnu =
             header.as_gnu().ok_or_else(|| self.bad_tar("a sparse file in a format other than GNU's".to_owned()))?;
         let (what, offset) = (self.what.clone(), self.offset);
-        let bad = |error: io::Error| ImageError::BadTar { what: what.clone(), offset, reason: error.to_string() };
-        let size = gnu.real_size().map_err(&bad)?;
-        let extents = sparse::gnu_extents(
-            &gnu.sparse,
-            gnu.is_extended(),
-            |block| {
-                self.take_header_bytes(extensions, BLOCK as u64)?;
-                self.source.read_exact(block.as_mut_bytes()).map_err(|error| ImageError::reading(&self.what, error))?;
-                self.offset += BLOCK as u64;
-                Ok(())
-            },
-            bad,
-        )?;
+        let bad = |reason: &str| ImageError::BadTar { what: what.clone(), offset, reason: reason.to_owned() };
+        let size = gnu.real_size().map_err(|error| bad(&error.to_string()))?;
+        let next = |block: &mut GnuExtSparseHeader| {
+            self.take_header_bytes(extensions, BLOCK as u64)?;
+            self.source.read_exact(block.as_mut_bytes()).map_err(|error| ImageError::reading(&self.what, error))?;
+            self.offset += BLOCK as u64;
+            Ok(())
+        };
+        let extents = sparse::gnu_extents(&gnu.sparse, gnu.isextended[0] != 0, next, bad)?;
         self.expect_content(stored)?;
         Ok(SparseFile { extents, size })
     }
@@ -252,12 +258,25 @@ impl<R: Read> TarReader<R> {
     ) -> Result<SparseFile, ImageError> {
         let finished = records.finish().ok_or_else(|| self.bad_tar("a sparse file of no known format".to_owned()))?;
         self.expect_content(stored)?;
+        let malformed = |this: &Self| this.bad_tar("the map of a sparse file is malformed".to_owned());
         match finished {
             sparse::Finished::Whole(file) => Ok(file),
             sparse::Finished::MapInContent { size } => {
                 let limit = self.max_header_bytes.saturating_sub(extensions.bytes);
-                let map = sparse::read_map(self, limit).map_err(|error| ImageError::reading(&self.what, error))?;
-                let extents = map.ok_or_else(|| self.bad_tar("the map of a sparse file is malformed".to_owned()))?;
+                let map = sparse::read_map(self, limit).map_err(|error| match error.kind() {
+                    io::ErrorKind::UnexpectedEof if self.content_left == 0 => malformed(self),
+                    _ => ImageError::reading(&self.what, error),
+                })?;
+                let extents = match map {
+                    Map::Extents(extents) => extents,
+                    Map::Malformed => return Err(malformed(self)),
+                    Map::TooLong => {
+                        return Err(ImageError::LimitExceeded {
+                            what: format!("{}: the map of a sparse file", self.what),
+                            limit: format!("{} bytes", self.max_header_bytes),
+                        });
+                    }
+                };
                 Ok(SparseFile { extents, size })
             }
         }

@@ -231,8 +231,8 @@ impl<'a> LayerWriter<'a> {
 
     /// Gives a new file its content and attributes.
     fn fill(&mut self, file: OwnedFd, entry: &TarEntry, content: &mut impl Read) -> Result<(), ImageError> {
-        let mut file = std::fs::File::from(file);
-        self.write_content(&mut file, entry, content)?;
+        let file = std::fs::File::from(file);
+        self.write_content(&file, entry, content)?;
         let this = &*self;
         let os = |operation| move |errno| this.failed(operation, &entry.name, errno);
         // The owner first: changing it clears the set-user-id bits and file capabilities.
@@ -255,7 +255,7 @@ impl<'a> LayerWriter<'a> {
 
     fn write_content(
         &mut self,
-        file: &mut std::fs::File,
+        file: &std::fs::File,
         entry: &TarEntry,
         content: &mut impl Read,
     ) -> Result<(), ImageError> {

@@ -225,8 +225,12 @@ impl Job<'_> {
         let own_users = user_namespace || joins.iter().any(|(kind, _)| *kind == namespace::USER);
         let trees = sources(&plan, own_users)?;
         let (prepared, ends, pid_namespaces, user) = self.prepare(plan, trees, joined, console, window, lock)?;
+        let own = own_namespaces(&pid_namespaces, &time_offsets)?;
         enter_for_children(&pid_namespaces, &time_offsets)?;
-        let (pid, pidfd, ends) = clone(prepared, ends, user)?;
+        let cloned = clone(prepared, ends, user);
+        // What is started from here on, the hooks, is the host's again.
+        let back = own.iter().try_for_each(|(fd, kind)| sys::join_namespace(fd.as_fd(), *kind));
+        let (pid, pidfd, ends) = cloned?;
         // Held until all is done.
         let Ends { lock: _lock, report, go, cgroup: _ } = ends;
         let mut made = Made {
@@ -239,6 +243,8 @@ impl Job<'_> {
         };
         let told = Told { subjects, command, cwd, joins };
         let outcome = (|| {
+            let failed = |errno| Failure::system("leave the joined namespaces")(io::Error::from_raw_os_error(errno));
+            back.map_err(failed)?;
             if user_namespace {
                 map_ids(pid, &uid_mappings, &gid_mappings)?;
                 set_from_outside(pid, &limits, oom_score.to_bytes())?;
@@ -422,6 +428,19 @@ fn open_namespaces(joins: &[(u64, PathBuf)]) -> Result<Vec<(OwnedFd, u64)>, Fail
             Ok((file.map_err(failed)?.into(), *kind))
         })
         .collect()
+}
+
+/// This process's own namespaces of the kinds that it enters for the child.
+fn own_namespaces(joined: &[(OwnedFd, u64)], time_offsets: &[String]) -> Result<Vec<(OwnedFd, u64)>, Failure> {
+    let entered = |kind| joined.iter().any(|(_, joined)| *joined == kind);
+    let mut own = Vec::new();
+    if entered(namespace::PID) {
+        own.push((namespace::PID, PathBuf::from("/proc/self/ns/pid")));
+    }
+    if entered(namespace::TIME) || !time_offsets.is_empty() {
+        own.push((namespace::TIME, PathBuf::from("/proc/self/ns/time")));
+    }
+    open_namespaces(&own)
 }
 
 /// Namespaces that only children come into: those of pids and of time, joined or with clocks of their own.

@@ -42,7 +42,7 @@ pub(crate) fn end_with_us(command: &mut std::process::Command) {
     let bound = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         // It may have died before.
-        if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+        if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::PIPE.into()) }
     };
     // SAFETY: two system calls, and an error without memory of its own.
     unsafe { command.pre_exec(bound) };

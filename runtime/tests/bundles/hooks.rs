@@ -12,6 +12,7 @@ pub const TESTS: &[Test] = &[
     ("hooks::before_the_start_a_failure_ends_it", before_the_start_a_failure_ends_it),
     ("hooks::after_the_start_a_failure_is_a_warning", after_the_start_a_failure_is_a_warning),
     ("hooks::timeouts", timeouts),
+    ("hooks::are_the_hosts_beside_a_joined_namespace", are_the_hosts_beside_a_joined_namespace),
 ];
 
 const KINDS: [&str; 6] = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
@@ -93,4 +94,26 @@ fn timeouts() {
         bundle.config["hooks"][kind] = json!([{ "path": program, "args": ["hook", "payload", "sleep"], "timeout": 1 }]);
         bundle.refused("killed");
     }
+}
+
+/// The container is born in another's namespace of pids, and the runtime's hooks are not.
+fn are_the_hosts_beside_a_joined_namespace() {
+    let first = Bundle::new("sleep");
+    let _first_output = first.create();
+    first.ok(&["start", &first.id]);
+    let mut bundle = telling("sleep");
+    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+    let own = namespaces.iter_mut().find(|namespace| namespace["type"] == "pid").unwrap();
+    own["path"] = json!(format!("/proc/{}/ns/pid", first.state()["pid"]));
+    let _output = bundle.create();
+    let pid = bundle.state()["pid"].to_string();
+    let kinds =
+        |lines: &[String]| lines.iter().map(|line| line.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(kinds(&told(&bundle)), ["prestart", "createRuntime", "createContainer"]);
+    assert!(told(&bundle)[..2].iter().all(|line| line.contains(&format!("created {pid} "))), "{:?}", told(&bundle));
+    bundle.ok(&["start", &bundle.id]);
+    bundle.ok(&["delete", "--force", &bundle.id]);
+    assert_eq!(kinds(&told(&bundle))[3..], ["startContainer", "poststart", "poststop"]);
+    // Whatever is told here, it is not the host's: this number is another process's there.
+    assert!(!told(&bundle)[2].contains(&format!("created {pid} ")), "{:?}", told(&bundle));
 }

@@ -2,7 +2,8 @@
 //! meet a host with cgroup v2 alone.
 //!
 //! The machine has nothing but this program, maybe `/policy`, a compiled one of AppArmor's, and `/modules`: kernel modules
-//! named `<number>-<name>.ko`, in the order in which they need each other. What the tests said goes to the console, with `v2-kernel: exit <code>` as the last line.
+//! named `<number>-<name>.ko`, in the order in which they need each other. What the tests said goes to the console, with
+//! `v2-kernel: exit <code>` as the last line.
 
 use std::ffi::CString;
 use std::fs;

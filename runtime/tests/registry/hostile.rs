@@ -209,7 +209,7 @@ fn registries_that_keep_silent() {
     // Neither silent nor of any use.
     case.large(|request, _, blob| Some(serve(request, "", blob).body(|bytes| Body::Trickle(bytes, 100))));
     let error = case.fails();
-    assert!(matches!(error, RegistryError::Timeout { what: "go on with its answer", .. }), "{error:?}");
+    assert!(matches!(error, RegistryError::Timeout { what: "go on with its answer at 1 KiB/s", .. }), "{error:?}");
     case.server.rule(|_, _| Some(Answer::new(200, "").body(|_| Body::Silence)));
     let error = case.fails();
     assert!(matches!(error, RegistryError::Timeout { what: "answer", .. }), "{error:?}");

@@ -189,8 +189,8 @@ impl Writer<'_> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|errno| refused("create", entry, errno))?;
-        let mut file = std::fs::File::from(made);
-        let done = self.content(&mut file, entry, content).and_then(|()| self.file_attributes(&file, entry));
+        let file = std::fs::File::from(made);
+        let done = self.content(&file, entry, content).and_then(|()| self.file_attributes(&file, entry));
         if done.is_err() {
             // Half a file must not look like one. Who has renamed it meanwhile keeps it.
             let _ = rustix::fs::unlinkat(parent, name, AtFlags::empty());
@@ -198,12 +198,7 @@ impl Writer<'_> {
         done
     }
 
-    fn content(
-        &mut self,
-        file: &mut std::fs::File,
-        entry: &TarEntry,
-        content: &mut impl Read,
-    ) -> Result<(), CopyError> {
+    fn content(&mut self, file: &std::fs::File, entry: &TarEntry, content: &mut impl Read) -> Result<(), CopyError> {
         let written = |source| CopyError::io("write", entry.shown(), source);
         for extent in entry.extents() {
             let mut at = extent.offset;

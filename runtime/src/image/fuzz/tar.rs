@@ -229,6 +229,9 @@ impl Writer<'_> {
         }
         let content = self.source.bytes(usize::try_from(stored).unwrap());
         let size = end + self.source.below(3000) as u64;
+        if self.source.one_in(3) {
+            return self.gnu_sparse(name, &map, size, &content);
+        }
         let texts: Vec<String> = map.iter().map(u64::to_string).collect();
         let (map_records, lines) = match self.source.below(3) {
             0 => {
@@ -254,6 +257,43 @@ impl Writer<'_> {
         self.pad();
         self.header(&name, b"", b'0', (lines.len() + content.len()) as u64);
         self.bytes.extend(lines);
+        self.bytes.extend(content);
+        self.pad();
+        self.names.push(name);
+    }
+
+    /// The same in GNU's own header, and in as many blocks behind it as that takes; where they end may be a lie.
+    fn gnu_sparse(&mut self, name: Vec<u8>, map: &[u64], size: u64, content: &[u8]) {
+        let slots: Vec<u8> =
+            map.iter().flat_map(|number| format!("{:011o}\0", number & 0o777_7777_7777).into_bytes()).collect();
+        let (first, rest) = slots.split_at(slots.len().min(96));
+        let at = self.bytes.len();
+        self.header(&name, b"", b'S', content.len() as u64);
+        let block = &mut self.bytes[at..];
+        block[257..265].copy_from_slice(b"ustar  \0");
+        block[345..].fill(0);
+        block[386..386 + first.len()].copy_from_slice(first);
+        block[483..495].copy_from_slice(format!("{size:011o}\0").as_bytes());
+        let mut extended = !rest.is_empty();
+        block[482] = u8::from(extended);
+        if self.rarely(6) {
+            extended = self.source.one_in(2);
+            self.bytes[at + 482] = self.source.next() as u8;
+        }
+        let sum: u32 = self.bytes[at..]
+            .iter()
+            .enumerate()
+            .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) })
+            .sum();
+        self.bytes[at + 148..at + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        let blocks = rest.chunks(21 * 24);
+        let last = blocks.len().saturating_sub(1);
+        for (number, slots) in blocks.enumerate().filter(|_| extended) {
+            let mut block = [0; 512];
+            block[..slots.len()].copy_from_slice(slots);
+            block[504] = if self.rarely(10) { self.source.next() as u8 } else { u8::from(number != last) };
+            self.bytes.extend(block);
+        }
         self.bytes.extend(content);
         self.pad();
         self.names.push(name);

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::super::digest::Digest;
 use super::super::error::ImageError;
+use super::super::stall::StallDetector;
 use super::document::check_size;
 use super::error::RegistryError;
 use super::progress::LayerTeller;
@@ -156,8 +157,10 @@ impl Origins<'_> {
 async fn from_source(source: &dyn BlobSource, wanted: &Wanted<'_>, sink: &mut Sink<'_>) -> Reader {
     let opened = timeout(SOURCE_PATIENCE, source.open(&wanted.digest, Some(wanted.size), sink.offset)).await;
     let Ok(Some(mut stream)) = opened else { return Reader::Listens };
+    let mut stall = StallDetector::new(SOURCE_PATIENCE);
     loop {
-        let failure = match timeout(SOURCE_PATIENCE, stream.next()).await {
+        let length = |piece: &Option<io::Result<Bytes>>| Some(piece.as_ref()?.as_ref().ok()?.len());
+        let failure = match stall.wait(stream.next(), length).await {
             Ok(Some(Ok(bytes))) => match sink.put(wanted, bytes).await {
                 Ok(Reader::Listens) => continue,
                 Ok(Reader::Gone) => return Reader::Gone,
@@ -165,7 +168,7 @@ async fn from_source(source: &dyn BlobSource, wanted: &Wanted<'_>, sink: &mut Si
             },
             Ok(None) => return Reader::Listens,
             Ok(Some(Err(error))) => error.to_string(),
-            Err(_) => "it went silent".to_owned(),
+            Err(stalled) => stalled.to_string(),
         };
         tracing::debug!(?source, digest = %wanted.digest, offset = sink.offset, failure, "a source broke off");
         return Reader::Listens;

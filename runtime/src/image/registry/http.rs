@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::super::stall::{StallDetector, Stalled};
 use super::error::RegistryError;
 use super::settings::{RegistrySettings, SettingError, Timeouts};
 use super::tls::Trust;
@@ -35,8 +36,6 @@ const MAX_KEPT: usize = 8;
 /// A connection that nobody needed for so long is closed.
 const KEEP: Duration = Duration::from_secs(30);
 /// What one connection buffers of an answer: pieces of a layer are at most this long.
-/// Bytes in a second, at least.
-const FLOOR: f64 = 1024.0;
 const BUFFER_BYTES: usize = 256 << 10;
 const AGENT: &str = concat!("shoal/", env!("CARGO_PKG_VERSION"));
 
@@ -86,31 +85,9 @@ pub(super) struct Answer {
     /// Whom it comes from.
     pub(super) origin: Origin,
     body: Incoming,
-    pace: Pace,
-    _mover: Arc<AbortOnDropHandle<()>>,
-}
-
-/// Tells an answer that comes slowly from one that only looks alive: a byte now and then would keep a pull waiting for
-/// ever. Only waiting counts, not what the caller does with the bytes.
-#[derive(Debug)]
-struct Pace {
     idle: Duration,
-    waited: Duration,
-    bytes: u64,
-}
-
-impl Pace {
-    /// Whether it goes on well enough: [`FLOOR`] over any [`Timeouts::idle`] of waiting.
-    fn holds(&mut self, waited: Duration, bytes: usize) -> bool {
-        self.waited += waited;
-        self.bytes += bytes as u64;
-        if self.waited < self.idle {
-            return true;
-        }
-        let holds = self.bytes as f64 >= FLOOR * self.waited.as_secs_f64();
-        (self.waited, self.bytes) = (Duration::ZERO, 0);
-        holds
-    }
+    stall: StallDetector,
+    _mover: Arc<AbortOnDropHandle<()>>,
 }
 
 impl Http {
@@ -213,7 +190,8 @@ impl Http {
             registry: origin.authority.clone(),
             origin: origin.clone(),
             body,
-            pace: Pace { idle: self.settings.timeouts.idle, waited: Duration::ZERO, bytes: 0 },
+            idle: self.settings.timeouts.idle,
+            stall: StallDetector::new(self.settings.timeouts.idle),
             _mover: mover,
         })
     }
@@ -367,20 +345,24 @@ impl Answer {
     /// The next piece of the body; `None` at its end. An end before the stated length is an error.
     pub(super) async fn piece(&mut self) -> Result<Option<Bytes>, RegistryError> {
         loop {
-            let (began, after) = (Instant::now(), self.pace.idle);
-            let timed_out =
-                || RegistryError::Timeout { registry: self.registry.clone(), what: "go on with its answer", after };
-            let frame = match timeout(after, self.body.frame()).await {
+            let length = |frame: &Option<hyper::Result<Frame<Bytes>>>| match frame {
+                Some(Ok(frame)) => Some(frame.data_ref().map_or(0, Bytes::len)),
+                _ => None,
+            };
+            let frame = match self.stall.wait(self.body.frame(), length).await {
                 Ok(None) => return Ok(None),
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => {
                     return Err(RegistryError::Broken { registry: self.registry.clone(), source: error.into() });
                 }
-                Err(_) => return Err(timed_out()),
+                Err(stalled) => {
+                    let what = match stalled {
+                        Stalled::Silent => "go on with its answer",
+                        Stalled::Slow => "go on with its answer at 1 KiB/s",
+                    };
+                    return Err(RegistryError::Timeout { registry: self.registry.clone(), what, after: self.idle });
+                }
             };
-            if !self.pace.holds(began.elapsed(), frame.data_ref().map_or(0, Bytes::len)) {
-                return Err(timed_out());
-            }
             // Trailers say nothing.
             if let Ok(bytes) = frame.into_data() {
                 return Ok(Some(bytes));
