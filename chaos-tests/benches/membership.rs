@@ -24,18 +24,20 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 const HELP: &str = "\
-cargo bench -p chaos-tests --bench membership -- [--hosts N[,N...]] [--seeds N] [--deaths N]
+cargo bench -p chaos-tests --bench membership -- [--hosts N[,N...]] [--seeds N] [--deaths N] [--starts S]
 
   --hosts 10,100,1000   cluster sizes; the first is what the others are compared with (2000 take ten minutes, 5000 hours)
   --seeds 3             runs of each size
-  --deaths 7            hosts that die in each run, one after another";
+  --deaths 7            hosts that die in each run, one after another
+  --starts 1            seconds over which the hosts of a cluster start; 5000 at once are news for each packet of
+                        which foca sorts all, and that takes hours; over 100 s it takes one";
 
 const S: Duration = Duration::from_secs(1);
 /// Out of 1 000 packets.
 const LOSS: u32 = 50;
 /// Hosts that the others know when they join. The first one leads.
 const MANAGERS: usize = 3;
-/// Everybody knows everybody within this time, or the run has failed.
+/// Everybody knows everybody within this time after the last start, or the run has failed.
 const JOIN: Duration = Duration::from_secs(300);
 /// How long nothing happens.
 const STEADY: Duration = Duration::from_secs(60);
@@ -49,6 +51,8 @@ struct Options {
     hosts: Vec<usize>,
     seeds: u64,
     deaths: usize,
+    /// How long it takes until all hosts have started.
+    starts: Duration,
 }
 
 /// What came out for one size, over all seeds.
@@ -101,7 +105,7 @@ fn say(text: &str, code: ExitCode) -> ExitCode {
 }
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
-    let mut options = Options { hosts: vec![10, 100, 1000], seeds: 3, deaths: 7 };
+    let mut options = Options { hosts: vec![10, 100, 1000], seeds: 3, deaths: 7, starts: S };
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
         let number = |text: String| text.parse::<u64>().map_err(|_| format!("{text:?} is no number"));
@@ -113,6 +117,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>, Stri
                     .collect::<Result<_, _>>()?;
             }
             "--seeds" => options.seeds = number(value()?)?.clamp(1, 100),
+            "--starts" => options.starts = S * u32::try_from(number(value()?)?.clamp(1, 600)).unwrap_or(1),
             "--deaths" => options.deaths = usize::try_from(number(value()?)?.clamp(1, 100)).unwrap_or(1),
             "--help" | "-h" => return Ok(None),
             // What cargo adds by itself.
@@ -128,7 +133,7 @@ fn measure(hosts: usize, options: &Options) -> Outcome {
     let begin = Instant::now();
     for seed in 0..options.seeds {
         let mut run = Run::new(hosts, seed);
-        run.join(&mut outcome);
+        run.join(options.starts, &mut outcome);
         run.rest(&mut outcome);
         run.die(options.deaths.min(hosts / 2), &mut outcome);
         outcome.false_alarms += run.false_alarms();
@@ -176,14 +181,14 @@ impl Run {
         (0..self.hosts()).map(|at| (self.net.traffic(at).bytes, self.net.traffic(at).packets)).collect()
     }
 
-    /// All hosts start within a second. A host has joined when every manager knows it and it knows a manager.
-    fn join(&mut self, outcome: &mut Outcome) {
+    /// A host has joined when every manager knows it and it knows a manager.
+    fn join(&mut self, starts: Duration, outcome: &mut Outcome) {
         let hosts = self.hosts();
         let managers: Vec<usize> = (0..MANAGERS).collect();
-        let mut starts: Vec<(Duration, usize)> =
-            (0..hosts).map(|at| (S.mul_f64(self.rng.random_range(0.0..1.0)), at)).collect();
-        starts.sort();
-        for (start, at) in starts {
+        let mut order: Vec<(Duration, usize)> =
+            (0..hosts).map(|at| (starts.mul_f64(self.rng.random_range(0.0..1.0)), at)).collect();
+        order.sort();
+        for (start, at) in order {
             self.net.run(start, |_| false);
             self.net.join(at, &managers);
         }
@@ -192,12 +197,12 @@ impl Run {
             let knows = |at: usize| managers.iter().any(|m| net.sees(at, *m));
             (0..hosts).filter(|at| !known(*at) || !knows(*at)).count()
         };
-        self.net.run_asking(JOIN, S / 20, |net| missing(net) == 0);
+        self.net.run_asking(starts + JOIN, S / 20, |net| missing(net) == 0);
         outcome.not_joined += missing(&self.net);
         outcome.joined.push(self.net.now);
         let before = vec![(0, 0); hosts];
         self.rate(0..hosts, &before, Duration::ZERO, &mut outcome.joining);
-        self.net.run_asking(JOIN, S / 4, Net::is_whole);
+        self.net.run_asking(starts + JOIN, S / 4, Net::is_whole);
         outcome.whole.push(self.net.now);
     }
 
@@ -269,7 +274,8 @@ fn report(options: &Options, outcomes: &[Outcome]) -> Report {
         let first = n == base.hosts;
         let line = |what: &str| format!("{n} hosts: {what}");
         report.target(&line("hosts that did not join"), "0", outcome.not_joined, PEER, outcome.not_joined == 0);
-        report.note(&line("all hosts known to the managers, all starting within 1 s"), &outcome.joined, PEER);
+        let joined = format!("all hosts known to the managers, all starting within {} s", options.starts.as_secs());
+        report.note(&line(&joined), &outcome.joined, PEER);
         report.note(&line("every host knows every other"), &outcome.whole, PEER);
         report.note(&line("death to the gossip's verdict at the leader"), &outcome.gossip, PEER);
         let (p50, base_p50) = (outcome.down.percentile(50), base.down.percentile(50));
