@@ -29,8 +29,8 @@ cargo bench -p chaos-tests --bench membership -- [--hosts N[,N...]] [--seeds N] 
   --hosts 10,100,1000   cluster sizes; the first is what the others are compared with (2000 take ten minutes, 5000 hours)
   --seeds 3             runs of each size
   --deaths 7            hosts that die in each run, one after another
-  --starts 1            seconds over which the hosts of a cluster start; 5000 at once are news for each packet of
-                        which foca sorts all, and that takes hours; over 100 s it takes one";
+  --starts 1            seconds over which the hosts of a cluster start; thousands at once take long, because foca
+                        sorts all news for each packet";
 
 const S: Duration = Duration::from_secs(1);
 /// Out of 1 000 packets.
