@@ -2,7 +2,7 @@
 //!
 //! All of it is plain data. `validate` bounds everything that comes from outside before any of it reaches the kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
@@ -311,6 +311,12 @@ impl Network {
     #[must_use]
     pub fn swallows(&self) -> Option<Ipv4Addr> {
         self.stations.iter().map(|station| station.host).find(|host| self.subnet.contains(host))
+    }
+
+    /// The data path address of the host that each address is behind.
+    #[must_use]
+    pub fn hosts(&self) -> BTreeMap<Ipv4Addr, Ipv4Addr> {
+        self.stations.iter().map(|station| (station.address, station.host)).collect()
     }
 
     fn validate(&self) -> Result<(), ConfigError> {

@@ -1,5 +1,6 @@
 //! The handle that the node holds on its overlay.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -131,21 +132,13 @@ impl Overlay {
         self.ask(|reply| Request::Retain(tasks.iter().cloned().collect(), reply)).await
     }
 
-    /// Stops balancing to the tasks on a host (named by its data path address) at once; the last endpoints of a
-    /// virtual address or port stay.
+    /// Leaves the tasks on these hosts (named by their data path addresses) out of balancing and out of services' names
+    /// at once, and takes those on all other hosts in; the last endpoints of a virtual address, port or name stay.
     ///
     /// # Errors
-    /// [`OverlayError::Partial`] with the tables that could not be replaced.
-    pub async fn drop_host(&self, host: Ipv4Addr) -> Result<(), OverlayError> {
-        self.ask(|reply| Request::Suspect(host, true, reply)).await
-    }
-
-    /// Takes a host back into balancing.
-    ///
-    /// # Errors
-    /// [`OverlayError::Partial`] with the tables that could not be replaced.
-    pub async fn restore_host(&self, host: Ipv4Addr) -> Result<(), OverlayError> {
-        self.ask(|reply| Request::Suspect(host, false, reply)).await
+    /// [`OverlayError::Partial`] with the tables that could not be replaced; the next desired state tries again.
+    pub async fn leave_out(&self, hosts: BTreeSet<Ipv4Addr>) -> Result<(), OverlayError> {
+        self.ask(|reply| Request::LeaveOut(hosts, reply)).await
     }
 
     /// The newest revision of the desired state that is wholly in force on this host; 0 before the first.

@@ -38,7 +38,7 @@ pub(crate) enum Request {
     Attach(NetNs, Box<EndpointConfig>, Option<DnsSockets>, oneshot::Sender<Result<Attached, OverlayError>>),
     Detach(String, oneshot::Sender<Result<(), OverlayError>>),
     Retain(BTreeSet<String>, oneshot::Sender<Result<(), OverlayError>>),
-    Suspect(Ipv4Addr, bool, oneshot::Sender<Result<(), OverlayError>>),
+    LeaveOut(BTreeSet<Ipv4Addr>, oneshot::Sender<Result<(), OverlayError>>),
     Destroy(oneshot::Sender<Result<(), OverlayError>>),
 }
 
@@ -65,6 +65,7 @@ pub(crate) struct Owner {
     /// How replies to clients of published ports go back; what this kernel can do.
     replies: Return,
     desired: Desired,
+    /// Data path addresses of the hosts that are left out.
     suspects: BTreeSet<Ipv4Addr>,
     balance: Balance,
     tasks: BTreeMap<String, Task>,
@@ -115,7 +116,7 @@ impl Owner {
                 }
                 Ok(Request::Detach(task, reply)) => drop(reply.send(self.detach(&task))),
                 Ok(Request::Retain(tasks, reply)) => drop(reply.send(self.retain(&tasks))),
-                Ok(Request::Suspect(host, suspected, reply)) => drop(reply.send(self.suspect(host, suspected))),
+                Ok(Request::LeaveOut(hosts, reply)) => drop(reply.send(self.leave_out(hosts))),
                 Ok(Request::Destroy(reply)) => {
                     drop(reply.send(self.destroy()));
                     return;
@@ -145,7 +146,7 @@ impl Owner {
     fn put_in_force(&mut self) -> Result<(), OverlayError> {
         let mut errors = self.reconcile()?;
         errors.extend(self.apply_tables());
-        self.dns.set_zone(Zone::new(&self.desired));
+        self.dns.set_zone(Zone::new(&self.desired, &self.suspects));
         self.outcome(errors)
     }
 
@@ -402,13 +403,13 @@ impl Owner {
         if errors.is_empty() { Ok(()) } else { Err(OverlayError::Partial(errors)) }
     }
 
-    fn suspect(&mut self, host: Ipv4Addr, suspected: bool) -> Result<(), OverlayError> {
-        let changed = if suspected { self.suspects.insert(host) } else { self.suspects.remove(&host) };
-        if !changed {
+    fn leave_out(&mut self, hosts: BTreeSet<Ipv4Addr>) -> Result<(), OverlayError> {
+        if hosts == self.suspects {
             return Ok(());
         }
-        tracing::info!(%host, suspected, "balancing");
+        self.suspects = hosts;
         self.balance = Balance::new(&self.desired, &self.suspects);
+        self.dns.set_zone(Zone::new(&self.desired, &self.suspects));
         let errors = self.apply_tables();
         if errors.is_empty() { Ok(()) } else { Err(OverlayError::Partial(errors)) }
     }

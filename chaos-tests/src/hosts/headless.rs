@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use futures_util::StreamExt;
 use futures_util::future::try_join_all;
+use futures_util::stream::FuturesOrdered;
+use tokio::time::MissedTickBehavior;
 
 use super::{Client, Cluster, IMAGE, SOON, ServiceDraft, TaskView, encode};
 
@@ -17,6 +20,10 @@ const ROUND: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(4);
 /// Requests in a row that must succeed before a dead host counts as dropped: by chance, none of them would meet it.
 const IN_A_ROW: usize = 30;
+/// Requests of one host that are under way: as many as are begun while one of them goes astray, and more.
+const UNANSWERED: usize = 200;
+/// Between the beginnings of two of them.
+const PACE: Duration = Duration::from_millis(40);
 /// Tasks a host has of the service that is asked, and of the one that asks.
 const EACH: usize = 2;
 /// Where the service that asks is reached.
@@ -29,7 +36,8 @@ pub struct Seen {
     pub headless: Duration,
     /// From a task's end to its next attempt's process.
     pub restarted: Duration,
-    /// From a host's death to the end of the last request that failed, by any of the living hosts; zero if none did.
+    /// From a host's death to the beginning of the last request that failed, by any of the living hosts; zero if none
+    /// did. A request that goes astray takes seconds to fail, and others are made meanwhile.
     pub dropped: Duration,
     /// Requests by name, through a virtual address, outside of that time. None of them failed.
     pub requests: usize,
@@ -99,8 +107,7 @@ pub async fn survive(cluster: &Cluster, managers: usize, headless: Duration) -> 
     // A host dies.
     let dead = Instant::now();
     cluster.host(*dying).power_off()?;
-    // All hosts at a time: while one is asked, another one may still meet the dead.
-    let asked = living.iter().map(|host| wait_answers(cluster, &client, *host, IN_A_ROW));
+    let asked = living.iter().map(|host| last_failure(cluster, &client, *host));
     let failures = try_join_all(asked).await.context("after the death of a host")?;
     let dropped = failures.into_iter().flatten().max().map_or(Duration::ZERO, |last| last - dead);
 
@@ -163,6 +170,32 @@ async fn ask(cluster: &Cluster, client: &Client, host: usize) -> Result<()> {
     // What the task saw is told in the answer.
     ensure!(answer.body.contains("\"status\":200"), "{}", answer.body);
     Ok(())
+}
+
+/// Asks again and again, without waiting for answers, until so many requests in a row were answered; answers when the
+/// last one that failed was begun.
+async fn last_failure(cluster: &Cluster, client: &Client, host: usize) -> Result<Option<Instant>> {
+    let began = Instant::now();
+    let (mut asked, mut good, mut failed) = (FuturesOrdered::new(), 0, None);
+    let mut pace = tokio::time::interval(PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while good < IN_A_ROW {
+        tokio::select! {
+            Some((at, answer)) = asked.next() => match answer {
+                Ok(()) => good += 1,
+                Err(error) => {
+                    (good, failed) = (0, Some(at));
+                    let name = cluster.host(host).name();
+                    ensure!(began.elapsed() < SOON, "{name} does not reach the service: {error:#}");
+                }
+            },
+            _ = pace.tick(), if asked.len() < UNANSWERED => {
+                let at = Instant::now();
+                asked.push_back(async move { (at, ask(cluster, client, host).await) });
+            }
+        }
+    }
+    Ok(failed)
 }
 
 /// Asks until so many requests in a row were answered; answers when the last one failed.

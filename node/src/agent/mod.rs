@@ -196,6 +196,7 @@ impl Agent {
             told,
             incarnation: remembered.incarnation,
             hosts: core.hosts(),
+            data_paths: core.data_paths(),
             removed_nodes: core.removed_nodes(),
             ..AgentView::default()
         });

@@ -1,6 +1,6 @@
 //! A node while it is in a cluster: everything that runs because of the membership, started and stopped together.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,14 +12,17 @@ use gossip::{Event, Gossip, Key, Keyring};
 use overlay_net::{Overlay, OverlayError};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
+use super::knock;
 use super::local::LocalEngine;
 use super::ports::Ports;
 use super::raft_entry;
+use super::reflex::Reflex;
 use crate::agent::{Agent, AgentConfig, AgentError, LogReaders};
 use crate::ca::TlsContext;
 use crate::datadir::{ManagerRecord, MembershipRecord};
@@ -31,9 +34,6 @@ use crate::rpc::{Channels, Connections, serve};
 const BOOTSTRAP: Duration = Duration::from_secs(15);
 /// How often a node that joins looks whether it may vote.
 const VOTER_POLL: Duration = Duration::from_millis(20);
-
-/// A living host that is called dead is told so within seven periods of probing, and says then that it lives.
-const HEARSAY: u32 = 10;
 
 /// Seeds that gossip keeps.
 const MAX_SEEDS: usize = 64;
@@ -352,77 +352,57 @@ impl Active {
         Ok(())
     }
 
-    /// What gossip does at once, before any manager has decided: the endpoints of a host that is called dead, and that
-    /// this node could not reach itself, leave its load balancing; any sign of life brings them back, and so does the
-    /// managers' word that they hear from it. Of a host that was called dead before this node had a try of its own, it is
-    /// enough that nothing is heard for [`HEARSAY`] periods of probing.
+    /// What gossip does at once, before any manager has decided: hosts that are called dead, and that do not answer this
+    /// node itself, leave its load balancing and its names. [`Reflex`] decides.
     async fn reflex(self: Arc<Self>, mut events: mpsc::Receiver<Event>) {
-        let mut view = self.agent.view();
-        let (mut unreached, mut dropped) = (BTreeSet::new(), BTreeSet::new());
-        let patience = self.engine.config().timing.gossip().probe_period * HEARSAY;
-        // Called dead by others only, in their order, and until when they may show that they live.
-        let mut hearsay: VecDeque<(String, Instant)> = VecDeque::new();
+        let (mut view, mut members) = (self.agent.view(), self.gossip.watch());
+        let patience = self.engine.config().timing.gossip().probe_rtt;
+        let mut reflex = Reflex::new(self.gossip.identity().node_id.clone());
+        let (mut knocks, mut left_out) = (JoinSet::new(), BTreeSet::new());
+        reflex.look(&members.borrow_and_update(), &view.borrow_and_update().hosts, Instant::now().into_std());
         loop {
-            let due = hearsay.front().map(|(_, due)| *due);
+            for knock in reflex.knocks(Instant::now().into_std()) {
+                knocks.spawn(async move {
+                    let answer = knock::knock(knock.addr, patience).await;
+                    (knock, answer)
+                });
+            }
+            let silent = {
+                let view = view.borrow();
+                // Without a manager it is an old word.
+                let heard = if view.connected { &view.gossip_blocked } else { &BTreeSet::new() };
+                reflex.left_out(&view.data_paths, heard)
+            };
+            if silent != left_out {
+                tracing::info!(hosts = ?silent, "hosts that are left out of load balancing and names");
+                if let Err(error) = self.overlay.leave_out(silent.clone()).await {
+                    tracing::warn!(error = crate::chain(&error), "load balancing could not follow the gossip");
+                }
+                left_out = silent;
+            }
+            let due = reflex.next_due().map(Instant::from_std);
+            let mut changed = false;
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { break };
                     tracing::info!(?event, "gossip");
-                    match event {
-                        Event::ProbeFailed(host) => _ = unreached.insert(host.node_id),
-                        Event::Down(host) if unreached.contains(&host.node_id) => {
-                            dropped.extend(self.drop_unheard(host.node_id).await);
-                        }
-                        Event::Down(host) => hearsay.push_back((host.node_id, Instant::now() + patience)),
-                        Event::Up(host) | Event::Alive(host) | Event::Renewed(host) => {
-                            hearsay.retain(|(node_id, _)| *node_id != host.node_id);
-                            unreached.remove(&host.node_id);
-                            dropped.remove(&host.node_id);
-                            self.balance(&host.node_id, false).await;
-                        }
-                        _ => {}
-                    }
                 }
-                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    let Some((host, _)) = hearsay.pop_front() else { continue };
-                    dropped.extend(self.drop_unheard(host).await);
+                Ok(()) = members.changed() => changed = true,
+                Ok(()) = view.changed() => changed = true,
+                Some(Ok((knock, answer))) = knocks.join_next() => {
+                    tracing::debug!(node.id = knock.node_id, addr = %knock.addr, ?answer, "asked a doubtful host");
+                    reflex.answered(&knock, answer, Instant::now().into_std());
                 }
-                Ok(()) = view.changed() => {
-                    let blocked = view.borrow_and_update().gossip_blocked.clone();
-                    for host in dropped.extract_if(.., |host| blocked.contains(host)) {
-                        self.balance(&host, false).await;
-                    }
-                }
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            }
+            if changed {
+                reflex.look(&members.borrow_and_update(), &view.borrow_and_update().hosts, Instant::now().into_std());
             }
         }
         if !self.stop.is_cancelled() {
             tracing::error!("gossip has ended; the daemon ends");
             std::process::exit(70);
         }
-    }
-
-    /// Takes a host out of this node's load balancing, unless managers hear from it; answers the host if it did.
-    async fn drop_unheard(&self, host: String) -> Option<String> {
-        let heard = {
-            let view = self.agent.view();
-            let view = view.borrow();
-            // Without a manager it is an old word.
-            view.connected && view.gossip_blocked.contains(&host)
-        };
-        (!heard && self.balance(&host, true).await).then_some(host)
-    }
-
-    /// Takes a host out of this node's load balancing, or back into it; says whether it is known.
-    async fn balance(&self, host: &str, dead: bool) -> bool {
-        let Some(data_path) = self.agent.view().borrow().data_paths.get(host).copied() else { return false };
-        let done = match dead {
-            true => self.overlay.drop_host(data_path).await,
-            false => self.overlay.restore_host(data_path).await,
-        };
-        if let Err(error) = done {
-            tracing::warn!(host, dead, error = crate::chain(&error), "load balancing could not follow the gossip");
-        }
-        true
     }
 
     /// Whether the cluster has removed this node.

@@ -54,14 +54,14 @@ fn zone() -> Zone {
         service("idle", None, &[(8, false)]),
     ];
     let two = vec![service("web", Some(201), &[]), service("other", Some(202), &[])];
-    Zone::new(&Desired { revision: 1, networks: vec![network("one", one), network("two", two)], ports: vec![] })
+    Zone::new(&Desired { revision: 1, networks: vec![network("one", one), network("two", two)], ports: vec![] }, &[].into())
 }
 
 #[test]
 fn nobody_is_found_by_name_over_the_ingress_network() {
     let mut ingress = network("in", vec![service("web", Some(200), &[(2, true)])]);
     ingress.ingress = true;
-    let zone = Zone::new(&Desired { revision: 1, networks: vec![ingress], ports: vec![] });
+    let zone = Zone::new(&Desired { revision: 1, networks: vec![ingress], ports: vec![] }, &[].into());
     for name in ["web", "tasks.web", "web.in-net", "web.2"] {
         let view = View { networks: vec!["in".into()], ..View::default() };
         assert_eq!(zone.look_up(&view, name), super::zone::Known::Nothing, "{name}");
@@ -209,7 +209,7 @@ fn addresses_take_turns() {
 fn what_does_not_fit_a_datagram_is_marked_and_fits_a_stream() {
     let many: Vec<(u8, bool)> = (2..=150).map(|last| (last, true)).collect();
     let networks = vec![network("one", vec![service("big", None, &many)])];
-    let zone = Zone::new(&Desired { revision: 1, networks, ports: vec![] });
+    let zone = Zone::new(&Desired { revision: 1, networks, ports: vec![] }, &[].into());
     let plain = query("big", A);
     let mut extended = plain.clone();
     extended[11] = 1;

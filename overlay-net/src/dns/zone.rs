@@ -1,11 +1,12 @@
 //! What there is to know about names: one immutable value for the whole host, and what each task may see of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
 use crate::config::{Desired, EndpointConfig, Network};
+use crate::plan::balance::trusted;
 
 /// All names of all networks that this host has to do with. Built from the desired state and swapped whole.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -53,10 +54,12 @@ pub enum Reverse<'a> {
 }
 
 impl Zone {
-    /// The names of a desired state.
+    /// The names of a desired state. Services' names leave out the tasks on suspected hosts (by data path address), as
+    /// balancing does: never all of them.
     #[must_use]
-    pub fn new(desired: &Desired) -> Zone {
-        Zone { networks: desired.networks.iter().map(|network| (network.id.clone(), Names::new(network))).collect() }
+    pub fn new(desired: &Desired, suspects: &BTreeSet<Ipv4Addr>) -> Zone {
+        let names = |network: &Network| (network.id.clone(), Names::new(network, suspects));
+        Zone { networks: desired.networks.iter().map(names).collect() }
     }
 
     /// Looks a name up: in the task's networks in order, then `name.network`, then the task's own names.
@@ -89,10 +92,11 @@ impl Zone {
 }
 
 impl Names {
-    fn new(network: &Network) -> Names {
+    fn new(network: &Network, suspects: &BTreeSet<Ipv4Addr>) -> Names {
         let name = network.name.to_ascii_lowercase();
         let mut forward: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
         let mut reverse = BTreeMap::new();
+        let hosts = if suspects.is_empty() { BTreeMap::new() } else { network.hosts() };
         let mut add = |name: String, addresses: &[Ipv4Addr]| {
             let known = forward.entry(name).or_default();
             for address in addresses {
@@ -105,8 +109,8 @@ impl Names {
         // nobody is found by name there.
         let services = if network.ingress { &[] } else { network.services.as_slice() };
         for service in services {
-            let serving: Vec<Ipv4Addr> =
-                service.endpoints.iter().filter(|endpoint| endpoint.serving).map(|endpoint| endpoint.address).collect();
+            let serving = service.endpoints.iter().filter(|endpoint| endpoint.serving).map(|endpoint| endpoint.address);
+            let serving = trusted(serving, &hosts, suspects);
             let virtual_address = service.vip.map(|vip| vec![vip]);
             let answer = virtual_address.as_ref().unwrap_or(&serving);
             for alias in std::iter::once(&service.name).chain(&service.aliases) {

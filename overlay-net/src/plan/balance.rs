@@ -78,8 +78,7 @@ impl Balance {
         let mut balance = Balance::default();
         let mut ingress = BTreeMap::new();
         for network in &desired.networks {
-            let hosts: BTreeMap<Ipv4Addr, Ipv4Addr> =
-                network.stations.iter().map(|station| (station.address, station.host)).collect();
+            let hosts = network.hosts();
             let vips = balance.vips.entry(network.id.clone()).or_default();
             for service in &network.services {
                 if let Some(vip) = service.vip {
@@ -248,7 +247,7 @@ fn source_rules(side: &HostSide) -> Vec<Rule> {
 }
 
 /// Leaves out the endpoints on suspected hosts, unless that would leave none.
-fn trusted(
+pub(crate) fn trusted(
     endpoints: impl Iterator<Item = Ipv4Addr>,
     hosts: &BTreeMap<Ipv4Addr, Ipv4Addr>,
     suspects: &BTreeSet<Ipv4Addr>,
