@@ -29,8 +29,8 @@ pub struct Config {
     pub data_path_addr: Ipv4Addr,
     /// The UDP port of VXLAN on all hosts.
     pub data_path_port: u16,
-    /// Where names that are not the cluster's are asked for, in order, from the host's namespace.
-    pub upstream_dns: Vec<IpAddr>,
+    /// Where names that are not the cluster's are asked for, from the host's namespace.
+    pub resolvers: Resolvers,
 }
 
 /// Everything this host must know; the whole state, swapped at once.
@@ -89,6 +89,28 @@ pub struct Service {
     pub vip: Option<Ipv4Addr>,
     /// Its tasks.
     pub endpoints: Vec<Endpoint>,
+    /// The ports that it publishes, for names like `_http._tcp.web`.
+    pub ports: Vec<ServicePort>,
+}
+
+/// A port of a service, as its tasks have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name, if somebody gave it one.
+    pub name: String,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port in the tasks.
+    pub target: u16,
+}
+
+/// Where names that are not the cluster's are asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolvers {
+    /// At these servers, in order.
+    Fixed(Vec<IpAddr>),
+    /// At those that a file in the form of `resolv.conf` names; its changes are followed.
+    File(PathBuf),
 }
 
 /// One task of a service, on a network.
@@ -328,6 +350,7 @@ impl Network {
         bounded("services", self.services.len(), MEMBERS_MAX)?;
         for service in &self.services {
             bounded("endpoints", service.endpoints.len(), MEMBERS_MAX)?;
+            bounded("ports", service.ports.len(), PORTS_MAX)?;
         }
         let stations = self.stations.iter().map(|station| station.address);
         let vips = self.services.iter().filter_map(|service| service.vip);

@@ -22,7 +22,7 @@ pub mod plan;
 
 pub use config::{
     Attachment, Config, ConfigError, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol, PublishedPort,
-    Service, Station, resolv_conf,
+    Resolvers, Service, ServicePort, Station, resolv_conf,
 };
 pub use dns::DnsSockets;
 pub use error::{ObjectError, OverlayError};

@@ -85,7 +85,7 @@ impl Owner {
         let mut stage = Stage::open(&config.node, &pin).map_err(failed("open the overlay's namespace"))?;
         let host_tables = Tables::open(stage.host()).map_err(failed("open nf_tables"))?;
         let egress = stage.egress().map_err(failed("read the host's interfaces"))?;
-        let dns = Server::start().map_err(failed("start the resolver"))?;
+        let dns = Server::start(config.resolvers.clone()).map_err(failed("start the resolver"))?;
         let replies = replies().map_err(failed("try nf_tables"))?;
         Ok(Owner {
             config,
@@ -312,7 +312,7 @@ impl Owner {
             None => DnsSockets::open(&namespace).map_err(failed("open the resolver's sockets"))?,
         };
         let dns_ports = sockets.ports().map_err(failed("use the resolver's sockets"))?;
-        let view = View::new(&config, egress.is_some(), &self.config.upstream_dns);
+        let view = View::new(&config, egress.is_some());
         let shared = sockets.try_clone().map_err(failed("share the resolver's sockets"))?;
         self.dns.serve(&id, shared, view).map_err(failed("serve the resolver's sockets"))?;
 

@@ -1,6 +1,6 @@
 //! Ports and names, asked for from everywhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -29,12 +29,13 @@ async fn ports_and_names_from_everywhere() {
         let api = cluster.api(0);
         api.create_overlay("net").await?;
         api.create_overlay("other").await?;
+        let mut tasks = BTreeMap::new();
         for (name, network, port, replicas) in
             [("web", "net", 8080, 2), ("probe", "net", 8081, 3), ("far", "other", 8082, 1)]
         {
             let spec = ServiceDraft::new(name, IMAGE, replicas).network(network).publish(port, 80).build();
             api.create_service(&spec).await?;
-            api.wait_running(name, usize::try_from(replicas)?, &[], SOON).await?;
+            tasks.insert(name, api.wait_running(name, usize::try_from(replicas)?, &[], SOON).await?);
         }
         let outside = cluster.client()?;
         for port in [8080, 8081, 8082] {
@@ -62,6 +63,15 @@ async fn ports_and_names_from_everywhere() {
         }
         ensure!(served.len() == 2, "a virtual address leads to {served:?}, of two tasks");
         fetch(&outside, door, "http://tasks.web/json").await?;
+        // And to one task by what its container is called.
+        for task in &tasks["web"] {
+            let name = &task.container[..12];
+            let asked =
+                || async { fetch(&outside, door, &format!("http://{name}/json")).await.map_err(|e| e.to_string()) };
+            let seen = api.wait_for("a container's short id to be a name", SOON, asked).await?;
+            let who: Value = serde_json::from_str(seen["body"].as_str().unwrap_or_default())?;
+            ensure!(who["hostname"] == name, "{name} leads to {who}");
+        }
         // From tasks, through published ports, on every host: also its own.
         for host in cluster.hosts() {
             for _ in 0..6 {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::assignment::{networks_of_host, peer};
+use super::assignment::{networks_of_host, peer, short_id};
 use crate::model::{NetworkId, NodeId, PayloadReference, RegistryId, Task};
 use crate::store::{Key, Store};
 
@@ -133,6 +133,7 @@ struct Face {
     serving: bool,
     node: NodeId,
     attachments: Vec<crate::model::NetworkAttachment>,
+    short_id: Option<String>,
 }
 
 impl Face {
@@ -142,6 +143,7 @@ impl Face {
             serving: task.is_serving(),
             node: task.node_id.clone(),
             attachments: task.attachments.clone(),
+            short_id: short_id(task).map(str::to_owned),
         }
     }
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use super::item::{
     Assignment, Body, EndpointInfo, Item, NetworkInfo, PayloadInfo, Peer, Progress, PublishedPort, RegistryInfo,
-    RemovedPeer, ServiceInfo, Station,
+    RemovedPeer, ServiceInfo, ServicePort, Station,
 };
 use super::set::AssignmentSet;
 use crate::model::{
-    ConfigId, EndpointMode, Meta, Network, NetworkId, Node, NodeId, PublishMode, RegistryId, SecretId, Service, Task,
-    TaskState, TaskStatus,
+    ConfigId, EndpointMode, Meta, Network, NetworkId, Node, NodeId, PortConfig, PublishMode, RegistryId, SecretId,
+    Service, Task, TaskState, TaskStatus,
 };
 use crate::store::{Holder, Store};
 
@@ -151,7 +151,12 @@ fn service_info(service: &Service, network: &Network, aliases: Option<Vec<String
         name: service.spec.name.clone(),
         aliases: aliases.unwrap_or_default(),
         vip: vip.filter(|_| by_vip).map(|v| v.address.clone()).unwrap_or_default(),
+        ports: service.endpoint.ports.iter().map(service_port).collect(),
     }
+}
+
+fn service_port(port: &PortConfig) -> ServicePort {
+    ServicePort { name: port.name.clone(), protocol: port.protocol, target: port.target }
 }
 
 fn endpoint(task: &Task, network: &Network, address: &str) -> EndpointInfo {
@@ -159,6 +164,7 @@ fn endpoint(task: &Task, network: &Network, address: &str) -> EndpointInfo {
     if !task.spec.container.hostname.is_empty() {
         names.push(task.spec.container.hostname.clone());
     }
+    names.extend(short_id(task).map(str::to_owned));
     EndpointInfo {
         network: network.id.clone(),
         task: task.id.clone(),
@@ -168,6 +174,13 @@ fn endpoint(task: &Task, network: &Network, address: &str) -> EndpointInfo {
         names,
         serving: task.is_serving(),
     }
+}
+
+/// What a container is called by others that has no other hostname. Told with what is told anyway: once it runs, or when
+/// it has to find its peers to become healthy.
+pub(super) fn short_id(task: &Task) -> Option<&str> {
+    let is_met = task.state() >= TaskState::Running || task.spec.container.healthcheck.is_some();
+    task.status.container.as_ref().filter(|_| is_met).and_then(|container| container.id.get(..12))
 }
 
 pub(super) fn ports(service: &Service) -> impl Iterator<Item = Item> + use<'_> {

@@ -182,6 +182,23 @@ pub struct ServiceInfo {
     /// Virtual address with prefix length; empty when the name resolves to the tasks' own addresses.
     #[prost(string, tag = "5")]
     pub vip: String,
+    /// The ports that it publishes.
+    #[prost(message, repeated, tag = "6")]
+    pub ports: Vec<ServicePort>,
+}
+
+/// A port of a service, as its tasks have it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ServicePort {
+    /// Its name, as sent; most have none.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Protocol.
+    #[prost(enumeration = "PortProtocol", tag = "2")]
+    pub protocol: i32,
+    /// Port inside of the tasks.
+    #[prost(uint32, tag = "3")]
+    pub target: u32,
 }
 
 /// A task on a network.
@@ -202,7 +219,7 @@ pub struct EndpointInfo {
     /// Address with prefix length.
     #[prost(string, tag = "5")]
     pub address: String,
-    /// Names of the task itself: its container's name, its hostname.
+    /// Names of the task itself: its container's name, its hostname, the short form of its container's id.
     #[prost(string, repeated, tag = "6")]
     pub names: Vec<String>,
     /// It runs, is wanted and is not being drained: names and virtual addresses may lead to it.

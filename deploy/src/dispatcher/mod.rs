@@ -12,6 +12,6 @@ pub use affected::{Affected, affected, affects};
 pub use assignment::assignment;
 pub use item::{
     Assignment, Body, EndpointInfo, Item, ItemKey, ItemKind, NetworkInfo, PayloadInfo, Peer, Progress, PublishedPort,
-    RegistryInfo, RemovedPeer, ServiceInfo, Station,
+    RegistryInfo, RemovedPeer, ServiceInfo, ServicePort, Station,
 };
 pub use set::{AssignmentSet, DecodeUpdateError, Delta, MAX_UPDATE_BYTES, Stamp, Update};

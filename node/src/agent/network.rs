@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use deploy::dispatcher::{AssignmentSet, EndpointInfo, NetworkInfo};
+use deploy::dispatcher::{self, AssignmentSet, EndpointInfo, NetworkInfo};
 use deploy::model::{PortProtocol, PublishMode, ServiceId, Task, TaskId};
 use overlay_net::{
-    Attachment, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol, PublishedPort, Service, Station,
+    Attachment, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol, PublishedPort, Service, ServicePort,
+    Station,
 };
 
 /// Everything that this host must know of networks. What does not parse is left out: the store's allocator wrote it,
@@ -38,6 +39,7 @@ fn network(set: &AssignmentSet, info: &NetworkInfo) -> Option<Network> {
             aliases: service.aliases.clone(),
             vip: address(&service.vip),
             endpoints: endpoints.remove(&service.id).unwrap_or_default(),
+            ports: service.ports.iter().filter_map(service_port).collect(),
         })
         .collect();
     Some(Network {
@@ -62,6 +64,11 @@ fn endpoint(info: &EndpointInfo) -> Option<Endpoint> {
         names: info.names.iter().skip(1).cloned().collect(),
         serving: info.serving,
     })
+}
+
+fn service_port(port: &dispatcher::ServicePort) -> Option<ServicePort> {
+    let (protocol, target) = (protocol(port.protocol()), u16::try_from(port.target).ok()?);
+    Some(ServicePort { name: port.name.clone(), protocol, target })
 }
 
 fn ingress_ports(set: &AssignmentSet) -> Vec<PublishedPort> {

@@ -499,7 +499,7 @@ fn overlay_config(engine: &LocalEngine, record: Option<&MembershipRecord>) -> ov
         node: engine.identity().engine_id.chars().take(8).collect(),
         data_path_addr: record.and_then(|r| r.data_path_addr.parse().ok()).unwrap_or(Ipv4Addr::UNSPECIFIED),
         data_path_port: record.and_then(|r| u16::try_from(r.data_path_port).ok()).unwrap_or(4789),
-        upstream_dns: super::upstream_dns(),
+        resolvers: overlay_net::Resolvers::File("/etc/resolv.conf".into()),
     }
 }
 

@@ -19,7 +19,6 @@ mod role;
 mod sole;
 mod superseded;
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -211,15 +210,4 @@ pub(crate) fn total_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
-/// The host's name servers. One on loopback is not reachable as such from elsewhere, but the resolver asks from the
-/// host's own namespace, so it may stay.
-fn upstream_dns() -> Vec<IpAddr> {
-    let text = std::fs::read_to_string(Path::new("/etc/resolv.conf")).unwrap_or_default();
-    let servers = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
-    servers
-        .filter_map(|server| server.trim().parse().ok())
-        .filter(|ip| *ip != IpAddr::V4(Ipv4Addr::UNSPECIFIED))
-        .collect()
 }

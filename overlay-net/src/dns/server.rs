@@ -2,38 +2,40 @@
 //!
 //! The thread has a runtime of its own, so that names resolve however busy the daemon is, and it stays in the
 //! namespace that the overlay was started in, so that upstreams are asked from the host. It holds no policy:
-//! `resolver` decides. Everything that a task can make us hold is bounded.
+//! `resolver` decides, `forward` asks upstreams. Everything that a task can make us hold is bounded, and so is what all
+//! of them can together.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{JoinHandle, JoinSet, LocalSet, spawn_local};
 use tokio::time::timeout;
 
+use super::forward::{Forwarder, read_framed, write_framed};
 use super::resolver::{Decision, Transport, failure, resolve};
-use super::wire::Query;
 use super::zone::{View, Zone};
+use crate::config::Resolvers;
 use crate::kernel::NetNs;
 
-/// Queries of one task that wait for an upstream; more are dropped, and the client asks again.
-const FORWARDS_PER_TASK: usize = 128;
-/// Open streams of one task.
-const STREAMS_PER_TASK: usize = 32;
-/// How long one upstream has; clients give up after 5 s.
-const UPSTREAM_PATIENCE: Duration = Duration::from_millis(1500);
+/// Queries of one task that wait for an upstream, of the node's; a further one is answered with a failure.
+const FORWARDS_PER_TASK: usize = 64;
+/// Open streams of one task; further ones wait in the kernel.
+const STREAMS_PER_TASK: usize = 8;
+/// Open streams of all tasks. Each may hold one answer of up to 64 KiB.
+const STREAMS_PER_NODE: usize = 128;
 /// How long a stream may be silent.
 const STREAM_PATIENCE: Duration = Duration::from_secs(10);
-/// The longest datagram an upstream may send.
-const DATAGRAM_MAX: usize = 65535;
+/// The longest query that is read; those of programs have some hundred bytes.
+const QUERY_MAX: usize = 4096;
 
 /// The two sockets that answer a task's queries. They can be kept while no daemon runs: queries wait in them.
 #[derive(Debug)]
@@ -95,13 +97,16 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts the thread in the namespace of the calling thread.
-    pub(crate) fn start() -> io::Result<Server> {
+    pub(crate) fn start(resolvers: Resolvers) -> io::Result<Server> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         // Unbounded: the only sender is the overlay's owner, with one order per attached task.
         let (orders, inbox) = mpsc::unbounded_channel();
         let zone = Arc::new(ArcSwap::from_pointee(Zone::default()));
         let shared = Arc::clone(&zone);
-        std::thread::Builder::new().name("overlay-dns".into()).spawn(move || runtime.block_on(run(inbox, shared)))?;
+        std::thread::Builder::new().name("overlay-dns".into()).spawn(move || {
+            // Tasks stay on this thread, and share what is the node's without locks.
+            LocalSet::new().block_on(&runtime, run(inbox, shared, resolvers));
+        })?;
         Ok(Server { orders, zone })
     }
 
@@ -125,13 +130,23 @@ impl Server {
     }
 }
 
-async fn run(mut orders: mpsc::UnboundedReceiver<Order>, zone: Arc<ArcSwap<Zone>>) {
+async fn run(mut orders: mpsc::UnboundedReceiver<Order>, zone: Arc<ArcSwap<Zone>>, resolvers: Resolvers) {
+    let forwarder = Rc::new(Forwarder::new(resolvers));
+    let streams = Arc::new(Semaphore::new(STREAMS_PER_NODE));
     let mut tasks: HashMap<String, JoinHandle<()>> = HashMap::new();
     while let Some(order) = orders.recv().await {
         match order {
             Order::Serve { task, sockets, view, done } => {
-                let outcome = Station::new(task.clone(), sockets, view, Arc::clone(&zone)).map(|station| {
-                    if let Some(old) = tasks.insert(task, tokio::spawn(station.run())) {
+                let shared = Shared {
+                    view,
+                    zone: Arc::clone(&zone),
+                    turn: AtomicUsize::new(0),
+                    forwarder: Rc::clone(&forwarder),
+                    forwards: Arc::new(Semaphore::new(FORWARDS_PER_TASK)),
+                    streams: Arc::clone(&streams),
+                };
+                let outcome = Station::new(task.clone(), sockets, shared).map(|station| {
+                    if let Some(old) = tasks.insert(task, spawn_local(station.run())) {
                         old.abort();
                     }
                 });
@@ -152,33 +167,35 @@ async fn run(mut orders: mpsc::UnboundedReceiver<Order>, zone: Arc<ArcSwap<Zone>
 /// One task's resolver.
 struct Station {
     task: String,
-    udp: Arc<UdpSocket>,
+    udp: Rc<UdpSocket>,
     tcp: TcpListener,
-    shared: Arc<Shared>,
+    shared: Rc<Shared>,
 }
 
 struct Shared {
     view: Arc<View>,
     zone: Arc<ArcSwap<Zone>>,
     turn: AtomicUsize,
-    forwards: Semaphore,
+    forwarder: Rc<Forwarder>,
+    /// This task's share of what the node forwards.
+    forwards: Arc<Semaphore>,
+    /// The node's streams.
+    streams: Arc<Semaphore>,
 }
 
 impl Station {
-    fn new(task: String, sockets: DnsSockets, view: Arc<View>, zone: Arc<ArcSwap<Zone>>) -> io::Result<Station> {
+    fn new(task: String, sockets: DnsSockets, shared: Shared) -> io::Result<Station> {
         let (udp, tcp) = (StdUdpSocket::from(sockets.udp), StdTcpListener::from(sockets.tcp));
         udp.set_nonblocking(true)?;
         tcp.set_nonblocking(true)?;
-        let forwards = Semaphore::new(FORWARDS_PER_TASK);
-        let shared = Shared { view, zone, turn: AtomicUsize::new(0), forwards };
-        let (udp, tcp) = (Arc::new(UdpSocket::from_std(udp)?), TcpListener::from_std(tcp)?);
-        Ok(Station { task, udp, tcp, shared: Arc::new(shared) })
+        let (udp, tcp) = (Rc::new(UdpSocket::from_std(udp)?), TcpListener::from_std(tcp)?);
+        Ok(Station { task, udp, tcp, shared: Rc::new(shared) })
     }
 
     async fn run(self) {
         // The sets abort what they hold when this future is dropped.
         let (mut forwards, mut streams) = (JoinSet::new(), JoinSet::new());
-        let mut buffer = vec![0; 4096];
+        let mut buffer = vec![0; QUERY_MAX];
         loop {
             tokio::select! {
                 biased;
@@ -190,7 +207,14 @@ impl Station {
                 },
                 accepted = self.tcp.accept(), if streams.len() < STREAMS_PER_TASK => match accepted {
                     Ok((stream, _)) => {
-                        streams.spawn(serve_stream(stream, Arc::clone(&self.shared)));
+                        // Hung up on when the node has enough.
+                        if let Ok(permit) = Arc::clone(&self.shared.streams).try_acquire_owned() {
+                            let shared = Rc::clone(&self.shared);
+                            streams.spawn_local(async move {
+                                serve_stream(stream, &shared).await;
+                                drop(permit);
+                            });
+                        }
                     }
                     Err(error) => self.pause("accept a stream", &error).await,
                 },
@@ -205,108 +229,67 @@ impl Station {
     }
 
     async fn datagram(&self, packet: &[u8], client: SocketAddr, forwards: &mut JoinSet<()>) {
-        match self.shared.decide(packet, Transport::Udp) {
-            Decision::Ignore => {}
-            Decision::Reply(reply) => {
-                if let Err(error) = self.udp.send_to(&reply, client).await {
-                    tracing::debug!(task.id = %self.task, %error, "cannot answer a query");
-                }
-            }
+        let reply = match self.shared.decide(packet, Transport::Udp) {
+            Decision::Ignore => None,
+            Decision::Reply(reply) => Some(reply),
             Decision::Forward => {
-                if forwards.len() >= FORWARDS_PER_TASK {
-                    return;
-                }
-                let (packet, shared, udp) = (packet.to_vec(), Arc::clone(&self.shared), Arc::clone(&self.udp));
-                forwards.spawn(async move {
-                    if let Some(reply) = shared.forward(&packet, Transport::Udp).await {
-                        udp.send_to(&reply, client).await.ok();
+                let (shared, udp) = (Rc::clone(&self.shared), Rc::clone(&self.udp));
+                match Arc::clone(&shared.forwards).try_acquire_owned() {
+                    Ok(permit) => {
+                        let packet = packet.to_vec();
+                        forwards.spawn_local(async move {
+                            if let Some(reply) = shared.forward(&packet, Transport::Udp).await {
+                                udp.send_to(&reply, client).await.ok();
+                            }
+                            drop(permit);
+                        });
+                        None
                     }
-                });
+                    Err(_) => failure(packet),
+                }
             }
+        };
+        if let Some(reply) = reply
+            && let Err(error) = self.udp.send_to(&reply, client).await
+        {
+            tracing::debug!(task.id = %self.task, %error, "cannot answer a query");
         }
     }
 }
 
 impl Shared {
+    /// Decides, and takes what is kept of an upstream's answer for a reply.
     fn decide(&self, packet: &[u8], transport: Transport) -> Decision {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        resolve(&self.zone.load(), &self.view, packet, transport, turn)
-    }
-
-    /// Asks the upstreams in order; the client is told of a failure rather than left waiting.
-    async fn forward(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        let _permit = self.forwards.try_acquire().ok()?;
-        let query = Query::parse(packet).ok()?;
-        for upstream in &self.view.upstreams {
-            let upstream = SocketAddr::new(*upstream, 53);
-            let asked = async {
-                match transport {
-                    Transport::Udp => ask_udp(&query, packet, upstream).await,
-                    Transport::Tcp => ask_tcp(&query, packet, upstream).await,
-                }
-            };
-            match timeout(UPSTREAM_PATIENCE, asked).await {
-                Ok(Ok(reply)) => return Some(reply),
-                Ok(Err(error)) => tracing::debug!(%upstream, %error, "an upstream resolver cannot be asked"),
-                Err(_) => tracing::debug!(%upstream, "an upstream resolver does not answer"),
+        match resolve(&self.zone.load(), &self.view, packet, transport, turn) {
+            Decision::Forward => {
+                let kept = self.forwarder.kept(packet, transport, &self.view.upstream);
+                kept.map_or(Decision::Forward, Decision::Reply)
             }
+            decision => decision,
         }
-        failure(packet)
+    }
+
+    async fn forward(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        Rc::clone(&self.forwarder).forward(packet, transport, &self.view.upstream).await
     }
 }
 
-async fn ask_udp(query: &Query<'_>, packet: &[u8], upstream: SocketAddr) -> io::Result<Vec<u8>> {
-    // A socket per query: its random port is what makes forging an answer hard.
-    let any: IpAddr =
-        if upstream.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).await?;
-    socket.connect(upstream).await?;
-    socket.send(packet).await?;
-    let mut buffer = vec![0; DATAGRAM_MAX];
+async fn serve_stream(mut stream: TcpStream, shared: &Shared) {
     loop {
-        let length = socket.recv(&mut buffer).await?;
-        if query.is_answered_by(&buffer[..length]) {
-            buffer.truncate(length);
-            return Ok(buffer);
-        }
-    }
-}
-
-async fn ask_tcp(query: &Query<'_>, packet: &[u8], upstream: SocketAddr) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(upstream).await?;
-    write_framed(&mut stream, packet).await?;
-    let reply = read_framed(&mut stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-    if query.is_answered_by(&reply) { Ok(reply) } else { Err(io::ErrorKind::InvalidData.into()) }
-}
-
-async fn serve_stream(mut stream: TcpStream, shared: Arc<Shared>) {
-    while let Ok(Ok(Some(packet))) = timeout(STREAM_PATIENCE, read_framed(&mut stream)).await {
+        let read = timeout(STREAM_PATIENCE, read_framed(&mut stream, QUERY_MAX)).await;
+        let Ok(Ok(Some(packet))) = read else { return };
         let reply = match shared.decide(&packet, Transport::Tcp) {
-            Decision::Ignore => None,
             Decision::Reply(reply) => Some(reply),
-            Decision::Forward => shared.forward(&packet, Transport::Tcp).await,
+            Decision::Forward => match shared.forwards.try_acquire() {
+                Ok(_permit) => shared.forward(&packet, Transport::Tcp).await,
+                Err(_) => failure(&packet),
+            },
+            Decision::Ignore => None,
         };
         let Some(reply) = reply else { return };
         if !matches!(timeout(STREAM_PATIENCE, write_framed(&mut stream, &reply)).await, Ok(Ok(()))) {
             return;
         }
     }
-}
-
-async fn read_framed(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
-    let length = match stream.read_u16().await {
-        Ok(length) => length,
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut packet = vec![0; usize::from(length)];
-    stream.read_exact(&mut packet).await?;
-    Ok(Some(packet))
-}
-
-async fn write_framed(stream: &mut TcpStream, packet: &[u8]) -> io::Result<()> {
-    let length = u16::try_from(packet.len()).map_err(|_| io::ErrorKind::InvalidData)?;
-    let mut framed = length.to_be_bytes().to_vec();
-    framed.extend_from_slice(packet);
-    stream.write_all(&framed).await
 }

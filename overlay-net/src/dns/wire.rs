@@ -1,28 +1,41 @@
-//! The few parts of the DNS wire format that a local resolver needs: one question in, A or PTR records out.
+//! The few parts of the DNS wire format that a local resolver needs: one question in, records of our own out.
 //!
-//! Queries come from whatever runs in a task, so reading is bounded and never fails loudly. What is forwarded is
-//! forwarded as raw bytes, so no other record type is ever parsed here.
+//! Queries come from whatever runs in a task, so reading is bounded and never fails loudly. What upstreams say is
+//! read in `answer`.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// Length of a DNS header.
-const HEADER: usize = 12;
+pub(crate) const HEADER: usize = 12;
 /// Longest name on the wire, with its closing zero.
 const NAME_MAX: usize = 255;
 /// Longest datagram of a client that said nothing about its own limit.
 const UDP_DEFAULT: usize = 512;
-/// What we send at the most over UDP, whatever the client can take: one packet on any overlay.
-const UDP_MAX: usize = 1232;
-/// Seconds that an answer may be kept; endpoints change when tasks do.
+/// What we send at the most over UDP of our own, whatever the client can take, and ask of upstreams: one packet on any
+/// network.
+pub(crate) const UDP_MAX: u16 = 1232;
+/// What we send at the most over UDP of what upstreams say: what nearly all programs can take.
+const CLIENT_MAX: usize = 4096;
+/// Seconds that an answer of ours may be kept; endpoints change when tasks do.
 const TTL_S: u32 = 5;
 const CLASS_IN: u16 = 1;
 const CLASS_ANY: u16 = 255;
-const TYPE_OPT: u16 = 41;
+/// Not a record but what a packet can say beside its records.
+pub(crate) const OPT: u16 = 41;
+/// Bytes of an OPT record without options.
+const OPT_LENGTH: usize = 11;
 
 /// IPv4 address record.
 pub(crate) const A: u16 = 1;
 /// Name of an address.
 pub(crate) const PTR: u16 = 12;
+/// IPv6 address record.
+pub(crate) const AAAA: u16 = 28;
+/// Place of a service: a port and a name.
+pub(crate) const SRV: u16 = 33;
+/// A part of a zone, and the whole: for other servers, not for clients.
+const IXFR: u16 = 251;
+const AXFR: u16 = 252;
 /// Any record.
 pub(crate) const ANY: u16 = 255;
 
@@ -39,6 +52,8 @@ pub(crate) enum Code {
     NoSuchName = 3,
     /// Not a standard query.
     NotImplemented = 4,
+    /// Not for the likes of you.
+    Refused = 5,
 }
 
 /// A query that could be read.
@@ -52,9 +67,14 @@ pub(crate) struct Query<'a> {
     /// The asked class is the internet's.
     pub(crate) internet: bool,
     question_end: usize,
-    /// How long an answer by UDP may be.
+    /// How long an answer of ours by UDP may be.
     pub(crate) udp_limit: usize,
-    extended: bool,
+    /// How long any answer by UDP may be, as the client says.
+    pub(crate) client_limit: usize,
+    /// It has an OPT record, and so may the answer.
+    pub(crate) extended: bool,
+    /// Signatures are wanted.
+    pub(crate) dnssec: bool,
 }
 
 /// Why a packet is no query.
@@ -66,7 +86,7 @@ pub(crate) enum Bad {
     Answer(Vec<u8>),
 }
 
-fn u16_at(packet: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(packet: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?))
 }
 
@@ -120,7 +140,7 @@ impl<'a> Query<'a> {
         };
         // An OPT record directly after the question, as every client sends it, tells how much the client can take.
         let extended = packet.get(question_end) == Some(&0)
-            && u16_at(packet, question_end + 1) == Some(TYPE_OPT)
+            && u16_at(packet, question_end + 1) == Some(OPT)
             && u16_at(packet, 6) == Some(0)
             && u16_at(packet, 8) == Some(0);
         let asked = if extended { u16_at(packet, question_end + 3).map_or(0, usize::from) } else { 0 };
@@ -130,94 +150,180 @@ impl<'a> Query<'a> {
             kind,
             internet: class == CLASS_IN || class == CLASS_ANY,
             question_end,
-            udp_limit: asked.clamp(UDP_DEFAULT, UDP_MAX),
+            udp_limit: asked.clamp(UDP_DEFAULT, usize::from(UDP_MAX)),
+            client_limit: asked.clamp(UDP_DEFAULT, CLIENT_MAX),
             extended,
+            dnssec: extended && packet.get(question_end + 7).is_some_and(|flags| flags & 0x80 != 0),
         })
     }
 
-    fn start(&self, code: Code) -> Vec<u8> {
-        let mut reply = self.packet[..self.question_end].to_vec();
+    /// Whether it asks for a zone, which nobody gets from a resolver.
+    pub(crate) fn is_transfer(&self) -> bool {
+        matches!(self.kind, AXFR | IXFR)
+    }
+
+    /// The question as it was sent: name, type, class.
+    pub(crate) fn question(&self) -> &'a [u8] {
+        &self.packet[HEADER..self.question_end]
+    }
+
+    /// The two bytes of flags, as they were sent.
+    pub(crate) fn flags(&self) -> [u8; 2] {
+        [self.packet[2], self.packet[3]]
+    }
+
+    /// The id, as it was sent.
+    pub(crate) fn id(&self) -> [u8; 2] {
+        [self.packet[0], self.packet[1]]
+    }
+
+    /// An answer of at most `limit` bytes.
+    pub(crate) fn reply(&self, code: Code, limit: usize) -> Reply {
+        let mut bytes = self.packet[..self.question_end].to_vec();
         // Response, authoritative for what we know, recursion as it was asked, recursion available.
-        reply[2] = 0x84 | (self.packet[2] & 0x01);
-        reply[3] = 0x80 | code as u8;
-        reply[4..12].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
-        reply
-    }
-
-    fn finish(&self, mut reply: Vec<u8>, answers: u16) -> Vec<u8> {
-        reply[6..8].copy_from_slice(&answers.to_be_bytes());
-        if self.extended {
-            let size = u16::try_from(UDP_MAX).expect("a small constant").to_be_bytes();
-            reply.extend_from_slice(&[0, 0, 41, size[0], size[1], 0, 0, 0, 0, 0, 0]);
-            reply[11] = 1;
-        }
-        reply
-    }
-
-    fn record(reply: &mut Vec<u8>, kind: u16, data: &[u8]) {
-        // The name is a pointer to the question's.
-        reply.extend_from_slice(&[0xc0, 0x0c]);
-        reply.extend_from_slice(&kind.to_be_bytes());
-        reply.extend_from_slice(&CLASS_IN.to_be_bytes());
-        reply.extend_from_slice(&TTL_S.to_be_bytes());
-        reply.extend_from_slice(&u16::try_from(data.len()).expect("a name or an address").to_be_bytes());
-        reply.extend_from_slice(data);
+        bytes[2] = 0x84 | (self.packet[2] & 0x01);
+        bytes[3] = 0x80 | code as u8;
+        bytes[4..12].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
+        let tail = if self.extended { OPT_LENGTH } else { 0 };
+        let room = limit.min(usize::from(u16::MAX)).saturating_sub(tail);
+        Reply { bytes, room, answers: 0, additional: 0, extended: self.extended }
     }
 
     /// An answer without records.
     #[must_use]
     pub(crate) fn empty(&self, code: Code) -> Vec<u8> {
-        self.finish(self.start(code), 0)
+        self.reply(code, usize::from(u16::MAX)).finish()
     }
 
-    /// An answer with addresses, beginning at `turn`; what does not fit into `limit` bytes is left out and said to be.
+    /// An answer with addresses of the asked kind, beginning at `turn`; what does not fit into `limit` bytes is left out
+    /// and said to be.
     #[must_use]
-    pub(crate) fn addresses(&self, addresses: &[Ipv4Addr], turn: usize, limit: usize) -> Vec<u8> {
-        let mut reply = self.start(Code::NoError);
-        let room = limit.min(usize::from(u16::MAX)).saturating_sub(reply.len() + 11) / 16;
-        let count = addresses.len().min(room);
+    pub(crate) fn addresses(&self, addresses: &[IpAddr], turn: usize, limit: usize) -> Vec<u8> {
+        let mut reply = self.reply(Code::NoError, limit);
         let start = if addresses.is_empty() { 0 } else { turn % addresses.len() };
-        for address in addresses.iter().cycle().skip(start).take(count) {
-            Query::record(&mut reply, A, &address.octets());
+        let (late, early) = addresses.split_at(start);
+        for address in early.iter().chain(late) {
+            if (self.kind == ANY || self.kind == kind_of(address)) && !reply.address(None, address) {
+                reply.cut_short();
+                break;
+            }
         }
-        if count < addresses.len() {
-            reply[2] |= 0x02;
-        }
-        self.finish(reply, u16::try_from(count).expect("limited by the packet's length"))
+        reply.finish()
     }
 
     /// An answer with a name; a name that cannot be written is left out.
     #[must_use]
-    pub(crate) fn pointer(&self, name: &str) -> Vec<u8> {
-        let mut data = Vec::new();
-        for label in name.split('.') {
-            match u8::try_from(label.len()) {
-                Ok(length @ 1..=63) => {
-                    data.push(length);
-                    data.extend_from_slice(label.as_bytes());
-                }
-                _ => return self.empty(Code::NoError),
-            }
+    pub(crate) fn pointer(&self, name: &str, limit: usize) -> Vec<u8> {
+        let mut reply = self.reply(Code::NoError, limit);
+        if let Some(name) = encode(name) {
+            reply.record(None, PTR, &name);
         }
-        data.push(0);
-        if data.len() > NAME_MAX {
-            return self.empty(Code::NoError);
-        }
-        let mut reply = self.start(Code::NoError);
-        Query::record(&mut reply, PTR, &data);
-        self.finish(reply, 1)
+        reply.finish()
     }
 
-    /// Whether a packet from an upstream answers this query: same id, a response, the same question.
+    /// An answer with places: a port, and for each a name with its address. Addresses that do not fit are left out.
     #[must_use]
-    pub(crate) fn is_answered_by(&self, packet: &[u8]) -> bool {
-        packet.len() >= HEADER
-            && packet[..2] == self.packet[..2]
-            && packet[2] & 0x80 != 0
-            && packet
-                .get(HEADER..self.question_end)
-                .is_some_and(|question| question.eq_ignore_ascii_case(&self.packet[HEADER..self.question_end]))
+    pub(crate) fn places(&self, port: u16, places: &[(String, IpAddr)], turn: usize, limit: usize) -> Vec<u8> {
+        let mut reply = self.reply(Code::NoError, limit);
+        let start = if places.is_empty() { 0 } else { turn % places.len() };
+        let (late, early) = places.split_at(start);
+        let mut written = Vec::new();
+        for (name, address) in early.iter().chain(late) {
+            let Some(name) = encode(name) else { continue };
+            // Priority and weight: the same for all.
+            let mut data = vec![0, 0, 0, 0];
+            data.extend_from_slice(&port.to_be_bytes());
+            data.extend_from_slice(&name);
+            if !reply.record(None, SRV, &data) {
+                reply.cut_short();
+                return reply.finish();
+            }
+            written.push((name, address));
+        }
+        for (name, address) in written {
+            if !reply.address(Some(&name), address) {
+                break;
+            }
+        }
+        reply.finish()
     }
+}
+
+fn kind_of(address: &IpAddr) -> u16 {
+    if address.is_ipv4() { A } else { AAAA }
+}
+
+/// A name as it is written; nothing for one that cannot be.
+fn encode(name: &str) -> Option<Vec<u8>> {
+    let mut data = Vec::with_capacity(name.len() + 2);
+    for label in name.split('.') {
+        let length = u8::try_from(label.len()).ok().filter(|length| (1..=63).contains(length))?;
+        data.push(length);
+        data.extend_from_slice(label.as_bytes());
+    }
+    data.push(0);
+    (data.len() <= NAME_MAX).then_some(data)
+}
+
+/// An answer that is being written.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    bytes: Vec<u8>,
+    room: usize,
+    answers: u16,
+    additional: u16,
+    extended: bool,
+}
+
+impl Reply {
+    /// Adds a record, of the question's name or as an addition with a name of its own; false, and nothing was added, if
+    /// there is no room for it. Answers come before additions.
+    fn record(&mut self, owner: Option<&[u8]>, kind: u16, data: &[u8]) -> bool {
+        // A pointer to the question's name.
+        let name = owner.unwrap_or(&[0xc0, HEADER as u8]);
+        let Ok(length) = u16::try_from(data.len()) else { return false };
+        if self.bytes.len() + name.len() + 10 + data.len() > self.room {
+            return false;
+        }
+        self.bytes.extend_from_slice(name);
+        self.bytes.extend_from_slice(&kind.to_be_bytes());
+        self.bytes.extend_from_slice(&CLASS_IN.to_be_bytes());
+        self.bytes.extend_from_slice(&TTL_S.to_be_bytes());
+        self.bytes.extend_from_slice(&length.to_be_bytes());
+        self.bytes.extend_from_slice(data);
+        let count = if owner.is_none() { &mut self.answers } else { &mut self.additional };
+        *count += 1;
+        true
+    }
+
+    fn address(&mut self, owner: Option<&[u8]>, address: &IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.record(owner, A, &address.octets()),
+            IpAddr::V6(address) => self.record(owner, AAAA, &address.octets()),
+        }
+    }
+
+    /// Says that not everything is there.
+    pub(crate) fn cut_short(&mut self) {
+        self.bytes[2] |= 0x02;
+    }
+
+    /// The packet.
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        if self.extended {
+            self.bytes.extend_from_slice(&opt(false));
+            self.additional += 1;
+        }
+        self.bytes[6..8].copy_from_slice(&self.answers.to_be_bytes());
+        self.bytes[10..12].copy_from_slice(&self.additional.to_be_bytes());
+        self.bytes
+    }
+}
+
+/// An OPT record with our own limit.
+pub(crate) fn opt(dnssec: bool) -> [u8; OPT_LENGTH] {
+    let size = UDP_MAX.to_be_bytes();
+    [0, 0, OPT as u8, size[0], size[1], 0, 0, if dnssec { 0x80 } else { 0 }, 0, 0, 0]
 }
 
 /// An answer to something that could not be read: the header alone.

@@ -48,7 +48,8 @@ fn service(vip: Option<Ipv4Addr>, endpoints: &[(u8, bool)]) -> Service {
         names: vec![],
         serving: *serving,
     };
-    Service { name: "web".into(), aliases: vec![], vip, endpoints: endpoints.iter().map(endpoint).collect() }
+    let endpoints = endpoints.iter().map(endpoint).collect();
+    Service { name: "web".into(), aliases: vec![], vip, endpoints, ports: vec![] }
 }
 
 fn desired(networks: Vec<Network>) -> Desired {

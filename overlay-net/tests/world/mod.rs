@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use overlay_net::kernel::{Links, NetNs, Peer};
 use overlay_net::{
     Attached, Attachment, Config, Desired, DnsSockets, Endpoint, EndpointConfig, Network, Overlay, PortMode, Protocol,
-    PublishedPort, Service, Station,
+    PublishedPort, Resolvers, Service, ServicePort, Station,
 };
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -87,7 +87,7 @@ impl World {
                     node: format!("n{number}"),
                     data_path_addr: host_address(number),
                     data_path_port: 4789,
-                    upstream_dns: vec![CLIENT.into()],
+                    resolvers: Resolvers::Fixed(vec![CLIENT.into()]),
                 };
                 let overlay = start(&namespace, &config);
                 Host { number, namespace, overlay, config }
@@ -210,6 +210,7 @@ pub fn desired(revision: u64, endpoints: &[(&str, u8, u8)], hosts: u8) -> Desire
         aliases: vec!["www".into()],
         vip: Some(web(2)),
         endpoints: endpoints.iter().filter(|e| e.0.starts_with("web")).map(|e| endpoint(e.0, e.1)).collect(),
+        ports: vec![ServicePort { name: String::new(), protocol: Protocol::Tcp, target: 80 }],
     };
     let network = |id: &str, name: &str, vni, net: u8| Network {
         id: id.into(),
