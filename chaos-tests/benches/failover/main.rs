@@ -231,6 +231,14 @@ fn report(options: &Options, ours: &Results, peer: Option<&Results>, why_not: &s
     line("forming 3 managers + 2 workers", |r| &r.forming, 1.0, 1.0);
     line("manager lost → its agents attached elsewhere", |r| &r.reattach, 1.0, 1.0);
     line("leader lost → its agents attached elsewhere", |r| &r.reattach_leader, 1.0, 1.0);
+    if let Some(seen) = &ours.headless {
+        for (what, took) in [
+            ("without managers: a host's death → last request that goes astray", seen.dropped),
+            ("with managers: the same", seen.dropped_led),
+        ] {
+            report.target(what, "≤ 1.5 s", format!("{:.2} s", took.as_secs_f64()), "-", took <= seconds(1.5));
+        }
+    }
     let mut note = |what: &str, of: fn(&Results) -> &Samples| {
         if !of(ours).is_empty() {
             report.note(what, of(ours), of_peer(peer, of, why_not));
@@ -244,7 +252,6 @@ fn report(options: &Options, ours: &Results, peer: Option<&Results>, why_not: &s
         report.note(&what, seen.requests, "-");
         for (what, took) in [
             ("without managers: a task's end → its next attempt", seen.restarted),
-            ("without managers: a host's death → dropped by all VIPs", seen.dropped),
             ("managers back → what the dead host had runs elsewhere", seen.whole_again),
         ] {
             report.note(what, format!("{:.2} s", took.as_secs_f64()), "-");

@@ -39,6 +39,8 @@ pub struct Seen {
     /// From a host's death to the beginning of the last request that failed, by any of the living hosts; zero if none
     /// did. A request that goes astray takes seconds to fail, and others are made meanwhile.
     pub dropped: Duration,
+    /// The same of another host that dies when there are managers again.
+    pub dropped_led: Duration,
     /// Requests by name, through a virtual address, outside of that time. None of them failed.
     pub requests: usize,
     /// From the managers' boot to the replacement of what the dead host had.
@@ -109,7 +111,8 @@ pub async fn survive(cluster: &Cluster, managers: usize, headless: Duration) -> 
     cluster.host(*dying).power_off()?;
     let asked = living.iter().map(|host| last_failure(cluster, &client, *host));
     let failures = try_join_all(asked).await.context("after the death of a host")?;
-    let dropped = failures.into_iter().flatten().max().map_or(Duration::ZERO, |last| last - dead);
+    let dropped =
+        failures.into_iter().flatten().max().map_or(Duration::ZERO, |last| last.saturating_duration_since(dead));
 
     // The rest of the time.
     let running = processes(cluster, living);
@@ -141,7 +144,12 @@ pub async fn survive(cluster: &Cluster, managers: usize, headless: Duration) -> 
     for host in living {
         wait_answers(cluster, &client, *host, IN_A_ROW).await.context("with managers again")?;
     }
-    Ok(Seen { headless: without, restarted, dropped, requests, whole_again })
+    let [asking, .., next] = living else { unreachable!("two workers are left") };
+    let dead = Instant::now();
+    cluster.host(*next).power_off()?;
+    let failed = last_failure(cluster, &client, *asking).await.context("after a death under managers")?;
+    let dropped_led = failed.map_or(Duration::ZERO, |last| last.saturating_duration_since(dead));
+    Ok(Seen { headless: without, restarted, dropped, dropped_led, requests, whole_again })
 }
 
 /// The tasks of living hosts are those from before, the one that ended with another container.

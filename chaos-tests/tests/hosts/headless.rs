@@ -12,9 +12,10 @@ use crate::{binaries, with};
 async fn without_managers_everything_goes_on() {
     with(Cluster::start(&binaries(), 1, 3), async |cluster| {
         let seen = headless::survive(cluster, 1, Duration::from_secs(30)).await?;
+        println!("{seen:?}");
         ensure!(seen.requests > 10, "{seen:?}");
         // 1.5 s where nothing else runs, which the benchmark measures.
-        ensure!(seen.dropped < Duration::from_secs(3), "{seen:?}");
+        ensure!(seen.dropped.max(seen.dropped_led) < Duration::from_secs(3), "{seen:?}");
         Ok(())
     })
     .await;

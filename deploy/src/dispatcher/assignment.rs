@@ -208,3 +208,24 @@ pub(super) fn peer(node: &Node) -> Peer {
         message: node.status.message.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ContainerStatus, Healthcheck};
+
+    #[test]
+    fn a_container_has_a_short_name_once_others_meet_it() {
+        let mut task = Task::default();
+        task.status.state = TaskState::Running as i32;
+        assert_eq!(short_id(&task), None);
+        task.status.container = Some(ContainerStatus { id: "0123456789abcdef".repeat(4), ..Default::default() });
+        assert_eq!(short_id(&task), Some("0123456789ab"));
+        task.status.state = TaskState::Starting as i32;
+        assert_eq!(short_id(&task), None);
+        task.spec.container.healthcheck = Some(Healthcheck::default());
+        assert_eq!(short_id(&task), Some("0123456789ab"), "a cluster that has to form to be healthy");
+        task.status.container = Some(ContainerStatus { id: "0123".into(), ..Default::default() });
+        assert_eq!(short_id(&task), None);
+    }
+}
