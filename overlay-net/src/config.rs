@@ -1,6 +1,7 @@
 //! What callers ask of the overlay: where this node is, what must be reachable, and which task is to be connected.
 //!
-//! All of it is plain data. `validate` bounds everything that comes from outside before any of it reaches the kernel.
+//! All of it is plain data. `validate` and `sift` bound everything that comes from outside before any of it reaches the
+//! kernel: a request about one thing is refused, a whole state goes into force without its bad parts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -216,7 +217,7 @@ pub struct Attachment {
     pub aliases: Vec<String>,
 }
 
-/// A value that cannot be put into force. Nothing was changed; the same value will be refused again.
+/// An object that cannot be put into force, and why. The same one will be refused again.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ConfigError {
     /// The node's short name is not usable in interface names.
@@ -256,9 +257,18 @@ pub enum ConfigError {
         /// The network's addresses.
         subnet: Ipv4Net,
     },
-    /// A published port is 0, or has no task.
-    #[error("published port {0} is not complete")]
-    Port(u16),
+    /// A published port has no number on one of its sides, or is one of a task and names none.
+    #[error("published port {published} to port {target}/{protocol} of {} is not complete", .task.as_deref().unwrap_or("a service"))]
+    Port {
+        /// The port on the host.
+        published: u16,
+        /// The port in the task.
+        target: u16,
+        /// The transport protocol's name.
+        protocol: &'static str,
+        /// The task that it is of, where it is open on one host.
+        task: Option<String>,
+    },
     /// One task is attached to one network twice.
     #[error("task {task:?} is attached to network {network:?} twice")]
     Twice {
@@ -267,6 +277,19 @@ pub enum ConfigError {
         /// The network.
         network: String,
     },
+}
+
+impl ConfigError {
+    /// The network that is wrong as a whole, if one is.
+    #[must_use]
+    pub fn network(&self) -> Option<&str> {
+        match self {
+            ConfigError::Id(network) | ConfigError::Duplicate(network) | ConfigError::Vni { network, .. } => {
+                Some(network)
+            }
+            _ => None,
+        }
+    }
 }
 
 fn bounded(what: &'static str, count: usize, max: usize) -> Result<(), ConfigError> {
@@ -297,27 +320,54 @@ impl Config {
 }
 
 impl Desired {
-    /// Checks bounds, ranges and that addresses are where they belong.
-    ///
-    /// # Errors
-    /// The first thing that is wrong.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        bounded("networks", self.networks.len(), NETWORKS_MAX)?;
-        bounded("published ports", self.ports.len(), PORTS_MAX)?;
+    /// Leaves out what cannot be put in force, and says what that was. One bad object is no reason to leave a host
+    /// without the others: what is left is sound, and no more of it is missing than the object that is named (a
+    /// network with all that is on it, a service with its endpoints, an endpoint, a station, a port).
+    #[must_use]
+    pub fn sift(mut self) -> (Desired, Vec<ConfigError>) {
+        let mut refused = Vec::new();
+        let mut check = |checked: Result<(), ConfigError>| match checked {
+            Ok(()) => true,
+            Err(error) => {
+                refused.push(error);
+                false
+            }
+        };
+        check(bounded("networks", self.networks.len(), NETWORKS_MAX));
+        self.networks.truncate(NETWORKS_MAX);
+        check(bounded("published ports", self.ports.len(), PORTS_MAX));
+        self.ports.truncate(PORTS_MAX);
         let (mut ids, mut vnis) = (BTreeSet::new(), BTreeSet::new());
-        for network in &self.networks {
-            network.validate()?;
-            if !ids.insert(&network.id) || !vnis.insert(network.vni) {
-                return Err(ConfigError::Duplicate(network.id.clone()));
+        self.networks.retain(|network| {
+            let duplicate = ids.contains(&network.id) || vnis.contains(&network.vni);
+            let alone = if duplicate { Err(ConfigError::Duplicate(network.id.clone())) } else { Ok(()) };
+            let kept = check(network.validate()) && check(alone);
+            if kept {
+                ids.insert(network.id.clone());
+                vnis.insert(network.vni);
             }
+            kept
+        });
+        for network in &mut self.networks {
+            let (id, subnet) = (network.id.clone(), network.subnet);
+            let inside = |address: Ipv4Addr| match subnet.contains(&address) {
+                true => Ok(()),
+                false => Err(ConfigError::Outside { network: id.clone(), address, subnet }),
+            };
+            network.host_address = network.host_address.filter(|address| check(inside(*address)));
+            network.stations.retain(|station| check(inside(station.address)));
+            network.services.retain_mut(|service| {
+                let count = bounded("endpoints", service.endpoints.len(), MEMBERS_MAX);
+                service.endpoints.truncate(MEMBERS_MAX);
+                check(count);
+                check(bounded("ports", service.ports.len(), PORTS_MAX));
+                service.ports.truncate(PORTS_MAX);
+                service.endpoints.retain(|endpoint| check(inside(endpoint.address)));
+                service.vip.is_none_or(|vip| check(inside(vip)))
+            });
         }
-        for port in &self.ports {
-            bounded("backends", port.backends.len(), MEMBERS_MAX)?;
-            if port.published == 0 || port.target == 0 || (port.mode == PortMode::Host && port.task.is_none()) {
-                return Err(ConfigError::Port(port.published));
-            }
-        }
-        Ok(())
+        self.ports.retain(|port| check(port.validate()));
+        (self, refused)
     }
 
     /// A network by its id.
@@ -341,24 +391,26 @@ impl Network {
         self.stations.iter().map(|station| (station.address, station.host)).collect()
     }
 
+    /// Checks what the whole network stands or falls with.
     fn validate(&self) -> Result<(), ConfigError> {
         check_id(&self.id)?;
         if self.vni == 0 || self.vni >= 1 << 24 {
             return Err(ConfigError::Vni { network: self.id.clone(), vni: self.vni });
         }
         bounded("stations", self.stations.len(), MEMBERS_MAX)?;
-        bounded("services", self.services.len(), MEMBERS_MAX)?;
-        for service in &self.services {
-            bounded("endpoints", service.endpoints.len(), MEMBERS_MAX)?;
-            bounded("ports", service.ports.len(), PORTS_MAX)?;
+        bounded("services", self.services.len(), MEMBERS_MAX)
+    }
+}
+
+impl PublishedPort {
+    fn validate(&self) -> Result<(), ConfigError> {
+        bounded("backends", self.backends.len(), MEMBERS_MAX)?;
+        if self.published == 0 || self.target == 0 || (self.mode == PortMode::Host && self.task.is_none()) {
+            let (published, target) = (self.published, self.target);
+            let task = self.task.as_ref().map(|task| format!("task {task}"));
+            return Err(ConfigError::Port { published, target, protocol: self.protocol.name(), task });
         }
-        let stations = self.stations.iter().map(|station| station.address);
-        let vips = self.services.iter().filter_map(|service| service.vip);
-        let endpoints = self.services.iter().flat_map(|service| &service.endpoints).map(|endpoint| endpoint.address);
-        match stations.chain(vips).chain(endpoints).chain(self.host_address).find(|a| !self.subnet.contains(a)) {
-            Some(address) => Err(ConfigError::Outside { network: self.id.clone(), address, subnet: self.subnet }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 

@@ -24,12 +24,19 @@ impl fmt::Display for ObjectError {
     }
 }
 
+fn count(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
 /// Why the overlay could not do what it was asked.
 #[derive(Debug, Error)]
 pub enum OverlayError {
     /// The request itself is wrong. Nothing was changed; a retry does not help.
     #[error("refused")]
     Config(#[from] ConfigError),
+    /// Parts of a desired state cannot be put in force by anybody; all the rest is. A retry does not help.
+    #[error("left out {}, first {}", count(.0.len(), "bad object"), .0.first().map(ToString::to_string).unwrap_or_default())]
+    Refused(Vec<ConfigError>),
     /// The overlay could not be started: missing rights or kernel features. A retry helps once they are there.
     #[error("cannot {step}")]
     Start {
@@ -40,7 +47,7 @@ pub enum OverlayError {
         source: io::Error,
     },
     /// Some objects are not as desired; the others are. The overlay tries again by itself, and with the next call.
-    #[error("{} objects are not as desired, first {}", .0.len(), .0.first().map(ToString::to_string).unwrap_or_default())]
+    #[error("{} not as desired, first {}", count(.0.len(), "object"), .0.first().map(ToString::to_string).unwrap_or_default())]
     Partial(Vec<ObjectError>),
     /// No interface of this host has the data path address. A retry helps once one has.
     #[error("no interface of this host has the data path address {0}")]
@@ -79,4 +86,15 @@ pub enum OverlayError {
     /// The overlay was destroyed, or its thread has died; a new one must be started.
     #[error("the overlay has ended")]
     Ended,
+}
+
+impl OverlayError {
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub const fn retry_helps(&self) -> bool {
+        !matches!(
+            self,
+            OverlayError::Config(_) | OverlayError::Refused(_) | OverlayError::Outside { .. } | OverlayError::Ended
+        )
+    }
 }

@@ -12,8 +12,9 @@ use tokio::sync::{oneshot, watch};
 use crate::config::{Config, Desired, EndpointConfig};
 use crate::dns::DnsSockets;
 use crate::error::OverlayError;
-use crate::kernel::NetNs;
+use crate::kernel::{Links, NetNs, Tables};
 use crate::owner::{Owner, Request};
+use crate::plan::names;
 
 /// What a task got.
 #[derive(Debug)]
@@ -75,6 +76,18 @@ impl Overlay {
         Ok(Overlay { requests, applied })
     }
 
+    /// Whether an overlay of this node that has ended left something in the namespace of the calling thread, or its own
+    /// namespace. What cannot be looked at counts as nothing.
+    #[must_use]
+    pub fn is_left(config: &Config) -> bool {
+        let link = |name: String| Links::current().and_then(|mut links| links.find(&name)).is_ok_and(|l| l.is_some());
+        let tables = || NetNs::current().and_then(|here| Tables::open(&here)?.list()).unwrap_or_default();
+        config.namespace_path().exists()
+            || link(names::egress_link(&config.node))
+            || link(names::ingress_link(&config.node))
+            || tables().iter().any(|table| table == names::TABLE)
+    }
+
     async fn ask<T>(
         &self,
         request: impl FnOnce(oneshot::Sender<Result<T, OverlayError>>) -> Request,
@@ -85,11 +98,13 @@ impl Overlay {
     }
 
     /// Puts a whole desired state in force: links, forwarding, virtual addresses, published ports, names. What is
-    /// there and not desired is removed; a network that tasks are still linked to stays until they are detached.
+    /// there and not desired is removed; a network that tasks are still linked to stays until they are detached. From
+    /// then on it is kept in force: what others change is repaired within seconds, and logged.
     ///
     /// # Errors
-    /// [`OverlayError::Config`] and nothing was changed; [`OverlayError::Partial`] and all but these objects are as
-    /// desired; [`OverlayError::NoUnderlay`].
+    /// [`OverlayError::Refused`] and all but these objects, which nobody can put in force, are as desired;
+    /// [`OverlayError::Partial`] and all but these objects are as desired; [`OverlayError::NoUnderlay`] and rules and
+    /// names are as desired, but links may not be.
     pub async fn set_desired(&self, desired: Desired) -> Result<(), OverlayError> {
         self.ask(|reply| Request::SetDesired(Box::new(desired), reply)).await
     }
@@ -141,7 +156,8 @@ impl Overlay {
         self.ask(|reply| Request::LeaveOut(hosts, reply)).await
     }
 
-    /// The newest revision of the desired state that is wholly in force on this host; 0 before the first.
+    /// The newest revision of the desired state that is wholly in force on this host, but for what was refused in it;
+    /// 0 before the first.
     #[must_use]
     pub fn applied_revision(&self) -> watch::Receiver<u64> {
         self.applied.clone()

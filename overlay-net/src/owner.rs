@@ -1,32 +1,36 @@
 //! The one thread that owns the overlay's state: desired state in, reconcile, report.
 //!
 //! Netlink blocks for microseconds and namespaces belong to threads, so this is a plain thread and no task of a
-//! runtime. It reads the kernel before it changes it, also every half minute unasked, and keeps in memory only what
-//! cannot be read back.
+//! runtime. What is compared with the desired state is what the kernel says: links and entries are listed each time,
+//! rules where the kernel's count of their changes is not the one that our last change left. The same is done unasked,
+//! by `audit`, on a clock of its own and in steps, so that no request waits for more than one of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::Instant;
 
 use ipnet::Ipv4Net;
 use tokio::sync::{oneshot, watch};
 
-use crate::config::{Config, Desired, EndpointConfig, Network};
-use crate::dns::{DnsSockets, Server, View, Zone};
+use self::attach::Waiting;
+use self::audit::Audit;
+use crate::config::{Config, ConfigError, Desired, EndpointConfig, Network};
+use crate::dns::{DnsSockets, Server, Zone};
 use crate::error::{ObjectError, OverlayError};
-use crate::kernel::{Links, NetNs, Stage, Tables, mac_of};
-use crate::overlay::{Attached, AttachedInterface};
-use crate::plan::attachment::{Interface, Unfit, choose_address, gateway, has_way_out, interfaces};
+use crate::kernel::{Firewall, Links, NetNs, Rules, Stage, Tables, Watch, legacy_filter};
+use crate::overlay::Attached;
 use crate::plan::balance::{Balance, HostSide, IngressSide, Return};
+use crate::plan::inside::Inside;
 use crate::plan::names;
-use crate::plan::picture::{Facts, Picture};
+use crate::plan::picture::{Facts, Operation, Picture};
 use crate::plan::ruleset::Table;
 
-/// How often the kernel is compared with the desired state although nobody asked.
-const DRIFT_PERIOD: Duration = Duration::from_secs(30);
+mod attach;
+mod audit;
+
 /// The bytes that VXLAN adds to a frame over IPv4.
 const VXLAN_BYTES: u32 = 50;
 /// Errors that one answer carries; the rest are as likely to be the same.
@@ -45,13 +49,17 @@ pub(crate) enum Request {
 /// A connected task.
 struct Task {
     config: EndpointConfig,
-    /// Its namespace's tables. The handle is kept: closing one waits until the kernel has freed what was replaced.
-    kernel: Tables,
+    namespace: NetNs,
+    links: Links,
+    /// Notices of what happens to its links and routes.
+    watch: Watch,
+    inside: Inside,
+    /// What was missing when it was looked at last.
+    lacking: Vec<String>,
+    /// The underlay's MTU when its links were made or looked at last.
+    underlay: u32,
+    rules: Rules,
     dns_ports: (u16, u16),
-    /// Its place on the ingress network, where it has to find the way back to clients.
-    ingress: Option<IngressSide>,
-    /// The tables that are in force in its namespace, as far as we know.
-    tables: Vec<Table>,
 }
 
 /// The state of the overlay.
@@ -59,22 +67,34 @@ pub(crate) struct Owner {
     config: Config,
     pin: PathBuf,
     stage: Stage,
-    host_tables: Tables,
+    host_rules: Rules,
+    firewall: Firewall,
     dns: Server,
     applied: watch::Sender<u64>,
     /// How replies to clients of published ports go back; what this kernel can do.
     replies: Return,
     desired: Desired,
+    /// What was left out of it.
+    refused: Vec<ConfigError>,
     /// Data path addresses of the hosts that are left out.
     suspects: BTreeSet<Ipv4Addr>,
     balance: Balance,
     tasks: BTreeMap<String, Task>,
+    /// The tasks whose callers wait for an answer.
+    waiting: Vec<Waiting>,
     /// The host's address on the way out, with its prefix; nothing while no task needs one.
     egress: Option<Ipv4Net>,
     /// The tasks' addresses on the way out, also of those that are not adopted yet.
     way_out: BTreeMap<String, Ipv4Addr>,
-    /// The table that is in force in the host's namespace; the outer nothing means unknown.
-    host_table: Option<Option<Table>>,
+    /// The underlay's MTU when it was read last.
+    underlay: u32,
+    /// All operations towards the desired state were tried once; what differs later was changed by others.
+    settled: bool,
+    /// What failed of it then.
+    failing: BTreeSet<String>,
+    /// It was said that there are rules that cannot be read.
+    legacy_told: bool,
+    audit: Audit,
 }
 
 impl Owner {
@@ -83,7 +103,8 @@ impl Owner {
         let failed = |step| move |source| OverlayError::Start { step, source };
         let pin = config.namespace_path();
         let mut stage = Stage::open(&config.node, &pin).map_err(failed("open the overlay's namespace"))?;
-        let host_tables = Tables::open(stage.host()).map_err(failed("open nf_tables"))?;
+        let host_rules = Rules::open(stage.host()).map_err(failed("open nf_tables"))?;
+        let firewall = Firewall::open(stage.host()).map_err(failed("open nf_tables"))?;
         let egress = stage.egress().map_err(failed("read the host's interfaces"))?;
         let dns = Server::start(config.resolvers.clone()).map_err(failed("start the resolver"))?;
         let replies = replies().map_err(failed("try nf_tables"))?;
@@ -91,79 +112,100 @@ impl Owner {
             config,
             pin,
             stage,
-            host_tables,
+            host_rules,
+            firewall,
             dns,
             applied,
             replies,
             desired: Desired::default(),
+            refused: Vec::new(),
             suspects: BTreeSet::new(),
             balance: Balance::default(),
             tasks: BTreeMap::new(),
+            waiting: Vec::new(),
             egress,
             way_out: BTreeMap::new(),
-            host_table: None,
+            underlay: 0,
+            settled: false,
+            failing: BTreeSet::new(),
+            legacy_told: false,
+            audit: Audit::new(Instant::now()),
         })
     }
 
-    /// Serves requests until the last handle is gone or the overlay is destroyed.
+    /// Serves requests until the last handle is gone or the overlay is destroyed, and looks after everything between
+    /// them: also while requests come without a pause, one step after each.
     pub(crate) fn run(mut self, requests: &Receiver<Request>) {
         loop {
-            // A caller that no longer waits for its answer is no reason to stop.
-            match requests.recv_timeout(DRIFT_PERIOD) {
-                Ok(Request::SetDesired(desired, reply)) => drop(reply.send(self.set_desired(*desired))),
-                Ok(Request::Attach(namespace, config, sockets, reply)) => {
-                    drop(reply.send(self.attach(namespace, *config, sockets)));
-                }
-                Ok(Request::Detach(task, reply)) => drop(reply.send(self.detach(&task))),
-                Ok(Request::Retain(tasks, reply)) => drop(reply.send(self.retain(&tasks))),
-                Ok(Request::LeaveOut(hosts, reply)) => drop(reply.send(self.leave_out(hosts))),
+            let idle = self.audit.due().saturating_duration_since(Instant::now());
+            let idle = if self.waiting.is_empty() { idle } else { idle.min(attach::GLANCE) };
+            match requests.recv_timeout(idle) {
                 Ok(Request::Destroy(reply)) => {
                     drop(reply.send(self.destroy()));
                     return;
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    if self.desired.revision > 0
-                        && let Err(error) = self.put_in_force()
-                    {
-                        tracing::warn!(%error, "the overlay is not as desired");
-                    }
-                }
+                Ok(request) => self.serve(request),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            let now = Instant::now();
+            self.answer_waiting(now);
+            self.audit_when_due(now);
         }
     }
 
-    fn set_desired(&mut self, desired: Desired) -> Result<(), OverlayError> {
-        desired.validate()?;
-        tracing::debug!(revision = desired.revision, networks = desired.networks.len(), "desired state");
-        self.desired = desired;
-        self.balance = Balance::new(&self.desired, &self.suspects);
-        self.put_in_force()
+    fn serve(&mut self, request: Request) {
+        // A caller that no longer waits for its answer is no reason to stop.
+        match request {
+            Request::SetDesired(desired, reply) => drop(reply.send(self.set_desired(*desired))),
+            Request::Attach(namespace, config, sockets, reply) => {
+                self.attach(namespace, *config, sockets, reply);
+            }
+            Request::Detach(task, reply) => drop(reply.send(self.detach(&task))),
+            Request::Retain(tasks, reply) => drop(reply.send(self.retain(&tasks))),
+            Request::LeaveOut(hosts, reply) => drop(reply.send(self.leave_out(hosts))),
+            Request::Destroy(_) => unreachable!("it ends the loop"),
+        }
     }
 
-    /// Brings everything to the desired state: wires first, then balancing, then names, so that nothing is offered
-    /// before it can be reached.
-    fn put_in_force(&mut self) -> Result<(), OverlayError> {
-        let mut errors = self.reconcile()?;
-        errors.extend(self.apply_tables());
+    /// Brings everything to a new desired state: wires first, then balancing, then names, so that nothing is offered
+    /// before it can be reached. What cannot be done is no reason to leave the rest undone.
+    fn set_desired(&mut self, desired: Desired) -> Result<(), OverlayError> {
+        let (desired, refused) = desired.sift();
+        tracing::debug!(revision = desired.revision, networks = desired.networks.len(), "desired state");
+        let before = std::mem::replace(&mut self.desired, desired);
+        self.refused = refused;
+        self.balance = Balance::new(&self.desired, &self.suspects);
+        self.audit.begin();
+        let wired = self.reconcile(Some(&before));
+        let tables = self.apply_tables();
         self.dns.set_zone(Zone::new(&self.desired, &self.suspects));
+        let mut errors = wired?;
+        errors.extend(tables);
         self.outcome(errors)
     }
 
+    /// What is refused holds nothing up: nobody can ever put it in force, and nothing leads to it.
     fn outcome(&self, mut errors: Vec<ObjectError>) -> Result<(), OverlayError> {
+        let refused = || self.refused.iter().take(ERRORS_MAX).cloned();
         if errors.is_empty() {
             let revision = self.desired.revision;
             self.applied.send_if_modified(|applied| std::mem::replace(applied, revision) != revision);
-            return Ok(());
+            return if self.refused.is_empty() { Ok(()) } else { Err(OverlayError::Refused(refused().collect())) };
         }
         errors.truncate(ERRORS_MAX);
+        errors.extend(refused().map(|error| ObjectError {
+            object: "refused".into(),
+            source: io::Error::new(io::ErrorKind::InvalidInput, error),
+        }));
         Err(OverlayError::Partial(errors))
     }
 
     fn underlay_mtu(&mut self) -> Result<u32, OverlayError> {
         let address = self.config.data_path_addr;
         let failed = |source| OverlayError::Start { step: "read the host's interfaces", source };
-        self.stage.underlay_mtu(address).map_err(failed)?.ok_or(OverlayError::NoUnderlay(address))
+        self.underlay = self.stage.underlay_mtu(address).map_err(failed)?.ok_or(OverlayError::NoUnderlay(address))?;
+        Ok(self.underlay)
     }
 
     fn observe(&mut self) -> Result<Picture, OverlayError> {
@@ -174,14 +216,39 @@ impl Owner {
         Ok(picture)
     }
 
-    fn reconcile(&mut self) -> Result<Vec<ObjectError>, OverlayError> {
+    /// Brings the links and entries of the host's namespace and the node's own to the desired state. `before` is the
+    /// desired state up to now when a new one has come: what differs from that was changed by others.
+    fn reconcile(&mut self, before: Option<&Desired>) -> Result<Vec<ObjectError>, OverlayError> {
+        let settled = std::mem::replace(&mut self.settled, false);
+        let failing = std::mem::take(&mut self.failing);
+        // Notices from here on are of what the lists below may lack.
+        let stirred = self.stage.stirred();
+        let mut observed = self.observe()?;
+        let way_out = self.egress.or_else(|| {
+            let port = observed.ports.values().find(|port| port.network == names::EGRESS)?;
+            attach::host_side_of(port.address)
+        });
         // Without networks there is nothing that the underlay would be needed for.
-        let mtu = if self.desired.networks.is_empty() { 0 } else { self.underlay_mtu()?.saturating_sub(VXLAN_BYTES) };
-        let facts =
-            Facts { data_path_addr: self.config.data_path_addr, data_path_port: self.config.data_path_port, mtu };
-        let observed = self.observe()?;
-        let wanted = Picture::wanted(&self.desired, &facts, &observed);
+        let needed = !self.desired.networks.is_empty() || way_out.is_some();
+        let underlay = if needed { self.underlay_mtu()? } else { 0 };
         let mut errors = Vec::new();
+        if let Some(address) = way_out {
+            let object = "the way out".to_owned();
+            match self.repair_egress(address, underlay, settled && !failing.contains(&object)) {
+                Ok(false) => {}
+                Ok(true) => observed = self.observe()?,
+                Err(source) => {
+                    self.failing.insert(object.clone());
+                    errors.push(ObjectError { object, source });
+                }
+            }
+        }
+        let facts = Facts {
+            data_path_addr: self.config.data_path_addr,
+            data_path_port: self.config.data_path_port,
+            mtu: underlay.saturating_sub(VXLAN_BYTES),
+        };
+        let wanted = Picture::wanted(&self.desired, &facts, &observed);
         for network in self.desired.networks.iter().filter(|network| network.ingress) {
             if let Some(host) = network.swallows() {
                 let object =
@@ -189,180 +256,102 @@ impl Owner {
                 errors.push(ObjectError { object, source: io::ErrorKind::AddrInUse.into() });
             }
         }
-        for operation in observed.operations_to(&wanted) {
+        let operations = observed.operations_to(&wanted);
+        if settled && (before.is_none() || stirred) {
+            let ours;
+            let foreign = match before {
+                None => &operations,
+                Some(before) => {
+                    ours = observed.operations_to(&Picture::wanted(before, &facts, &observed));
+                    &ours
+                }
+            };
+            // A network that the last task has left is removed by and by; nobody else has made it.
+            let left = |o: &&Operation| matches!(o, Operation::DeleteTunnel(_) | Operation::DeleteSwitch(_));
+            let changed = foreign.iter().filter(|operation| !left(operation)).map(ToString::to_string);
+            let new = changed.filter(|text| !failing.contains(text));
+            audit::report_repairs("the overlay's links", new);
+        }
+        for operation in operations {
             tracing::debug!(?operation, "overlay");
             if let Err(source) = self.stage.apply(&operation) {
-                errors.push(ObjectError { object: format!("{operation:?}"), source });
+                self.failing.insert(operation.to_string());
+                errors.push(ObjectError { object: operation.to_string(), source });
             }
         }
+        self.settled = true;
         Ok(errors)
+    }
+
+    /// Makes what is missing of the way out; says whether anything was. It is told if it is `news`.
+    fn repair_egress(&mut self, address: Ipv4Net, mtu: u32, news: bool) -> io::Result<bool> {
+        let lacks = self.stage.egress_lacks(address, mtu)?;
+        self.egress = Some(address);
+        if lacks.is_empty() {
+            return Ok(false);
+        }
+        if news {
+            audit::report_repairs("the way out", lacks);
+        }
+        self.stage.repair_egress(address, mtu)?;
+        Ok(true)
     }
 
     /// Replaces the tables that are not as they should be.
     fn apply_tables(&mut self) -> Vec<ObjectError> {
         let mut errors = Vec::new();
         for (id, task) in &mut self.tasks {
-            if let Err(source) = apply_task_tables(&self.balance, task) {
+            if let Err(source) = apply_task_tables(&self.balance, id, task) {
                 errors.push(ObjectError { object: format!("table of task {id}"), source });
             }
         }
-        if let Err(source) = self.apply_host_table() {
-            errors.push(ObjectError { object: "table of the host".into(), source });
-        }
+        errors.extend(self.apply_host_rules());
         errors
     }
 
-    fn apply_host_table(&mut self) -> io::Result<()> {
+    /// What the host's own table depends on.
+    fn host_side(&self) -> HostSide {
         let has_place = |n: &&Network| n.ingress && n.host_address.is_some() && n.swallows().is_none();
         let ingress = self.desired.networks.iter().find(has_place);
-        let side = HostSide {
+        HostSide {
             ingress: ingress.map(|network| (names::ingress_link(&self.config.node), network.subnet.trunc())),
             egress: self.egress.map(|net| (names::egress_link(&self.config.node), net.trunc())),
             tasks: self.way_out.clone(),
             replies: self.replies,
-        };
-        let table = self.balance.host_table(&self.config.node, &side);
-        if self.host_table.as_ref() == Some(&table) {
-            return Ok(());
         }
-        // Unknown until the kernel has said yes.
-        self.host_table = None;
-        match &table {
-            Some(table) => self.host_tables.replace(table)?,
-            None => self.host_tables.delete(names::TABLE)?,
-        }
-        self.host_table = Some(table);
+    }
+
+    fn apply_host_table(&mut self) -> io::Result<()> {
+        let table = self.balance.host_table(&self.config.node, &self.host_side());
+        let foreign = self.host_rules.ensure(table.into_iter().collect())?;
+        audit::report_repairs("the host's rules", foreign);
         Ok(())
     }
 
-    fn attach(
-        &mut self,
-        namespace: NetNs,
-        config: EndpointConfig,
-        sockets: Option<DnsSockets>,
-    ) -> Result<Attached, OverlayError> {
-        config.validate()?;
-        let id = config.task.clone();
-        let known = self.tasks.contains_key(&id);
-        let result = self.connect(namespace, config, sockets);
-        if result.is_err() && !known {
-            // Half a task is nobody's; the error that matters is the first one.
-            self.detach(&id).ok();
+    /// Sees to it that no other firewall of the host drops what our links forward.
+    fn open_firewalls(&mut self) -> io::Result<()> {
+        let side = self.host_side();
+        let links: Vec<String> = side.ingress.into_iter().chain(side.egress).map(|(link, _)| link).collect();
+        if !links.is_empty() && !self.legacy_told && legacy_filter() {
+            self.legacy_told = true;
+            tracing::warn!(
+                "this host has rules of the older iptables, which cannot be read: if its chain FORWARD drops, published \
+                 ports and the way out do not work"
+            );
         }
-        result
+        self.firewall.ensure(&links)?.iter().for_each(audit::report_opened);
+        Ok(())
     }
 
-    fn connect(
-        &mut self,
-        namespace: NetNs,
-        config: EndpointConfig,
-        sockets: Option<DnsSockets>,
-    ) -> Result<Attached, OverlayError> {
-        let id = config.task.clone();
-        let failed = |step: &str| {
-            let (task, step) = (id.clone(), step.to_owned());
-            move |source| OverlayError::Attach { task, step, source }
+    /// All of ours in the host's nf_tables.
+    fn apply_host_rules(&mut self) -> Vec<ObjectError> {
+        let error = |object: &str| {
+            let object = object.to_owned();
+            move |source| ObjectError { object, source }
         };
-        let underlay = self.underlay_mtu()?;
-        let observed = self.observe()?;
-        let egress = if has_way_out(&self.desired, &config) {
-            Some(self.egress_address(&id, underlay, &observed)?)
-        } else {
-            None
-        };
-        let interfaces = interfaces(&self.desired, &config, egress).map_err(|unfit| match unfit {
-            Unfit::Unknown(network) => OverlayError::UnknownNetwork { task: id.clone(), network },
-            Unfit::Outside(network, address, subnet) => {
-                OverlayError::Outside { task: id.clone(), network, address, subnet }
-            }
-        })?;
-
-        // Links of this task that it no longer has.
-        for (name, port) in &observed.ports {
-            if port.task == id && !interfaces.iter().any(|interface| interface.port == *name) {
-                let gone = crate::plan::picture::Operation::DeletePort(name.clone());
-                self.stage.apply(&gone).map_err(failed("remove an old interface"))?;
-            }
-        }
-        let mut links = Links::open(&namespace).map_err(failed("enter the task's network namespace"))?;
-        links.set_up("lo").map_err(failed("set lo up"))?;
-        for interface in &interfaces {
-            let mtu = if interface.network == names::EGRESS { underlay } else { underlay.saturating_sub(VXLAN_BYTES) };
-            self.stage
-                .connect(&id, &namespace, &mut links, interface, mtu)
-                .map_err(failed(&format!("connect {} to {}", interface.name, interface.bridge)))?;
-        }
-        if let (Some(egress), Some(interface)) = (egress, interfaces.last()) {
-            let everything = Ipv4Net::new(Ipv4Addr::UNSPECIFIED, 0).expect("a prefix below 32");
-            links
-                .add_route(everything, Some(gateway(egress)), &interface.name)
-                .map_err(failed("set the default route"))?;
-        }
-
-        let ingress = match self.replies {
-            Return::Masquerade => None,
-            Return::Remember => self.ingress_side(&interfaces),
-        };
-        if let Some(side) = &ingress {
-            remember_stations(&namespace, &mut links, side).map_err(failed("prepare the way back to clients"))?;
-        }
-
-        let sockets = match sockets {
-            Some(sockets) => sockets,
-            None => DnsSockets::open(&namespace).map_err(failed("open the resolver's sockets"))?,
-        };
-        let dns_ports = sockets.ports().map_err(failed("use the resolver's sockets"))?;
-        let view = View::new(&config, egress.is_some());
-        let shared = sockets.try_clone().map_err(failed("share the resolver's sockets"))?;
-        self.dns.serve(&id, shared, view).map_err(failed("serve the resolver's sockets"))?;
-
-        let attached = Attached {
-            sockets,
-            interfaces: interfaces
-                .iter()
-                .map(|i| AttachedInterface { name: i.name.clone(), network: i.network.clone(), address: i.address })
-                .collect(),
-            gateway_address: egress.map(|net| net.addr()),
-        };
-        let kernel = Tables::open(&namespace).map_err(failed("open the task's nf_tables"))?;
-        let mut task = Task { config, kernel, dns_ports, ingress, tables: Vec::new() };
-        apply_task_tables(&self.balance, &mut task).map_err(failed("set the task's virtual addresses"))?;
-        self.tasks.insert(id.clone(), task);
-        match egress {
-            Some(address) => self.way_out.insert(id.clone(), address.addr()),
-            None => self.way_out.remove(&id),
-        };
-        self.apply_host_table().map_err(failed("set the host's published ports"))?;
-        tracing::info!(task.id = %id, interfaces = attached.interfaces.len(), "task connected");
-        Ok(attached)
-    }
-
-    fn ingress_side(&self, interfaces: &[Interface]) -> Option<IngressSide> {
-        let network = self.desired.networks.iter().find(|network| network.ingress)?;
-        let interface = interfaces.iter().find(|interface| interface.network == network.id)?;
-        Some(IngressSide { interface: interface.name.clone(), subnet: network.subnet.trunc() })
-    }
-
-    /// The task's address on the way out: the one that it has, or a free one.
-    fn egress_address(&mut self, task: &str, mtu: u32, observed: &Picture) -> Result<Ipv4Net, OverlayError> {
-        let failed = |source| OverlayError::Attach { task: task.to_owned(), step: "make the way out".into(), source };
-        let host = match self.egress {
-            Some(host) => host,
-            None => {
-                let subnets: Vec<Ipv4Net> = self.desired.networks.iter().map(|network| network.subnet).collect();
-                let host = self.stage.create_egress(mtu, &subnets).map_err(failed)?;
-                self.egress = Some(host);
-                host
-            }
-        };
-        let subnet = host.trunc();
-        let mut ports = observed.ports.values().filter(|port| port.network == names::EGRESS);
-        if let Some(own) = ports.clone().find(|port| port.task == task && subnet.contains(&port.address)) {
-            return Ok(Ipv4Net::new(own.address, subnet.prefix_len()).expect("a subnet's own prefix"));
-        }
-        let taken = ports.by_ref().map(|port| port.address);
-        choose_address(subnet, taken)
-            .ok_or_else(|| failed(io::Error::new(io::ErrorKind::AddrNotAvailable, "all addresses are taken")))
+        let table = self.apply_host_table().map_err(error("table of the host"));
+        let firewalls = self.open_firewalls().map_err(error("rules in the firewall of others"));
+        [table, firewalls].into_iter().filter_map(Result::err).collect()
     }
 
     fn detach(&mut self, id: &str) -> Result<(), OverlayError> {
@@ -370,7 +359,7 @@ impl Owner {
         self.dns.drop_task(id);
         if let Some(mut task) = self.tasks.remove(id) {
             tracing::info!(task.id = %id, networks = task.config.attachments.len(), "task disconnected");
-            if let Err(source) = task.kernel.delete(names::TABLE) {
+            if let Err(source) = task.rules.remove() {
                 errors.push(ObjectError { object: format!("table of task {id}"), source });
             }
         }
@@ -380,9 +369,7 @@ impl Owner {
             errors.push(ObjectError { object: format!("links of task {id}"), source });
         }
         self.way_out.remove(id);
-        if let Err(source) = self.apply_host_table() {
-            errors.push(ObjectError { object: "table of the host".into(), source });
-        }
+        errors.extend(self.apply_host_rules());
         if errors.is_empty() { Ok(()) } else { Err(OverlayError::Partial(errors)) }
     }
 
@@ -398,7 +385,7 @@ impl Owner {
             }
         }
         if self.desired.revision > 0 {
-            errors.extend(self.reconcile()?);
+            errors.extend(self.reconcile(None)?);
         }
         if errors.is_empty() { Ok(()) } else { Err(OverlayError::Partial(errors)) }
     }
@@ -418,29 +405,20 @@ impl Owner {
         let mut errors = Vec::new();
         for (id, mut task) in std::mem::take(&mut self.tasks) {
             self.dns.drop_task(&id);
-            if let Err(source) = task.kernel.delete(names::TABLE) {
+            if let Err(source) = task.rules.remove() {
                 errors.push(ObjectError { object: format!("table of task {id}"), source });
             }
         }
-        if let Err(source) = self.host_tables.delete(names::TABLE) {
+        if let Err(source) = self.firewall.ensure(&[]) {
+            errors.push(ObjectError { object: "rules in the firewall of others".into(), source });
+        }
+        if let Err(source) = self.host_rules.remove() {
             errors.push(ObjectError { object: "table of the host".into(), source });
         }
         let left = self.stage.tear_down(&self.pin);
         errors.extend(left.into_iter().map(|(object, source)| ObjectError { object, source }));
         if errors.is_empty() { Ok(()) } else { Err(OverlayError::Partial(errors)) }
     }
-}
-
-/// Lets a task answer clients through the host that they came by: replies that carry a mark leave by the ingress
-/// interface, to a gateway that stands for all hosts.
-fn remember_stations(namespace: &NetNs, links: &mut Links, side: &IngressSide) -> io::Result<()> {
-    // A client's packets come in where no route to the client leads out.
-    for scope in ["all", side.interface.as_str()] {
-        namespace.set_sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
-    }
-    let index = links.index(&side.interface)?;
-    links.set_neighbour(index, names::RETURN_GATEWAY, mac_of(Ipv4Addr::UNSPECIFIED))?;
-    links.route_marked(side.subnet, names::RETURN_TABLE, names::RETURN_GATEWAY, &side.interface)
 }
 
 /// Finds out whether this kernel can remember stations (`NETFILTER_EGRESS`, since 5.16), by trying in a namespace of
@@ -460,19 +438,12 @@ fn replies() -> io::Result<Return> {
     Ok(Return::Remember)
 }
 
-fn apply_task_tables(balance: &Balance, task: &mut Task) -> io::Result<()> {
+fn apply_task_tables(balance: &Balance, id: &str, task: &mut Task) -> io::Result<()> {
     let networks: Vec<String> = task.config.attachments.iter().map(|a| a.network.clone()).collect();
-    let ingress = task.ingress.as_ref();
+    let ingress = task.inside.ingress.as_ref();
     let mut tables: Vec<Table> = ingress.map(Balance::frame_table).into_iter().collect();
     tables.push(balance.task_table(&networks, task.dns_ports, ingress));
-    if task.tables == tables {
-        return Ok(());
-    }
-    // Unknown until the kernel has said yes to all of them.
-    let old = std::mem::take(&mut task.tables);
-    for table in tables.iter().filter(|table| !old.contains(table)) {
-        task.kernel.replace(table)?;
-    }
-    task.tables = tables;
+    let foreign = task.rules.ensure(tables)?;
+    audit::report_repairs(&format!("the rules of task {id}"), foreign);
     Ok(())
 }

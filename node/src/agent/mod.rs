@@ -211,8 +211,10 @@ impl Agent {
 
         let first = network::desired(core.set(), core.stamp().revision, &core.running());
         let first = config.overlay.set_desired(first).await;
-        let (attempts, attempts_out) =
-            watch::channel(NetworkAttempt { revision: core.stamp().revision, whole: first.is_ok() });
+        let (attempts, attempts_out) = watch::channel(NetworkAttempt {
+            revision: core.stamp().revision,
+            whole: !first.as_ref().is_err_and(overlay_net::OverlayError::retry_helps),
+        });
         if let Err(error) = first {
             tracing::warn!(error = crate::chain(&error), "the networks from before could not all be set up again");
         }
@@ -643,10 +645,11 @@ async fn apply_networks(
         if let Some(current) = current {
             let revision = current.revision;
             let applied = overlay.set_desired(current).await;
-            failed = applied.is_err();
+            // What was refused for good is told, and tried again only with the next state.
+            failed = applied.as_ref().is_err_and(overlay_net::OverlayError::retry_helps);
             attempts.send_replace(NetworkAttempt { revision, whole: !failed });
             if let Err(error) = applied {
-                tracing::warn!(error = crate::chain(&error), "networks could not all be set up; trying again");
+                tracing::warn!(error = crate::chain(&error), "networks could not all be set up");
             }
         }
         tokio::select! {

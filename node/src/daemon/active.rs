@@ -490,7 +490,7 @@ pub(super) async fn remove_overlay(engine: &LocalEngine, record: Option<&Members
 
 /// Whether an overlay network is there without a membership.
 pub(super) fn overlay_is_left(engine: &LocalEngine) -> bool {
-    overlay_config(engine, None).namespace_path().exists()
+    Overlay::is_left(&overlay_config(engine, None))
 }
 
 fn overlay_config(engine: &LocalEngine, record: Option<&MembershipRecord>) -> overlay_net::Config {

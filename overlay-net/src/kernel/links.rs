@@ -37,6 +37,13 @@ const BRPORT_MCAST_FLOOD: u16 = 27;
 const BRPORT_BCAST_FLOOD: u16 = 30;
 const BRPORT_NEIGH_SUPPRESS: u16 = 32;
 const BRPORT_ISOLATED: u16 = 33;
+// `IFLA_INFO_SLAVE_*` of linux/if_link.h: how its bridge treats a link.
+const INFO_SLAVE_KIND: u16 = 4;
+const INFO_SLAVE_DATA: u16 = 5;
+/// `NETCONFA_*` of linux/netconf.h, and its number for what holds for all links.
+const NETCONF_LINK: u16 = 1;
+const NETCONF_RP_FILTER: u16 = 3;
+const NETCONF_ALL: i32 = -1;
 /// `IFLA_BR_MCAST_SNOOPING`.
 const BR_MCAST_SNOOPING: u16 = 23;
 // `IFA_*` of linux/if_addr.h.
@@ -83,6 +90,8 @@ pub struct Link {
     pub alias: String,
     /// VXLAN only: network identifier, local address, UDP port.
     pub vxlan: Option<(u32, Ipv4Addr, u16)>,
+    /// Ports of a bridge only: how it treats them.
+    pub port: Option<BridgePort>,
 }
 
 /// A VXLAN device to be made.
@@ -330,21 +339,32 @@ impl Links {
         self.change(name, IFF_UP, IFF_UP, |_| {})
     }
 
-    /// Waits until a link carries packets. A veth that has just been set up drops all of them until a worker of the
+    /// Whether a link carries packets by now. A veth that has just been set up drops all of them until a worker of the
     /// kernel has taken notice of its peer, and the first packet of a connection would be repeated a second later.
+    ///
+    /// # Errors
+    /// `NotFound`, or what the kernel says.
+    pub fn carries(&mut self, name: &str) -> io::Result<bool> {
+        if !self.find(name)?.ok_or_else(|| not_found(name))?.running {
+            return Ok(false);
+        }
+        // The state shows before the worker is done with the link; a change, even an empty one, waits for the worker.
+        self.set_up(name).map(|()| true)
+    }
+
+    /// Waits until a link carries packets.
     ///
     /// # Errors
     /// `NotFound`; `TimedOut` when the peer is down, or the kernel is that busy.
     pub fn wait_running(&mut self, name: &str, patience: Duration) -> io::Result<()> {
         let deadline = Instant::now() + patience;
-        while !self.find(name)?.ok_or_else(|| not_found(name))?.running {
+        while !self.carries(name)? {
             if Instant::now() > deadline {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{name:?} does not come up")));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        // The state shows before the worker is done with the link; a change, even an empty one, waits for the worker.
-        self.set_up(name)
+        Ok(())
     }
 
     /// Sets a link down.
@@ -539,11 +559,64 @@ impl Links {
     /// # Errors
     /// When the kernel refuses the dump.
     pub fn routes(&mut self) -> io::Result<Vec<(Ipv4Net, u32)>> {
+        let all = self.all_routes()?.into_iter();
+        Ok(all.filter(|route| route.table == u32::from(RT_TABLE_MAIN)).map(|r| (r.destination, r.link)).collect())
+    }
+
+    /// The IPv4 routes of all tables.
+    pub(super) fn all_routes(&mut self) -> io::Result<Vec<Route>> {
         let mut fixed = [0; 12];
         fixed[0] = libc::AF_INET as u8;
         let replies = self.socket.request(Message::new(RTM_GETROUTE, DUMP, &fixed))?;
         Ok(replies.iter().filter_map(parse_route).collect())
     }
+
+    /// The tables that IPv4 rules by mark lead to.
+    pub(super) fn marked_tables(&mut self) -> io::Result<Vec<u32>> {
+        let mut fixed = [0; 12];
+        fixed[0] = libc::AF_INET as u8;
+        let replies = self.socket.request(Message::new(libc::RTM_GETRULE, DUMP, &fixed))?;
+        let table = |reply: &Reply| {
+            let all = || attributes(reply.body.get(12..).unwrap_or_default());
+            all().find(|(kind, _)| *kind == FRA_FWMARK)?;
+            all().find(|(kind, _)| *kind == FRA_TABLE).map(|(_, value)| u32_of(value))
+        };
+        Ok(replies.iter().filter_map(table).collect())
+    }
+
+    /// Which links, by number, check where packets come from (`rp_filter`); 0 stands for the value for all links.
+    pub(super) fn checking_sources(&mut self) -> io::Result<Vec<u32>> {
+        let mut fixed = [0; 4];
+        fixed[0] = libc::AF_INET as u8;
+        let replies = self.socket.request(Message::new(libc::RTM_GETNETCONF, DUMP, &fixed))?;
+        let link = |reply: &Reply| {
+            let (mut link, mut checks) = (None, false);
+            for (kind, value) in attributes(reply.body.get(4..)?) {
+                match kind {
+                    NETCONF_LINK => link = Some(u32_of(value).cast_signed()),
+                    NETCONF_RP_FILTER => checks = u32_of(value) != 0,
+                    _ => {}
+                }
+            }
+            let number = match link? {
+                NETCONF_ALL => 0,
+                number => u32::try_from(number).ok()?,
+            };
+            checks.then_some(number)
+        };
+        Ok(replies.iter().filter_map(link).collect())
+    }
+}
+
+/// One IPv4 route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Route {
+    /// The table that it is in.
+    pub(super) table: u32,
+    /// Where it leads.
+    pub(super) destination: Ipv4Net,
+    /// The number of its link.
+    pub(super) link: u32,
 }
 
 fn parse_link(reply: &Reply) -> Option<Link> {
@@ -568,13 +641,25 @@ fn parse_link(reply: &Reply) -> Option<Link> {
 }
 
 fn parse_info(value: &[u8], link: &mut Link) {
-    let mut data: &[u8] = &[];
+    let (mut data, mut treatment): (&[u8], &[u8]) = (&[], &[]);
+    let mut bridged = false;
     for (kind, value) in attributes(value) {
         match kind {
             IFLA_INFO_KIND => link.kind = str_of(value),
             IFLA_INFO_DATA => data = value,
+            INFO_SLAVE_KIND => bridged = str_of(value) == "bridge",
+            INFO_SLAVE_DATA => treatment = value,
             _ => {}
         }
+    }
+    if bridged {
+        let on = |wanted| attributes(treatment).any(|(kind, value)| kind == wanted && value.first() == Some(&1));
+        link.port = Some(BridgePort {
+            flood: on(BRPORT_UNICAST_FLOOD) && on(BRPORT_MCAST_FLOOD) && on(BRPORT_BCAST_FLOOD),
+            learning: on(BRPORT_LEARNING),
+            neigh_suppress: on(BRPORT_NEIGH_SUPPRESS),
+            isolated: on(BRPORT_ISOLATED),
+        });
     }
     if link.kind == "vxlan" {
         let (mut vni, mut local, mut port) = (0, Ipv4Addr::UNSPECIFIED, 0);
@@ -601,18 +686,16 @@ fn parse_address(reply: &Reply) -> Option<(u32, Ipv4Net)> {
     Some((u32_of(&fixed[4..8]), Ipv4Net::new(ipv4_of(local)?, fixed[1]).ok()?))
 }
 
-fn parse_route(reply: &Reply) -> Option<(Ipv4Net, u32)> {
+fn parse_route(reply: &Reply) -> Option<Route> {
     let fixed = reply.body.get(..12)?;
-    if fixed[4] != RT_TABLE_MAIN {
-        return None;
-    }
-    let (mut destination, mut link) = (Ipv4Addr::UNSPECIFIED, 0);
+    let (mut destination, mut link, mut table) = (Ipv4Addr::UNSPECIFIED, 0, u32::from(fixed[4]));
     for (kind, value) in attributes(&reply.body[12..]) {
         match kind {
             libc::RTA_DST => destination = ipv4_of(value)?,
             libc::RTA_OIF => link = u32_of(value),
+            libc::RTA_TABLE => table = u32_of(value),
             _ => {}
         }
     }
-    Some((Ipv4Net::new(destination, fixed[1]).ok()?, link))
+    Some(Route { table, destination: Ipv4Net::new(destination, fixed[1]).ok()?, link })
 }

@@ -3,17 +3,25 @@
 //! Nothing here decides anything; `plan` does. All calls block for as long as the kernel takes (microseconds), and
 //! no thread of the caller ever changes its namespace, except through [`enter`].
 
+mod expressions;
+mod firewall;
+mod inside;
 mod links;
 mod neighbours;
 mod netlink;
 mod netns;
 mod nftables;
+mod readback;
+mod rules;
 mod stage;
 
+pub(crate) use firewall::{Firewall, Opened, legacy_filter};
 pub use links::{BridgePort, Link, Links, Peer, Vxlan};
 pub use neighbours::Forward;
+pub(crate) use netlink::{LINKS, NEIGHBOURS, ROUTES, Watch};
 pub use netns::{NetNs, enter};
 pub use nftables::Tables;
+pub(crate) use rules::Rules;
 pub(crate) use stage::Stage;
 
 /// The hardware address that belongs to an IPv4 address: `02:42` and the four bytes, as Docker derives it.

@@ -14,6 +14,10 @@ use nix::sys::time::{TimeVal, TimeValLike};
 pub(crate) const HEADER: usize = 16;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+/// In a dump's answers: what is listed changed meanwhile, so that something may be missing or there twice.
+const DUMP_INTERRUPTED: u16 = 0x10;
+/// How often an interrupted dump is asked for again. On a host where links come and go, one in a dozen is interrupted.
+const DUMP_TRIES: usize = 20;
 /// First bit pair of an attribute's type: nested, and network byte order.
 const NESTED: u16 = 0x8000;
 const TYPE_MASK: u16 = 0x3fff;
@@ -102,6 +106,11 @@ impl Message {
         self
     }
 
+    /// All that follows the header: the family's fixed part and the attributes.
+    pub(crate) fn body(&self) -> &[u8] {
+        &self.bytes[HEADER..]
+    }
+
     fn seal(&mut self, sequence: u32) {
         let length = u32::try_from(self.bytes.len()).expect("a message of ours is far below 4 GiB");
         self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
@@ -114,6 +123,7 @@ impl Message {
 pub(crate) struct Reply {
     /// The message type.
     pub(crate) kind: u16,
+    flags: u16,
     sequence: u32,
     /// All that follows the header.
     pub(crate) body: Vec<u8>,
@@ -121,19 +131,49 @@ pub(crate) struct Reply {
 
 /// Walks the attributes in a byte slice; a malformed tail ends the walk.
 pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    flagged(bytes).map(|(kind, value)| (kind & TYPE_MASK, value))
+}
+
+/// The same with the flags that are in their types.
+fn flagged(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(rest.get(0..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) & TYPE_MASK;
+        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?);
         let value = rest.get(4..length)?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
         Some((kind, value))
     })
 }
 
+/// Whether attributes that the kernel listed say all that ours say, and nothing else of the same kinds. The kernel adds
+/// kinds that we did not give (handles, defaults), and does not say which of its attributes are nested.
+pub(crate) fn says(listed: &[u8], ours: &[u8]) -> bool {
+    let mut counted = Vec::new();
+    for (kind, value) in flagged(ours) {
+        let place = counted.iter().filter(|seen| **seen == kind).count();
+        counted.push(kind);
+        let Some((_, found)) = attributes(listed).filter(|(other, _)| *other == kind & TYPE_MASK).nth(place) else {
+            return false;
+        };
+        if found != value && (kind & NESTED == 0 || !says(found, value)) {
+            return false;
+        }
+    }
+    counted.iter().all(|kind| {
+        let all = attributes(listed).filter(|(other, _)| *other == kind & TYPE_MASK).count();
+        all == counted.iter().filter(|seen| *seen == kind).count()
+    })
+}
+
 /// A number in host byte order; zero when the attribute is too short.
 pub(crate) fn u32_of(value: &[u8]) -> u32 {
     value.get(0..4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
+
+/// A number in network byte order; zero when the attribute is too short.
+pub(crate) fn be32_of(value: &[u8]) -> u32 {
+    u32::from_be(u32_of(value))
 }
 
 /// A text without its closing zero.
@@ -149,6 +189,7 @@ fn split(datagram: &[u8], replies: &mut Vec<Reply>) {
         let Some(body) = rest.get(HEADER..length) else { return };
         replies.push(Reply {
             kind: u16::from_ne_bytes([header[4], header[5]]),
+            flags: u16::from_ne_bytes([header[6], header[7]]),
             sequence: u32_of(&header[8..12]),
             body: body.to_vec(),
         });
@@ -201,31 +242,45 @@ impl Socket {
         }
     }
 
-    /// Sends one request and waits for its acknowledgement; the objects that came before it are returned.
+    /// Sends one request and waits for its acknowledgement; the objects that came before it are returned. A list that
+    /// changed while the kernel wrote it down is asked for again, since it may lack what was there all the time.
     pub(crate) fn request(&mut self, mut message: Message) -> io::Result<Vec<Reply>> {
         let flags = u16::from_ne_bytes([message.bytes[6], message.bytes[7]]);
         // The two bits of a dump mean replace and exclusive elsewhere; nobody asks for both of those.
         if flags & DUMP != DUMP {
             message.bytes[6..8].copy_from_slice(&(flags | ACK).to_ne_bytes());
         }
-        let sequence = self.next_sequence();
-        message.seal(sequence);
-        self.send(&message.bytes)?;
+        for _ in 0..DUMP_TRIES {
+            let sequence = self.next_sequence();
+            message.seal(sequence);
+            self.send(&message.bytes)?;
+            if let Some(objects) = self.answer(sequence)? {
+                return Ok(objects);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::Interrupted, "what the kernel lists changes faster than it can be read"))
+    }
+
+    /// The objects that answer a request, up to their end; nothing when the list is not consistent.
+    fn answer(&mut self, sequence: u32) -> io::Result<Option<Vec<Reply>>> {
         let mut objects = Vec::new();
+        let mut interrupted = false;
         loop {
             let mut replies = Vec::new();
             self.receive(MsgFlags::empty(), &mut replies)?;
-            for reply in replies {
-                if reply.sequence != sequence {
-                    continue;
-                }
+            for reply in replies.into_iter().filter(|reply| reply.sequence == sequence) {
                 match reply.kind {
-                    NLMSG_DONE => return Ok(objects),
-                    NLMSG_ERROR => match errno(&reply.body) {
-                        None => return Ok(objects),
-                        Some(error) => return Err(error),
-                    },
-                    _ => objects.push(reply),
+                    NLMSG_ERROR | NLMSG_DONE => {
+                        interrupted |= reply.kind == NLMSG_DONE && reply.flags & DUMP_INTERRUPTED != 0;
+                        return match errno(&reply.body) {
+                            None => Ok((!interrupted).then_some(objects)),
+                            Some(error) => Err(error),
+                        };
+                    }
+                    _ => {
+                        interrupted |= reply.flags & DUMP_INTERRUPTED != 0;
+                        objects.push(reply);
+                    }
                 }
             }
         }
@@ -264,6 +319,48 @@ impl Socket {
     }
 }
 
+/// Notices that something happened in the namespace of the thread that opened it; what, is then read from the kernel.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    fd: OwnedFd,
+}
+
+/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR`: links and their addresses.
+pub(crate) const LINKS: u32 = 1 | 1 << 4;
+/// `RTNLGRP_NEIGH`: neighbours and forwarding entries.
+pub(crate) const NEIGHBOURS: u32 = 1 << 2;
+/// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV4_RULE`, `RTNLGRP_IPV4_NETCONF`: routes, their rules and some values of sysctl.
+pub(crate) const ROUTES: u32 = 1 << 6 | 1 << 7 | 1 << 23;
+
+impl Watch {
+    /// Listens to groups of notices from now on.
+    pub(crate) fn open(groups: u32) -> io::Result<Watch> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = nix::sys::socket::socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+        // Room for a few: that there were too many says as much.
+        setsockopt(&fd, sockopt::RcvBuf, &4096)?;
+        nix::sys::socket::bind(fd.as_raw_fd(), &nix::sys::socket::NetlinkAddr::new(0, groups))?;
+        Ok(Watch { fd })
+    }
+
+    /// Whether there was a notice since the last call, or the kernel had to drop some.
+    pub(crate) fn stirred(&self) -> bool {
+        let mut buffer = [0; 64];
+        let mut any = false;
+        // Who is told faster than this can read has heard enough.
+        for _ in 0..4096 {
+            match nix::sys::socket::recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Err(nix::errno::Errno::EAGAIN) => return any,
+                Err(nix::errno::Errno::EINTR) => {}
+                // The end of what can be known, as far as this socket goes.
+                Err(error) if error != nix::errno::Errno::ENOBUFS => return true,
+                _ => any = true,
+            }
+        }
+        true
+    }
+}
+
 fn errno(body: &[u8]) -> Option<io::Error> {
     let code = u32_of(body).cast_signed();
     (code != 0).then(|| io::Error::from_raw_os_error(-code))
@@ -285,6 +382,73 @@ mod tests {
         let inner: Vec<_> = attributes(found[1].1).collect();
         assert_eq!(u32_of(inner[0].1), 7);
         assert_eq!(inner[1], (2, &[1, 2, 3][..]));
+    }
+
+    /// A kernel of our own: answers each dump with one object and its end, the first `interrupted` of them marked.
+    fn dump_from(interrupted: u32, mark_the_end: bool) -> (io::Result<Vec<Reply>>, u32) {
+        use nix::sys::socket::socketpair;
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let kernel = std::thread::spawn(move || {
+            let mut asked = 0;
+            let mut buffer = [0; 256];
+            while let Ok(1..) = nix::sys::socket::recv(theirs.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                let sequence = u32_of(&buffer[8..12]);
+                let mark = if asked < interrupted { DUMP_INTERRUPTED } else { 0 };
+                asked += 1;
+                let marks = if mark_the_end { [0, mark] } else { [mark, 0] };
+                let mut datagram = Vec::new();
+                for (kind, mark) in [(16, marks[0]), (NLMSG_DONE, marks[1])] {
+                    let mut message = Message::new(kind, mark, &[0; 4]);
+                    message.seal(sequence);
+                    datagram.extend_from_slice(&message.bytes);
+                }
+                nix::sys::socket::send(theirs.as_raw_fd(), &datagram, MsgFlags::empty()).unwrap();
+            }
+            asked
+        });
+        let mut socket = Socket { fd: ours, sequence: 0 };
+        let answer = socket.request(Message::new(18, DUMP, &[0; 16]));
+        drop(socket);
+        (answer, kernel.join().unwrap())
+    }
+
+    #[test]
+    fn a_list_that_changed_meanwhile_is_read_again() {
+        for mark_the_end in [false, true] {
+            let (answer, asked) = dump_from(2, mark_the_end);
+            assert_eq!((answer.unwrap().len(), asked), (1, 3));
+        }
+        let (answer, asked) = dump_from(u32::MAX, false);
+        assert_eq!(answer.unwrap_err().kind(), io::ErrorKind::Interrupted);
+        assert_eq!(asked as usize, DUMP_TRIES);
+    }
+
+    #[test]
+    fn what_the_kernel_lists_is_compared_by_what_we_said() {
+        let list = |numbers: &[u32], name: &str, more: bool| {
+            let mut m = Message::new(0, 0, &[]);
+            m.nest(4, |m| {
+                for number in numbers {
+                    m.nest(1, |m| {
+                        m.put_u32(2, *number);
+                        if more {
+                            m.put_u32(9, 0);
+                        }
+                    });
+                }
+            });
+            m.put_str(3, name);
+            m.body().to_vec()
+        };
+        let ours = list(&[7, 8], "a", false);
+        assert!(says(&ours, &ours));
+        assert!(says(&list(&[7, 8], "a", true), &ours), "what the kernel adds is no difference");
+        assert!(!says(&ours, &list(&[7, 8], "a", true)), "what it lacks is");
+        for other in [list(&[8, 7], "a", false), list(&[7], "a", false), list(&[7, 8, 8], "a", false)] {
+            assert!(!says(&other, &ours));
+        }
+        assert!(!says(&list(&[7, 8], "b", false), &ours));
     }
 
     #[test]

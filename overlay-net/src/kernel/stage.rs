@@ -13,6 +13,7 @@ use ipnet::Ipv4Net;
 
 use super::links::{BridgePort, Link, Links, Peer, Vxlan};
 use super::mac_of;
+use super::netlink::{LINKS, NEIGHBOURS, Watch};
 use super::netns::NetNs;
 use crate::plan::attachment::{Interface, choose_egress, gateway};
 use crate::plan::names;
@@ -35,6 +36,13 @@ pub(crate) struct Stage {
     inner: NetNs,
     host_links: Links,
     inner_links: Links,
+    /// Notices of what happens in the node's own namespace, and in the host's.
+    watches: [Watch; 2],
+}
+
+/// How a bridge treats a task's port on a network.
+fn treatment(network: &str) -> BridgePort {
+    if network == names::EGRESS { EGRESS_PORT } else { LOCAL_PORT }
 }
 
 impl Stage {
@@ -57,7 +65,15 @@ impl Stage {
             inner.set_sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "1").ok();
         }
         let (host_links, inner_links) = (Links::open(&host)?, Links::open(&inner)?);
-        Ok(Stage { node: node.to_owned(), host, inner, host_links, inner_links })
+        let watches = [inner.visit(|| Watch::open(LINKS | NEIGHBOURS))?, host.visit(|| Watch::open(LINKS))?];
+        Ok(Stage { node: node.to_owned(), host, inner, host_links, inner_links, watches })
+    }
+
+    /// Whether anything happened in either namespace since the last call, by us or by others.
+    pub(crate) fn stirred(&self) -> bool {
+        let [inner, host] = &self.watches;
+        // Both are emptied.
+        inner.stirred() | host.stirred()
     }
 
     /// The host's namespace.
@@ -81,11 +97,12 @@ impl Stage {
         for link in &links {
             if let ("bridge", Some(vni)) = (link.kind.as_str(), names::vni_of(&link.name)) {
                 let network = names::network_of(&link.alias).unwrap_or_default().to_owned();
-                picture.switches.insert(vni, Switch { network, ..Switch::default() });
+                picture.switches.insert(vni, Switch { network, up: link.up, ..Switch::default() });
             } else if let Some((task, network, address)) = names::port_of(&link.alias) {
                 let bridge = names.get(&link.controller).map_or(String::new(), |name| (*name).to_owned());
-                let (task, network) = (task.to_owned(), network.to_owned());
-                picture.ports.insert(link.name.clone(), Port { task, network, address, bridge });
+                let treated = link.port.is_none_or(|port| port == treatment(network));
+                let (task, network, up) = (task.to_owned(), network.to_owned(), link.up && treated);
+                picture.ports.insert(link.name.clone(), Port { task, network, address, bridge, up });
             }
         }
         // What a crash left half made belongs to no task and no network, and so is never wanted.
@@ -101,7 +118,7 @@ impl Stage {
             if stray {
                 let nobody = String::new;
                 let address = Ipv4Addr::UNSPECIFIED;
-                let port = Port { task: nobody(), network: nobody(), address, bridge: nobody() };
+                let port = Port { task: nobody(), network: nobody(), address, bridge: nobody(), up: false };
                 picture.ports.insert(link.name.clone(), port);
             }
         }
@@ -113,7 +130,8 @@ impl Stage {
             if let Some((_, local, port)) = link.vxlan {
                 let on_bridge = names.get(&link.controller) == Some(&names::bridge(vni).as_str());
                 // One that is half made is of no use: an MTU of 0 is never wanted, so it is made anew.
-                let mtu = if on_bridge && link.up { link.mtu } else { 0 };
+                let whole = on_bridge && link.up && link.port == Some(TUNNEL_PORT);
+                let mtu = if whole { link.mtu } else { 0 };
                 switch.tunnel = Some(Tunnel { local, port, mtu });
                 tunnels.insert(link.index, vni);
             } else {
@@ -140,9 +158,8 @@ impl Stage {
     fn observe_host_port(&mut self, links: &[Link]) -> io::Result<Option<HostPort>> {
         let Some(link) = self.host_links.find(&names::ingress_link(&self.node))? else { return Ok(None) };
         let address = self.host_links.addresses()?.into_iter().find(|(index, _)| *index == link.index);
-        let vni = links
-            .iter()
-            .find(|link| link.name == names::HOST_PORT)
+        let port = links.iter().find(|link| link.name == names::HOST_PORT && link.up);
+        let vni = port
             .and_then(|port| links.iter().find(|link| link.index == port.controller))
             .and_then(|bridge| names::vni_of(&bridge.name));
         let nowhere = Ipv4Net::from(Ipv4Addr::UNSPECIFIED);
@@ -151,6 +168,56 @@ impl Stage {
             address: address.map_or(nowhere, |(_, net)| net),
             mtu: if link.up { link.mtu } else { 0 },
         }))
+    }
+
+    /// Sets the values that published ports and the way out need in the host's namespace, for the links that are there;
+    /// gives those that had another value.
+    pub(crate) fn host_values(&mut self) -> io::Result<Vec<String>> {
+        let mut changed = Vec::new();
+        for link in [names::egress_link(&self.node), names::ingress_link(&self.node)] {
+            if self.host_links.find(&link)?.is_some() {
+                for name in [format!("ipv4/conf/{link}/route_localnet"), "ipv4/ip_forward".into()] {
+                    // The thread that asks is in the host's namespace, and so sees its values.
+                    if std::fs::read_to_string(format!("/proc/sys/net/{name}"))?.trim() != "1" {
+                        self.host.set_sysctl(&name, "1")?;
+                        changed.push(format!("net/{name} was off"));
+                    }
+                }
+            }
+        }
+        Ok(changed)
+    }
+
+    /// What of the way out with this address of the host's is not as it should be.
+    pub(crate) fn egress_lacks(&mut self, address: Ipv4Net, mtu: u32) -> io::Result<Vec<String>> {
+        let mut lacks = Vec::new();
+        let name = names::egress_link(&self.node);
+        match self.host_links.find(&name)? {
+            None => lacks.push(format!("{name} is missing")),
+            Some(link) => {
+                let has = self.host_links.addresses()?.contains(&(link.index, address));
+                for (wrong, what) in [
+                    (!link.up, "is down"),
+                    (link.mtu != mtu, "has another MTU"),
+                    (link.address != mac_of(address.addr()), "has another hardware address"),
+                    (!has, "has lost its address"),
+                ] {
+                    if wrong {
+                        lacks.push(format!("{name} {what}"));
+                    }
+                }
+            }
+        }
+        let bridge = self.inner_links.find(names::EGRESS_BRIDGE)?.filter(|bridge| bridge.up);
+        let uplink = self.inner_links.find(names::EGRESS_UPLINK)?.filter(|uplink| uplink.up);
+        match (bridge, uplink) {
+            (None, _) => lacks.push("the bridge of the way out is missing or down".to_owned()),
+            (Some(bridge), uplink) if uplink.as_ref().map(|uplink| uplink.controller) != Some(bridge.index) => {
+                lacks.push("the way out is not connected to its bridge".to_owned());
+            }
+            _ => {}
+        }
+        Ok(lacks)
     }
 
     fn index(&mut self, name: &str) -> io::Result<u32> {
@@ -174,6 +241,7 @@ impl Stage {
                 self.inner_links.set_alias(&bridge, &names::bridge_alias(network))?;
                 self.inner_links.set_up(&bridge)
             }
+            Operation::RaiseSwitch(vni) => self.inner_links.set_up(&names::bridge(*vni)),
             Operation::CreateTunnel { vni, tunnel } => {
                 let (name, bridge) = (names::tunnel(*vni), names::bridge(*vni));
                 let vxlan = Vxlan { vni: *vni, local: tunnel.local, port: tunnel.port, mtu: tunnel.mtu };
@@ -269,8 +337,7 @@ impl Stage {
 
     /// Makes the way out, with addresses that neither this host nor the given networks have.
     pub(crate) fn create_egress(&mut self, mtu: u32, networks: &[Ipv4Net]) -> io::Result<Ipv4Net> {
-        let link = names::egress_link(&self.node);
-        self.host_links.delete(&link)?;
+        self.host_links.delete(&names::egress_link(&self.node))?;
         let mut taken = networks.to_vec();
         taken.extend(self.host_links.routes()?.into_iter().map(|(net, _)| net).filter(|net| net.prefix_len() > 0));
         taken.extend(self.host_links.addresses()?.into_iter().map(|(_, net)| net));
@@ -278,20 +345,35 @@ impl Stage {
             io::Error::new(io::ErrorKind::AddrNotAvailable, "no free network for the way out of tasks")
         })?;
         let address = Ipv4Net::new(gateway(subnet), subnet.prefix_len()).expect("a subnet's own prefix");
+        self.repair_egress(address, mtu)?;
+        Ok(address)
+    }
+
+    /// Makes the way out with this address of the host's, or what of it is missing. The tasks' links to it are
+    /// connected afterwards, where they have lost their bridge.
+    pub(crate) fn repair_egress(&mut self, address: Ipv4Net, mtu: u32) -> io::Result<()> {
+        let link = names::egress_link(&self.node);
         if self.inner_links.find(names::EGRESS_BRIDGE)?.is_none() {
             self.inner_links.create_bridge(names::EGRESS_BRIDGE)?;
         }
         self.inner_links.set_up(names::EGRESS_BRIDGE)?;
-        let peer = Peer { namespace: &self.inner, name: names::EGRESS_UPLINK, mac: None };
-        self.host_links.create_veth_into(&link, Some(mac_of(address.addr())), mtu, &peer)?;
+        let mac = mac_of(address.addr());
+        let outer = self.host_links.find(&link)?;
+        if outer.is_none_or(|link| link.address != mac) || self.inner_links.find(names::EGRESS_UPLINK)?.is_none() {
+            self.host_links.delete(&link)?;
+            let peer = Peer { namespace: &self.inner, name: names::EGRESS_UPLINK, mac: None };
+            self.host_links.create_veth_into(&link, Some(mac), mtu, &peer)?;
+        }
+        self.host_links.set_mtu(&link, mtu)?;
+        self.inner_links.set_mtu(names::EGRESS_UPLINK, mtu)?;
         self.inner_links.set_controller(names::EGRESS_UPLINK, Some(names::EGRESS_BRIDGE))?;
         self.inner_links.set_up(names::EGRESS_UPLINK)?;
         self.host_side(&link, address)?;
-        self.inner_links.wait_running(names::EGRESS_UPLINK, PATIENCE)?;
-        Ok(address)
+        self.inner_links.wait_running(names::EGRESS_UPLINK, PATIENCE)
     }
 
-    /// Gives a task's namespace an interface; one that is there already as it should be is kept.
+    /// Gives a task's namespace an interface; one that is there already as it should be is kept. It takes a moment until
+    /// it carries packets: see [`Stage::carries`].
     pub(crate) fn connect(
         &mut self,
         task: &str,
@@ -316,9 +398,12 @@ impl Stage {
         links.set_up(&interface.name)?;
         self.inner_links.set_mtu(&interface.port, mtu)?;
         let (port, bridge) = (interface.port.clone(), interface.bridge.clone());
-        self.apply(&Operation::Connect { port, bridge })?;
-        links.wait_running(&interface.name, PATIENCE)?;
-        self.inner_links.wait_running(&interface.port, PATIENCE)
+        self.apply(&Operation::Connect { port, bridge })
+    }
+
+    /// Whether both ends of a task's interface carry packets by now.
+    pub(crate) fn carries(&mut self, links: &mut Links, interface: &Interface) -> io::Result<bool> {
+        Ok(links.carries(&interface.name)? && self.inner_links.carries(&interface.port)?)
     }
 
     /// Removes links of tasks.

@@ -82,12 +82,15 @@ pub fn interfaces(
     Ok(all)
 }
 
+/// The prefix length of the way out's addresses.
+pub const WAY_OUT_PREFIX: u8 = 16;
+
 /// The addresses of the way out, if nothing on this host or in the cluster has them: `172.30.0.0/16`, then others.
 #[must_use]
 pub fn choose_egress(taken: &[Ipv4Net]) -> Option<Ipv4Net> {
     let usual = [30u8, 29, 28, 31, 27, 26, 25, 24].map(|second| Ipv4Addr::new(172, second, 0, 0));
     let rare = (200u8..=250).map(|second| Ipv4Addr::new(10, second, 0, 0));
-    usual.into_iter().chain(rare).map(|network| Ipv4Net::new(network, 16).expect("a prefix below 32")).find(
+    usual.into_iter().chain(rare).map(|network| Ipv4Net::new(network, WAY_OUT_PREFIX).expect("a prefix below 32")).find(
         |candidate| !taken.iter().any(|net| net.contains(&candidate.network()) || candidate.contains(&net.network())),
     )
 }

@@ -207,6 +207,13 @@ impl Balance {
             .map(|link| Rule::new([Match::From(link.clone()), Match::Destination(loopback)], Action::Drop))
             .collect();
         table.hook("guard", Kind::Filter, Point::Prerouting, PRIORITY_RAW, rules);
+        // Tasks are reached by what they publish alone: what others send to their addresses through this host, whose
+        // forwarding we have turned on and whose firewall lets our links' packets pass, goes nowhere.
+        let guards = side.ingress.iter().chain(&side.egress).map(|(link, _)| link);
+        let rules = guards
+            .map(|link| Rule::new([Match::To(link.clone()), Match::New, Match::Untranslated], Action::Drop))
+            .collect();
+        table.hook("unpublished", Kind::Filter, Point::Forward, PRIORITY_FILTER, rules);
         Some(table)
     }
 }

@@ -31,6 +31,8 @@ pub struct Picture {
 pub struct Switch {
     /// The network's id.
     pub network: String,
+    /// Its bridge is set up.
+    pub up: bool,
     /// Its VXLAN device.
     pub tunnel: Option<Tunnel>,
     /// The VXLAN device's table: which host has a hardware address.
@@ -63,6 +65,8 @@ pub struct Port {
     pub address: Ipv4Addr,
     /// The bridge that it is a port of; empty for none.
     pub bridge: String,
+    /// It is set up, and its bridge treats it as it must.
+    pub up: bool,
 }
 
 /// This host's own place on a network.
@@ -105,6 +109,8 @@ pub enum Operation {
         /// The network's id.
         network: String,
     },
+    /// Sets a bridge up.
+    RaiseSwitch(u32),
     /// Makes a VXLAN device as a port of the bridge.
     CreateTunnel {
         /// VNI.
@@ -179,7 +185,8 @@ impl Picture {
         let mut wanted = Picture::default();
         for network in &desired.networks {
             let tunnel = Tunnel { local: facts.data_path_addr, port: facts.data_path_port, mtu: facts.mtu };
-            let mut switch = Switch { network: network.id.clone(), tunnel: Some(tunnel), ..Switch::default() };
+            let mut switch =
+                Switch { network: network.id.clone(), up: true, tunnel: Some(tunnel), ..Switch::default() };
             for station in &network.stations {
                 if station.host == facts.data_path_addr || Some(station.address) == network.host_address {
                     continue;
@@ -196,15 +203,17 @@ impl Picture {
             wanted.switches.insert(network.vni, switch);
         }
         for (name, port) in &observed.ports {
-            let mut kept = port.clone();
-            if port.network != names::EGRESS {
+            let mut kept = Port { up: true, ..port.clone() };
+            if port.network == names::EGRESS {
+                names::EGRESS_BRIDGE.clone_into(&mut kept.bridge);
+            } else {
                 if let Some(network) = desired.network(&port.network) {
                     kept.bridge = names::bridge(network.vni);
                 } else {
                     let Some(vni) = names::vni_of(&port.bridge) else { continue };
                     match (observed.switches.get(&vni), wanted.switches.get(&vni)) {
                         (Some(old), None) => {
-                            wanted.switches.insert(vni, old.clone());
+                            wanted.switches.insert(vni, Switch { up: true, ..old.clone() });
                         }
                         (_, Some(other)) if other.network == port.network => {}
                         _ => continue,
@@ -245,7 +254,12 @@ impl Picture {
         let nothing = Switch::default();
         for (vni, new) in &wanted.switches {
             let old = match self.switches.get(vni) {
-                Some(old) if !renewed(vni) => old,
+                Some(old) if !renewed(vni) => {
+                    if !old.up && new.up {
+                        operations.push(Operation::RaiseSwitch(*vni));
+                    }
+                    old
+                }
                 _ => {
                     operations.push(Operation::CreateSwitch { vni: *vni, network: new.network.clone() });
                     &nothing
@@ -259,7 +273,7 @@ impl Picture {
         for (name, port) in &wanted.ports {
             let Some(old) = self.ports.get(name) else { continue };
             let lost = names::vni_of(&port.bridge).is_some_and(|vni| renewed(&vni));
-            if old.bridge != port.bridge || lost {
+            if old.bridge != port.bridge || lost || !old.up {
                 operations.push(Operation::Connect { port: name.clone(), bridge: port.bridge.clone() });
             }
         }
@@ -288,12 +302,15 @@ impl Picture {
                 }
             }
             Operation::CreateSwitch { vni, network } => {
-                self.switches.insert(*vni, Switch { network: network.clone(), ..Switch::default() });
+                self.switches.insert(*vni, Switch { network: network.clone(), up: true, ..Switch::default() });
             }
+            Operation::RaiseSwitch(vni) => switch(self, *vni).up = true,
             Operation::CreateTunnel { vni, tunnel } => switch(self, *vni).tunnel = Some(*tunnel),
             Operation::CreateHostPort(host) => self.host = Some(*host),
             Operation::Connect { port, bridge } => {
-                self.ports.get_mut(port).expect("only what is there is connected").bridge.clone_from(bridge);
+                let port = self.ports.get_mut(port).expect("only what is there is connected");
+                port.bridge.clone_from(bridge);
+                port.up = true;
             }
             Operation::SetHost { vni, mac, host } => {
                 switch(self, *vni).hosts.insert(*mac, *host);
@@ -344,5 +361,36 @@ fn entries(vni: u32, old: &Switch, new: &Switch, operations: &mut Vec<Operation>
     }
     for (address, mac) in new.neighbours.iter().filter(|(address, mac)| old.neighbours.get(*address) != Some(*mac)) {
         operations.push(Operation::SetNeighbour { vni, address: *address, mac: *mac });
+    }
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Operation::DeletePort(port) => write!(f, "remove link {port}"),
+            Operation::DeleteHostPort => write!(f, "remove the host's place on the ingress network"),
+            Operation::DeleteTunnel(vni) => write!(f, "remove tunnel {vni:x}"),
+            Operation::DeleteSwitch(vni) => write!(f, "remove bridge {vni:x}"),
+            Operation::CreateSwitch { vni, network } => write!(f, "make bridge {vni:x} of network {network}"),
+            Operation::RaiseSwitch(vni) => write!(f, "set bridge {vni:x} up"),
+            Operation::CreateTunnel { vni, .. } => write!(f, "make tunnel {vni:x}"),
+            Operation::CreateHostPort(host) => write!(f, "make the host's place {}", host.address),
+            Operation::Connect { port, bridge } => write!(f, "connect link {port} to {bridge}"),
+            Operation::SetHost { vni, mac, host } => write!(f, "tunnel {vni:x}: {} is at {host}", Hex(mac)),
+            Operation::DeleteHost { vni, mac } => write!(f, "tunnel {vni:x}: forget {}", Hex(mac)),
+            Operation::SetForward { vni, mac } => write!(f, "bridge {vni:x}: {} is behind the tunnel", Hex(mac)),
+            Operation::DeleteForward { vni, mac } => write!(f, "bridge {vni:x}: forget {}", Hex(mac)),
+            Operation::SetNeighbour { vni, address, .. } => write!(f, "bridge {vni:x}: know {address}"),
+            Operation::DeleteNeighbour { vni, address } => write!(f, "bridge {vni:x}: forget {address}"),
+        }
+    }
+}
+
+struct Hex<'a>(&'a Mac);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }

@@ -1,6 +1,6 @@
 //! An nf_tables table as one value.
 //!
-//! `plan` builds it, `kernel::Tables` replaces the whole table with it in one transaction. A rule says what it means
+//! `plan` builds it, `kernel` brings the kernel's table to it in one transaction. A rule says what it means
 //! (`Match`, `Action`); how nf_tables expresses that is the kernel module's business.
 
 use std::collections::BTreeMap;
@@ -18,6 +18,11 @@ pub enum Family {
     Ip,
     /// Frames of one device.
     Netdev,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Family; 2] = [Family::Ip, Family::Netdev];
 }
 
 /// A whole table.
@@ -86,6 +91,8 @@ pub enum Kind {
 pub enum Point {
     /// As it arrives.
     Prerouting,
+    /// On its way from one link to another.
+    Forward,
     /// From a local process.
     Output,
     /// As it leaves.
@@ -130,6 +137,8 @@ pub enum Match {
     New,
     /// Its connection's destination was translated.
     Translated,
+    /// Its connection's destination was not translated.
+    Untranslated,
     /// It goes back to who started its connection.
     Reply,
     /// It came in a frame from a station of ours: a hardware address that was derived from an IPv4 address.
@@ -145,6 +154,8 @@ pub enum Match {
 pub enum Action {
     /// Throw it away without a word.
     Drop,
+    /// Let it pass this chain.
+    Accept,
     /// Answer with a TCP reset.
     RejectTcp,
     /// Answer with ICMP port unreachable.

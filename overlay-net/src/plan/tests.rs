@@ -57,7 +57,7 @@ fn desired(networks: Vec<Network>) -> Desired {
 }
 
 fn port(task: &str, network: &str, vni: u32) -> Port {
-    Port { task: task.into(), network: network.into(), address: address(9), bridge: names::bridge(vni) }
+    Port { task: task.into(), network: network.into(), address: address(9), bridge: names::bridge(vni), up: true }
 }
 
 /// Plans and applies on the fake kernel; checks that the result is what was wanted and that nothing is left to do.
@@ -150,8 +150,8 @@ fn switch_strategy() -> impl Strategy<Value = Switch> {
         (0u8..2, 1400u32..1402).prop_map(|(port, mtu)| Tunnel { local: ME, port: 4789 + u16::from(port), mtu }),
     );
     let stations = proptest::collection::btree_map(1u8..6, (0u8..2, any::<[bool; 3]>()), 0..5);
-    ("[ab]", tunnel, stations).prop_map(|(network, tunnel, stations)| {
-        let mut switch = Switch { network, tunnel, ..Switch::default() };
+    ("[ab]", any::<bool>(), tunnel, stations).prop_map(|(network, up, tunnel, stations)| {
+        let mut switch = Switch { network, up, tunnel, ..Switch::default() };
         for (last, (host, [in_hosts, in_forwards, in_neighbours])) in stations {
             let mac = mac_of(address(last));
             // Both tables about a device go with it.
@@ -171,14 +171,14 @@ fn switch_strategy() -> impl Strategy<Value = Switch> {
 
 fn picture_strategy() -> impl Strategy<Value = Picture> {
     let switches = proptest::collection::btree_map(1u32..4, switch_strategy(), 0..3);
-    let ports = proptest::collection::btree_map("p[1-4]", ("[ab]", 0u32..4), 0..4);
+    let ports = proptest::collection::btree_map("p[1-4]", ("[ab]", 0u32..4, any::<bool>()), 0..4);
     let host = proptest::option::of((0usize..3, 0u8..2));
     (switches, ports, host).prop_map(|(switches, ports, host)| {
         let connected = |vni: u32| if switches.contains_key(&vni) { names::bridge(vni) } else { String::new() };
         let ports = ports
             .into_iter()
-            .map(|(name, (network, vni))| {
-                let port = Port { task: "t".into(), network, address: address(9), bridge: connected(vni) };
+            .map(|(name, (network, vni, up))| {
+                let port = Port { task: "t".into(), network, address: address(9), bridge: connected(vni), up };
                 (name, port)
             })
             .collect();
@@ -346,7 +346,7 @@ fn who_keeps_the_own_address_into_the_mesh() {
 
 #[test]
 fn what_a_crash_left_half_made_is_removed() {
-    let nobody = Port { task: String::new(), network: String::new(), address: ME, bridge: String::new() };
+    let nobody = Port { task: String::new(), network: String::new(), address: ME, bridge: String::new(), up: true };
     let observed = Picture { ports: BTreeMap::from([("p1".into(), nobody)]), ..Picture::default() };
     let wanted = Picture::wanted(&desired(vec![]), &FACTS, &observed);
     assert_eq!(converge(&observed, &wanted), [Operation::DeletePort("p1".into())]);
@@ -416,31 +416,62 @@ fn the_way_out_avoids_what_is_taken() {
 }
 
 #[test]
-fn what_cannot_be_put_in_force_is_refused() {
-    type Spoil = fn(&mut Desired);
-    let cases: [(&str, Spoil); 7] = [
-        ("VNI 0", |d| d.networks[0].vni = 0),
-        ("VNI 16777216", |d| d.networks[0].vni = 1 << 24),
-        ("is not in 10.0.9.0/24", |d| d.networks[0].stations = vec![Station { address: PEER, host: PEER }]),
-        ("another network has too", |d| d.networks.push(network("net2", 5))),
-        ("another network has too", |d| d.networks.push(network("net", 6))),
-        ("visible ASCII", |d| d.networks[0].id = "a b".into()),
-        ("published port 0", |d| {
-            d.ports.push(PublishedPort {
-                published: 0,
-                target: 1,
-                protocol: Protocol::Tcp,
-                mode: PortMode::Ingress,
-                backends: vec![],
-                task: None,
-            });
+fn what_cannot_be_put_in_force_is_left_out_alone() {
+    let sound = || {
+        let (mut one, mut two) = (network("net", 5), network("other", 6));
+        one.stations = vec![Station { address: address(3), host: PEER }];
+        one.services = vec![service(Some(address(200)), &[(3, true)])];
+        two.ingress = true;
+        two.host_address = Some(address(4));
+        let port = PublishedPort {
+            published: 80,
+            target: 80,
+            protocol: Protocol::Tcp,
+            mode: PortMode::Ingress,
+            backends: vec![address(3)],
+            task: None,
+        };
+        Desired { ports: vec![port], ..desired(vec![one, two]) }
+    };
+    let port = |published, target, mode, task: Option<&str>| PublishedPort {
+        published,
+        target,
+        protocol: Protocol::Udp,
+        mode,
+        backends: vec![],
+        task: task.map(str::to_owned),
+    };
+    assert_eq!(sound().sift(), (sound(), vec![]));
+    // What is added is left out again, and named; nothing else changes.
+    type Spoil<'a> = &'a dyn Fn(&mut Desired);
+    let added: [(&str, Spoil<'_>); 10] = [
+        ("\"bad\": VNI 0", &|d| d.networks.insert(0, network("bad", 0))),
+        ("\"bad\": VNI 16777216", &|d| d.networks.push(network("bad", 1 << 24))),
+        ("\"net2\" has an id or a VNI", &|d| d.networks.push(network("net2", 5))),
+        ("\"net\" has an id or a VNI", &|d| d.networks.push(network("net", 7))),
+        ("visible ASCII", &|d| d.networks.push(network("a b", 7))),
+        ("address 192.168.0.2 is not in 10.0.9.0/24", &|d| {
+            d.networks[0].stations.insert(0, Station { address: PEER, host: PEER });
         }),
+        ("\"net\": address 192.168.0.3", &|d| {
+            let mut bad = d.networks[0].services[0].endpoints[0].clone();
+            bad.address = THIRD;
+            d.networks[0].services[0].endpoints.insert(0, bad);
+        }),
+        ("\"other\": address 192.168.0.3", &|d| d.networks[1].services.push(service(Some(THIRD), &[(5, true)]))),
+        ("port 0 to port 90/udp of task t7", &|d| d.ports.insert(0, port(0, 90, PortMode::Host, Some("t7")))),
+        ("port 81 to port 90/udp of a service", &|d| d.ports.push(port(81, 90, PortMode::Host, None))),
     ];
-    for (words, spoil) in cases {
-        let mut all = desired(vec![network("net", 5)]);
-        assert_eq!(all.validate(), Ok(()));
+    for (words, spoil) in added {
+        let mut all = sound();
         spoil(&mut all);
-        let error = all.validate().unwrap_err().to_string();
-        assert!(error.contains(words), "{error}");
+        let (left, refused) = all.sift();
+        assert_eq!(left, sound(), "{words}");
+        let [error] = &refused[..] else { panic!("{refused:?}") };
+        assert!(error.to_string().contains(words), "{error}");
     }
+    let mut all = sound();
+    all.networks[1].host_address = Some(PEER);
+    let (left, refused) = all.sift();
+    assert_eq!((left.networks[1].host_address, refused.len()), (None, 1));
 }

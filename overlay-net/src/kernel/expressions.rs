@@ -1,0 +1,275 @@
+//! How a rule is said in nf_tables' own words: matches and actions as expressions that load, compare and act.
+
+use libc::{
+    NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CT_DIRECTION, NFT_CT_MARK, NFT_CT_STATE, NFT_CT_STATUS, NFT_META_IIFNAME,
+    NFT_META_L4PROTO, NFT_META_MARK, NFT_META_OIFNAME, NFT_NG_RANDOM, NFT_PAYLOAD_LL_HEADER,
+    NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER, NFT_REG_1, NFT_REG_2, NFT_REG_VERDICT,
+    NFT_REJECT_ICMP_UNREACH, NFT_REJECT_TCP_RST,
+};
+
+use super::netlink::Message;
+use crate::plan::ruleset::{Action, Match, Rule};
+
+// Attribute numbers of linux/netfilter/nf_tables.h.
+const EXPR_NAME: u16 = 1;
+const EXPR_DATA: u16 = 2;
+/// One of a list.
+pub(super) const LIST_ELEM: u16 = 1;
+pub(super) const DATA_VALUE: u16 = 1;
+pub(super) const DATA_VERDICT: u16 = 2;
+pub(super) const VERDICT_CODE: u16 = 1;
+pub(super) const VERDICT_CHAIN: u16 = 2;
+const NFPROTO_IPV4: u8 = 2;
+const NF_DROP: u32 = 0;
+const NF_ACCEPT: u32 = 1;
+/// `RTN_LOCAL`.
+const ADDRESS_LOCAL: u32 = 2;
+/// `NFT_FIB_RESULT_ADDRTYPE`, `NFTA_FIB_F_DADDR`.
+const FIB_ADDRESS_TYPE: u32 = 3;
+const FIB_DESTINATION: u32 = 2;
+/// `NF_CT_STATE_BIT(IP_CT_NEW)`, `IPS_DST_NAT`.
+const STATE_NEW: u32 = 8;
+const STATUS_DESTINATION_TRANSLATED: u32 = 32;
+/// `NF_NAT_MANIP_DST`'s number in the nat expression.
+const NAT_DESTINATION: u32 = 1;
+/// ICMP code "port unreachable".
+const PORT_UNREACHABLE: u8 = 3;
+/// Byte offsets in the IPv4 header, and of the destination port in TCP, UDP and SCTP.
+const SOURCE: u32 = 12;
+const DESTINATION: u32 = 16;
+const DESTINATION_PORT: u32 = 2;
+/// Byte offsets in the Ethernet header: the source address, and the last four bytes of both.
+const MAC_SOURCE: u32 = 6;
+const STATION_SOURCE: u32 = 8;
+const STATION_DESTINATION: u32 = 2;
+/// The two bytes that every derived hardware address begins with.
+const STATION_PREFIX: [u8; 2] = [0x02, 0x42];
+/// `IP_CT_DIR_REPLY`.
+const DIRECTION_REPLY: u8 = 1;
+
+pub(super) fn number(constant: i32) -> u32 {
+    constant.cast_unsigned()
+}
+
+fn expression(m: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
+    m.nest(LIST_ELEM, |m| {
+        m.put_str(EXPR_NAME, name).nest(EXPR_DATA, fill);
+    });
+}
+
+fn value(m: &mut Message, attribute: u16, bytes: &[u8]) {
+    m.nest(attribute, |m| {
+        m.put(DATA_VALUE, bytes);
+    });
+}
+
+fn compare(m: &mut Message, operator: i32, bytes: &[u8]) {
+    expression(m, "cmp", |m| {
+        m.put_be32(1, number(NFT_REG_1)).put_be32(2, number(operator));
+        value(m, 3, bytes);
+    });
+}
+
+fn meta(m: &mut Message, key: i32) {
+    expression(m, "meta", |m| {
+        m.put_be32(1, number(NFT_REG_1)).put_be32(2, number(key));
+    });
+}
+
+fn payload(m: &mut Message, base: i32, offset: u32, length: u32) {
+    expression(m, "payload", |m| {
+        m.put_be32(1, number(NFT_REG_1)).put_be32(2, number(base)).put_be32(3, offset).put_be32(4, length);
+    });
+}
+
+fn mask(m: &mut Message, bits: &[u8]) {
+    expression(m, "bitwise", |m| {
+        let length = u32::try_from(bits.len()).expect("a register has 16 bytes");
+        m.put_be32(1, number(NFT_REG_1)).put_be32(2, number(NFT_REG_1)).put_be32(3, length);
+        value(m, 4, bits);
+        value(m, 5, &vec![0; bits.len()]);
+    });
+}
+
+fn look_up(m: &mut Message, set: &str, into: Option<i32>) {
+    expression(m, "lookup", |m| {
+        m.put_str(1, set).put_be32(2, number(NFT_REG_1));
+        if let Some(register) = into {
+            m.put_be32(3, number(register));
+        }
+    });
+}
+
+fn interface(m: &mut Message, key: i32, operator: i32, name: &str) {
+    let mut bytes = [0; 16];
+    bytes[..name.len()].copy_from_slice(name.as_bytes());
+    meta(m, key);
+    compare(m, operator, &bytes);
+}
+
+fn network(m: &mut Message, offset: u32, network: ipnet::Ipv4Net) {
+    payload(m, NFT_PAYLOAD_NETWORK_HEADER, offset, 4);
+    in_network(m, network);
+}
+
+fn in_network(m: &mut Message, network: ipnet::Ipv4Net) {
+    if network.prefix_len() < 32 {
+        mask(m, &network.netmask().octets());
+    }
+    compare(m, NFT_CMP_EQ, &network.network().octets());
+}
+
+fn connection(m: &mut Message, key: i32) {
+    expression(m, "ct", |m| {
+        m.put_be32(1, number(NFT_REG_1)).put_be32(2, number(key));
+    });
+}
+
+fn connection_bit(m: &mut Message, key: i32, bit: u32, operator: i32) {
+    connection(m, key);
+    mask(m, &bit.to_ne_bytes());
+    compare(m, operator, &[0; 4]);
+}
+
+/// Writes a rule's list of expressions.
+pub(super) fn lower(m: &mut Message, rule: &Rule) {
+    for condition in &rule.matches {
+        lower_match(m, condition);
+    }
+    lower_action(m, &rule.action);
+}
+
+fn lower_match(m: &mut Message, condition: &Match) {
+    match condition {
+        Match::From(name) => interface(m, NFT_META_IIFNAME, NFT_CMP_EQ, name),
+        Match::To(name) => interface(m, NFT_META_OIFNAME, NFT_CMP_EQ, name),
+        Match::NotTo(name) => interface(m, NFT_META_OIFNAME, NFT_CMP_NEQ, name),
+        Match::Source(net) => network(m, SOURCE, *net),
+        Match::Destination(net) => network(m, DESTINATION, *net),
+        Match::DestinationIsLocal => {
+            expression(m, "fib", |m| {
+                m.put_be32(1, number(NFT_REG_1)).put_be32(2, FIB_ADDRESS_TYPE).put_be32(3, FIB_DESTINATION);
+            });
+            compare(m, NFT_CMP_EQ, &ADDRESS_LOCAL.to_ne_bytes());
+        }
+        Match::DestinationIn(set) => {
+            payload(m, NFT_PAYLOAD_NETWORK_HEADER, DESTINATION, 4);
+            look_up(m, set, None);
+        }
+        Match::Protocol(protocol) => {
+            meta(m, NFT_META_L4PROTO);
+            compare(m, NFT_CMP_EQ, &[protocol.number()]);
+        }
+        Match::Port(port) => {
+            payload(m, NFT_PAYLOAD_TRANSPORT_HEADER, DESTINATION_PORT, 2);
+            compare(m, NFT_CMP_EQ, &port.to_be_bytes());
+        }
+        Match::PortIn(set) => {
+            payload(m, NFT_PAYLOAD_TRANSPORT_HEADER, DESTINATION_PORT, 2);
+            look_up(m, set, None);
+        }
+        Match::New => connection_bit(m, NFT_CT_STATE, STATE_NEW, NFT_CMP_NEQ),
+        Match::Translated => connection_bit(m, NFT_CT_STATUS, STATUS_DESTINATION_TRANSLATED, NFT_CMP_NEQ),
+        Match::Untranslated => connection_bit(m, NFT_CT_STATUS, STATUS_DESTINATION_TRANSLATED, NFT_CMP_EQ),
+        Match::Reply => {
+            connection(m, NFT_CT_DIRECTION);
+            compare(m, NFT_CMP_EQ, &[DIRECTION_REPLY]);
+        }
+        Match::FromStation => {
+            payload(m, NFT_PAYLOAD_LL_HEADER, MAC_SOURCE, 2);
+            compare(m, NFT_CMP_EQ, &STATION_PREFIX);
+        }
+        // A mark is the address as it stands in the packet, so the network's bytes are compared as they are.
+        Match::Marked(net) => {
+            meta(m, NFT_META_MARK);
+            in_network(m, *net);
+        }
+        Match::ConnectionMarked(net) => {
+            connection(m, NFT_CT_MARK);
+            in_network(m, *net);
+        }
+    }
+}
+
+fn translate(m: &mut Message, port: Option<u16>) {
+    if let Some(port) = port {
+        expression(m, "immediate", |m| {
+            m.put_be32(1, number(NFT_REG_2));
+            value(m, 2, &port.to_be_bytes());
+        });
+    }
+    expression(m, "nat", |m| {
+        m.put_be32(1, NAT_DESTINATION).put_be32(2, u32::from(NFPROTO_IPV4)).put_be32(3, number(NFT_REG_1));
+        if port.is_some() {
+            m.put_be32(5, number(NFT_REG_2));
+        }
+    });
+}
+
+fn verdict(m: &mut Message, code: u32) {
+    expression(m, "immediate", |m| {
+        m.put_be32(1, number(NFT_REG_VERDICT));
+        m.nest(2, |m| {
+            m.nest(DATA_VERDICT, |m| {
+                m.put_be32(VERDICT_CODE, code);
+            });
+        });
+    });
+}
+
+fn lower_action(m: &mut Message, action: &Action) {
+    match action {
+        Action::Drop => verdict(m, NF_DROP),
+        Action::Accept => verdict(m, NF_ACCEPT),
+        Action::RejectTcp => expression(m, "reject", |m| {
+            m.put_be32(1, number(NFT_REJECT_TCP_RST));
+        }),
+        Action::RejectPort => expression(m, "reject", |m| {
+            m.put_be32(1, number(NFT_REJECT_ICMP_UNREACH)).put(2, &[PORT_UNREACHABLE]);
+        }),
+        Action::Masquerade => expression(m, "masq", |_| {}),
+        Action::Translate { address, port } => {
+            expression(m, "immediate", |m| {
+                m.put_be32(1, number(NFT_REG_1));
+                value(m, 2, &address.octets());
+            });
+            translate(m, *port);
+        }
+        Action::Balance { map, count, port } => {
+            expression(m, "numgen", |m| {
+                m.put_be32(1, number(NFT_REG_1)).put_be32(2, *count).put_be32(3, number(NFT_NG_RANDOM));
+            });
+            look_up(m, map, Some(NFT_REG_1));
+            translate(m, *port);
+        }
+        Action::RememberStation => {
+            payload(m, NFT_PAYLOAD_LL_HEADER, STATION_SOURCE, 4);
+            expression(m, "ct", |m| {
+                m.put_be32(2, number(NFT_CT_MARK)).put_be32(4, number(NFT_REG_1));
+            });
+        }
+        Action::RecallStation => {
+            connection(m, NFT_CT_MARK);
+            expression(m, "meta", |m| {
+                m.put_be32(2, number(NFT_META_MARK)).put_be32(3, number(NFT_REG_1));
+            });
+        }
+        Action::ToStation => {
+            meta(m, NFT_META_MARK);
+            expression(m, "payload", |m| {
+                m.put_be32(5, number(NFT_REG_1)).put_be32(2, number(NFT_PAYLOAD_LL_HEADER));
+                m.put_be32(3, STATION_DESTINATION).put_be32(4, 4);
+                // No checksum covers the Ethernet header.
+                m.put_be32(6, 0).put_be32(7, 0);
+            });
+        }
+        Action::ChainOfAddress(map) => {
+            payload(m, NFT_PAYLOAD_NETWORK_HEADER, DESTINATION, 4);
+            look_up(m, map, Some(NFT_REG_VERDICT));
+        }
+        Action::ChainOfPort(map) => {
+            payload(m, NFT_PAYLOAD_TRANSPORT_HEADER, DESTINATION_PORT, 2);
+            look_up(m, map, Some(NFT_REG_VERDICT));
+        }
+    }
+}

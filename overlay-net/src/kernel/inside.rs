@@ -1,0 +1,58 @@
+//! A task's namespace: what is in it, and the way back to clients of published ports.
+
+use std::io;
+
+use super::links::Links;
+use super::mac_of;
+use super::netns::NetNs;
+use crate::plan::balance::IngressSide;
+use crate::plan::inside::{Found, FoundLink};
+use crate::plan::names;
+
+impl Links {
+    /// What the namespace holds of what `plan::inside` asks for.
+    pub(crate) fn inside(&mut self) -> io::Result<Found> {
+        let mut found = Found::default();
+        let links = self.list()?;
+        let (addresses, checking) = (self.addresses()?, self.checking_sources()?);
+        let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| &link.name);
+        for link in &links {
+            let own = addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, net)| *net);
+            let known = FoundLink {
+                kind: link.kind.clone(),
+                up: link.up,
+                mtu: link.mtu,
+                mac: link.address.clone(),
+                addresses: own.collect(),
+                checks_sources: checking.contains(&link.index),
+            };
+            found.links.insert(link.name.clone(), known);
+        }
+        found.checks_sources = checking.contains(&0);
+        let routes = self.all_routes()?;
+        let mut defaults = routes.iter().filter(|route| route.destination.prefix_len() == 0);
+        found.return_link = defaults
+            .clone()
+            .find(|route| route.table == names::RETURN_TABLE)
+            .and_then(|route| name(route.link))
+            .cloned();
+        found.default_route = defaults.any(|route| route.table != names::RETURN_TABLE);
+        found.return_rule = self.marked_tables()?.contains(&names::RETURN_TABLE);
+        let gateway = mac_of(std::net::Ipv4Addr::UNSPECIFIED);
+        found.return_gateway =
+            self.neighbours()?.iter().any(|(_, address, mac)| (*address, *mac) == (names::RETURN_GATEWAY, gateway));
+        Ok(found)
+    }
+
+    /// Lets a task answer clients through the host that they came by: replies that carry a mark leave by the ingress
+    /// interface, to a gateway that stands for all hosts.
+    pub(crate) fn remember_stations(&mut self, namespace: &NetNs, side: &IngressSide) -> io::Result<()> {
+        // A client's packets come in where no route to the client leads out.
+        for scope in ["all", side.interface.as_str()] {
+            namespace.set_sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
+        }
+        let index = self.index(&side.interface)?;
+        self.set_neighbour(index, names::RETURN_GATEWAY, mac_of(std::net::Ipv4Addr::UNSPECIFIED))?;
+        self.route_marked(side.subnet, names::RETURN_TABLE, names::RETURN_GATEWAY, &side.interface)
+    }
+}

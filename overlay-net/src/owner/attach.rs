@@ -1,0 +1,250 @@
+//! Connecting tasks: their links, their way out, their resolver, their rules.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use tokio::sync::oneshot;
+
+use super::{Owner, Task, VXLAN_BYTES, apply_task_tables};
+use crate::config::EndpointConfig;
+use crate::dns::{DnsSockets, View};
+use crate::error::OverlayError;
+use crate::kernel::{LINKS, Links, NEIGHBOURS, NetNs, ROUTES, Rules, Watch};
+use crate::overlay::{Attached, AttachedInterface};
+use crate::plan::attachment::{Interface, Unfit, WAY_OUT_PREFIX, choose_address, gateway, has_way_out, interfaces};
+use crate::plan::balance::{IngressSide, Return};
+use crate::plan::inside::Inside;
+use crate::plan::names;
+use crate::plan::picture::{Operation, Picture};
+
+/// How long new links may take until they carry packets; a millisecond is usual.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often they are looked at until then.
+pub(super) const GLANCE: Duration = Duration::from_millis(1);
+
+/// A task that is connected but for links that do not carry packets yet.
+pub(super) struct Waiting {
+    task: String,
+    /// It had been connected before.
+    known: bool,
+    attached: Attached,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Attached, OverlayError>>,
+}
+
+/// The host's address on the way out that a task has this address on.
+pub(super) fn host_side_of(task: Ipv4Addr) -> Option<Ipv4Net> {
+    let subnet = Ipv4Net::new(task, WAY_OUT_PREFIX).ok()?.trunc();
+    Ipv4Net::new(gateway(subnet), WAY_OUT_PREFIX).ok()
+}
+
+impl Owner {
+    /// Connects a task. The answer waits until its links carry packets, and nothing else does.
+    pub(super) fn attach(
+        &mut self,
+        namespace: NetNs,
+        config: EndpointConfig,
+        sockets: Option<DnsSockets>,
+        reply: oneshot::Sender<Result<Attached, OverlayError>>,
+    ) {
+        let id = config.task.clone();
+        let known = self.tasks.contains_key(&id);
+        let deadline = Instant::now() + PATIENCE;
+        match self.connect(namespace, config, sockets) {
+            Ok(attached) => self.waiting.push(Waiting { task: id, known, attached, deadline, reply }),
+            Err(error) => self.give_up(&id, known, error, reply),
+        }
+    }
+
+    fn give_up(
+        &mut self,
+        id: &str,
+        known: bool,
+        error: OverlayError,
+        reply: oneshot::Sender<Result<Attached, OverlayError>>,
+    ) {
+        if !known {
+            // Half a task is nobody's; the error that matters is the first one.
+            self.detach(id).ok();
+        }
+        drop(reply.send(Err(error)));
+    }
+
+    /// Answers for the tasks whose links carry packets by now, and for those that have taken too long.
+    pub(super) fn answer_waiting(&mut self, now: Instant) {
+        for one in std::mem::take(&mut self.waiting) {
+            let failed = |source| {
+                let step = "wait for its links to carry packets".to_owned();
+                OverlayError::Attach { task: one.task.clone(), step, source }
+            };
+            let Some(task) = self.tasks.get_mut(&one.task) else {
+                drop(one.reply.send(Err(failed(io::Error::other("it was disconnected meanwhile")))));
+                continue;
+            };
+            let mut carry = Ok(true);
+            for interface in &task.inside.interfaces {
+                if matches!(carry, Ok(true)) {
+                    carry = self.stage.carries(&mut task.links, interface);
+                }
+            }
+            match carry {
+                Ok(true) => {
+                    tracing::info!(task.id = %one.task, interfaces = one.attached.interfaces.len(), "task connected");
+                    drop(one.reply.send(Ok(one.attached)));
+                }
+                Ok(false) if now < one.deadline => self.waiting.push(one),
+                late => {
+                    let error = failed(late.err().unwrap_or_else(|| io::ErrorKind::TimedOut.into()));
+                    self.give_up(&one.task, one.known, error, one.reply);
+                }
+            }
+        }
+    }
+
+    fn connect(
+        &mut self,
+        namespace: NetNs,
+        config: EndpointConfig,
+        sockets: Option<DnsSockets>,
+    ) -> Result<Attached, OverlayError> {
+        config.validate()?;
+        let id = config.task.clone();
+        let failed = |step: &str| {
+            let (task, step) = (id.clone(), step.to_owned());
+            move |source| OverlayError::Attach { task, step, source }
+        };
+        let underlay = self.underlay_mtu()?;
+        let observed = self.observe()?;
+        let egress = if has_way_out(&self.desired, &config) {
+            Some(self.egress_address(&id, underlay, &observed)?)
+        } else {
+            None
+        };
+        let interfaces = interfaces(&self.desired, &config, egress).map_err(|unfit| match unfit {
+            Unfit::Unknown(network) => self.unknown_network(&id, network),
+            Unfit::Outside(network, address, subnet) => {
+                OverlayError::Outside { task: id.clone(), network, address, subnet }
+            }
+        })?;
+
+        // Links of this task that it no longer has.
+        for (name, port) in &observed.ports {
+            if port.task == id && !interfaces.iter().any(|interface| interface.port == *name) {
+                self.stage.apply(&Operation::DeletePort(name.clone())).map_err(failed("remove an old interface"))?;
+            }
+        }
+        let ingress = match self.replies {
+            Return::Masquerade => None,
+            Return::Remember => self.ingress_side(&interfaces),
+        };
+        let inside = Inside { interfaces, way_out: egress.and(self.egress), ingress };
+        let watch = namespace.visit(|| Watch::open(LINKS | NEIGHBOURS | ROUTES));
+        let watch = watch.map_err(failed("enter the task's network namespace"))?;
+        let mut links = Links::open(&namespace).map_err(failed("enter the task's network namespace"))?;
+        self.wire(&id, &namespace, &mut links, &inside).map_err(|(step, source)| OverlayError::Attach {
+            task: id.clone(),
+            step,
+            source,
+        })?;
+
+        let sockets = match sockets {
+            Some(sockets) => sockets,
+            None => DnsSockets::open(&namespace).map_err(failed("open the resolver's sockets"))?,
+        };
+        let dns_ports = sockets.ports().map_err(failed("use the resolver's sockets"))?;
+        let view = View::new(&config, egress.is_some());
+        let shared = sockets.try_clone().map_err(failed("share the resolver's sockets"))?;
+        self.dns.serve(&id, shared, view).map_err(failed("serve the resolver's sockets"))?;
+
+        let attached = Attached {
+            sockets,
+            interfaces: inside
+                .interfaces
+                .iter()
+                .map(|i| AttachedInterface { name: i.name.clone(), network: i.network.clone(), address: i.address })
+                .collect(),
+            gateway_address: egress.map(|net| net.addr()),
+        };
+        let rules = Rules::open(&namespace).map_err(failed("open the task's nf_tables"))?;
+        let mut task =
+            Task { config, namespace, links, watch, inside, lacking: Vec::new(), underlay, rules, dns_ports };
+        apply_task_tables(&self.balance, &id, &mut task).map_err(failed("set the task's virtual addresses"))?;
+        self.tasks.insert(id.clone(), task);
+        match egress {
+            Some(address) => self.way_out.insert(id.clone(), address.addr()),
+            None => self.way_out.remove(&id),
+        };
+        self.apply_host_table().map_err(failed("set the host's published ports"))?;
+        // A firewall that cannot be opened is no reason to have no task; the next round says so.
+        drop(self.open_firewalls());
+        Ok(attached)
+    }
+
+    /// Does a task's wiring; what is as it should be is not touched. The error says what could not be done.
+    pub(super) fn wire(
+        &mut self,
+        id: &str,
+        namespace: &NetNs,
+        links: &mut Links,
+        inside: &Inside,
+    ) -> Result<(), (String, io::Error)> {
+        let failed = |step: &str| {
+            let step = step.to_owned();
+            move |source| (step, source)
+        };
+        links.set_up("lo").map_err(failed("set lo up"))?;
+        for interface in &inside.interfaces {
+            let out = interface.network == names::EGRESS;
+            let mtu = if out { self.underlay } else { self.underlay.saturating_sub(VXLAN_BYTES) };
+            self.stage
+                .connect(id, namespace, links, interface, mtu)
+                .map_err(failed(&format!("connect {} to {}", interface.name, interface.bridge)))?;
+        }
+        if let Some((gateway, interface)) = inside.default_route() {
+            let everything = Ipv4Net::new(Ipv4Addr::UNSPECIFIED, 0).expect("a prefix below 32");
+            links.add_route(everything, Some(gateway), interface).map_err(failed("set the default route"))?;
+        }
+        if let Some(side) = &inside.ingress {
+            links.remember_stations(namespace, side).map_err(failed("prepare the way back to clients"))?;
+        }
+        Ok(())
+    }
+
+    /// A network that the desired state has not, or that was left out of it.
+    fn unknown_network(&self, task: &str, network: String) -> OverlayError {
+        match self.refused.iter().find(|error| error.network() == Some(&network)) {
+            Some(error) => OverlayError::Config(error.clone()),
+            None => OverlayError::UnknownNetwork { task: task.to_owned(), network },
+        }
+    }
+
+    fn ingress_side(&self, interfaces: &[Interface]) -> Option<IngressSide> {
+        let network = self.desired.networks.iter().find(|network| network.ingress)?;
+        let interface = interfaces.iter().find(|interface| interface.network == network.id)?;
+        Some(IngressSide { interface: interface.name.clone(), subnet: network.subnet.trunc() })
+    }
+
+    /// The task's address on the way out: the one that it has, or a free one.
+    fn egress_address(&mut self, task: &str, mtu: u32, observed: &Picture) -> Result<Ipv4Net, OverlayError> {
+        let failed = |source| OverlayError::Attach { task: task.to_owned(), step: "make the way out".into(), source };
+        let host = match self.egress {
+            Some(host) => host,
+            None => {
+                let subnets: Vec<Ipv4Net> = self.desired.networks.iter().map(|network| network.subnet).collect();
+                let host = self.stage.create_egress(mtu, &subnets).map_err(failed)?;
+                self.egress = Some(host);
+                host
+            }
+        };
+        let subnet = host.trunc();
+        let mut ports = observed.ports.values().filter(|port| port.network == names::EGRESS);
+        if let Some(own) = ports.clone().find(|port| port.task == task && subnet.contains(&port.address)) {
+            return Ok(Ipv4Net::new(own.address, subnet.prefix_len()).expect("a subnet's own prefix"));
+        }
+        let taken = ports.by_ref().map(|port| port.address);
+        choose_address(subnet, taken)
+            .ok_or_else(|| failed(io::Error::new(io::ErrorKind::AddrNotAvailable, "all addresses are taken")))
+    }
+}

@@ -1,0 +1,111 @@
+//! What a task's namespace must hold, and what of it is not there.
+//!
+//! What is missing or bent is named, so that it can be repaired and logged; what a task with the right to do so has
+//! added beside (other links, other routes, a default route of its own) is the task's business.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::attachment::{Interface, gateway};
+use super::balance::IngressSide;
+use super::names;
+
+/// What a task's namespace must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inside {
+    /// Its interfaces in order.
+    pub interfaces: Vec<Interface>,
+    /// The host's address on the way out, with its prefix, if the task has one.
+    pub way_out: Option<Ipv4Net>,
+    /// Its place on the ingress network, where it has to find the way back to clients.
+    pub ingress: Option<IngressSide>,
+}
+
+/// What a namespace holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Its links by name.
+    pub links: BTreeMap<String, FoundLink>,
+    /// It has a default route.
+    pub default_route: bool,
+    /// All links check where packets come from.
+    pub checks_sources: bool,
+    /// Replies that carry a mark find their table, that table leads out by this link, and the gateway there is known.
+    pub return_rule: bool,
+    /// See `return_rule`.
+    pub return_link: Option<String>,
+    /// See `return_rule`.
+    pub return_gateway: bool,
+}
+
+/// A link in a namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FoundLink {
+    /// `veth` for those of ours.
+    pub kind: String,
+    /// It is set up.
+    pub up: bool,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Its hardware address.
+    pub mac: Vec<u8>,
+    /// Its IPv4 addresses.
+    pub addresses: Vec<Ipv4Net>,
+    /// It checks where packets come from.
+    pub checks_sources: bool,
+}
+
+impl Inside {
+    /// The gateway of the default route, and the link that it is on.
+    #[must_use]
+    pub fn default_route(&self) -> Option<(Ipv4Addr, &str)> {
+        Some((gateway(self.way_out?), &self.interfaces.last()?.name))
+    }
+
+    /// What is not as it must be, each as a text; `underlay` is the MTU of what carries the tunnels, `tunnel` the one
+    /// of networks.
+    #[must_use]
+    pub fn lacks(&self, found: &Found, underlay: u32, tunnel: u32) -> Vec<String> {
+        let mut lacks = Vec::new();
+        if !found.links.get("lo").is_some_and(|link| link.up) {
+            lacks.push("lo is down".to_owned());
+        }
+        for interface in &self.interfaces {
+            let name = &interface.name;
+            let mtu = if interface.network == names::EGRESS { underlay } else { tunnel };
+            let Some(link) = found.links.get(name).filter(|link| link.kind == "veth") else {
+                lacks.push(format!("{name} is missing"));
+                continue;
+            };
+            for (wrong, what) in [
+                (!link.up, "is down"),
+                (link.mtu != mtu, "has another MTU"),
+                (link.mac != interface.mac, "has another hardware address"),
+                (!link.addresses.contains(&interface.address), "has lost its address"),
+            ] {
+                if wrong {
+                    lacks.push(format!("{name} {what}"));
+                }
+            }
+        }
+        if self.way_out.is_some() && !found.default_route {
+            lacks.push("the default route is missing".to_owned());
+        }
+        if let Some(side) = &self.ingress {
+            let link = found.links.get(&side.interface);
+            for (wrong, what) in [
+                (found.checks_sources || link.is_some_and(|link| link.checks_sources), "rp_filter is on"),
+                (!found.return_rule, "the rule of marked replies is missing"),
+                (found.return_link.as_ref() != Some(&side.interface), "the route of marked replies is missing"),
+                (!found.return_gateway, "the gateway of marked replies is missing"),
+            ] {
+                if wrong {
+                    lacks.push(what.to_owned());
+                }
+            }
+        }
+        lacks
+    }
+}
