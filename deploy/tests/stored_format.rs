@@ -120,6 +120,7 @@ fn full_task(service: &Service) -> Task {
         spec: service.spec.task.clone(),
         spec_version: 1,
         service_id: service.id.clone(),
+        chosen_ports: vec![30_001],
         service_name: "web".into(),
         slot: 1,
         node_id: NodeId::from(2),
@@ -185,6 +186,10 @@ fn full_store() -> Store {
         control_addr: "192.0.2.1:2377".into(),
         engine_id: "engine".into(),
         feature_level: 1,
+        own_ports: vec![OwnPort { protocol: PortProtocol::Udp as i32, port: 2377, purpose: "control port".into() }],
+        own_subnets: vec!["192.0.2.0/24".into()],
+        routes: vec!["198.51.100.0/24".into()],
+        way_out: "172.30.0.0/16".into(),
     };
     let payload =
         PayloadSpec { name: "pay".into(), labels: [("a".to_owned(), "b".to_owned())].into(), data: b"bytes".to_vec() };

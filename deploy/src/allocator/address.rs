@@ -14,6 +14,8 @@ pub(super) struct Addresses {
 
 /// Where addresses of a network may come from.
 struct Plan {
+    /// The network's, for people.
+    name: String,
     subnet: Subnet,
     first: u32,
     last: u32,
@@ -35,17 +37,18 @@ impl Addresses {
             let plan = Plan::new(store, network)?;
             self.plans.insert(network.clone(), plan);
         }
-        let Some(plan) = self.plans.get_mut(network) else { return Err(dry(network)) };
+        let Some(plan) = self.plans.get_mut(network) else { return Err(dry(network.as_str())) };
         let address = plan
             .first_free(store, network, plan.next, plan.last)
             .or_else(|| plan.first_free(store, network, plan.first, plan.next.saturating_sub(1)))
-            .ok_or_else(|| dry(network))?;
+            .ok_or_else(|| dry(&plan.name))?;
         plan.next = address.saturating_add(1);
         Ok(plan.subnet.with_prefix(address))
     }
 }
 
-fn dry(network: &NetworkId) -> String {
+/// What is said when a network has no address left.
+pub(super) fn dry(network: &str) -> String {
     format!("could not find an available IP address on network {network}")
 }
 
@@ -73,7 +76,8 @@ impl Plan {
         reserved.sort_unstable();
         let highest = store.highest_address(&network.id, last.saturating_add(1)).unwrap_or(first);
         let next = highest.saturating_add(u32::from(highest > first)).max(first);
-        Ok(Self { subnet, first, last, reserved, next })
+        let name = network.spec.name.clone();
+        Ok(Self { name, subnet, first, last, reserved, next })
     }
 
     /// The lowest free address from `from` to `to`.

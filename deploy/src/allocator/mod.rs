@@ -6,7 +6,9 @@
 
 mod address;
 mod port;
+mod reserved;
 mod subnet;
+mod trouble;
 #[cfg(test)]
 mod tests;
 
@@ -14,12 +16,16 @@ use std::sync::Arc;
 
 use crate::cx::Cx;
 use crate::model::{
-    EndpointMode, Network, NetworkAttachment, NetworkId, NodeId, Service, ServiceId, Task, TaskId, VirtualIp,
+    EndpointMode, Network, NetworkAttachment, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, VirtualIp,
 };
 use crate::store::{Key, Txn};
 use address::Addresses;
+use port::HostPorts;
 
-pub(crate) use subnet::plan_network;
+pub(crate) use reserved::{own_ports, reserved_port};
+pub(crate) use subnet::{overlapping_hosts, plan_network};
+pub use trouble::Troubles;
+pub(crate) use trouble::ingress_obstacle;
 
 /// Gives what can be given to all objects that lack something. Idempotent; never fails.
 pub fn reconcile(cx: &mut Cx<'_>, txn: &mut Txn) {
@@ -31,17 +37,15 @@ pub fn reconcile(cx: &mut Cx<'_>, txn: &mut Txn) {
             allocate_network(txn, id);
         }
     }
-    for key in &keys {
-        if let Key::Node(id) = key {
-            attach_node(txn, &mut addresses, id);
-        }
-    }
+    let nodes = keys.iter().filter_map(|key| if let Key::Node(id) = key { Some(id) } else { None });
+    attach_nodes(cx, txn, &mut addresses, nodes);
     for key in &keys {
         if let Key::Service(id) = key {
             allocate_service(txn, &mut addresses, id);
         }
     }
     let tasks = keys.iter().filter_map(|key| if let Key::Task(id) = key { Some(id) } else { None });
+    let mut ports = HostPorts::default();
     let mut given = 0;
     for id in tasks {
         if given == cx.limits.tasks_per_pass || txn.is_full() {
@@ -49,7 +53,7 @@ pub fn reconcile(cx: &mut Cx<'_>, txn: &mut Txn) {
             txn.wake_at(cx.now);
             break;
         }
-        given += usize::from(attach_task(txn, &mut addresses, id));
+        given += usize::from(attach_task(txn, &mut addresses, &mut ports, id));
     }
 }
 
@@ -66,13 +70,31 @@ fn allocate_network(txn: &mut Txn, id: &NetworkId) {
     txn.put_network(network);
 }
 
-fn attach_node(txn: &mut Txn, addresses: &mut Addresses, id: &NodeId) {
-    let (Some(node), Some(ingress)) = (txn.node(id), txn.ingress_network()) else { return };
-    let mut node = (**node).clone();
-    let ingress = ingress.id.clone();
-    // A dry pool shows in the messages of the services that publish ports; the node itself is fine.
-    if let Ok(address) = addresses.next(txn, &ingress) {
-        node.attachments = vec![NetworkAttachment { network: ingress, address, aliases: Vec::new() }];
+/// Gives hosts their places on the ingress network. Why one has none shows in its status: see [`Troubles`].
+fn attach_nodes<'a>(
+    cx: &Cx<'_>,
+    txn: &mut Txn,
+    addresses: &mut Addresses,
+    nodes: impl Iterator<Item = &'a NodeId>,
+) {
+    let Some(ingress) = txn.ingress_network().cloned() else { return };
+    let mut nodes = nodes.peekable();
+    if nodes.peek().is_none() || trouble::swallowed_host(txn, &ingress).is_some() {
+        return;
+    }
+    for id in nodes {
+        if txn.is_full() {
+            // After a new ingress network was made there are many; the rest is the next pass's, which comes at once.
+            txn.wake_at(cx.now);
+            return;
+        }
+        let Some(node) = txn.node(id) else { continue };
+        if trouble::ingress_obstacle(node, &ingress).is_some() {
+            continue;
+        }
+        let mut node = Node::clone(node);
+        let Ok(address) = addresses.next(txn, &ingress.id) else { return };
+        node.attachments = vec![NetworkAttachment { network: ingress.id.clone(), address, aliases: Vec::new() }];
         txn.put_node(node);
     }
 }
@@ -112,7 +134,7 @@ fn vip_networks(txn: &Txn, service: &Service) -> Vec<NetworkId> {
 }
 
 /// Whether the task was given something.
-fn attach_task(txn: &mut Txn, addresses: &mut Addresses, id: &TaskId) -> bool {
+fn attach_task(txn: &mut Txn, addresses: &mut Addresses, ports: &mut HostPorts, id: &TaskId) -> bool {
     let Some(task) = txn.task(id) else { return false };
     let task = Arc::clone(task);
     let mut next = Task::clone(&task);
@@ -136,7 +158,15 @@ fn attach_task(txn: &mut Txn, addresses: &mut Addresses, id: &TaskId) -> bool {
             }
         }
     }
-    let changed = attachments != task.attachments;
+    match ports.choose(txn, &task) {
+        Ok(numbers) => next.chosen_ports = numbers,
+        Err(why) => {
+            next.status.message = why;
+            txn.put_task(next);
+            return false;
+        }
+    }
+    let changed = attachments != task.attachments || next.chosen_ports != task.chosen_ports;
     next.attachments = attachments;
     txn.put_task(next);
     changed

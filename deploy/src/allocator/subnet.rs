@@ -1,6 +1,8 @@
 //! Subnets and VXLAN ids of networks.
 
-use crate::model::{Network, NetworkAllocation, Subnet, format_ipv4, parse_ipv4};
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::model::{Network, NetworkAllocation, Node, Subnet, format_ipv4, parse_ipv4};
 use crate::store::Store;
 
 /// Lowest VXLAN id: a Docker Swarm on the same hosts counts from 4096 and does not get here.
@@ -14,6 +16,7 @@ const LAST_VNI: u32 = 0xff_ffff;
 /// Why nothing can be given, for people.
 pub(crate) fn plan_network(store: &Store, network: &Network) -> Result<NetworkAllocation, String> {
     let taken = taken_subnets(store, network);
+    let hosts = HostSubnets::of(store);
     let asked = network.spec.ipam.first().filter(|ipam| !ipam.subnet.is_empty());
     let subnet = match asked {
         Some(ipam) => {
@@ -23,9 +26,15 @@ pub(crate) fn plan_network(store: &Store, network: &Network) -> Result<NetworkAl
             if taken.iter().any(|other| other.overlaps(subnet)) {
                 return Err("invalid pool request: Pool overlaps with other one on this address space".to_owned());
             }
+            if let Some((way_out, node)) = hosts.way_outs.iter().find(|(way_out, _)| way_out.overlaps(subnet)) {
+                return Err(format!(
+                    "invalid pool request: {subnet} overlaps {way_out}, through which tasks on node '{node}' reach \
+                     other networks"
+                ));
+            }
             subnet
         }
-        None => free_subnet(store, &taken)
+        None => free_subnet(store, &taken, &hosts)
             .ok_or_else(|| "could not find an available, non-overlapping IPv4 address pool".to_owned())?,
     };
     let gateway = asked.and_then(|ipam| parse_ipv4(&ipam.gateway)).unwrap_or(subnet.first() + 1);
@@ -48,23 +57,72 @@ fn taken_subnets(store: &Store, network: &Network) -> Vec<Subnet> {
     taken
 }
 
-/// The lowest free subnet of the first pool that has one.
-fn free_subnet(store: &Store, taken: &[Subnet]) -> Option<Subnet> {
+/// Subnets that hosts have of their own.
+struct HostSubnets {
+    /// Their networks, and what they have routes to.
+    own: BTreeSet<Subnet>,
+    /// What their tasks reach other networks through, and the name of one such host.
+    way_outs: BTreeMap<Subnet, String>,
+}
+
+impl HostSubnets {
+    fn of(store: &Store) -> Self {
+        let descriptions = || store.nodes().map(|node| &node.description);
+        let own = descriptions().flat_map(|d| d.own_subnets.iter().chain(&d.routes));
+        let way_outs = descriptions().filter_map(|d| Some((Subnet::parse(&d.way_out)?, d.hostname.clone())));
+        Self { own: own.filter_map(|text| Subnet::parse(text)).collect(), way_outs: way_outs.collect() }
+    }
+}
+
+/// The lowest free subnet of the first pool that has one. Networks of hosts are left out as well, but for one that a
+/// whole pool lies in: that could not be avoided.
+fn free_subnet(store: &Store, taken: &[Subnet], hosts: &HostSubnets) -> Option<Subnet> {
     let spec = &store.cluster()?.spec;
     let prefix = u8::try_from(spec.subnet_size).ok()?;
     let size = 1_u64.checked_shl(32_u32.checked_sub(spec.subnet_size)?)?;
     spec.default_addr_pool.iter().filter_map(|text| Subnet::parse(text)).find_map(|pool| {
+        let swallows = |subnet: &Subnet| subnet.prefix() <= pool.prefix() && subnet.contains(pool.first());
+        let hosts = hosts.own.iter().chain(hosts.way_outs.keys()).filter(|subnet| !swallows(subnet));
+        let in_the_way = merged(taken.iter().chain(hosts).copied().collect());
         let mut first = u64::from(pool.first());
         while first + size - 1 <= u64::from(pool.last()) {
             let candidate = Subnet::containing(u32::try_from(first).ok()?, prefix)?;
-            match taken.iter().find(|other| other.overlaps(candidate)) {
+            let at = in_the_way.partition_point(|(_, last)| *last < candidate.first());
+            match in_the_way.get(at).filter(|(start, _)| *start <= candidate.last()) {
                 None => return Some(candidate),
-                // Go on behind the one that is in the way, which may be larger or smaller than the candidate.
-                Some(other) => {
-                    first = (u64::from(other.last()).max(u64::from(candidate.last())) + 1).next_multiple_of(size)
+                // Go on behind what is in the way, which may be larger or smaller than the candidate.
+                Some((_, last)) => {
+                    first = (u64::from(*last).max(u64::from(candidate.last())) + 1).next_multiple_of(size);
                 }
             }
         }
         None
     })
+}
+
+/// First and last addresses of what the subnets cover, in order and apart from each other.
+fn merged(subnets: BTreeSet<Subnet>) -> Vec<(u32, u32)> {
+    let mut covered: Vec<(u32, u32)> = Vec::new();
+    // In order of their first addresses. Of two subnets that meet, one lies in the other.
+    for subnet in subnets {
+        match covered.last_mut() {
+            Some((_, last)) if subnet.first() <= *last => *last = (*last).max(subnet.last()),
+            _ => covered.push((subnet.first(), subnet.last())),
+        }
+    }
+    covered
+}
+
+/// Hosts of which a network of their own has addresses of `subnet`: their names, and that network.
+pub(crate) fn overlapping_hosts(store: &Store, subnet: Subnet) -> impl Iterator<Item = (&str, Subnet)> {
+    store.nodes().filter_map(move |node| Some((node.description.hostname.as_str(), overlap(node, subnet)?)))
+}
+
+/// The network of a host that keeps it from having a place on a network with that subnet: one that it has an address in,
+/// or a route to a part of that subnet. A route to a wider network is none, since the more exact one counts.
+pub(super) fn overlap(node: &Node, subnet: Subnet) -> Option<Subnet> {
+    let (own, routes) = (&node.description.own_subnets, &node.description.routes);
+    let own = own.iter().filter_map(|text| Subnet::parse(text)).find(|own| own.overlaps(subnet));
+    let inside = |route: &Subnet| subnet.prefix() <= route.prefix() && subnet.contains(route.first());
+    own.or_else(|| routes.iter().filter_map(|text| Subnet::parse(text)).find(inside))
 }

@@ -1,5 +1,8 @@
 //! What is given, to whom, and when it is free again.
 
+mod hosts;
+mod ports;
+
 use proptest::prelude::*;
 
 use crate::control::fixture::{World, on_network, publish, web};

@@ -3,7 +3,7 @@
 use super::{ControlError, CreateNetwork, ErrorKind, RemoveNetwork, Reply, named, not_found, precondition, validate};
 use crate::allocator;
 use crate::cx::Cx;
-use crate::model::{Network, NetworkId};
+use crate::model::{Network, NetworkId, Subnet};
 use crate::store::Txn;
 
 pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Result<Reply, ControlError> {
@@ -28,9 +28,26 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Resu
         let kind = if network.spec.ipam.is_empty() { ErrorKind::Exhausted } else { ErrorKind::Invalid };
         return Err(ControlError::new(kind, dry));
     }
+    let warnings = overlap_warning(txn, &network).into_iter().collect();
     let id = network.id.clone();
     txn.put_network(network);
-    Ok(named(id))
+    Ok(Reply { warnings, ..named(id) })
+}
+
+/// What becomes of a subnet that a user asked for and that hosts have too.
+fn overlap_warning(txn: &Txn, network: &Network) -> Option<String> {
+    let subnet = Subnet::parse(&network.spec.ipam.first()?.subnet)?;
+    let mut hosts = allocator::overlapping_hosts(txn, subnet);
+    let (name, own) = hosts.next()?;
+    let others = match hosts.count() {
+        0 => String::new(),
+        n => format!(", and {n} more nodes have such networks"),
+    };
+    let so = match network.spec.ingress {
+        true => "these nodes will not serve published ports",
+        false => "tasks on this network will not reach those",
+    };
+    Some(format!("{subnet} has addresses of the network {own} of node '{name}'{others}: {so}"))
 }
 
 pub(super) fn remove(txn: &mut Txn, op: &RemoveNetwork) -> Result<Reply, ControlError> {

@@ -6,6 +6,7 @@ use super::{
     AllocateRaftId, ClearManager, ControlError, NodeCertified, NodeDown, NodeLeft, NodeSession, NoteNode, RegisterNode,
     RemoveNode, Reply, UpdateNode, cluster, invalid, named, not_found, out_of_sequence, precondition, validate,
 };
+use crate::allocator;
 use crate::model::{
     Cluster, DesiredState, ManagerStatus, Node, NodeAvailability, NodeCertificate, NodeId, NodeRole, NodeSpec,
     NodeState, NodeStatus, RemovedNode, TaskState, Timestamp, is_id,
@@ -35,6 +36,7 @@ pub(super) fn register(txn: &mut Txn, op: &RegisterNode) -> Result<Reply, Contro
     }
     validate::node_description(&op.description)?;
     validate::text("Addr", &op.addr, 256)?;
+    refuse_published_ports(txn, op)?;
     if role == NodeRole::Manager {
         refuse_old_release(&cluster, op.description.feature_level)?;
     }
@@ -63,6 +65,22 @@ pub(super) fn register(txn: &mut Txn, op: &RegisterNode) -> Result<Reply, Contro
     Ok(named(&op.node_id))
 }
 
+/// A host that listens at a port of the mesh would not be reached there. It can join with another port; one that comes
+/// back with such a port leaves the mesh's out (see `allocator::troubles`).
+fn refuse_published_ports(txn: &Txn, op: &RegisterNode) -> Result<(), ControlError> {
+    let node = Node { description: op.description.clone(), ..Node::default() };
+    let taken = allocator::own_ports(&node).find_map(|(protocol, port, purpose)| {
+        txn.published_port_owner(protocol, port).map(|owner| (port, purpose, owner))
+    });
+    match taken {
+        Some((port, purpose, owner)) => Err(precondition(format!(
+            "port '{port}', this host's {purpose}, is already in use by service '{}' ({}) as an ingress port",
+            owner.spec.name, owner.id
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Compares secrets in a time that depends on their lengths only.
 fn same(a: &str, b: &str) -> bool {
     a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
@@ -89,6 +107,12 @@ pub(super) fn session(txn: &mut Txn, op: &NodeSession) -> Result<Reply, ControlE
     validate::node_description(&op.description)?;
     validate::text("Addr", &op.addr, 256)?;
     node.description.clone_from(&op.description);
+    if let Some(ingress) = txn.ingress_network()
+        && allocator::ingress_obstacle(&node, ingress).is_some()
+    {
+        // It has come to a network that has the same addresses: its place there would cut it off.
+        node.attachments.retain(|attachment| attachment.network != ingress.id);
+    }
     node.status.addr.clone_from(&op.addr);
     node.status.generation = op.generation;
     node.status.boot = op.boot;

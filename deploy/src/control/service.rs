@@ -6,6 +6,7 @@ use super::{
     ControlError, CreateService, ErrorKind, RemoveService, Reply, UpdateService, invalid, named, not_found,
     out_of_sequence, precondition, unimplemented, validate,
 };
+use crate::allocator;
 use crate::cx::Cx;
 use crate::model::{
     ConfigId, DesiredState, NetworkId, PayloadReference, PortConfig, PublishMode, SecretId, Service, ServiceId,
@@ -181,10 +182,18 @@ fn check_payloads(store: &Store, spec: &ServiceSpec) -> Result<(), ControlError>
     Ok(())
 }
 
-/// Refuses a published port that another service has, or has asked for.
+/// Refuses a published port that a host itself, another service or a task has, or that a service has asked for.
 fn check_ports(store: &Store, id: &ServiceId, spec: &ServiceSpec) -> Result<(), ControlError> {
     let wanted = spec.endpoint_spec().ports;
+    // What the service has is its own, also when a host came later that listens there (that host leaves it out).
+    let current = store.service(id).map(|service| service.spec.endpoint_spec().ports).unwrap_or_default();
     for port in wanted.iter().filter(|port| port.published != 0) {
+        if !current.contains(port)
+            && let Some(holder) = allocator::reserved_port(store, port.protocol(), port.published)
+        {
+            let text = format!("port '{}' is already in use by {holder}", port.published);
+            return Err(ControlError::new(ErrorKind::Invalid, text));
+        }
         let owner = store.published_port_owner(port.protocol(), port.published).filter(|owner| owner.id != *id);
         if let Some(owner) = owner.or_else(|| asked_for(store, id, port, PublishMode::Ingress)) {
             return Err(port_taken(port, owner, "an ingress port"));
@@ -194,6 +203,18 @@ fn check_ports(store: &Store, id: &ServiceId, spec: &ServiceSpec) -> Result<(), 
             && let Some(owner) = asked_for(store, id, port, PublishMode::Host)
         {
             return Err(port_taken(port, owner, "a host-published port"));
+        }
+        if port.is_ingress()
+            && !current.contains(port)
+            && let Some(task) = store.chosen_port_holder(port.protocol(), port.published)
+        {
+            let text = format!(
+                "port '{}' is already in use by task '{}' ({}) as a host-published port, which was chosen for it",
+                port.published,
+                task.name(),
+                task.id
+            );
+            return Err(ControlError::new(ErrorKind::Invalid, text));
         }
     }
     Ok(())

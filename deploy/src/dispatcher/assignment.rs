@@ -7,6 +7,7 @@ use super::item::{
     RemovedPeer, ServiceInfo, ServicePort, Station,
 };
 use super::set::AssignmentSet;
+use crate::allocator::own_ports;
 use crate::model::{
     ConfigId, EndpointMode, Meta, Network, NetworkId, Node, NodeId, PortConfig, PublishMode, RegistryId, SecretId,
     Service, Task, TaskState, TaskStatus,
@@ -32,7 +33,7 @@ pub fn assignment(store: &Store, node: &NodeId) -> AssignmentSet {
             on_network(store, node, network, &mut items);
         }
     }
-    items.extend(store.services().flat_map(|service| ports(service)));
+    items.extend(mesh_ports(store, node));
     items.extend(store.nodes().map(|node| Body::Peer(peer(node)).into()));
     let removed = store.cluster().into_iter().flat_map(|c| &c.status.removed_nodes);
     items.extend(removed.map(|r| Body::Removed(RemovedPeer { id: r.id.clone(), until: r.until }).into()));
@@ -181,6 +182,16 @@ fn endpoint(task: &Task, network: &Network, address: &str) -> EndpointInfo {
 pub(super) fn short_id(task: &Task) -> Option<&str> {
     let is_met = task.state() >= TaskState::Running || task.spec.container.healthcheck.is_some();
     task.status.container.as_ref().filter(|_| is_met).and_then(|container| container.id.get(..12))
+}
+
+/// Ports of the mesh, without those that the host's own daemon listens at: it must stay within reach.
+fn mesh_ports(store: &Store, node: &Node) -> impl Iterator<Item = Item> {
+    let own: BTreeSet<(i32, u32)> = own_ports(node).map(|(protocol, port, _)| (protocol as i32, port)).collect();
+    let is_own = move |item: &Item| match &item.body {
+        Some(Body::Port(port)) => own.contains(&(port.protocol, port.published)),
+        _ => false,
+    };
+    store.services().flat_map(|service| ports(service)).filter(move |item| !is_own(item))
 }
 
 pub(super) fn ports(service: &Service) -> impl Iterator<Item = Item> + use<'_> {

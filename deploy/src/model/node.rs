@@ -1,6 +1,6 @@
 //! A host of the cluster.
 
-use super::{Labels, Meta, NetworkAttachment, NodeId, Timestamp};
+use super::{Labels, Meta, NetworkAttachment, NodeId, PortProtocol, Timestamp};
 
 /// A host that joined.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -160,6 +160,40 @@ pub struct NodeDescription {
     /// Highest feature level that the host's release understands.
     #[prost(uint32, tag = "10")]
     pub feature_level: u32,
+    /// Ports that its daemon listens at. Nothing may be published there; at most [`MAX_OWN_PORTS`].
+    #[prost(message, repeated, tag = "50")]
+    pub own_ports: Vec<OwnPort>,
+    /// IPv4 subnets that it has an address in, CIDR; at most [`MAX_OWN_SUBNETS`]. The links that the node itself made for
+    /// tasks are left out.
+    #[prost(string, repeated, tag = "51")]
+    pub own_subnets: Vec<String>,
+    /// Other IPv4 subnets that it has a route to, without the default route; as many at the most.
+    #[prost(string, repeated, tag = "53")]
+    pub routes: Vec<String>,
+    /// IPv4 subnet through which its tasks reach other networks, CIDR: the one that is there, or would be made; empty
+    /// if the host does not say.
+    #[prost(string, tag = "52")]
+    pub way_out: String,
+}
+
+/// Ports of its daemon that a host names.
+pub const MAX_OWN_PORTS: usize = 64;
+
+/// Subnets of its own, and routes, that a host names of each.
+pub const MAX_OWN_SUBNETS: usize = 128;
+
+/// A port that a host's daemon listens at.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct OwnPort {
+    /// Protocol.
+    #[prost(enumeration = "PortProtocol", tag = "1")]
+    pub protocol: i32,
+    /// Number, from 1 to 65535.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    /// What it is for, in a word or two, for people ("control port", "API port").
+    #[prost(string, tag = "3")]
+    pub purpose: String,
 }
 
 /// What a host's tasks may use.

@@ -1,6 +1,6 @@
 //! A task: one attempt to run one replica. It never moves and never starts twice.
 
-use super::{Meta, NetworkAttachment, NodeId, PortConfig, ServiceId, TaskId, TaskSpec, Timestamp};
+use super::{Meta, NetworkAttachment, NodeId, PortConfig, PortProtocol, ServiceId, TaskId, TaskSpec, Timestamp};
 
 /// One attempt to run one replica.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -60,6 +60,10 @@ pub struct Task {
     /// ahead of time would only fail sooner than the restart delay allows.
     #[prost(bool, tag = "18")]
     pub placed_late: bool,
+    /// Numbers that were chosen for the host-mode ports of `ports` whose numbers the user left open, in their order;
+    /// none before the task is placed.
+    #[prost(uint32, repeated, tag = "50")]
+    pub chosen_ports: Vec<u32>,
 }
 
 impl Task {
@@ -96,11 +100,33 @@ impl Task {
         self.ports.iter().any(PortConfig::is_ingress)
     }
 
-    /// Whether it still lacks an address on one of its networks, as far as it tells itself. The allocator has work
-    /// then, and no host should be told of the task before it is done.
+    /// Whether it still lacks an address on one of its networks, or the number of a port, as far as it tells itself. The
+    /// allocator has work then, and no host should be told of the task before it is done.
     pub fn lacks_addresses(&self) -> bool {
         let networks = self.spec.networks.len() + usize::from(self.publishes_ingress());
-        self.is_placed() && self.is_wanted() && self.holds_addresses() && self.attachments.len() < networks
+        // A task that its host knows already, from a release that chose no numbers, is not taken away from it again.
+        let lacks_ports = self.state() <= TaskState::Assigned && self.chosen_ports.len() < self.open_ports().count();
+        let is_short = self.attachments.len() < networks || lacks_ports;
+        is_short && self.is_placed() && self.is_wanted() && self.holds_addresses()
+    }
+
+    /// Its ports on the host itself whose numbers the user left open.
+    pub fn open_ports(&self) -> impl Iterator<Item = &PortConfig> {
+        self.ports.iter().filter(|port| !port.is_ingress() && port.published == 0)
+    }
+
+    /// The numbers that were chosen for its open ports.
+    pub fn chosen(&self) -> impl Iterator<Item = (PortProtocol, u32)> {
+        self.open_ports().zip(&self.chosen_ports).map(|(port, number)| (port.protocol(), *number))
+    }
+
+    /// Its ports on the host itself, with their numbers. One whose number is still to be chosen is left out.
+    pub fn host_ports(&self) -> impl Iterator<Item = PortConfig> {
+        let mut chosen = self.chosen_ports.iter();
+        self.ports.iter().filter(|port| !port.is_ingress()).filter_map(move |port| {
+            let published = if port.published == 0 { *chosen.next()? } else { port.published };
+            Some(PortConfig { published, ..port.clone() })
+        })
     }
 
     /// Whether the addresses in `attachments` are still the task's own. They are until the task was *seen* to end: a

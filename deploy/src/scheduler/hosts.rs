@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{Node, NodeId, PortConfig, PortProtocol, PublishMode, ServiceId, Task, TaskState, Timestamp};
+use crate::allocator::own_ports;
+use crate::model::{Node, NodeId, PortProtocol, ServiceId, Task, TaskState, Timestamp};
 use crate::store::Store;
 
 /// A failure counts against its host for this long.
@@ -44,7 +45,7 @@ impl Host {
 
     /// Whether a port that the task wants on its host is taken here.
     pub(super) fn has_port_conflict(&self, task: &Task) -> bool {
-        host_ports(task).any(|port| self.ports.contains(&(port.protocol(), port.published)))
+        task.host_ports().any(|port| self.ports.contains(&(port.protocol(), port.published)))
     }
 
     /// Counts a task that is here and has not ended.
@@ -52,7 +53,7 @@ impl Host {
         let reserved = &task.spec.resources.reservations;
         self.nano_cpus = self.nano_cpus.saturating_add(reserved.nano_cpus);
         self.memory_bytes = self.memory_bytes.saturating_add(reserved.memory_bytes);
-        self.ports.extend(host_ports(task).map(|port| (port.protocol(), port.published)));
+        self.ports.extend(task.host_ports().map(|port| (port.protocol(), port.published)));
         if task.is_wanted() {
             self.tasks += 1;
             *self.by_service.entry(task.service_id.clone()).or_default() += 1;
@@ -74,7 +75,8 @@ pub(super) fn survey_one(store: &Store, node: &Arc<Node>, now: Timestamp) -> Hos
         tasks: 0,
         by_service: BTreeMap::new(),
         failures: BTreeMap::new(),
-        ports: BTreeSet::new(),
+        // What its daemon listens at is in use as well.
+        ports: own_ports(node).map(|(protocol, port, _)| (protocol, port)).collect(),
     };
     for task in store.tasks_on_node(&node.id).filter(|t| t.is_placed()) {
         let failed = matches!(task.state(), TaskState::Failed | TaskState::Rejected);
@@ -92,6 +94,26 @@ pub(super) fn find(hosts: &[Host], id: &NodeId) -> Option<usize> {
     hosts.binary_search_by(|h| h.node.id.cmp(id)).ok()
 }
 
-fn host_ports(task: &Task) -> impl Iterator<Item = &PortConfig> {
-    task.ports.iter().filter(|port| port.mode() == PublishMode::Host && port.published != 0)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{OwnPort, PortConfig, PublishMode};
+
+    #[test]
+    fn a_hosts_own_port_is_in_use_there() {
+        let own = OwnPort { protocol: PortProtocol::Tcp as i32, port: 9323, purpose: "metrics port".into() };
+        let mut node = Node { id: NodeId::from(1), ..Node::default() };
+        node.description.own_ports.push(own);
+        let host = survey_one(&Store::default(), &Arc::new(node), Timestamp::default());
+        let mut task = Task::default();
+        task.ports.push(PortConfig {
+            target: 80,
+            published: 9323,
+            mode: PublishMode::Host as i32,
+            ..Default::default()
+        });
+        assert!(host.has_port_conflict(&task));
+        task.ports[0].set_protocol(PortProtocol::Udp);
+        assert!(!host.has_port_conflict(&task));
+    }
 }

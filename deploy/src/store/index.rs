@@ -40,6 +40,8 @@ pub(super) struct Index {
     /// Services that want a port on every host.
     pub(super) publishing: OrdSet<ServiceId>,
     pub(super) ports: OrdSet<(PortProtocol, u32, ServiceId)>,
+    /// Numbers that were chosen for host-mode ports of tasks that may still use them.
+    pub(super) chosen_ports: OrdSet<(PortProtocol, u32, TaskId)>,
     pub(super) vnis: OrdSet<(u32, NetworkId)>,
     pub(super) addresses: OrdSet<(NetworkId, u32, Holder)>,
     pub(super) ingress: OrdSet<NetworkId>,
@@ -127,6 +129,9 @@ impl Index {
         set(&mut self.tasks_by_service, (task.service_id.clone(), task.id.clone()), on);
         set(&mut self.tasks_by_node, (task.node_id.clone(), task.id.clone()), on);
         if task.holds_addresses() {
+            for (protocol, port) in task.chosen() {
+                set(&mut self.chosen_ports, (protocol, port, task.id.clone()), on);
+            }
             for attachment in &task.attachments {
                 if let Some((address, _)) = parse_cidr(&attachment.address) {
                     let holder = Holder::Task(task.id.clone());

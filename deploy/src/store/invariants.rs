@@ -88,6 +88,23 @@ impl Store {
                 wrong.push(format!("task {} is wanted, but its service {} is gone", task.id, task.service_id));
             }
             self.check_attachments(task, wrong);
+            self.check_chosen_ports(task, wrong);
+        }
+    }
+
+    /// A number that was chosen is nobody else's on that host.
+    fn check_chosen_ports(&self, task: &Task, wrong: &mut Vec<String>) {
+        for (protocol, port) in task.chosen().filter(|_| task.holds_addresses()) {
+            let has = |other: &Task| other.host_ports().any(|p| (p.protocol(), p.published) == (protocol, port));
+            let others =
+                self.tasks_on_node(&task.node_id).filter(|other| other.id != task.id && other.holds_addresses());
+            for other in others.filter(|other| has(other)) {
+                wrong
+                    .push(format!("tasks {} and {} both have port {port} on node {}", task.id, other.id, task.node_id));
+            }
+            if let Some(service) = self.published_port_owner(protocol, port) {
+                wrong.push(format!("task {} and service {} both have port {port}", task.id, service.id));
+            }
         }
     }
 

@@ -198,6 +198,13 @@ impl Store {
         self.index.port_owners(protocol, port).next().and_then(|id| self.services.get(id))
     }
 
+    /// A task for which that number was chosen on its host.
+    pub(crate) fn chosen_port_holder(&self, protocol: PortProtocol, port: u32) -> Option<&Arc<Task>> {
+        let from = (protocol, port, TaskId::default());
+        let (p, n, id) = self.index.chosen_ports.range(from..).next()?;
+        self.tasks.get(id).filter(|_| (*p, *n) == (protocol, port))
+    }
+
     /// Who holds an address on a network.
     pub fn address_holder(&self, network: &NetworkId, address: u32) -> Option<&Holder> {
         self.index.holders(network, address).next()

@@ -639,6 +639,7 @@ async fn apply_networks(
     attempts: watch::Sender<NetworkAttempt>,
     stop: CancellationToken,
 ) {
+    let mut told = String::new();
     loop {
         let current = desired.borrow_and_update().clone();
         let mut failed = false;
@@ -648,9 +649,16 @@ async fn apply_networks(
             // What was refused for good is told, and tried again only with the next state.
             failed = applied.as_ref().is_err_and(overlay_net::OverlayError::retry_helps);
             attempts.send_replace(NetworkAttempt { revision, whole: !failed });
-            if let Err(error) = applied {
-                tracing::warn!(error = crate::chain(&error), "networks could not all be set up");
+            let error = applied.err().map(|error| crate::chain(&error));
+            if let Some(text) = &error {
+                // Once for each reason: it is tried again every second, and some reasons last until somebody acts.
+                if *text == told {
+                    tracing::debug!(error = text, "networks could not all be set up");
+                } else {
+                    tracing::warn!(error = text, "networks could not all be set up");
+                }
             }
+            told = error.unwrap_or_default();
         }
         tokio::select! {
             biased;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use deploy::dispatcher::{self, AssignmentSet, EndpointInfo, NetworkInfo};
-use deploy::model::{PortProtocol, PublishMode, ServiceId, Task, TaskId};
+use deploy::model::{PortProtocol, ServiceId, Task, TaskId};
 use overlay_net::{
     Attachment, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol, PublishedPort, Service, ServicePort,
     Station,
@@ -94,8 +94,7 @@ fn ingress_ports(set: &AssignmentSet) -> Vec<PublishedPort> {
 fn host_ports(set: &AssignmentSet, serving_here: &BTreeSet<TaskId>) -> Vec<PublishedPort> {
     let tasks = set.tasks().map(|assignment| &assignment.task).filter(|task| serving_here.contains(&task.id));
     tasks
-        .flat_map(|task| task.ports.iter().map(move |port| (task, port)))
-        .filter(|(_, port)| port.mode() == PublishMode::Host)
+        .flat_map(|task| task.host_ports().map(move |port| (task, port)))
         .filter_map(|(task, port)| {
             Some(PublishedPort {
                 published: u16::try_from(port.published).ok()?,

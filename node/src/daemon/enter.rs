@@ -82,7 +82,7 @@ impl LocalEngine {
             if request.default_addr_pool.is_empty() { vec!["10.0.0.0/8".into()] } else { request.default_addr_pool };
         spec.subnet_size = if request.subnet_size == 0 { 24 } else { request.subnet_size };
         spec.data_path_port = data_path_port;
-        let description = describe(self, &record.advertise_addr, &record.data_path_addr);
+        let description = describe(self, &record.listen_addr, &record.advertise_addr, &record.data_path_addr);
         let birth = Birth {
             cluster: Cluster {
                 id: cluster_id,
@@ -136,7 +136,7 @@ impl LocalEngine {
             other => other.map_err(invalid)?,
         };
         let data_path = address::data_path(&request.data_path_addr, advertise, &host).map_err(invalid)?;
-        let description = describe(self, &advertise.to_string(), &data_path.to_string());
+        let description = describe(self, &listen.to_string(), &advertise.to_string(), &data_path.to_string());
         let ports = Ports::bind(&listen.to_string())?;
 
         let root_pem = fetch_root(&remote, &token).await?;

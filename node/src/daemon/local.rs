@@ -227,7 +227,7 @@ impl LocalEngine {
         self.set_state(State::Pending);
         self.data().finish_recovery(record.raft_id).map_err(|e| EngineError::Internal(crate::chain(&e)))?;
         let record = super::moved::follow(record).await;
-        let description = describe(self, &record.advertise_addr, &record.data_path_addr);
+        let description = describe(self, &record.listen_addr, &record.advertise_addr, &record.data_path_addr);
         let ports = Ports::bind(&record.listen_addr)?;
         Active::start(self.clone(), record, ports, description, None).await.map(State::Active)
     }

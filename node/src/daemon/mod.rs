@@ -8,6 +8,7 @@ mod keeper;
 mod knock;
 mod local;
 mod moved;
+mod own_networks;
 mod ports;
 mod priority;
 mod raft_entry;
@@ -22,7 +23,7 @@ mod superseded;
 use std::path::Path;
 use std::time::Duration;
 
-use deploy::model::{NodeDescription, NodeResources};
+use deploy::model::{MAX_OWN_PORTS, NodeDescription, NodeResources, OwnPort, PortProtocol};
 use runtime::image::registry::Registries;
 use runtime::image::{ImageStore, Limits};
 use runtime::{Runtime, RuntimeConfig};
@@ -184,8 +185,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// What this host says of itself.
-fn describe(engine: &LocalEngine, advertise: &str, data_path: &str) -> NodeDescription {
+fn describe(engine: &LocalEngine, listen: &str, advertise: &str, data_path: &str) -> NodeDescription {
     let uname = rustix::system::uname();
+    let node: String = engine.identity().engine_id.chars().take(8).collect();
+    let networks = own_networks::read(&overlay_net::plan::names::egress_link(&node));
     NodeDescription {
         hostname: uname.nodename().to_string_lossy().into_owned(),
         architecture: uname.machine().to_string_lossy().into_owned(),
@@ -197,7 +200,31 @@ fn describe(engine: &LocalEngine, advertise: &str, data_path: &str) -> NodeDescr
         control_addr: advertise.to_owned(),
         engine_id: engine.identity().engine_id.clone(),
         feature_level: crate::release::Release::current().feature_level,
+        own_ports: own_ports(engine.config(), listen),
+        own_subnets: networks.subnets,
+        routes: networks.routes,
+        way_out: networks.way_out,
     }
+}
+
+/// Every port that this daemon listens at, but for the one of VXLAN, which is the whole cluster's.
+fn own_ports(config: &Config, listen: &str) -> Vec<OwnPort> {
+    let port = |addr: &str| addr.parse::<std::net::SocketAddr>().ok().map(|addr| u32::from(addr.port()));
+    let own = |protocol: PortProtocol, port: u32, purpose: &str| OwnPort {
+        protocol: protocol as i32,
+        port,
+        purpose: purpose.to_owned(),
+    };
+    let control = port(listen).into_iter();
+    let control = control.flat_map(|port| [PortProtocol::Tcp, PortProtocol::Udp].map(|p| own(p, port, "control port")));
+    let api = config.hosts.iter().filter_map(|host| port(host.strip_prefix("tcp://")?));
+    let metrics = config.metrics_addr.map(|addr| u32::from(addr.port()));
+    control
+        .chain(api.map(|port| own(PortProtocol::Tcp, port, "API port")))
+        .chain(metrics.map(|port| own(PortProtocol::Tcp, port, "metrics port")))
+        .filter(|own| own.port != 0)
+        .take(MAX_OWN_PORTS)
+        .collect()
 }
 
 fn resources() -> NodeResources {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use deploy::allocator::Troubles;
 use deploy::control::{Op, RemoveNode, UpdateNode};
 use deploy::model::Node;
 use deploy::store::Store;
@@ -51,7 +52,18 @@ pub(super) async fn list<E: Engine>(
             // Every node that is in the store was accepted; those that were not are nowhere.
             && filters.exact("membership", "accepted")
     };
-    Ok(Json(store.nodes().filter(wanted).map(|n| node_to_wire(n, &view, tls(n))).collect()))
+    let troubles = Troubles::new(&store);
+    let shown = |n: &Node| with_troubles(node_to_wire(n, &view, tls(n)), &troubles.of(n));
+    Ok(Json(store.nodes().filter(wanted).map(|n| shown(n)).collect()))
+}
+
+/// What the host cannot do stands in its status, behind what was observed of it.
+fn with_troubles(mut node: wire::Node, troubles: &[String]) -> wire::Node {
+    if let Some(status) = node.status.as_mut().filter(|_| !troubles.is_empty()) {
+        let observed = status.message.take();
+        status.message = Some(observed.iter().chain(troubles).cloned().collect::<Vec<_>>().join("; "));
+    }
+    node
 }
 
 pub(super) async fn inspect<E: Engine>(
@@ -62,7 +74,8 @@ pub(super) async fn inspect<E: Engine>(
     let store = app.store(&params).await?;
     let node = find(&store, &id)?;
     let tls = store.cluster().map(|cluster| node_tls_info(cluster, node));
-    Ok(Json(node_to_wire(node, &app.engine.manager_view(), tls)))
+    let troubles = Troubles::new(&store).of(node);
+    Ok(Json(with_troubles(node_to_wire(node, &app.engine.manager_view(), tls), &troubles)))
 }
 
 pub(super) async fn update<E: Engine>(

@@ -7,7 +7,8 @@ mod service;
 
 use super::{ControlError, invalid, node::known_availability, unimplemented};
 use crate::model::{
-    Labels, NetworkSpec, NodeDescription, NodeSpec, PayloadSpec, Subnet, is_id, parse_cidr, parse_ipv4,
+    Labels, MAX_OWN_PORTS, MAX_OWN_SUBNETS, NetworkSpec, NodeDescription, NodeSpec, PayloadSpec, PortProtocol, Subnet,
+    is_id, parse_cidr, parse_ipv4,
 };
 
 pub(super) use container::registry_auth;
@@ -121,7 +122,24 @@ pub(super) fn node_description(description: &NodeDescription) -> Result<(), Cont
     ] {
         text(field, value, 256)?;
     }
-    labels("EngineLabels", &description.engine_labels)
+    labels("EngineLabels", &description.engine_labels)?;
+    let (subnets, routes) = (&description.own_subnets, &description.routes);
+    if subnets.len().max(routes.len()) > MAX_OWN_SUBNETS || description.own_ports.len() > MAX_OWN_PORTS {
+        return Err(invalid(format!(
+            "more than {MAX_OWN_PORTS} own ports, {MAX_OWN_SUBNETS} own subnets or {MAX_OWN_SUBNETS} routes"
+        )));
+    }
+    for own in &description.own_ports {
+        text("OwnPorts.Purpose", &own.purpose, 64)?;
+        if PortProtocol::try_from(own.protocol).is_err() || !(1..=65535).contains(&own.port) {
+            return Err(invalid(format!("OwnPorts: {} is no port, or of an unknown protocol", own.port)));
+        }
+    }
+    let way_out = Some(&description.way_out).filter(|text| !text.is_empty());
+    match subnets.iter().chain(routes).chain(way_out).find(|text| Subnet::parse(text).is_none()) {
+        Some(wrong) => Err(invalid(format!("OwnSubnets: {:?} is no IPv4 subnet", shorten(wrong)))),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn network_spec(spec: &NetworkSpec) -> Result<(), ControlError> {

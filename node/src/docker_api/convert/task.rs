@@ -1,6 +1,6 @@
 //! `Task`.
 
-use deploy::model::{DesiredState, PublishMode, ServiceMode, Task, TaskState};
+use deploy::model::{DesiredState, ServiceMode, Task, TaskState};
 use deploy::store::Store;
 
 use super::{attached_network, non_default, non_empty, port_to_wire, task_spec_to_wire, time_to_wire, version};
@@ -43,7 +43,7 @@ pub fn task_to_wire(m: &Task, store: &Store) -> wire::Task {
         .service(&m.service_id)
         .is_some_and(|s| matches!(s.spec.mode, Some(ServiceMode::ReplicatedJob(_) | ServiceMode::GlobalJob(_))));
     let host_ports = if m.status.state() >= TaskState::Starting {
-        m.ports.iter().filter(|p| p.mode() == PublishMode::Host).map(port_to_wire).collect()
+        m.host_ports().map(|port| port_to_wire(&port)).collect()
     } else {
         Vec::new()
     };

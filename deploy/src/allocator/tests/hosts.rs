@@ -1,0 +1,155 @@
+//! Subnets next to those that the hosts have of their own.
+
+use super::{network, subnet};
+use crate::allocator::Troubles;
+use crate::control::fixture::{World, init};
+use crate::control::{CreateNetwork, NodeSession, Op};
+use crate::model::*;
+
+fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+fn description(own: &[&str], routes: &[&str], way_out: &str) -> NodeDescription {
+    NodeDescription {
+        hostname: "host-1".into(),
+        own_subnets: strings(own),
+        routes: strings(routes),
+        way_out: way_out.into(),
+        ..NodeDescription::default()
+    }
+}
+
+fn session(world: &mut World, node: &NodeId, description: NodeDescription) {
+    let session = NodeSession { node_id: node.clone(), generation: 1, description, ..NodeSession::default() };
+    world.run(Op::NodeSession(Box::new(session))).expect("a session");
+}
+
+fn given(world: &World, id: &NetworkId) -> String {
+    world.store.network(id).and_then(|network| network.allocation.clone()).expect("a subnet").subnet
+}
+
+fn troubles(world: &World, node: &NodeId) -> Vec<String> {
+    Troubles::new(&world.store).of(world.store.node(node).expect("the node"))
+}
+
+/// A cluster whose first host has this to say of itself.
+fn world_of(description: NodeDescription) -> World {
+    let mut world = World::empty();
+    let Op::InitCluster(mut op) = init() else { unreachable!("the fixture's first request") };
+    op.node.description = description;
+    world.run(Op::InitCluster(op)).expect("the cluster is made");
+    world
+}
+
+#[test]
+fn the_first_ingress_network_keeps_off_the_first_hosts_own() {
+    let world = world_of(description(&["10.0.0.0/24"], &["10.0.2.0/23"], ""));
+    let ingress = world.store.ingress_network().expect("ingress");
+    assert_eq!(given(&world, &ingress.id), "10.0.1.0/24");
+    let first = NodeId::from(0);
+    assert_eq!(world.store.node(&first).expect("the node").attachments[0].address, "10.0.1.2/24");
+    assert_eq!(troubles(&world, &first), [""; 0]);
+}
+
+#[test]
+fn a_choice_keeps_off_what_any_host_has() {
+    let mut world = World::new();
+    let node = world.join(1);
+    session(&mut world, &node, description(&["10.0.1.0/25", "10.0.1.128/25"], &["10.0.2.0/23"], "10.0.4.0/22"));
+    let id = network(&mut world, "free", None).expect("a network");
+    assert_eq!(given(&world, &id), "10.0.8.0/24");
+}
+
+#[test]
+fn a_network_that_holds_the_whole_pool_does_not_use_it_up() {
+    let mut world = World::new();
+    let node = world.join(1);
+    session(&mut world, &node, description(&["10.0.1.0/24"], &["10.0.0.0/8", "0.0.0.0/1"], ""));
+    let id = network(&mut world, "free", None).expect("a network");
+    assert_eq!(given(&world, &id), "10.0.2.0/24");
+}
+
+#[test]
+fn a_host_that_has_the_ingress_networks_addresses_takes_no_place_and_says_so() {
+    let mut world = World::new();
+    let node = world.join(1);
+    let place = |world: &World| world.store.node(&node).expect("the node").attachments.len();
+    assert_eq!((place(&world), troubles(&world, &node)), (1, strings(&[])));
+    session(&mut world, &node, description(&["10.0.0.128/25"], &[], ""));
+    assert_eq!(place(&world), 0);
+    let said = troubles(&world, &node);
+    assert!(
+        said.len() == 1 && said[0].contains("network ingress (10.0.0.0/24)") && said[0].contains("10.0.0.128/25"),
+        "{said:?}"
+    );
+    // A route into a part of it is as bad; one that leads to a wider network is not.
+    session(&mut world, &node, description(&[], &["10.0.0.7/32"], ""));
+    assert_eq!((place(&world), troubles(&world, &node).len()), (0, 1));
+    session(&mut world, &node, description(&["192.0.2.0/24"], &["10.0.0.0/16"], ""));
+    assert_eq!((place(&world), troubles(&world, &node)), (1, strings(&[])));
+}
+
+#[test]
+fn nobody_has_a_place_on_an_ingress_network_that_holds_a_host() {
+    let mut world = World::new();
+    let node = world.join(1);
+    session(&mut world, &node, NodeDescription { data_path_addr: "10.0.0.77".into(), ..description(&[], &[], "") });
+    let later = world.join(2);
+    assert_eq!(world.store.node(&later).expect("the node").attachments, []);
+    for id in [&node, &later] {
+        let said = troubles(&world, id);
+        assert!(said.len() == 1 && said[0].contains("10.0.0.77") && said[0].contains("'host-1'"), "{said:?}");
+    }
+}
+
+#[test]
+fn a_host_for_which_no_ingress_address_is_left_says_so() {
+    let mut world = World::empty();
+    let Op::InitCluster(mut op) = init() else { unreachable!("the fixture's first request") };
+    op.cluster.spec.default_addr_pool = strings(&["10.0.0.0/29"]);
+    op.cluster.spec.subnet_size = 29;
+    world.run(Op::InitCluster(op)).expect("the cluster is made");
+    let nodes: Vec<NodeId> = (1..6).map(|number| world.join(number)).collect();
+    assert_eq!(troubles(&world, &nodes[3]), strings(&[]));
+    let said = troubles(&world, &nodes[4]);
+    assert!(said[0].ends_with("could not find an available IP address on network ingress"), "{said:?}");
+}
+
+#[test]
+fn what_users_ask_for_is_theirs_but_not_the_way_out() {
+    let mut world = World::new();
+    let node = world.join(1);
+    session(&mut world, &node, description(&["10.5.0.0/24"], &[], "172.30.0.0/16"));
+    let spec =
+        NetworkSpec { name: "own".into(), ipam: subnet("10.5.0.0/16").into_iter().collect(), ..NetworkSpec::default() };
+    let reply = world.run(Op::CreateNetwork(Box::new(CreateNetwork { spec }))).expect("made");
+    assert!(reply.warnings[0].contains("10.5.0.0/24") && reply.warnings[0].contains("'host-1'"), "{reply:?}");
+    let refused = network(&mut world, "out", subnet("172.30.7.0/24")).expect_err("refused");
+    assert!(refused.contains("172.30.0.0/16") && refused.contains("'host-1'"), "{refused}");
+    // A host that came later has it there all the same, and says so.
+    network(&mut world, "odd", subnet("172.29.0.0/24")).expect("a network");
+    session(&mut world, &node, description(&[], &[], "172.29.0.0/16"));
+    let said = troubles(&world, &node);
+    assert!(said.len() == 1 && said[0].contains("network odd (172.29.0.0/24)"), "{said:?}");
+}
+
+#[test]
+fn a_description_that_makes_no_sense_is_refused() {
+    let mut world = World::new();
+    let node = world.join(1);
+    let port = |port: u32| OwnPort { port, ..OwnPort::default() };
+    for wrong in [
+        description(&["10.0.0.1/24"], &[], ""),
+        description(&[], &["::/0"], ""),
+        description(&[], &[], "anywhere"),
+        description(&vec!["10.0.0.0/24"; MAX_OWN_SUBNETS + 1], &[], ""),
+        NodeDescription { own_ports: vec![port(0)], ..NodeDescription::default() },
+        NodeDescription { own_ports: vec![port(65536)], ..NodeDescription::default() },
+        NodeDescription { own_ports: vec![port(1); MAX_OWN_PORTS + 1], ..NodeDescription::default() },
+    ] {
+        let session =
+            NodeSession { node_id: node.clone(), generation: 1, description: wrong, ..NodeSession::default() };
+        world.run(Op::NodeSession(Box::new(session))).expect_err("refused");
+    }
+}

@@ -1,0 +1,130 @@
+//! The networks that this host has of its own, as it tells the cluster: networks of tasks should not have the same
+//! addresses.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use deploy::model::MAX_OWN_SUBNETS;
+use ipnet::Ipv4Net;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+use overlay_net::is_own_link;
+use overlay_net::plan::attachment::choose_egress;
+
+/// The main routing table of the calling thread's network namespace; IPv4.
+const ROUTES: &str = "/proc/thread-self/net/route";
+/// A route that is in force (`RTF_UP`).
+const UP: u32 = 0x1;
+/// One that only refuses (`RTF_REJECT`): a network that is merely shut off is nobody's.
+const REJECT: u32 = 0x200;
+
+/// What a host says of its networks; see `NodeDescription`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct OwnNetworks {
+    /// Subnets that it has addresses in, in order.
+    pub(super) subnets: Vec<String>,
+    /// Others that it has routes to, in order.
+    pub(super) routes: Vec<String>,
+    /// The subnet through which tasks reach other networks.
+    pub(super) way_out: String,
+}
+
+/// An address of an interface.
+struct Address {
+    interface: String,
+    net: Ipv4Net,
+}
+
+/// Reads them. What cannot be read is left out: nothing but the choice of subnets depends on it.
+pub(super) fn read(egress_link: &str) -> OwnNetworks {
+    let counts =
+        |flags: InterfaceFlags| flags.contains(InterfaceFlags::IFF_UP) && !flags.contains(InterfaceFlags::IFF_LOOPBACK);
+    let addresses = getifaddrs().into_iter().flatten().filter(|a| counts(a.flags)).filter_map(|a| {
+        let (address, mask) = (a.address?.as_sockaddr_in()?.ip(), a.netmask?.as_sockaddr_in()?.ip());
+        Some(Address { interface: a.interface_name, net: Ipv4Net::with_netmask(address, mask).ok()? })
+    });
+    let routes = std::fs::read_to_string(ROUTES).unwrap_or_default();
+    own_networks(addresses.collect(), &routes, egress_link)
+}
+
+fn own_networks(addresses: Vec<Address>, routes: &str, egress_link: &str) -> OwnNetworks {
+    let way_out = addresses.iter().find(|a| a.interface == egress_link).map(|a| a.net.trunc());
+    let foreign = |interface: &str| !is_own_link(interface);
+    // Ordered by address, so that a host that has not changed says the same again.
+    let subnets: BTreeSet<Ipv4Net> =
+        addresses.into_iter().filter(|a| foreign(&a.interface)).map(|a| a.net.trunc()).collect();
+    // The default route leads nowhere in particular.
+    let routes =
+        routes.lines().skip(1).filter_map(route).filter(|(interface, net)| foreign(interface) && net.prefix_len() > 0);
+    let routes: BTreeSet<Ipv4Net> = routes.map(|(_, net)| net.trunc()).filter(|net| !subnets.contains(net)).collect();
+    let way_out = way_out.or_else(|| choose_egress(&subnets.union(&routes).copied().collect::<Vec<_>>()));
+    let told = |nets: BTreeSet<Ipv4Net>| nets.iter().take(MAX_OWN_SUBNETS).map(ToString::to_string).collect();
+    OwnNetworks {
+        subnets: told(subnets),
+        routes: told(routes),
+        way_out: way_out.map(|net| net.to_string()).unwrap_or_default(),
+    }
+}
+
+/// Interface and destination of a line of the kernel's table; its numbers are hexadecimal, their bytes in the order of
+/// the network as they lie in memory.
+fn route(line: &str) -> Option<(String, Ipv4Net)> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let number = |at: usize| u32::from_str_radix(fields.get(at)?, 16).ok();
+    let address = |at: usize| number(at).map(|n| Ipv4Addr::from(n.to_ne_bytes()));
+    if number(3)? & (UP | REJECT) != UP {
+        return None;
+    }
+    Some(((*fields.first()?).to_owned(), Ipv4Net::with_netmask(address(1)?, address(7)?).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(interface: &str, net: &str) -> Address {
+        Address { interface: interface.into(), net: net.parse().unwrap() }
+    }
+
+    /// A line as the kernel writes it on this machine.
+    fn line(interface: &str, net: &str, flags: u32) -> String {
+        let net: Ipv4Net = net.parse().unwrap();
+        let hex = |address: Ipv4Addr| format!("{:08X}", u32::from_ne_bytes(address.octets()));
+        format!(
+            "{interface}\t{}\t00000000\t{flags:04X}\t0\t0\t0\t{}\t0\t0\t0\n",
+            hex(net.network()),
+            hex(net.netmask())
+        )
+    }
+
+    #[test]
+    fn addresses_and_routes_are_told_and_what_the_node_made_is_not() {
+        let routes = [
+            "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n".to_owned(),
+            line("eth0", "0.0.0.0/0", 3),
+            line("eth0", "10.0.0.0/24", 1),
+            line("tun0", "10.7.0.0/16", 3),
+            line("eth0", "10.8.0.0/16", 0x201),
+            line("shi-abc", "10.0.9.0/24", 1),
+            "garbage\n".to_owned(),
+        ];
+        let addresses =
+            vec![address("eth0", "10.0.0.5/24"), address("she-abc", "172.29.0.1/16"), address("wg0", "10.6.0.1/32")];
+        let found = own_networks(addresses, &routes.concat(), "she-abc");
+        assert_eq!(found.subnets, ["10.0.0.0/24", "10.6.0.1/32"]);
+        assert_eq!(found.routes, ["10.7.0.0/16"]);
+        assert_eq!(found.way_out, "172.29.0.0/16");
+    }
+
+    #[test]
+    fn without_a_way_out_the_one_that_would_be_made_is_told() {
+        let found = own_networks(vec![address("eth0", "172.30.4.5/20")], "", "she-abc");
+        assert_eq!((found.subnets, found.way_out), (vec!["172.30.0.0/20".to_owned()], "172.29.0.0/16".to_owned()));
+    }
+
+    #[test]
+    fn no_more_subnets_are_told_than_the_cluster_takes() {
+        let many = (0..=255).map(|n| address("eth0", &format!("10.1.{n}.1/24"))).collect();
+        assert_eq!(own_networks(many, "", "").subnets.len(), MAX_OWN_SUBNETS);
+    }
+}
