@@ -8,9 +8,9 @@ mod address;
 mod port;
 mod reserved;
 mod subnet;
-mod trouble;
 #[cfg(test)]
 mod tests;
+mod trouble;
 
 use std::sync::Arc;
 
@@ -29,6 +29,8 @@ pub(crate) use trouble::ingress_obstacle;
 
 /// Gives what can be given to all objects that lack something. Idempotent; never fails.
 pub fn reconcile(cx: &mut Cx<'_>, txn: &mut Txn) {
+    // Few hosts have a place on a network that is gone: those that the entry which removed it had no room for.
+    detach_nodes(cx, txn);
     let keys: Vec<Key> = txn.unallocated().cloned().collect();
     let mut addresses = Addresses::default();
     // Networks first, because all else needs their subnets; then hosts, without which ingress does not work.
@@ -70,13 +72,22 @@ fn allocate_network(txn: &mut Txn, id: &NetworkId) {
     txn.put_network(network);
 }
 
+/// Takes from hosts their places on networks that are gone.
+pub(crate) fn detach_nodes(cx: &Cx<'_>, txn: &mut Txn) {
+    for id in txn.stranded_nodes() {
+        if txn.is_full() {
+            txn.wake_at(cx.now);
+            return;
+        }
+        let Some(node) = txn.node(&id) else { continue };
+        let mut node = Node::clone(node);
+        node.attachments.retain(|attachment| txn.network(&attachment.network).is_some());
+        txn.put_node(node);
+    }
+}
+
 /// Gives hosts their places on the ingress network. Why one has none shows in its status: see [`Troubles`].
-fn attach_nodes<'a>(
-    cx: &Cx<'_>,
-    txn: &mut Txn,
-    addresses: &mut Addresses,
-    nodes: impl Iterator<Item = &'a NodeId>,
-) {
+fn attach_nodes<'a>(cx: &Cx<'_>, txn: &mut Txn, addresses: &mut Addresses, nodes: impl Iterator<Item = &'a NodeId>) {
     let Some(ingress) = txn.ingress_network().cloned() else { return };
     let mut nodes = nodes.peekable();
     if nodes.peek().is_none() || trouble::swallowed_host(txn, &ingress).is_some() {
@@ -139,8 +150,14 @@ fn attach_task(txn: &mut Txn, addresses: &mut Addresses, ports: &mut HostPorts, 
     let task = Arc::clone(task);
     let mut next = Task::clone(&task);
     let wanted = task.spec.networks.iter().map(|n| (NetworkId::new(&n.target), n.aliases.clone()));
-    let ingress = task.publishes_ingress().then(|| txn.ingress_network().map(|n| (n.id.clone(), Vec::new())));
-    let wanted: Vec<(NetworkId, Vec<String>)> = wanted.chain(ingress.flatten()).collect();
+    let ingress = txn.ingress_network().filter(|_| task.publishes_ingress()).map(|n| (n.id.clone(), Vec::new()));
+    if task.publishes_ingress() && ingress.is_none() {
+        // An update that failed went back to a version with ports, after the network was removed.
+        "service needs ingress network, but no ingress network is present".clone_into(&mut next.status.message);
+        txn.put_task(next);
+        return false;
+    }
+    let wanted: Vec<(NetworkId, Vec<String>)> = wanted.chain(ingress).collect();
     let mut attachments = Vec::with_capacity(wanted.len());
     for (network, aliases) in wanted {
         if let Some(has) = task.attachments.iter().find(|has| has.network == network) {

@@ -1,6 +1,7 @@
 //! What is given, to whom, and when it is free again.
 
 mod hosts;
+mod ingress;
 mod ports;
 
 use proptest::prelude::*;

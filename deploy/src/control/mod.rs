@@ -41,7 +41,7 @@ pub fn execute(cx: &mut Cx<'_>, txn: &mut Txn, request: &Request) -> Result<Repl
         Op::UpdateService(op) => service::update(txn, op),
         Op::RemoveService(op) => service::remove(txn, op),
         Op::CreateNetwork(op) => network::create(cx, txn, op),
-        Op::RemoveNetwork(op) => network::remove(txn, op),
+        Op::RemoveNetwork(op) => network::remove(cx, txn, op),
         Op::CreateSecret(op) => payload::create_secret(cx, txn, op),
         Op::UpdateSecret(op) => payload::update_secret(txn, op),
         Op::RemoveSecret(op) => payload::remove_secret(txn, op),

@@ -50,10 +50,14 @@ fn overlap_warning(txn: &Txn, network: &Network) -> Option<String> {
     Some(format!("{subnet} has addresses of the network {own} of node '{name}'{others}: {so}"))
 }
 
-pub(super) fn remove(txn: &mut Txn, op: &RemoveNetwork) -> Result<Reply, ControlError> {
+pub(super) fn remove(cx: &Cx<'_>, txn: &mut Txn, op: &RemoveNetwork) -> Result<Reply, ControlError> {
     let Some(network) = txn.network(&op.id) else { return Err(not_found("network", &op.id)) };
+    let is_ingress = network.spec.ingress;
     if let Some(service) = txn.services_on_network(&op.id).next() {
-        return Err(precondition(format!("network {} is in use by service {}", op.id, service.id)));
+        return Err(precondition(match is_ingress {
+            true => format!("ingress network cannot be removed because service {} depends on it", service.id),
+            false => format!("network {} is in use by service {}", op.id, service.id),
+        }));
     }
     // A task whose service is gone may still run there; its address must not be given out with another subnet.
     let user = txn.addresses_on_network(&op.id).find_map(|(_, holder)| match holder.key() {
@@ -63,9 +67,8 @@ pub(super) fn remove(txn: &mut Txn, op: &RemoveNetwork) -> Result<Reply, Control
     if let Some(key) = user {
         return Err(precondition(format!("network {} is in use by {key}", op.id)));
     }
-    if network.spec.ingress {
-        return Err(super::unimplemented("removing the ingress network is not supported yet"));
-    }
     txn.remove_network(&op.id);
+    // The hosts' places go with it; a new ingress network gives them new ones.
+    allocator::detach_nodes(cx, txn);
     Ok(named(&op.id))
 }

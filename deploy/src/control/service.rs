@@ -18,6 +18,7 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateService) -> Resu
     let mut spec = op.spec.clone();
     validate::service_spec(&spec)?;
     resolve_networks(txn, &mut spec)?;
+    check_ingress(txn, &spec)?;
     check_payloads(txn, &spec)?;
     if txn.service_by_name(&spec.name).is_some() {
         let text = format!("name conflicts with an existing object: service {} already exists", spec.name);
@@ -40,6 +41,7 @@ pub(super) fn update(txn: &mut Txn, op: &UpdateService) -> Result<Reply, Control
             return Err(precondition(format!("service {} does not have a previous spec", op.id)));
         };
         check_still_there(txn, previous)?;
+        check_ingress(txn, previous)?;
         check_payloads(txn, previous)?;
         check_ports(txn, &op.id, previous)?;
         service.roll_back(txn.now(), "manually requested rollback");
@@ -55,6 +57,7 @@ pub(super) fn update(txn: &mut Txn, op: &UpdateService) -> Result<Reply, Control
     }
     validate::service_spec(&spec)?;
     resolve_networks(txn, &mut spec)?;
+    check_ingress(txn, &spec)?;
     check_payloads(txn, &spec)?;
     check_ports(txn, &op.id, &spec)?;
     change(&mut service, spec, txn);
@@ -155,6 +158,15 @@ fn check_still_there(store: &Store, spec: &ServiceSpec) -> Result<(), ControlErr
         Some(network) => Err(not_found("network", &network.target)),
         None => Ok(()),
     }
+}
+
+/// Ports that are open on every host need the network that carries them, which users can remove. Docker's words.
+fn check_ingress(store: &Store, spec: &ServiceSpec) -> Result<(), ControlError> {
+    let publishes = spec.endpoint.as_ref().is_some_and(|endpoint| endpoint.ports.iter().any(PortConfig::is_ingress));
+    if publishes && store.ingress_network().is_none() {
+        return Err(precondition("service needs ingress network, but no ingress network is present"));
+    }
+    Ok(())
 }
 
 /// Refuses secrets and configs that are not there, or not under that name; Docker's words.

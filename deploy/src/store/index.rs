@@ -242,6 +242,13 @@ impl Index {
             .map(|(_, address, holder)| (*address, holder))
     }
 
+    /// The first network after `previous` that addresses are held on. (Nobody has the highest address there is.)
+    pub(super) fn network_with_addresses(&self, previous: Option<NetworkId>) -> Option<NetworkId> {
+        let from = previous.map_or((NetworkId::default(), 0), |network| (network, u32::MAX));
+        let from = (from.0, from.1, Holder::Task(TaskId::default()));
+        self.addresses.range(from..).next().map(|(network, _, _)| network.clone())
+    }
+
     /// Highest address below `limit` that is held on a network.
     pub(super) fn highest_held(&self, network: &NetworkId, limit: u32) -> Option<u32> {
         let from = (network.clone(), 0, Holder::Task(TaskId::default()));

@@ -215,6 +215,23 @@ impl Store {
         self.index.held_from(network, 0)
     }
 
+    /// Hosts that hold an address on a network that is gone. Costs a look-up a network.
+    pub(crate) fn stranded_nodes(&self) -> Vec<NodeId> {
+        let mut nodes = Vec::new();
+        let mut next = self.index.network_with_addresses(None);
+        while let Some(network) = next {
+            if self.network(&network).is_none() {
+                let holders = self.addresses_on_network(&network);
+                nodes.extend(holders.filter_map(|(_, holder)| match holder {
+                    Holder::Node(id) => Some(id.clone()),
+                    Holder::Task(_) | Holder::Service(_) => None,
+                }));
+            }
+            next = self.index.network_with_addresses(Some(network));
+        }
+        nodes
+    }
+
     /// The network that holds a VXLAN id.
     pub fn vni_owner(&self, vni: u32) -> Option<&Arc<Network>> {
         under(&self.index.vnis, &vni).next().and_then(|id| self.networks.get(id))

@@ -161,6 +161,9 @@ pub(super) fn network_spec(spec: &NetworkSpec) -> Result<(), ControlError> {
             shorten(&spec.driver)
         )));
     }
+    if spec.ingress && spec.internal {
+        return Err(invalid("ingress network cannot be internal"));
+    }
     unsupported("EnableIPv6", spec.ipv6)?;
     // Plain containers, which alone would attach, are not there yet.
     unsupported("Attachable", spec.attachable)?;
