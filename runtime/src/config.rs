@@ -84,6 +84,9 @@ pub struct ContainerConfig {
     pub open_stdin: bool,
     /// The standard input ends with the first attached client that ends its own.
     pub stdin_once: bool,
+    /// It has no network of its own but the host's. Not together with `id_mappings`, since its users would not own that
+    /// network, nor with `net.*` in `sysctls`, which would be the host's.
+    pub host_network: bool,
 }
 
 /// One mount that the user asked for.

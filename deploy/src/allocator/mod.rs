@@ -137,7 +137,8 @@ fn vip_networks(txn: &Txn, service: &Service) -> Vec<NetworkId> {
     if service.spec.endpoint_spec().mode() != EndpointMode::Vip {
         return Vec::new();
     }
-    let mut networks: Vec<NetworkId> = service.spec.task.networks.iter().map(|n| NetworkId::new(&n.target)).collect();
+    let mut networks: Vec<NetworkId> =
+        service.spec.task.cluster_networks().map(|n| NetworkId::new(&n.target)).collect();
     if service.publishes_ingress() {
         networks.extend(txn.ingress_network().map(|network| network.id.clone()));
     }
@@ -149,7 +150,7 @@ fn attach_task(txn: &mut Txn, addresses: &mut Addresses, ports: &mut HostPorts, 
     let Some(task) = txn.task(id) else { return false };
     let task = Arc::clone(task);
     let mut next = Task::clone(&task);
-    let wanted = task.spec.networks.iter().map(|n| (NetworkId::new(&n.target), n.aliases.clone()));
+    let wanted = task.spec.cluster_networks().map(|n| (NetworkId::new(&n.target), n.aliases.clone()));
     let ingress = txn.ingress_network().filter(|_| task.publishes_ingress()).map(|n| (n.id.clone(), Vec::new()));
     if task.publishes_ingress() && ingress.is_none() {
         // An update that failed went back to a version with ports, after the network was removed.

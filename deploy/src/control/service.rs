@@ -9,8 +9,9 @@ use super::{
 use crate::allocator;
 use crate::cx::Cx;
 use crate::model::{
-    ConfigId, DesiredState, NetworkId, PayloadReference, PortConfig, PublishMode, SecretId, Service, ServiceId,
-    ServiceMode, ServiceSpec, UpdateState, UpdateStatus,
+    BRIDGE_NETWORK, ConfigId, DesiredState, HOST_NETWORK, NONE_NETWORK, NetworkAttachmentConfig, NetworkId,
+    PayloadReference, PortConfig, PublishMode, SecretId, Service, ServiceId, ServiceMode, ServiceSpec, UpdateState,
+    UpdateStatus,
 };
 use crate::store::{Key, Store, Txn};
 
@@ -132,6 +133,9 @@ fn kind_of_mode(spec: &ServiceSpec) -> u8 {
 
 /// Replaces the names of networks by their ids, as they are stored.
 fn resolve_networks(store: &Store, spec: &mut ServiceSpec) -> Result<(), ControlError> {
+    if let Some(mode) = spec.task.networks.iter().find(|network| is_predefined(&network.target)) {
+        return check_predefined(spec, mode);
+    }
     let mut seen = std::collections::BTreeSet::new();
     for wanted in &mut spec.task.networks {
         let by_id = store.network(&NetworkId::new(&wanted.target));
@@ -151,10 +155,45 @@ fn resolve_networks(store: &Store, spec: &mut ServiceSpec) -> Result<(), Control
     Ok(())
 }
 
+fn is_predefined(target: &str) -> bool {
+    [HOST_NETWORK, NONE_NETWORK, BRIDGE_NETWORK].contains(&target)
+}
+
+/// Tasks on the host's own network, or on none, have no address that ports could be led to, and no names.
+fn check_predefined(spec: &ServiceSpec, wanted: &NetworkAttachmentConfig) -> Result<(), ControlError> {
+    let name = &wanted.target;
+    if name == BRIDGE_NETWORK {
+        return Err(unimplemented(
+            "network bridge is not supported for services: without a network their tasks have a way out, and with \
+             --publish mode=host ports on their hosts",
+        ));
+    }
+    if spec.task.networks.len() > 1 {
+        return Err(invalid(format!("network {name} cannot be combined with other networks")));
+    }
+    if !wanted.aliases.is_empty() {
+        return Err(invalid(format!("network {name} has no names, so no aliases either")));
+    }
+    if !spec.endpoint_spec().ports.is_empty() {
+        let why = match name.as_str() {
+            HOST_NETWORK => "what its tasks listen at is open on their hosts as it is",
+            _ => "nothing reaches its tasks",
+        };
+        return Err(invalid(format!("ports cannot be published with network {name}: {why}")));
+    }
+    let of_network = |name: &&String| name.starts_with("net.");
+    if name == HOST_NETWORK
+        && let Some(setting) = spec.task.container.sysctls.keys().find(of_network)
+    {
+        return Err(invalid(format!("sysctl '{}' is not allowed with network host", validate::shorten(setting))));
+    }
+    Ok(())
+}
+
 /// A previous spec may name networks that were removed meanwhile.
 fn check_still_there(store: &Store, spec: &ServiceSpec) -> Result<(), ControlError> {
     let gone = |target: &str| store.network(&NetworkId::new(target)).is_none();
-    match spec.task.networks.iter().find(|network| gone(&network.target)) {
+    match spec.task.cluster_networks().find(|network| gone(&network.target)) {
         Some(network) => Err(not_found("network", &network.target)),
         None => Ok(()),
     }

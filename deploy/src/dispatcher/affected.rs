@@ -80,7 +80,7 @@ fn reach<'a>(before: &Store, after: &Store, keys: impl IntoIterator<Item = &'a K
                     return None;
                 }
                 for service in [old, new].into_iter().flatten() {
-                    networks.extend(service.spec.task.networks.iter().map(|n| NetworkId::new(&n.target)));
+                    networks.extend(service.spec.task.cluster_networks().map(|n| NetworkId::new(&n.target)));
                     networks.extend(service.endpoint.virtual_ips.iter().map(|v| v.network.clone()));
                 }
             }

@@ -85,10 +85,29 @@ pub struct NetworkAllocation {
     pub gateway: String,
 }
 
+/// The network of the host itself, which every host has: its name, and what a wish for it has as target.
+pub const HOST_NETWORK: &str = "host";
+/// No network but a loopback of the task's own.
+pub const NONE_NETWORK: &str = "none";
+/// The network between plain containers of one host.
+pub const BRIDGE_NETWORK: &str = "bridge";
+
+/// What a task's namespace is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// The cluster's networks that its spec names, which may be none, and the way out.
+    Cluster,
+    /// It has no namespace of its own but is in the host's.
+    Host,
+    /// Nothing.
+    None,
+}
+
 /// A wish to be attached, in a service or task spec.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct NetworkAttachmentConfig {
-    /// Network id or name, as sent; resolved to an id when the service is created.
+    /// Network id or name, as sent; resolved to an id when the service is created. [`HOST_NETWORK`] and
+    /// [`NONE_NETWORK`] stay names: no network of the cluster can be called so.
     #[prost(string, tag = "1")]
     pub target: String,
     /// More names on this network.

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{ContainerSpec, Labels, Meta, NetworkAttachmentConfig, NetworkId, ServiceId, TaskId, Timestamp};
+use super::{
+    ContainerSpec, HOST_NETWORK, Labels, Meta, NONE_NETWORK, NetworkAttachmentConfig, NetworkId, NetworkMode,
+    ServiceId, TaskId, Timestamp,
+};
 
 /// A service.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -184,6 +187,20 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
+    /// The cluster's networks that it names: all but those that every host has of its own.
+    pub fn cluster_networks(&self) -> impl Iterator<Item = &NetworkAttachmentConfig> {
+        self.networks.iter().filter(|network| ![HOST_NETWORK, NONE_NETWORK].contains(&network.target.as_str()))
+    }
+
+    /// What a task's namespace is connected to.
+    pub fn network_mode(&self) -> NetworkMode {
+        match self.networks.first().map(|network| network.target.as_str()) {
+            Some(HOST_NETWORK) => NetworkMode::Host,
+            Some(NONE_NETWORK) => NetworkMode::None,
+            _ => NetworkMode::Cluster,
+        }
+    }
+
     /// What happens when a task ends, with defaults.
     pub fn restart_policy(&self) -> RestartPolicy {
         self.restart.clone().unwrap_or_default()

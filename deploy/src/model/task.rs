@@ -103,7 +103,7 @@ impl Task {
     /// Whether it still lacks an address on one of its networks, or the number of a port, as far as it tells itself. The
     /// allocator has work then, and no host should be told of the task before it is done.
     pub fn lacks_addresses(&self) -> bool {
-        let networks = self.spec.networks.len() + usize::from(self.publishes_ingress());
+        let networks = self.spec.cluster_networks().count() + usize::from(self.publishes_ingress());
         // A task that its host knows already, from a release that chose no numbers, is not taken away from it again.
         let lacks_ports = self.state() <= TaskState::Assigned && self.chosen_ports.len() < self.open_ports().count();
         let is_short = self.attachments.len() < networks || lacks_ports;

@@ -104,7 +104,7 @@ impl Index {
 
     fn note_service(&mut self, service: &Service, on: bool) {
         set(&mut self.service_names, (service.spec.name.clone(), service.id.clone()), on);
-        for network in &service.spec.task.networks {
+        for network in service.spec.task.cluster_networks() {
             let network = NetworkId::new(&network.target);
             set(&mut self.services_by_network, (network, service.id.clone()), on);
         }
@@ -293,7 +293,7 @@ fn service_wants_allocation(service: &Service) -> bool {
         || spec.ports.iter().zip(&service.endpoint.ports).any(|(wanted, given)| !port_satisfies(wanted, given));
     let publishes = service.publishes_ingress();
     let vips = match spec.mode() {
-        EndpointMode::Vip => service.spec.task.networks.len() + usize::from(publishes),
+        EndpointMode::Vip => service.spec.task.cluster_networks().count() + usize::from(publishes),
         EndpointMode::Dnsrr => 0,
     };
     let named = |vip: &crate::model::VirtualIp| {

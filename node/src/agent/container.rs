@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use deploy::logging::LoggingError;
-use deploy::model::{ContainerSpec, Mount, MountKind, PayloadReference, Privileges, Task};
+use deploy::model::{ContainerSpec, DnsConfig, Mount, MountKind, NetworkMode, PayloadReference, Privileges, Task};
 use runtime::image::Image;
 use runtime::{
     AppArmor, Capabilities, ContainerConfig, EtcFiles, IdMappings, Mount as RuntimeMount,
@@ -60,7 +60,13 @@ pub(super) fn config(
 ) -> Result<ContainerConfig, ContainerError> {
     let spec = &task.spec.container;
     let id = container_id(task, attempt);
-    let hostname = if spec.hostname.is_empty() { id[..12].to_owned() } else { spec.hostname.clone() };
+    let mode = task.spec.network_mode();
+    let hostname = match (spec.hostname.as_str(), mode) {
+        // Docker's rule: who is in the host's network has its name as well, unless given one.
+        ("", NetworkMode::Host) => node_hostname.to_owned(),
+        ("", _) => id[..12].to_owned(),
+        (given, _) => given.to_owned(),
+    };
     let (labels, env) = (labels(task, node_hostname, image), env(&image.config.env, &spec.env));
     let log = log_driver::config(task, &id, &image.id.to_string(), &labels, &env)?;
     let privileges = spec.privileges.clone().unwrap_or_default();
@@ -74,7 +80,8 @@ pub(super) fn config(
         groups: spec.groups.clone(),
         readonly_root: spec.read_only,
         mounts: mounts(spec, &image.config.volumes)?,
-        files: EtcFiles { hosts: hosts(task, &hostname), resolv_conf: resolv_conf(spec) },
+        files: files(task, &hostname, mode),
+        host_network: mode == NetworkMode::Host,
         resources: resources(task),
         capabilities: Capabilities { add: spec.cap_add.clone(), drop: spec.cap_drop.clone() },
         no_new_privileges: privileges.no_new_privileges,
@@ -256,11 +263,34 @@ fn propagation(text: &str) -> Result<Propagation, ContainerError> {
     })
 }
 
-fn hosts(task: &Task, hostname: &str) -> String {
-    let mut text = String::from(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n\
-         ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
-    );
+const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+const HOST_HOSTS: &str = "/etc/hosts";
+
+/// The generated files. Tasks on no network of the cluster have no resolver of it, so that they get the host's files.
+fn files(task: &Task, hostname: &str, mode: NetworkMode) -> EtcFiles {
+    // What cannot be read is as empty as it would be on a host without the file.
+    let of_host = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let spec = &task.spec.container;
+    let hosts = match mode {
+        NetworkMode::Host => hosts(task, of_host(HOST_HOSTS), hostname),
+        NetworkMode::Cluster | NetworkMode::None => hosts(task, LOCALHOST.to_owned(), hostname),
+    };
+    let resolv_conf = match (mode, &spec.dns) {
+        (NetworkMode::Cluster, Some(dns)) => overlay_net::resolv_conf(&dns.search, &dns.options),
+        (NetworkMode::Cluster, None) => overlay_net::resolv_conf(&[], &[]),
+        (_, dns) => foreign_resolv_conf(&of_host(HOST_RESOLV_CONF), &dns.clone().unwrap_or_default()),
+    };
+    EtcFiles { hosts, resolv_conf }
+}
+
+/// The names that every container knows.
+const LOCALHOST: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
+                         ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
+
+fn hosts(task: &Task, mut text: String, hostname: &str) -> String {
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
     for line in &task.spec.container.hosts {
         text.push_str(&line.replacen(' ', "\t", 1));
         text.push('\n');
@@ -272,11 +302,24 @@ fn hosts(task: &Task, hostname: &str) -> String {
     text
 }
 
-fn resolv_conf(spec: &ContainerSpec) -> String {
-    match &spec.dns {
-        Some(dns) => overlay_net::resolv_conf(&dns.search, &dns.options),
-        None => overlay_net::resolv_conf(&[], &[]),
+/// The host's `resolv.conf`, with what a service says instead of it; of each kind of line, the service's take the place
+/// of the host's.
+fn foreign_resolv_conf(of_host: &str, dns: &DnsConfig) -> String {
+    let given = [
+        ("nameserver", !dns.nameservers.is_empty()),
+        ("search", !dns.search.is_empty()),
+        ("options", !dns.options.is_empty()),
+    ];
+    let replaced =
+        |line: &&str| given.iter().any(|(kind, given)| *given && line.split_whitespace().next() == Some(*kind));
+    let mut lines: Vec<String> = of_host.lines().filter(|line| !replaced(line)).map(str::to_owned).collect();
+    lines.extend(dns.nameservers.iter().map(|server| format!("nameserver {server}")));
+    for (kind, words) in [("search", &dns.search), ("options", &dns.options)] {
+        if !words.is_empty() {
+            lines.push(format!("{kind} {}", words.join(" ")));
+        }
     }
+    lines.into_iter().map(|line| line + "\n").collect()
 }
 
 fn resources(task: &Task) -> Resources {
@@ -304,6 +347,15 @@ mod tests {
     fn the_services_variables_win_and_keep_their_place() {
         let merged = env(&strings(&["PATH=/bin", "A=1", "B=2"]), &strings(&["A=3", "C=4", "B"]));
         assert_eq!(merged, strings(&["PATH=/bin", "A=3", "C=4"]));
+    }
+
+    #[test]
+    fn tasks_on_no_network_of_the_cluster_have_the_hosts_name_servers() {
+        let of_host = "# by hand\nnameserver 192.0.2.1\nsearch example.org\noptions ndots:2";
+        assert_eq!(foreign_resolv_conf(of_host, &DnsConfig::default()), format!("{of_host}\n"));
+        let dns = DnsConfig { nameservers: strings(&["192.0.2.7"]), options: strings(&["rotate"]), ..DnsConfig::default() };
+        let expected = "# by hand\nsearch example.org\nnameserver 192.0.2.7\noptions rotate\n";
+        assert_eq!(foreign_resolv_conf(of_host, &dns), expected);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deploy::lifecycle::{Action, Event};
-use deploy::model::{RegistryId, Task, TaskId};
+use deploy::model::{NetworkMode, RegistryId, Task, TaskId};
 use overlay_net::{DnsSockets, EndpointConfig, Overlay};
 use runtime::image::Reference;
 use runtime::image::registry::{Credentials, Registries};
@@ -303,6 +303,11 @@ impl Executor {
         }
         let prepared = async {
             let created = self.inner.runtime.create(config).await.map_err(|e| crate::chain(&e))?;
+            match task.spec.network_mode() {
+                NetworkMode::Cluster => {}
+                NetworkMode::Host => return Ok(()),
+                NetworkMode::None => return network::loopback_alone(created.netns).await,
+            }
             let endpoint = network::endpoint_config(task, &hostname);
             let DnsSockets { udp, tcp } = tokio::select! {
                 biased;
@@ -522,6 +527,9 @@ impl Executor {
     }
 
     async fn reattach(&self, task: &Task, container: &str) -> Result<(), String> {
+        if task.spec.network_mode() != NetworkMode::Cluster {
+            return Ok(());
+        }
         let netns = self.inner.runtime.netns(container).await.map_err(|e| crate::chain(&e))?;
         let fds = self.inner.runtime.fetch_fds(container, DNS_FDS).await.map_err(|e| crate::chain(&e))?;
         let sockets = match <[_; 2]>::try_from(fds) {

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 
 use deploy::dispatcher::{self, AssignmentSet, EndpointInfo, NetworkInfo};
 use deploy::model::{PortProtocol, ServiceId, Task, TaskId};
+use overlay_net::kernel::{Links, NetNs};
 use overlay_net::{
     Attachment, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol, PublishedPort, Service, ServicePort,
     Station,
@@ -129,6 +131,13 @@ pub(super) fn endpoint_config(task: &Task, hostname: &str) -> EndpointConfig {
         dns_search: dns.search,
         dns_servers: dns.nameservers.iter().filter_map(|server| server.parse().ok()).collect(),
     }
+}
+
+/// Sets up the loopback of a task that is on no network.
+pub(super) async fn loopback_alone(netns: OwnedFd) -> Result<(), String> {
+    let set_up = || Links::open(&NetNs::from_fd(netns)?)?.set_up("lo");
+    let done = tokio::task::spawn_blocking(set_up).await.map_err(|e| e.to_string())?;
+    done.map_err(|error| format!("set up the task's loopback: {error}"))
 }
 
 /// The address of `10.0.3.3/24`.

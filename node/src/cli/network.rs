@@ -21,6 +21,8 @@ Examples:
   shoal network create back
   shoal network create --subnet 10.20.0.0/24 --gateway 10.20.0.1 back
   shoal service create --name db --network back db:1
+  shoal network create --subnet 10.21.0.0/24 --aux-address printer=10.21.0.9 front
+  shoal network rm ingress && shoal network create --ingress --subnet 10.11.0.0/16 ingress
   shoal network ls
   shoal network inspect back
   shoal network rm back")]
@@ -72,6 +74,12 @@ struct CreateArgs {
     /// Part of the subnet that tasks get addresses from, CIDR; needs --subnet
     #[arg(long, value_name = "CIDR", requires = "subnet")]
     ip_range: Option<ipnet::Ipv4Net>,
+    /// An address of the subnet that tasks do not get, and whose it is; needs --subnet; may be repeated
+    #[arg(long, value_name = "NAME=IP", requires = "subnet")]
+    aux_address: Vec<KeyValue>,
+    /// The network that carries published ports; there is one at a time
+    #[arg(long)]
+    ingress: bool,
     /// No way out to other networks
     #[arg(long)]
     internal: bool,
@@ -124,11 +132,18 @@ fn request(args: CreateArgs) -> Result<NetworkCreate, CliError> {
             if let Some(range) = args.ip_range.filter(|r| !subnet.contains(r)) {
                 return Err(CliError::usage(format!("--ip-range {range} is not in {subnet}")));
             }
+            for aux in &args.aux_address {
+                let fits = aux.value.parse::<Ipv4Addr>().is_ok_and(|address| subnet.contains(&address));
+                if !fits {
+                    let text = format!("--aux-address {}={}: not an address in {subnet}", aux.key, aux.value);
+                    return Err(CliError::usage(text));
+                }
+            }
             Some(IpamConfig {
                 subnet: Some(subnet.to_string()),
                 ip_range: args.ip_range.map(|r| r.to_string()),
                 gateway: args.gateway.map(|g| g.to_string()),
-                auxiliary: None,
+                auxiliary: map(args.aux_address),
             })
         }
     };
@@ -136,6 +151,7 @@ fn request(args: CreateArgs) -> Result<NetworkCreate, CliError> {
         name: Some(args.name),
         driver: Some(args.driver),
         internal: Some(args.internal),
+        ingress: args.ingress.then_some(true),
         ipam: config.map(|config| Ipam { config: Some(vec![config]), ..Ipam::default() }),
         options: map(args.opt),
         labels: map(args.label),
@@ -192,6 +208,11 @@ mod tests {
             json!({"Name": "back", "Driver": "overlay", "Internal": true, "Labels": {"a": "b"},
                    "IPAM": {"Config": [{"Subnet": "10.20.0.0/24", "Gateway": "10.20.0.1"}]}})
         );
+        assert_eq!(
+            create("--subnet 10.20.0.0/24 --aux-address a=10.20.0.9 --aux-address b=10.20.0.8 --ingress mesh").unwrap(),
+            json!({"Name": "mesh", "Driver": "overlay", "Internal": false, "Ingress": true, "IPAM": {"Config": [
+                   {"Subnet": "10.20.0.0/24", "AuxiliaryAddresses": {"a": "10.20.0.9", "b": "10.20.0.8"}}]}})
+        );
     }
 
     #[test]
@@ -200,6 +221,9 @@ mod tests {
             ("--subnet 10.20.0.1/24 back", "10.20.0.0/24"),
             ("--subnet 10.20.0.0/24 --gateway 10.21.0.1 back", "10.21.0.1"),
             ("--gateway 10.21.0.1 back", "--subnet"),
+            ("--aux-address a=10.20.0.9 back", "--subnet"),
+            ("--subnet 10.20.0.0/24 --aux-address a=10.21.0.9 back", "a=10.21.0.9"),
+            ("--subnet 10.20.0.0/24 --aux-address 10.20.0.9 back", "10.20.0.9"),
             ("--driver bridge back", "bridge"),
             ("", "NAME"),
         ] {

@@ -26,6 +26,7 @@ mod names;
 mod networks;
 mod nodes;
 mod payloads;
+mod predefined;
 mod registries;
 mod registry;
 mod resolve;

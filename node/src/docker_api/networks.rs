@@ -1,11 +1,11 @@
-//! `/networks`: ingress and the overlays. The host's own networks are not the API's.
+//! `/networks`: ingress, the overlays, and the networks that every host has of its own.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use deploy::control::{CreateNetwork, Op, RemoveNetwork};
-use deploy::model::{Network, NodeState};
+use deploy::model::{Labels, Network, NodeState, Task};
 use deploy::store::Store;
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ use super::App;
 use super::convert::{network_spec_from_wire, network_to_wire};
 use super::error::ApiError;
 use super::extract::{JsonBody, Params};
+use super::predefined;
 use super::resolve::resolve;
 use super::wire;
 use crate::engine::{Engine, EngineError, Membership};
@@ -41,7 +42,18 @@ pub(super) async fn list<E: Engine>(
         return Err(ApiError::invalid("invalid filter: 'type' must be custom or builtin"));
     }
     let dangling = filters.flag("dangling")?;
-    let Some(store) = store_if_manager(&app, &params).await? else { return Ok(Json(Vec::new())) };
+    let store = store_if_manager(&app, &params).await?;
+    let own = predefined::ALL.iter().filter(|(name, driver)| {
+        filters.prefix("id", &predefined::id(name))
+            && filters.any("name", |wanted| name.contains(wanted))
+            && filters.exact("driver", driver)
+            && filters.exact("scope", "local")
+            && filters.labels("label", &Labels::new())
+            && filters.exact("type", "builtin")
+            && dangling != Some(true)
+    });
+    let shown = |name: &str| predefined::to_wire(name, "local", std::iter::empty());
+    let own = own.map(|(name, _)| wire::Network { containers: None, ..shown(name) });
     let wanted = |n: &&Arc<Network>| {
         filters.prefix("id", n.id.as_str())
             && filters.any("name", |name| n.spec.name.contains(name))
@@ -49,9 +61,22 @@ pub(super) async fn list<E: Engine>(
             && filters.exact("scope", "swarm")
             && filters.labels("label", &n.spec.labels)
             && filters.exact("type", if n.spec.ingress { "builtin" } else { "custom" })
-            && dangling.is_none_or(|yes| yes == (!n.spec.ingress && store.services_on_network(&n.id).next().is_none()))
+            && dangling.is_none_or(|yes| {
+                let used = |store: &Store| store.services_on_network(&n.id).next().is_some();
+                yes == (!n.spec.ingress && !store.as_ref().is_some_and(used))
+            })
     };
-    Ok(Json(store.networks().filter(wanted).map(|n| network_to_wire(n)).collect()))
+    let of_cluster = store.iter().flat_map(Store::networks).filter(wanted).map(|n| network_to_wire(n));
+    Ok(Json(own.chain(of_cluster).collect()))
+}
+
+/// This host's tasks, as far as it knows them: a node that is no manager does not.
+fn tasks_here(membership: Membership, store: Option<&Store>) -> impl Iterator<Item = &Task> {
+    let node = match membership {
+        Membership::Active(member) => Some(member.node_id.clone()),
+        _ => None,
+    };
+    store.zip(node).into_iter().flat_map(|(store, node)| store.tasks_on_node(&node)).map(|task| &**task)
 }
 
 pub(super) async fn inspect<E: Engine>(
@@ -60,10 +85,20 @@ pub(super) async fn inspect<E: Engine>(
     params: Params,
 ) -> Result<Json<wire::Network>, ApiError> {
     let missing = || ApiError::not_found(format!("network {id} not found"));
+    let store = store_if_manager(&app, &params).await?;
+    if let Some(name) = predefined::find(&id) {
+        // Whoever asks for a network to give it to a service asks for one of the cluster.
+        let scope = match params.get("scope") {
+            None | Some("" | "local") => "local",
+            Some("swarm") => "swarm",
+            Some(_) => return Err(missing()),
+        };
+        return Ok(Json(predefined::to_wire(name, scope, tasks_here(app.engine.membership(), store.as_ref()))));
+    }
     if !matches!(params.get("scope"), None | Some("" | "swarm" | "global")) {
         return Err(missing());
     }
-    let store = store_if_manager(&app, &params).await?.ok_or_else(missing)?;
+    let store = store.ok_or_else(missing)?;
     let network = find(&store, &id)?;
     let mut w = network_to_wire(network);
     w.containers = Some(containers_here(&app.engine.membership(), &store, network));
@@ -163,6 +198,9 @@ pub(super) async fn remove<E: Engine>(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<StatusCode, ApiError> {
+    if let Some(name) = predefined::find(&id) {
+        return Err(ApiError::forbidden(format!("{name} is a pre-defined network and cannot be removed")));
+    }
     let store = app.store(&params).await?;
     let id = find(&store, &id)?.id.clone();
     app.control(Op::RemoveNetwork(RemoveNetwork { id })).await?;

@@ -17,6 +17,7 @@ use super::error::ApiError;
 use super::extract::{ApiVersion, JsonBody, Params};
 use super::names::free_name;
 use super::networks;
+use super::predefined;
 use super::registries;
 use super::registry::RegistryAuth;
 use super::resolve::resolve;
@@ -183,7 +184,10 @@ fn kept_auth(
 /// Networks are stored by id, whatever the client called them.
 fn resolve_networks(store: &Store, spec: &mut ServiceSpec) -> Result<(), ApiError> {
     for network in &mut spec.task.networks {
-        network.target = networks::find(store, &network.target)?.id.to_string();
+        network.target = match predefined::find(&network.target) {
+            Some(name) => name.to_owned(),
+            None => networks::find(store, &network.target)?.id.to_string(),
+        };
     }
     Ok(())
 }

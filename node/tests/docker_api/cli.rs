@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use node::engine::Engine;
@@ -51,6 +52,25 @@ impl Cli {
         let (success, out, err) = self.output(args).await;
         assert!(success, "docker {args}\n{out}\n{err}");
         out
+    }
+
+    /// Says yes to its question; must succeed.
+    async fn agreed(&self, args: &str) -> String {
+        let mut child = Command::new(&self.docker)
+            .args(args.split_whitespace())
+            .env_clear()
+            .env("DOCKER_HOST", format!("unix://{}", self.socket.display()))
+            .env("DOCKER_CONFIG", self.home.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(b"y\n").await.unwrap();
+        let output = child.wait_with_output().await.unwrap();
+        assert!(output.status.success(), "docker {args}\n{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Must fail; what it said.
@@ -145,6 +165,31 @@ async fn services() {
     has(&cli.ok("service rm web").await, &["web"]);
     has(&cli.output("service ps web").await.2, &["no such service: web"]);
     assert!(!cli.ok("service ls --format {{.Name}}").await.contains("web"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ingress_network_and_the_hosts_own() {
+    let Some(docker) = docker() else { return };
+    let served = Served::cluster().await;
+    let cli = Cli::new(docker, &served.socket);
+    cli.ok("service create -d --name web -p 8080:80 web:1").await;
+    let kept = cli.output("network inspect -f {{.Id}} ingress").await.1;
+    cli.ok("service rm web").await;
+    has(&cli.agreed("network rm ingress").await, &["ingress"]);
+    cli.fails("service create -d --name web -p 8080:80 web:1", "no ingress network is present").await;
+    cli.ok("network create -d overlay --ingress --subnet 10.11.0.0/16 x").await;
+    assert_ne!(cli.ok("network inspect -f {{.Id}} x").await, kept);
+    cli.ok("service create -d --name web -p 8080:80 web:1").await;
+
+    has(&cli.ok("network ls").await, &["bridge", "host", "none", "null", "local", "swarm"]);
+    has(&cli.ok("network inspect host").await, &["\"Driver\": \"host\"", "\"Scope\": \"local\""]);
+    cli.fails("network rm none", "none is a pre-defined network and cannot be removed").await;
+    cli.ok("service create -d --name agent --mode global --network host web:1").await;
+    has(&cli.ok("service inspect --pretty agent").await, &["Networks:", "host"]);
+    cli.ok("service update -d --network-rm host --network-add none agent").await;
+    has(&cli.ok("service inspect --pretty agent").await, &["Networks:", "none"]);
+    cli.fails("service create -d --name b --network bridge web:1", "network bridge is not supported").await;
+    cli.fails("service create -d --name c --network host -p 80:80 web:1", "ports cannot be published").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

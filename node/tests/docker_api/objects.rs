@@ -349,7 +349,9 @@ async fn the_cluster_itself() {
         assert_eq!(answer.status, 503, "{path}");
         assert!(answer.message().starts_with("This node is not a swarm manager."), "{path}");
     }
-    assert_eq!(get(s, "/networks").await.json(), json!([]));
+    let own = get(s, "/networks").await.json();
+    let own: Vec<&str> = own.as_array().unwrap().iter().map(|n| n["Name"].as_str().unwrap()).collect();
+    assert_eq!(own, ["bridge", "host", "none"]);
     assert_eq!(get(s, "/networks/ingress").await.message(), "network ingress not found");
 
     let init = json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "", "DataPathAddr": "", "DataPathPort": 0,
@@ -465,7 +467,8 @@ async fn networks() {
     assert!(names.contains(&"ingress"));
     let labelled = get(s, &format!("/networks?{}", filters(json!({"label": ["k=v"]})))).await.json();
     assert_eq!(labelled.as_array().unwrap().len(), 1);
-    assert_eq!(get(s, &format!("/networks?{}", filters(json!({"driver": ["bridge"]})))).await.json(), json!([]));
+    let bridges = get(s, &format!("/networks?{}", filters(json!({"driver": ["bridge"]})))).await.json();
+    assert_eq!(bridges.as_array().unwrap().len(), 1);
 
     let used = delete(s, "/networks/ov1").await;
     assert_eq!(used.status, 400);
@@ -473,6 +476,92 @@ async fn networks() {
     delete(s, "/services/web").await;
     assert_eq!(delete(s, "/networks/ov1").await.status, 204);
     assert_eq!(send(s, "POST", "/networks/prune", None, Vec::new()).await.json(), json!({"NetworksDeleted": null}));
+}
+
+#[tokio::test]
+async fn predefined_networks() {
+    let served = Served::cluster().await;
+    let s = &served.socket;
+    let list = get(s, &format!("/networks?{}", filters(json!({"scope": ["local"]})))).await.json();
+    let shown: Vec<(&str, &str)> =
+        list.as_array().unwrap().iter().map(|n| (n["Name"].as_str().unwrap(), n["Driver"].as_str().unwrap())).collect();
+    assert_eq!(shown, [("bridge", "bridge"), ("host", "host"), ("none", "null")]);
+    let unused = get(s, &format!("/networks?{}", filters(json!({"dangling": ["true"], "type": ["builtin"]})))).await;
+    assert_eq!(unused.json(), json!([]));
+    let host = get(s, "/networks/host").await.json();
+    assert_eq!((&host["Scope"], &host["Containers"], &host["Options"]), (&json!("local"), &json!({}), &json!({})));
+    let id = host["Id"].as_str().unwrap().to_owned();
+    // As Docker's clients ask before they make a service.
+    let swarm = get(s, "/networks/host?scope=swarm").await.json();
+    assert_eq!((&swarm["Scope"], &swarm["Id"]), (&json!("swarm"), &json!(id)));
+    assert_eq!(get(s, "/networks/host?scope=global").await.status, 404);
+    let gone = delete(s, "/networks/host").await;
+    assert_eq!((gone.status, gone.message().as_str()), (403, "host is a pre-defined network and cannot be removed"));
+
+    let wanting = |name: &str, networks: Value| {
+        let mut spec = small_spec(name);
+        spec["TaskTemplate"]["Networks"] = networks;
+        spec
+    };
+    for (name, network) in [("by-name", "host"), ("by-id", &*id), ("by-prefix", &id[..12])] {
+        let made = post(s, "/services/create", wanting(name, json!([{"Target": network}]))).await;
+        assert_eq!(made.status, 201, "{}", made.text());
+        let service = get(s, &format!("/services/{name}")).await.json();
+        assert_eq!(service["Spec"]["TaskTemplate"]["Networks"], json!([{"Target": id}]));
+        assert!(service["Endpoint"]["VirtualIPs"].is_null());
+    }
+    let tasks = get(s, &format!("/tasks?{}", filters(json!({"service": ["by-name"]})))).await.json();
+    assert!(tasks[0]["NetworksAttachments"].is_null(), "{tasks}");
+    let none = post(s, "/services/create", wanting("none", json!([{"Target": "none"}]))).await;
+    assert_eq!(none.status, 201, "{}", none.text());
+
+    let mut published = wanting("web", json!([{"Target": "host"}]));
+    published["EndpointSpec"] = json!({"Ports": [{"TargetPort": 80, "PublishMode": "host"}]});
+    let mut forwarding = wanting("web", json!([{"Target": "host"}]));
+    forwarding["TaskTemplate"]["ContainerSpec"]["Sysctls"] = json!({"net.ipv4.ip_forward": "1"});
+    for (spec, status, word) in [
+        (wanting("web", json!([{"Target": "bridge"}])), 501, "network bridge is not supported for services"),
+        (wanting("web", json!([{"Target": "host"}, {"Target": "none"}])), 400, "cannot be combined"),
+        (wanting("web", json!([{"Target": "host", "Aliases": ["a"]}])), 400, "no aliases"),
+        (published, 400, "ports cannot be published with network host"),
+        (forwarding, 400, "net.ipv4.ip_forward"),
+    ] {
+        let refused = post(s, "/services/create", spec).await;
+        assert_eq!(refused.status, status, "{}", refused.text());
+        assert!(refused.message().contains(word), "{} has no {word}", refused.message());
+    }
+}
+
+#[tokio::test]
+async fn the_ingress_network_is_replaced() {
+    let served = Served::cluster().await;
+    let s = &served.socket;
+    let mut spec = small_spec("web");
+    spec["EndpointSpec"] = json!({"Ports": [{"TargetPort": 80, "PublishedPort": 8080}]});
+    let service = post(s, "/services/create", spec.clone()).await.json();
+    let id = service["ID"].as_str().unwrap();
+    let used = delete(s, "/networks/ingress").await;
+    let text = format!("ingress network cannot be removed because service {id} depends on it");
+    assert_eq!((used.status, used.message()), (400, text));
+    delete(s, "/services/web").await;
+    assert_eq!(delete(s, "/networks/ingress").await.status, 204);
+    let refused = post(s, "/services/create", spec.clone()).await;
+    let text = "service needs ingress network, but no ingress network is present";
+    assert_eq!((refused.status, refused.message().as_str()), (400, text));
+    let create = json!({"Name": "mesh", "Driver": "overlay", "Ingress": true,
+        "IPAM": {"Driver": "default", "Config": [{"Subnet": "10.11.0.0/16", "Gateway": "10.11.0.2"}]}});
+    let made = post(s, "/networks/create", create.clone()).await;
+    assert_eq!(made.status, 201, "{}", made.text());
+    let network = get(s, "/networks/mesh").await.json();
+    assert_eq!((&network["Ingress"], &network["IPAM"]["Config"][0]["Subnet"]), (&json!(true), &json!("10.11.0.0/16")));
+    let again = post(s, "/networks/create", json!({"Name": "mesh2", "Driver": "overlay", "Ingress": true})).await;
+    assert_eq!((again.status, again.message().as_str()), (409, "ingress network (mesh) is already present"));
+    // Both hosts have places on the new one, which show as troubles if they are missing.
+    let nodes = get(s, "/nodes").await.json();
+    assert!(nodes.as_array().unwrap().iter().all(|node| node["Status"]["Message"].is_null()), "{nodes}");
+    assert_eq!(post(s, "/services/create", spec).await.status, 201);
+    let service = get(s, "/services/web").await.json();
+    assert!(service["Endpoint"]["VirtualIPs"][0]["Addr"].as_str().unwrap().starts_with("10.11.0."), "{service}");
 }
 
 #[tokio::test]

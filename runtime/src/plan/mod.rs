@@ -100,7 +100,7 @@ pub(crate) enum Root {
     Directory(CString),
 }
 
-/// What Shoal's own containers never share with the host.
+/// What Shoal's own containers do not share with the host, but for the network if they are told to.
 pub(crate) const ALL_NAMESPACES: u64 =
     namespace::PID | namespace::MOUNT | namespace::UTS | namespace::IPC | namespace::NETWORK | namespace::CGROUP;
 
@@ -131,7 +131,7 @@ pub(crate) fn plan(config: &ContainerConfig, dir: &Path, host: &HostView) -> Res
         check_owners(&config.private_files, ids)?;
     }
     Ok(Plan {
-        namespaces: ALL_NAMESPACES | if ids.is_some() { namespace::USER } else { 0 },
+        namespaces: namespaces(config),
         joins_mounts: false,
         root: Root::Overlay {
             options: overlay_options(config.layers.len(), label.as_deref())?,
@@ -145,6 +145,11 @@ pub(crate) fn plan(config: &ContainerConfig, dir: &Path, host: &HostView) -> Res
         readonly_root: config.readonly_root,
         process: process::process(config, CapabilitySets::of_docker(capabilities), confinement)?,
     })
+}
+
+fn namespaces(config: &ContainerConfig) -> u64 {
+    let own = if config.host_network { ALL_NAMESPACES & !namespace::NETWORK } else { ALL_NAMESPACES };
+    own | if config.id_mappings.is_some() { namespace::USER } else { 0 }
 }
 
 /// A file that nobody in the container could own would be unreadable there.
@@ -182,6 +187,11 @@ pub(crate) fn validate(config: &ContainerConfig) -> Result<(), PlanError> {
     }
     if !(-1000..=1000).contains(&config.oom_score_adj) {
         return Err(PlanError::invalid("oom_score_adj", "must be -1000 to 1000"));
+    }
+    if config.host_network && config.id_mappings.is_some() {
+        // Docker's words.
+        let reason = "cannot share the host's network namespace when user namespaces are enabled";
+        return Err(PlanError::invalid("host_network", reason));
     }
     log::validate(&config.log)?;
     for file in &config.private_files {

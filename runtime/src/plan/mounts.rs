@@ -325,7 +325,8 @@ fn sysctls(actions: &mut Vec<Action>, config: &ContainerConfig, ids: Option<&Ids
     for (name, value) in SYSCTLS {
         // The range would have to end at the last group that the container has, and Docker sets none then either.
         let unfit = ids.is_some() && name == "net.ipv4.ping_group_range";
-        if !unfit && !config.sysctls.contains_key(name) {
+        // They are all of a network, and the host's is not ours to change.
+        if !config.host_network && !unfit && !config.sysctls.contains_key(name) {
             actions.push(Action::Sysctl {
                 target: sysctl_target(name)?,
                 value: c_string("sysctls", value)?,
@@ -339,6 +340,9 @@ fn sysctls(actions: &mut Vec<Action>, config: &ContainerConfig, ids: Option<&Ids
     for (name, value) in &config.sysctls {
         if value.len() > 4096 {
             return Err(PlanError::invalid("sysctls", format!("{name}: value is too long")));
+        }
+        if config.host_network && name.starts_with("net") {
+            return Err(PlanError::invalid("sysctls", format!("{name} is not allowed with the host's network")));
         }
         let value = c_string("sysctls", value.as_str())?;
         actions.push(Action::Sysctl { target: sysctl_target(name)?, value, optional: false });

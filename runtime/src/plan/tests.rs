@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Mount, MountKind, Propagation, Ulimit};
+use crate::config::{IdMappings, Mount, MountKind, Propagation, Ulimit};
 
 fn config() -> ContainerConfig {
     ContainerConfig {
@@ -225,6 +225,18 @@ fn refusals_name_the_field() {
     refused(|c| _ = c.sysctls.insert("kernel.core_pattern".into(), "|/x".into()), "namespaced kernel setting");
     refused(|c| _ = c.sysctls.insert("net...x".into(), "1".into()), "namespaced kernel setting");
     refused(|c| _ = c.sysctls.insert("net.a/../../b".into(), "1".into()), "namespaced kernel setting");
+    let on_host = |c: &mut ContainerConfig, name: &str| {
+        c.host_network = true;
+        c.sysctls.insert(name.into(), "1".into());
+    };
+    refused(|c| on_host(c, "net.ipv4.ip_forward"), "not allowed with the host's network");
+    refused(
+        |c| {
+            c.host_network = true;
+            c.id_mappings = Some(IdMappings::default());
+        },
+        "cannot share the host's network namespace",
+    );
     refused(|c| c.ulimits = vec![Ulimit { name: "x".into(), soft: 1, hard: 1 }], "invalid ulimits");
     refused(|c| c.ulimits = vec![Ulimit { name: "nofile".into(), soft: 2, hard: 1 }], "soft is above hard");
     refused(|c| c.oom_score_adj = 2000, "invalid oom_score_adj");
@@ -301,4 +313,17 @@ fn volumes_and_shared_binds() {
         config.private_files = vec![file];
         assert!(planned(&config).is_err(), "{target} {mode:o}");
     }
+}
+
+#[test]
+fn the_hosts_network_is_neither_left_nor_changed() {
+    let own = planned(&config()).unwrap();
+    let shared = planned(&ContainerConfig { host_network: true, ..config() }).unwrap();
+    assert_eq!(own.namespaces & !shared.namespaces, namespace::NETWORK);
+    assert_eq!(shared.namespaces & !own.namespaces, 0);
+    let settings = |plan: &Plan| story(plan).iter().filter(|line| line.starts_with("sysctl")).count();
+    assert_eq!((settings(&own), settings(&shared)), (2, 0));
+    let kernels = [("kernel.shmmax".to_owned(), "1".to_owned())].into();
+    let set = planned(&ContainerConfig { host_network: true, sysctls: kernels, ..config() }).unwrap();
+    assert_eq!(settings(&set), 1);
 }

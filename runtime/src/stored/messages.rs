@@ -196,6 +196,9 @@ pub(crate) struct StoredConfig {
     open_stdin: bool,
     #[prost(bool, tag = "141")]
     stdin_once: bool,
+    /// Absent before there was a choice: it has a network of its own.
+    #[prost(bool, tag = "300")]
+    host_network: bool,
     /// `linux.resources` in the JSON of the OCI runtime specification; empty when it says nothing.
     #[prost(string, tag = "240")]
     oci_resources: String,
@@ -402,6 +405,7 @@ pub(crate) fn config_into(config: &ContainerConfig) -> StoredConfig {
             kind,
             level,
         }),
+        host_network: config.host_network,
         id_mappings: config.id_mappings.as_ref().map(|maps| {
             let ranges = |list: &[IdRange]| {
                 list.iter()
@@ -496,6 +500,7 @@ pub(crate) fn config_from(stored: StoredConfig) -> Result<ContainerConfig, Strin
         private_files: Vec::new(),
         open_stdin: stored.open_stdin,
         stdin_once: stored.stdin_once,
+        host_network: stored.host_network,
     })
 }
 

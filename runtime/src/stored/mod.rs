@@ -339,6 +339,7 @@ mod tests {
             private_files: Vec::new(),
             open_stdin: true,
             stdin_once: true,
+            host_network: true,
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use deploy::model::Task;
+use deploy::model::{HOST_NETWORK, NONE_NETWORK, NetworkAttachment, NetworkId, NetworkMode, Task};
 use deploy::store::Store;
 use runtime::{
     ContainerConfig, ContainerDetail, ContainerState, LogConfig, LogForward, LogTarget, MountKind, Propagation, Status,
@@ -16,6 +16,7 @@ use super::super::App;
 use super::super::convert::nanos_to_wire;
 use super::super::error::ApiError;
 use super::super::extract::Params;
+use super::super::predefined;
 use super::list::Sizes;
 use super::{find, health, list};
 use crate::agent::IMAGE_LABEL;
@@ -183,7 +184,7 @@ fn host_config(config: &ContainerConfig) -> Value {
         .map(|limit| json!({"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard}))
         .collect();
     json!({
-        "NetworkMode": "default",
+        "NetworkMode": if config.host_network { "host" } else { "default" },
         "LogConfig": {
             "Type": log_driver(&config.log),
             "Config": {"max-size": config.log.max_size.to_string(), "max-file": config.log.max_files.to_string()},
@@ -246,8 +247,14 @@ pub(super) fn mounts(config: &ContainerConfig) -> Vec<Value> {
 
 /// The networks of a task by name, with its addresses.
 pub(super) fn networks(names: &Names, task: Option<&Task>) -> Map<String, Value> {
-    let attachments = task.into_iter().flat_map(|task| &task.attachments);
-    let one = |attachment: &deploy::model::NetworkAttachment| {
+    let own = task.and_then(|task| match task.spec.network_mode() {
+        NetworkMode::Cluster => None,
+        NetworkMode::Host => Some(HOST_NETWORK),
+        NetworkMode::None => Some(NONE_NETWORK),
+    });
+    let own = own.map(|name| NetworkAttachment { network: NetworkId::new(predefined::id(name)), ..Default::default() });
+    let attachments = task.into_iter().flat_map(|task| &task.attachments).chain(&own);
+    let one = |attachment: &NetworkAttachment| {
         let (address, prefix) = attachment.address.split_once('/').unwrap_or((&attachment.address, "0"));
         let network = json!({
             "NetworkID": attachment.network.as_str(),
@@ -265,7 +272,8 @@ pub(super) fn networks(names: &Names, task: Option<&Task>) -> Map<String, Value>
             "IPAMConfig": null,
             "DNSNames": null,
         });
-        (names.network(&attachment.network).to_owned(), network)
+        let id = attachment.network.as_str();
+        (predefined::find(id).unwrap_or_else(|| names.network(&attachment.network)).to_owned(), network)
     };
     attachments.map(one).collect()
 }

@@ -211,7 +211,7 @@ fn summary(
         "Labels": state.labels,
         "State": word(state),
         "Status": status_text(state, health, SystemTime::now()),
-        "HostConfig": {"NetworkMode": "default"},
+        "HostConfig": {"NetworkMode": if config.host_network { "host" } else { "default" }},
         "NetworkSettings": {"Networks": networks(images, task)},
         "Mounts": mounts(config),
     })

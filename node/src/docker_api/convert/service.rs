@@ -1,9 +1,9 @@
 //! `ServiceSpec`, `TaskSpec` and `Service`.
 
 use deploy::model::{
-    EndpointMode, EndpointSpec, FailureAction, Global, LogDriver, NetworkAttachmentConfig, Placement, Platform,
-    PortConfig, PortProtocol, PublishMode, Replicated, ReplicatedJob, ResourceRequirements, Resources,
-    RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    EndpointMode, EndpointSpec, FailureAction, Global, HOST_NETWORK, LogDriver, NONE_NETWORK, NetworkAttachmentConfig,
+    Placement, Platform, PortConfig, PortProtocol, PublishMode, Replicated, ReplicatedJob, ResourceRequirements,
+    Resources, RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
     UpdateState, UpdateStatus,
 };
 
@@ -12,6 +12,7 @@ use super::{
     time_to_wire, unsigned, unsigned_opt, version,
 };
 use crate::docker_api::error::ApiError;
+use crate::docker_api::predefined;
 use crate::docker_api::wire;
 
 /// Looks a word of Docker's up; `what` begins the refusal.
@@ -170,7 +171,11 @@ pub fn task_spec_to_wire(m: &TaskSpec) -> wire::TaskSpec {
             &m.networks
                 .iter()
                 .map(|n| wire::NetworkAttachmentConfig {
-                    target: Some(n.target.clone()),
+                    // What is kept by name has an id for clients.
+                    target: Some(match n.target.as_str() {
+                        name @ (HOST_NETWORK | NONE_NETWORK) => predefined::id(name),
+                        id => id.to_owned(),
+                    }),
                     aliases: non_default(&n.aliases),
                     driver_opts: non_default(&n.driver_options),
                 })
