@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use chaos_tests::hosts::{Client, Cluster, IMAGE, SOON, ServiceDraft, encode};
-use serde_json::Value;
+use serde_json::{Value, json as value};
 
 use crate::{binaries, with};
 
@@ -99,6 +99,101 @@ async fn ports_and_names_from_everywhere() {
             if answer.status == 502 && answer.body.contains("resolve") { Ok(()) } else { Err(format!("{answer:?}")) }
         })
         .await?;
+        Ok(())
+    })
+    .await;
+}
+
+/// The tasks of a service, each with the address of its host.
+async fn tasks_with_hosts(cluster: &Cluster, service: &str) -> Result<Vec<(Value, Ipv4Addr)>> {
+    let api = cluster.api(0);
+    let nodes = api.get("/nodes").await?;
+    let filters = encode(&value!({"service": [service], "desired-state": ["running"]}).to_string());
+    let tasks = api.get(&format!("/tasks?filters={filters}")).await?;
+    let host_of = |task: &Value| {
+        let node = nodes.as_array()?.iter().find(|node| node["ID"] == task["NodeID"])?;
+        let name = node["Description"]["Hostname"].as_str()?;
+        cluster.hosts().iter().find(|host| host.name() == name).map(|host| host.address())
+    };
+    let tasks = tasks.as_array().context("a list of tasks")?.iter();
+    tasks.map(|task| Ok((task.clone(), host_of(task).context("a task without a host")?))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_on_hosts_networks_of_hosts_and_another_ingress_network() {
+    with(Cluster::start(&binaries(), 1, 2), async |cluster| {
+        let api = cluster.api(0);
+        let outside = cluster.client()?;
+
+        // An open host-mode port has a number of its own on each host, and other published ports go on working.
+        let mut spec = ServiceDraft::new("open", IMAGE, 4).build();
+        spec["EndpointSpec"]["Ports"] = value!([{"Protocol": "tcp", "TargetPort": 80, "PublishMode": "host"}]);
+        api.create_service(&spec).await?;
+        api.create_service(&ServiceDraft::new("first", IMAGE, 1).publish(8080, 80).build()).await?;
+        for (name, tasks) in [("open", 4), ("first", 1)] {
+            api.wait_running(name, tasks, &[], SOON).await?;
+        }
+        cluster.wait_port(8080).await?;
+        let mut seen = BTreeSet::new();
+        for (task, host) in tasks_with_hosts(cluster, "open").await? {
+            let port = task["Status"]["PortStatus"]["Ports"][0]["PublishedPort"].as_u64().context("no number")?;
+            ensure!((30000..=32767).contains(&port), "{port}");
+            let door = SocketAddr::from((host, u16::try_from(port)?));
+            ensure!(seen.insert(door), "{door} twice");
+            let who = api
+                .wait_for(&format!("{door} to answer"), SOON, || async {
+                    json(&outside, door, "/json").await.map_err(|error| format!("{error:#}"))
+                })
+                .await?;
+            let id = task["Status"]["ContainerStatus"]["ContainerID"].as_str().unwrap_or_default();
+            ensure!(id.starts_with(who["hostname"].as_str().unwrap_or("none")), "{door} leads to {who}, not to {id}");
+        }
+        ensure!(seen.len() == 4, "{seen:?}");
+
+        // What the hosts listen at is theirs.
+        for (port, protocol) in [(2377, "tcp"), (4789, "udp")] {
+            let mut spec = ServiceDraft::new("greedy", IMAGE, 1).publish(port, 80).build();
+            spec["EndpointSpec"]["Ports"][0]["Protocol"] = protocol.into();
+            let refused = api.create_service(&spec).await.err().context("a port of the hosts was given away")?;
+            ensure!(format!("{refused:#}").contains("is already in use by"), "{refused:#}");
+        }
+
+        // On the host's own network a task is seen as its host; on none it runs and has no address.
+        let mut spec = ServiceDraft::new("agent", IMAGE, 1).network("host").build();
+        spec["Mode"] = value!({"Global": {}});
+        api.create_service(&spec).await?;
+        api.create_service(&ServiceDraft::new("alone", IMAGE, 1).network("none").build()).await?;
+        for (name, tasks) in [("agent", 3), ("alone", 1)] {
+            api.wait_running(name, tasks, &[], SOON).await?;
+        }
+        for host in cluster.hosts() {
+            let who = json(&outside, host.at(80), "/json").await?;
+            let address = value!(host.address().to_string());
+            let has = who["addresses"].as_array().is_some_and(|all| all.contains(&address));
+            ensure!(who["hostname"] == value!(host.name()) && has, "{} is {who}", host.name());
+        }
+
+        // Another ingress network, once nobody needs the first.
+        let kept = api.delete("/networks/ingress").await.err().context("a network in use was removed")?;
+        ensure!(format!("{kept:#}").contains("depends on it"), "{kept:#}");
+        api.delete("/services/first").await?;
+        api.wait_for("the ingress network to be removed", SOON, || async {
+            api.delete("/networks/ingress").await.map_err(|error| format!("{error:#}"))
+        })
+        .await?;
+        let create = value!({"Name": "mesh", "Driver": "overlay", "Ingress": true,
+                             "IPAM": {"Config": [{"Subnet": "10.11.0.0/24"}]}});
+        api.post("/networks/create", &create).await?;
+        api.create_service(&ServiceDraft::new("second", IMAGE, 2).publish(8080, 80).build()).await?;
+        api.wait_running("second", 2, &[], SOON).await?;
+        cluster.wait_port(8080).await?;
+        for host in cluster.hosts() {
+            let who = json(&outside, host.at(8080), "/json").await?;
+            let client = who["client"].as_str().unwrap_or_default();
+            ensure!(client.starts_with("10.99.0.1:"), "{} hides the client: {who}", host.name());
+            let on_new = |all: &Vec<Value>| all.iter().any(|a| a.as_str().is_some_and(|a| a.starts_with("10.11.0.")));
+            ensure!(who["addresses"].as_array().is_some_and(on_new), "{who}");
+        }
         Ok(())
     })
     .await;

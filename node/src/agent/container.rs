@@ -353,7 +353,8 @@ mod tests {
     fn tasks_on_no_network_of_the_cluster_have_the_hosts_name_servers() {
         let of_host = "# by hand\nnameserver 192.0.2.1\nsearch example.org\noptions ndots:2";
         assert_eq!(foreign_resolv_conf(of_host, &DnsConfig::default()), format!("{of_host}\n"));
-        let dns = DnsConfig { nameservers: strings(&["192.0.2.7"]), options: strings(&["rotate"]), ..DnsConfig::default() };
+        let dns =
+            DnsConfig { nameservers: strings(&["192.0.2.7"]), options: strings(&["rotate"]), ..DnsConfig::default() };
         let expected = "# by hand\nsearch example.org\nnameserver 192.0.2.7\noptions rotate\n";
         assert_eq!(foreign_resolv_conf(of_host, &dns), expected);
     }

@@ -209,7 +209,7 @@ fn describe(engine: &LocalEngine, listen: &str, advertise: &str, data_path: &str
 
 /// Every port that this daemon listens at, but for the one of VXLAN, which is the whole cluster's.
 fn own_ports(config: &Config, listen: &str) -> Vec<OwnPort> {
-    let port = |addr: &str| addr.parse::<std::net::SocketAddr>().ok().map(|addr| u32::from(addr.port()));
+    let port = |addr: &str| addr.rsplit_once(':')?.1.parse::<u16>().ok().map(u32::from);
     let own = |protocol: PortProtocol, port: u32, purpose: &str| OwnPort {
         protocol: protocol as i32,
         port,
