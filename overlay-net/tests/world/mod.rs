@@ -277,10 +277,14 @@ impl Drop for Greeter {
 
 /// Connects from a namespace and gives what the greeter said.
 pub fn greet(from: &NetNs, address: Ipv4Addr, port: u16) -> io::Result<String> {
+    greet_within(from, address, port, Duration::from_secs(3))
+}
+
+pub fn greet_within(from: &NetNs, address: Ipv4Addr, port: u16, patience: Duration) -> io::Result<String> {
     from.visit(|| {
         let to = SocketAddr::V4(SocketAddrV4::new(address, port));
-        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
-        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+        let mut stream = TcpStream::connect_timeout(&to, patience)?;
+        stream.set_read_timeout(Some(patience))?;
         let mut said = String::new();
         stream.read_to_string(&mut said)?;
         Ok(said)
@@ -323,18 +327,26 @@ pub fn answer(reply: &[u8], question: usize) -> (u8, Vec<Ipv4Addr>) {
 
 /// Asks 127.0.0.11:53 from a namespace, by UDP.
 pub fn look_up(from: &NetNs, name: &str) -> io::Result<(u8, Vec<Ipv4Addr>)> {
+    look_up_within(from, name, Duration::from_secs(3))
+}
+
+pub fn look_up_within(from: &NetNs, name: &str, patience: Duration) -> io::Result<(u8, Vec<Ipv4Addr>)> {
     let packet = query(name, 1);
-    let reply = exchange(from, &packet)?;
+    let reply = exchange_within(from, &packet, patience)?;
     Ok(answer(&reply, packet.len()))
 }
 
 pub fn exchange(from: &NetNs, packet: &[u8]) -> io::Result<Vec<u8>> {
+    exchange_within(from, packet, Duration::from_secs(3))
+}
+
+pub fn exchange_within(from: &NetNs, packet: &[u8], patience: Duration) -> io::Result<Vec<u8>> {
     let socket = from.visit(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.connect((overlay_net::dns::ADDRESS, 53))?;
         Ok(socket)
     })?;
-    socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+    socket.set_read_timeout(Some(patience))?;
     socket.send(packet)?;
     let mut reply = vec![0; 4096];
     let length = socket.recv(&mut reply)?;
