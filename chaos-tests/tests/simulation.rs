@@ -22,6 +22,7 @@ fn every_seed_ends_well() {
         None => 0..number("SHOAL_SEEDS").unwrap_or(SEEDS),
     };
     let next = AtomicU64::new(seeds.start);
+    let (drained, late) = (AtomicU64::new(0), AtomicU64::new(0));
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // Each run is a single thread; which thread plays which seed changes nothing.
     let mut failures: Vec<String> = Vec::new();
@@ -34,7 +35,10 @@ fn every_seed_ends_well() {
                     return failures;
                 }
                 match run(Scenario::new(seed, steps)) {
-                    Ok(_) => {}
+                    Ok(summary) => {
+                        drained.fetch_add(summary.drained, Ordering::Relaxed);
+                        late.fetch_add(summary.late, Ordering::Relaxed);
+                    }
                     Err(failure) => failures.push(failure.to_string()),
                 }
             }
@@ -48,6 +52,9 @@ fn every_seed_ends_well() {
         println!("{failure}\n");
     }
     assert!(failures.is_empty(), "{} seeds failed", failures.len());
+    let (drained, late) = (drained.into_inner(), late.into_inner());
+    println!("hosts let go of stopping tasks {drained} times, and {late} times some were late");
+    assert!(seeds.end - seeds.start < SEEDS || drained > 100 && late > 0, "the storms say nothing of draining");
 }
 
 #[test]

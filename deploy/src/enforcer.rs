@@ -38,7 +38,7 @@ pub(crate) fn reconcile(cx: &Cx<'_>, txn: &mut Txn, hosts: &BTreeSet<NodeId>) {
             }
             let mut task = Arc::unwrap_or_clone(task);
             if must_go {
-                task.set_desired(DesiredState::Shutdown);
+                task.stop(DesiredState::Shutdown, cx.now);
             }
             if gone {
                 task.status.set_state(TaskState::Orphaned);

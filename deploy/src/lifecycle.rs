@@ -4,6 +4,9 @@
 //! executor) and feeds back what came of them. Nothing here waits, retries or talks; time is an input. Observed state
 //! only grows, and a task starts once: again only while no manager can be reached, within its restart policy, as a new
 //! attempt of the same task.
+//!
+//! A task that others are led to drains before it is stopped: it goes on until they have let go of it (`dispatcher::drain`),
+//! and no longer than [`DRAIN`]. One that fails, that the host gives up by itself, or that nobody was led to, does not.
 
 use std::time::Duration;
 
@@ -14,6 +17,9 @@ use crate::restart::{self, Verdict};
 /// A manager's first word on the tasks comes within this time of the connection; what was taken away meanwhile has then
 /// ended as Shutdown, and did not fail.
 const FIRST_WORD: Duration = Duration::from_secs(1);
+
+/// A task that is to stop waits so long at the most until all hosts have let go of it.
+pub const DRAIN: Duration = Duration::from_secs(2);
 
 /// What happened to the task.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +72,11 @@ pub enum Event {
         /// Whether the kernel killed it for memory.
         oom_killed: bool,
     },
+    /// No host leads anybody to it any more, but for those that were late.
+    Drained {
+        /// Names of hosts that have not said so in time, and are not Down.
+        late: Vec<String>,
+    },
     /// What it left on the host was removed.
     Removed,
     /// The time that was asked for has come.
@@ -85,6 +96,8 @@ pub enum Action {
         /// Number of the attempt on this host, from 0.
         attempt: u32,
     },
+    /// Wait until no host leads anybody to it; answered with `Drained`. Nothing is lost if it never is.
+    Drain,
     /// Stop the container; answered with `Exited`.
     Stop {
         /// Signal that asks for it; empty means the image's, else SIGTERM.
@@ -134,6 +147,10 @@ enum Phase {
     /// Runs, and was not healthy yet.
     Checking,
     Running,
+    /// Is to stop, and runs until nobody is led to it any more, or until then.
+    Draining {
+        until: Timestamp,
+    },
     Stopping,
     /// Is being stopped because it is unhealthy.
     Failing,
@@ -162,6 +179,8 @@ pub struct Lifecycle {
     withdrawn: bool,
     /// It ended by itself with a manager in reach: how, and the state that it was in before.
     told_end: Option<(TaskState, &'static str, TaskState)>,
+    /// Why it was stopped although somebody may still have been led to it.
+    undrained: Option<String>,
 }
 
 impl Lifecycle {
@@ -224,7 +243,7 @@ impl Lifecycle {
     }
 
     fn with(task: Task, status: TaskStatus, connected: bool) -> Self {
-        Self { task, status, phase: Phase::Accepted, connected, withdrawn: false, told_end: None }
+        Self { task, status, phase: Phase::Accepted, connected, withdrawn: false, told_end: None, undrained: None }
     }
 
     /// The task as the cluster last described it.
@@ -306,8 +325,20 @@ impl Lifecycle {
             }
             (
                 Event::Exited { exit_code, oom_killed },
-                Phase::Starting | Phase::Checking | Phase::Running | Phase::Stopping | Phase::Failing,
+                Phase::Starting
+                | Phase::Checking
+                | Phase::Running
+                | Phase::Draining { .. }
+                | Phase::Stopping
+                | Phase::Failing,
             ) => self.exited(now, exit_code, oom_killed, &mut actions),
+            (Event::Drained { late }, Phase::Draining { .. }) => {
+                if !late.is_empty() {
+                    self.not_drained(now, late_hosts(&late), &mut actions);
+                }
+                self.phase = Phase::Stopping;
+                actions.push(self.stop());
+            }
             (Event::Removed, Phase::Removing) => self.phase = Phase::Gone,
             _ => {}
         }
@@ -336,7 +367,21 @@ impl Lifecycle {
                 self.note(now, TaskState::Starting, "starting", actions);
                 actions.push(Action::Start { attempt: self.attempt() });
             }
+            // What is not in the set any more has nobody who would say that it drained.
+            Phase::Running if self.must_stop() && !self.withdrawn && !self.task.draining_since.is_never() => {
+                let until = now.plus(DRAIN);
+                self.phase = Phase::Draining { until };
+                actions.extend([Action::WakeAt(until), Action::Drain]);
+            }
             Phase::Checking | Phase::Running if self.must_stop() => {
+                self.phase = Phase::Stopping;
+                actions.push(self.stop());
+            }
+            Phase::Draining { until } if self.withdrawn || now >= until => {
+                if !self.withdrawn {
+                    let why = "no manager said in time that all hosts had let go of it";
+                    self.not_drained(now, why.to_owned(), actions);
+                }
                 self.phase = Phase::Stopping;
                 actions.push(self.stop());
             }
@@ -360,6 +405,12 @@ impl Lifecycle {
 
     fn must_stop(&self) -> bool {
         self.withdrawn || !self.task.is_wanted()
+    }
+
+    /// It is stopped although somebody may still be led to it; that is said for as long as the task is known.
+    fn not_drained(&mut self, now: Timestamp, why: String, actions: &mut Vec<Action>) {
+        self.note(now, self.status.state(), &format!("stopping; {why}"), actions);
+        self.undrained = Some(why);
     }
 
     fn stop(&self) -> Action {
@@ -451,7 +502,13 @@ impl Lifecycle {
         if state == TaskState::Shutdown {
             self.status.err.clear();
         }
-        self.note(now, state, message, actions);
+        match &self.undrained {
+            Some(why) => {
+                let message = format!("{message}; {why}");
+                self.note(now, state, &message, actions);
+            }
+            None => self.note(now, state, message, actions),
+        }
     }
 
     /// Attempts of this task that were made on this host before the present one.
@@ -467,6 +524,17 @@ impl Lifecycle {
         }
         message.clone_into(&mut self.status.message);
         actions.push(Action::Report(self.status.clone()));
+    }
+}
+
+/// A few of the hosts that were late, by name.
+fn late_hosts(late: &[String]) -> String {
+    /// More of them would only fill the screen.
+    const NAMED: usize = 5;
+    let named = late.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match late.len().saturating_sub(NAMED) {
+        0 => format!("late to let go of it: {named}"),
+        more => format!("late to let go of it: {named} and {more} more"),
     }
 }
 
@@ -730,6 +798,107 @@ mod tests {
             check(&mut stopped, want(DesiredState::Shutdown), "stop");
             check(&mut life, started(), "Running");
         }
+    }
+
+    fn running() -> Lifecycle {
+        let (mut life, _) = new_task(DesiredState::Running);
+        life.handle(NOW, Event::Prepared);
+        life.handle(NOW, started());
+        life
+    }
+
+    fn drain(desired: DesiredState) -> Event {
+        let mut task = task(desired);
+        task.draining_since = Timestamp::from_millis(77);
+        Event::Updated(Box::new(task))
+    }
+
+    fn drained(late: &[&str]) -> Event {
+        Event::Drained { late: late.iter().map(|name| (*name).to_owned()).collect() }
+    }
+
+    #[test]
+    fn a_task_that_served_stops_when_all_have_let_go_of_it() {
+        let mut life = running();
+        check(&mut life, drained(&[]), "");
+        check(&mut life, drain(DesiredState::Shutdown), "wake@3000 drain");
+        // That it is to be forgotten as well, that the manager was lost or its health check fails changes nothing.
+        check(&mut life, drain(DesiredState::Remove), "");
+        check(&mut life, Event::Connected(false), "");
+        check(&mut life, Event::Unhealthy, "");
+        check(&mut life, Event::Timer, "");
+        check(&mut life, Event::Connected(true), "Running");
+        check(&mut life, drained(&[]), "stop");
+        check(&mut life, drained(&["late"]), "");
+        check(&mut life, exited(143), "Shutdown");
+        assert_eq!(life.status().message, "shutdown");
+    }
+
+    #[test]
+    fn hosts_that_are_late_are_named() {
+        let ended = |late: &[&str]| {
+            let mut life = running();
+            check(&mut life, drain(DesiredState::Shutdown), "wake@3000 drain");
+            check(&mut life, drained(late), "Running stop");
+            assert!(life.status().message.starts_with("stopping; late to"), "{}", life.status().message);
+            check(&mut life, exited(0), "Shutdown");
+            life.status().message.clone()
+        };
+        assert_eq!(ended(&["h3", "h4"]), "shutdown; late to let go of it: h3, h4");
+        assert_eq!(
+            ended(&["a", "b", "c", "d", "e", "f", "g"]),
+            "shutdown; late to let go of it: a, b, c, d, e and 2 more"
+        );
+    }
+
+    #[test]
+    fn draining_ends_after_its_time_without_a_word() {
+        let mut life = running();
+        check(&mut life, drain(DesiredState::Shutdown), "wake@3000 drain");
+        assert_eq!(short(&life.handle(Timestamp::from_millis(2999), Event::Timer)), "");
+        assert_eq!(short(&life.handle(Timestamp::from_millis(3000), Event::Timer)), "Running stop");
+        check(&mut life, drained(&[]), "");
+        check(&mut life, exited(0), "Shutdown");
+        assert_eq!(life.status().message, "shutdown; no manager said in time that all hosts had let go of it");
+    }
+
+    #[test]
+    fn only_what_runs_and_has_a_place_in_the_cluster_drains() {
+        // It ended meanwhile.
+        let mut life = running();
+        check(&mut life, drain(DesiredState::Shutdown), "wake@3000 drain");
+        check(&mut life, exited(1), "Shutdown");
+        check(&mut life, drained(&[]), "");
+        // The host leaves, or the task was given up: at once.
+        let mut life = running();
+        check(&mut life, drain(DesiredState::Shutdown), "wake@3000 drain");
+        check(&mut life, Event::Withdrawn, "stop");
+        let mut life = running();
+        check(&mut life, Event::Withdrawn, "stop");
+        // Not healthy yet, or any more: nobody is led there.
+        let (mut life, _) = new_task(DesiredState::Running);
+        life.handle(NOW, Event::Prepared);
+        life.handle(NOW, launched());
+        check(&mut life, drain(DesiredState::Shutdown), "stop");
+        // Already failing.
+        let mut life = running();
+        check(&mut life, Event::Unhealthy, "Running stop");
+        check(&mut life, drain(DesiredState::Shutdown), "");
+        // An order of a leader that knows nothing of draining.
+        let mut life = running();
+        check(&mut life, want(DesiredState::Shutdown), "stop");
+    }
+
+    #[test]
+    fn a_restarted_agent_waits_again() {
+        let mut status = TaskStatus::default();
+        status.set_state(TaskState::Running);
+        let mut known = task(DesiredState::Shutdown);
+        known.draining_since = Timestamp::from_millis(77);
+        let found = Found::Running { container: "c1".into(), pid: 7 };
+        let (mut life, first) = Lifecycle::resumed(known, status, found, false, NOW);
+        assert_eq!(short(&first), "Running wake@3000 drain");
+        check(&mut life, drained(&[]), "stop");
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(crate) fn reconcile(txn: &mut Txn, service: &ServiceId) {
             }
             if removing && task.desired() != DesiredState::Remove {
                 let mut task = Task::clone(task);
-                task.set_desired(DesiredState::Remove);
+                task.stop(DesiredState::Remove, txn.now());
                 condemned.push(task);
             }
             kept.push(task);

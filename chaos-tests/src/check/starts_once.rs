@@ -1,10 +1,12 @@
 //! A removed task never starts, and no task starts twice: a further start is a new attempt, after the last one ended.
 //!
-//! A host that was removed from the cluster by force and does not know it yet may still start what it had.
+//! A host that was removed from the cluster by force and does not know it yet may still start what it had. And one that
+//! lost its manager before it heard that its task's end is known makes a new attempt, whatever the leader has decided by
+//! then, until a set tells it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use deploy::model::TaskId;
+use deploy::model::{NodeId, TaskId};
 use deploy::store::{Key, Store};
 
 use super::{Fact, Property};
@@ -13,7 +15,10 @@ use super::{Fact, Property};
 #[derive(Default)]
 pub struct StartsOnce {
     latest: Store,
-    removed: BTreeSet<TaskId>,
+    /// And the revision without them.
+    removed: BTreeMap<TaskId, u64>,
+    /// Revision of the set that each host has.
+    told: BTreeMap<NodeId, u64>,
     attempts: BTreeMap<TaskId, u32>,
     running: BTreeSet<TaskId>,
 }
@@ -30,14 +35,15 @@ impl Property for StartsOnce {
                 if let Key::Task(id) = key
                     && applied.after.task(id).is_none()
                 {
-                    self.removed.insert(id.clone());
+                    self.removed.insert(id.clone(), applied.after.revision());
                 }
             }
         }
         match fact {
             Fact::Started { host, task, attempt } => {
                 let id = &task.id;
-                if self.removed.contains(id) && self.latest.node(host).is_some() {
+                let knows = |revision: &u64| *attempt == 0 || self.told.get(*host).is_some_and(|told| told >= revision);
+                if self.removed.get(id).is_some_and(knows) && self.latest.node(host).is_some() {
                     return Err(format!("task {id} started on {host} after it was removed"));
                 }
                 if self.attempts.get(id).is_some_and(|last| last >= attempt) {
@@ -47,6 +53,9 @@ impl Property for StartsOnce {
                 if !self.running.insert(id.clone()) {
                     return Err(format!("task {id} started on {host} while it ran"));
                 }
+            }
+            Fact::TookSet { host, stamp } => {
+                self.told.insert((*host).clone(), stamp.revision);
             }
             Fact::Ended { task } => {
                 self.running.remove(*task);
@@ -61,7 +70,7 @@ impl Property for StartsOnce {
 mod tests {
     use super::super::testing::{changed, node, show, task};
     use super::*;
-    use deploy::model::NodeId;
+    use deploy::dispatcher::Stamp;
 
     fn started(property: &mut StartsOnce, attempt: u32) -> Result<(), String> {
         let (host, task) = (NodeId::new("h"), task("t", "s", "h"));
@@ -77,6 +86,12 @@ mod tests {
         show(&mut property, &empty, &with).unwrap();
         show(&mut property, &with, &without).unwrap();
         assert!(started(&mut property, 0).is_err());
+        // A new attempt is made by who cannot know.
+        started(&mut property, 1).unwrap();
+        property.observe(&Fact::Ended { task: &TaskId::new("t") }).unwrap();
+        let stamp = Stamp { revision: without.revision(), ..Stamp::default() };
+        property.observe(&Fact::TookSet { host: &NodeId::new("h"), stamp }).unwrap();
+        assert!(started(&mut property, 2).is_err());
     }
 
     #[test]

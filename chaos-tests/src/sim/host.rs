@@ -243,7 +243,8 @@ impl World {
                 let delay = slow * self.rng.range(1, 100);
                 self.after_ms(delay, Event::Remove { host, boot, task });
             }
-            Action::WakeAt(_) | Action::Report(_) => {}
+            // Its session sees that by itself.
+            Action::Drain | Action::WakeAt(_) | Action::Report(_) => {}
         }
     }
 

@@ -7,6 +7,7 @@
 //! is over, the cluster must come to rest as its specs say.
 
 mod agent;
+mod drain;
 mod faults;
 mod host;
 mod log;
@@ -84,6 +85,10 @@ pub struct Summary {
     pub acknowledged: u64,
     /// Requests of the user whose outcome is unknown.
     pub unknown: u64,
+    /// Times that all hosts had let go of tasks that were to stop.
+    pub drained: u64,
+    /// Times that some had not in time.
+    pub late: u64,
     /// Assignment sets that an agent refused.
     pub refused_sets: u64,
     /// Tells the end of one run from that of another.

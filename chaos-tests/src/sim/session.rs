@@ -1,11 +1,14 @@
 //! Agents' lines to managers: in order while they last, but they break, and what was under way is then lost or comes
 //! late, even after the next line is open.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use deploy::control::{Op, ReportStatuses};
+use deploy::dispatcher::drain::Cover;
 use deploy::dispatcher::{self, AssignmentSet, Stamp, Update};
-use deploy::model::{NodeId, Timestamp};
+use deploy::lifecycle;
+use deploy::model::{NodeId, TaskId, Timestamp};
 use deploy::store::Store;
 
 use super::world::{Down, Event, Outcome, Up, Waiter, World, short};
@@ -40,6 +43,10 @@ pub(super) struct Session {
     /// Index that the manager must have applied before it serves it.
     waits_for: Option<u64>,
     sent: Option<(Stamp, AssignmentSet)>,
+    /// How far the host is, as the manager knows.
+    pub(super) cover: Cover,
+    /// Tasks of the host that the manager knows to drain.
+    pub(super) draining: BTreeSet<TaskId>,
     flushing: bool,
     down_until: Timestamp,
     up_until: Timestamp,
@@ -72,6 +79,8 @@ impl World {
             severed: false,
             waits_for: None,
             sent: None,
+            cover: Cover::default(),
+            draining: BTreeSet::new(),
             flushing: false,
             down_until: self.now,
             up_until: self.now,
@@ -132,6 +141,7 @@ impl World {
         for session in waiting {
             self.serve(session);
         }
+        self.excuse(manager);
     }
 
     /// Sends what the agent must be told so that it knows what the manager's store says.
@@ -155,16 +165,21 @@ impl World {
             Stamp { incarnation: cluster.status.incarnation, term: manager.term, revision: manager.store.revision() };
         let set = dispatcher::assignment(&manager.store, &session.host);
         let update = match &session.sent {
-            Some((_, sent)) if *sent == set => return,
+            Some((_, sent)) if *sent == set => {
+                session.cover.nothing_until(stamp.revision);
+                return self.ask_managers();
+            }
             Some((base, sent)) => Update { stamp, base: Some(*base), delta: sent.diff(&set) },
             None => set.to_update(stamp),
         };
         session.sent = Some((stamp, set));
+        session.cover.told(stamp.revision);
         let update = Update::from_bytes(&update.to_bytes()).expect("an update is readable");
         self.send_down(number, Down::Assignments(update));
+        self.ask_for_drains(number);
     }
 
-    fn send_down(&mut self, number: u64, message: Down) {
+    pub(super) fn send_down(&mut self, number: u64, message: Down) {
         let delay = self.latency();
         let Some(session) = self.sessions.get_mut(&number) else { return };
         session.down_until = session.down_until.max(self.now.plus(delay));
@@ -199,6 +214,10 @@ impl World {
                     Ok(steps) => {
                         self.fact(&Fact::TookSet { host: id, stamp });
                         self.carry_out(id, steps);
+                        let session = self.hosts.get(id).and_then(|host| host.session);
+                        if let Some(session) = session {
+                            self.send_up(session, Up::Applied(stamp.revision));
+                        }
                     }
                     Err(why) => {
                         self.summary.refused_sets += 1;
@@ -221,6 +240,11 @@ impl World {
                 host.agent.reports_committed(sequence);
                 self.carry_out(id, Vec::new());
             }
+            Down::Drained { tasks, late } => {
+                for task in tasks {
+                    self.task_event(id, boot, &task, lifecycle::Event::Drained { late: late.clone() });
+                }
+            }
             Down::Refused => self.close(number),
             Down::Removed => {
                 self.close(number);
@@ -241,8 +265,14 @@ impl World {
     }
 
     pub(super) fn manager_hears(&mut self, number: u64, message: Up) {
-        let Some(session) = self.sessions.get(&number).filter(|s| s.open && !s.severed) else { return };
-        let Up::Statuses { sequence, reports } = message;
+        let Some(session) = self.sessions.get_mut(&number).filter(|s| s.open && !s.severed) else { return };
+        let (sequence, reports) = match message {
+            Up::Statuses { sequence, reports } => (sequence, reports),
+            Up::Applied(revision) => {
+                session.cover.acknowledged(revision);
+                return self.ask_managers();
+            }
+        };
         let (node_id, generation) = (session.host.clone(), session.generation);
         let op = Op::ReportStatuses(ReportStatuses { node_id, generation, reports });
         self.request(op, Waiter::Statuses { session: number, sequence });

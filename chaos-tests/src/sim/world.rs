@@ -8,6 +8,7 @@ use deploy::dispatcher::Update;
 use deploy::lifecycle;
 use deploy::model::{NodeId, TaskId, Timestamp};
 
+use super::drain::Collecting;
 use super::host::Host;
 use super::log::Log;
 use super::manager::Manager;
@@ -111,6 +112,8 @@ pub(super) enum Event {
         host: NodeId,
         boot: u64,
     },
+    /// Managers hear from each other which hosts have let go of tasks that drain.
+    Drains,
     /// The leader looks who is silent.
     Look,
     UserActs,
@@ -132,11 +135,17 @@ pub(super) enum Down {
     Removed,
     Assignments(Update),
     Committed(u64),
+    Drained { tasks: Vec<TaskId>, late: Vec<String> },
 }
 
 /// What an agent sends to a manager.
 pub(super) enum Up {
-    Statuses { sequence: u64, reports: Vec<deploy::control::TaskReport> },
+    Statuses {
+        sequence: u64,
+        reports: Vec<deploy::control::TaskReport>,
+    },
+    /// The assignments of that revision are carried out.
+    Applied(u64),
 }
 
 /// A request on its way to the leader.
@@ -177,6 +186,9 @@ pub(super) struct World {
     pub(super) managers: Vec<Manager>,
     pub(super) hosts: BTreeMap<NodeId, Host>,
     pub(super) sessions: BTreeMap<u64, Session>,
+    pub(super) collecting: Vec<Collecting>,
+    /// A look at them is due.
+    pub(super) drains_due: bool,
     pub(super) user: User,
     pub(super) scenario: Scenario,
     /// Faults strike, and containers and steps fail.
@@ -203,6 +215,8 @@ impl World {
             managers,
             hosts: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            collecting: Vec::new(),
+            drains_due: false,
             user: User::default(),
             scenario,
             stormy: true,
@@ -261,6 +275,7 @@ impl World {
             Event::End { host, task, epoch, code } => self.container_ends(&host, &task, epoch, code),
             Event::Remove { host, boot, task } => self.container_removed(&host, boot, &task),
             Event::Timers { host, boot } => self.timers(&host, boot),
+            Event::Drains => self.look_at_drains(),
             Event::Look => self.look(),
             Event::UserActs => self.user_acts(),
             Event::FaultStrikes => self.fault_strikes(),

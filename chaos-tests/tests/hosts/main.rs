@@ -7,6 +7,7 @@
 mod backup;
 mod certificates;
 mod cut_off;
+mod draining;
 mod elections;
 mod headless;
 mod health;

@@ -114,7 +114,7 @@ pub(super) fn remove(txn: &mut Txn, op: &RemoveService) -> Result<Reply, Control
         }
         if task.desired() != DesiredState::Remove {
             let mut task = Arc::unwrap_or_clone(task);
-            task.set_desired(DesiredState::Remove);
+            task.stop(DesiredState::Remove, txn.now());
             txn.put_task(task);
         }
     }

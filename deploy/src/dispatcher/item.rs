@@ -222,7 +222,7 @@ pub struct EndpointInfo {
     /// Names of the task itself: its container's name, its hostname, the short form of its container's id.
     #[prost(string, repeated, tag = "6")]
     pub names: Vec<String>,
-    /// It runs, is wanted and is not being drained: names and virtual addresses may lead to it.
+    /// It runs and is wanted: names and virtual addresses may lead to it.
     #[prost(bool, tag = "7")]
     pub serving: bool,
 }

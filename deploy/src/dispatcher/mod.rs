@@ -5,6 +5,7 @@
 
 mod affected;
 mod assignment;
+pub mod drain;
 mod item;
 mod set;
 

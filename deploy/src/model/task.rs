@@ -1,6 +1,8 @@
 //! A task: one attempt to run one replica. It never moves and never starts twice.
 
-use super::{Meta, NetworkAttachment, NodeId, PortConfig, PortProtocol, ServiceId, TaskId, TaskSpec, Timestamp};
+use super::{
+    Meta, NetworkAttachment, NodeId, PortConfig, PortProtocol, PublishMode, ServiceId, TaskId, TaskSpec, Timestamp,
+};
 
 /// One attempt to run one replica.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -78,6 +80,25 @@ impl Task {
             && !self.status.unhealthy
             && self.is_wanted()
             && self.draining_since.is_never()
+    }
+
+    /// Takes back the leader's wish for it: `desired` is Shutdown or Remove. Nobody is to be led there from now on; one
+    /// that others are led to at this moment has to be let go by them before it stops, and that is noted.
+    pub fn stop(&mut self, desired: DesiredState, now: Timestamp) {
+        if self.is_serving() && self.can_be_reached() {
+            self.draining_since = now;
+        }
+        self.set_desired(self.desired().max(desired));
+    }
+
+    /// Whether it is to stop, has not ended, and served until it was told.
+    pub fn is_draining(&self) -> bool {
+        !self.draining_since.is_never() && !self.is_wanted() && !self.has_ended()
+    }
+
+    /// Whether there is a way to it: a network, or a port of its host.
+    fn can_be_reached(&self) -> bool {
+        !self.attachments.is_empty() || self.ports.iter().any(|port| port.mode() == PublishMode::Host)
     }
 
     /// What was observed last.
@@ -244,4 +265,54 @@ pub struct ContainerStatus {
     /// How often the agent restarted it on its own while no manager could be reached.
     #[prost(uint32, tag = "5")]
     pub local_restarts: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1000);
+
+    fn serving() -> Task {
+        let mut task = Task::default();
+        task.set_desired(DesiredState::Running);
+        task.status.set_state(TaskState::Running);
+        task.attachments.push(NetworkAttachment::default());
+        task
+    }
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut Task), drains: bool) {
+        let mut task = serving();
+        change(&mut task);
+        task.stop(DesiredState::Shutdown, NOW);
+        assert_eq!(task.is_draining(), drains, "{task:?}");
+        assert!(!task.is_serving() && !task.is_wanted());
+        let since = task.draining_since;
+        // Whoever is forgotten as well does not begin anew, and is not wanted again.
+        task.stop(DesiredState::Remove, NOW.plus(std::time::Duration::from_secs(1)));
+        task.stop(DesiredState::Shutdown, NOW);
+        assert_eq!((task.desired(), task.draining_since), (DesiredState::Remove, since));
+    }
+
+    #[test]
+    fn only_who_is_led_to_drains() {
+        check(|_| {}, true);
+        check(|task| task.status.unhealthy = true, false);
+        check(|task| task.status.set_state(TaskState::Starting), false);
+        check(|task| task.status.set_state(TaskState::Failed), false);
+        check(|task| task.attachments.clear(), false);
+        let host_port = || {
+            let mut port = PortConfig::default();
+            port.set_mode(PublishMode::Host);
+            port
+        };
+        check(
+            |task| {
+                task.attachments.clear();
+                task.ports.push(host_port());
+            },
+            true,
+        );
+    }
 }

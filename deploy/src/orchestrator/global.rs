@@ -29,7 +29,8 @@ pub(crate) fn cover(cx: &mut Cx<'_>, txn: &mut Txn, service: &Service, slots: &m
             continue;
         }
         if mismatched {
-            slot.amend(txn, |t| t.is_wanted(), |t| t.set_desired(DesiredState::Shutdown));
+            let now = txn.now();
+            slot.amend(txn, |t| t.is_wanted(), |t| t.stop(DesiredState::Shutdown, now));
         } else {
             super::release(cx, txn, &mut slot);
         }

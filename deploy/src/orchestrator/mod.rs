@@ -69,14 +69,15 @@ fn round(cx: &mut Cx<'_>, txn: &mut Txn, service: &mut Service) -> rollout::Prog
 
 /// Takes back the wish for tasks that ended, and for older ones once a newer one runs (start-first).
 fn settle(txn: &mut Txn, slot: &mut Slot) {
-    slot.amend(txn, |t| t.is_wanted() && t.has_ended(), |t| t.set_desired(DesiredState::Shutdown));
+    let now = txn.now();
+    slot.amend(txn, |t| t.is_wanted() && t.has_ended(), |t| t.stop(DesiredState::Shutdown, now));
     let running = slot
         .wanted()
         .filter(|t| t.state() == TaskState::Running && t.desired() == DesiredState::Running)
         .map(|t| t.ordinal)
         .next_back();
     if let Some(newest) = running {
-        slot.amend(txn, |t| t.is_wanted() && t.ordinal < newest, |t| t.set_desired(DesiredState::Shutdown));
+        slot.amend(txn, |t| t.is_wanted() && t.ordinal < newest, |t| t.stop(DesiredState::Shutdown, now));
     }
 }
 

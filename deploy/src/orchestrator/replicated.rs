@@ -36,7 +36,8 @@ pub(crate) fn scale(cx: &mut Cx<'_>, txn: &mut Txn, service: &Service, replicas:
 
 /// Orders every task of the slot to be stopped and forgotten.
 pub(crate) fn give_up(txn: &mut Txn, slot: &mut Slot) {
-    slot.amend(txn, |t| t.desired() < DesiredState::Remove, |t| t.set_desired(DesiredState::Remove));
+    let now = txn.now();
+    slot.amend(txn, |t| t.desired() < DesiredState::Remove, |t| t.stop(DesiredState::Remove, now));
 }
 
 /// The `count` slots to give up: those that do not run first, then from the hosts that have most of the service;

@@ -232,11 +232,12 @@ fn drop_superfluous(txn: &mut Txn, service: &Service, slots: &mut Slots) {
     if !is_active(service) {
         return;
     }
+    let now = txn.now();
     for slot in slots.values_mut() {
         let current = slot.wanted().rfind(|t| !is_outdated(service, t)).map(|t| t.ordinal);
         if let Some(current) = current {
             let goes = |t: &Task| t.is_wanted() && t.ordinal > current && is_outdated(service, t);
-            slot.amend(txn, goes, |t| t.set_desired(DesiredState::Shutdown));
+            slot.amend(txn, goes, |t| t.stop(DesiredState::Shutdown, now));
         }
     }
 }
@@ -253,6 +254,6 @@ fn renew(
     // With start-first, what runs goes on until its successor runs; the orchestrator then stops it.
     let keeps_running = config.order() == UpdateOrder::StartFirst;
     let goes = |t: &Task| t.is_wanted() && !(keeps_running && t.state() == TaskState::Running);
-    slot.amend(txn, goes, |t| t.set_desired(DesiredState::Shutdown));
+    slot.amend(txn, goes, |t| t.stop(DesiredState::Shutdown, cx.now));
     slot.add_new(cx, txn, service, key).id.clone()
 }

@@ -34,6 +34,7 @@ scenarios!(
     update_failure,
     placement,
     drain,
+    let_go,
     global,
     network,
     history

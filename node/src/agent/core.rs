@@ -153,9 +153,10 @@ impl Core {
         self.tasks.values().map(|life| life.status().state())
     }
 
-    /// Tasks of this host that run and are healthy.
-    pub(super) fn running(&self) -> BTreeSet<TaskId> {
-        self.tasks.keys().filter(|id| self.is_healthy(id)).cloned().collect()
+    /// Tasks of this host that others may be led to: they run, are healthy, and are not to stop.
+    pub(super) fn serving(&self) -> BTreeSet<TaskId> {
+        let wanted = |id: &TaskId| self.tasks.get(id).is_some_and(|life| life.task().is_wanted());
+        self.tasks.keys().filter(|id| self.is_healthy(id) && wanted(id)).cloned().collect()
     }
 
     /// Whether a task runs for the cluster, and was not found unhealthy.
@@ -251,6 +252,21 @@ impl Core {
         Taken { adopted, steps }
     }
 
+    /// Hosts have let go of these tasks, but for those that were late.
+    pub(super) fn drained(&mut self, tasks: Vec<TaskId>, late: &[String], now: Timestamp) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for id in tasks {
+            self.handle(&id, Event::Drained { late: late.to_vec() }, now, &mut steps);
+        }
+        steps
+    }
+
+    /// The manager that is attached to will not say when tasks have drained, being of an older release: they stop at
+    /// once, as in that release.
+    pub(super) fn nobody_drains(&mut self, now: Timestamp) -> Vec<Step> {
+        self.drained(self.tasks.keys().cloned().collect(), &[], now)
+    }
+
     /// Takes every task away: the node leaves.
     pub(super) fn withdraw_all(&mut self, now: Timestamp) -> Vec<Step> {
         self.set = AssignmentSet::default();
@@ -341,7 +357,7 @@ impl Core {
         }
     }
 
-    /// Keeps what concerns the core itself, passes on the rest.
+    /// Keeps what concerns the core itself, passes on the rest. (That a task drains, its manager sees by itself.)
     fn take(&mut self, id: &TaskId, actions: Vec<Action>, steps: &mut Vec<Step>) {
         for action in actions {
             match action {
@@ -351,6 +367,7 @@ impl Core {
                 Action::WakeAt(at) => {
                     self.timers.insert((at, id.clone()));
                 }
+                Action::Drain => {}
                 other => steps.push((id.clone(), other)),
             }
         }
@@ -402,7 +419,7 @@ mod tests {
         assert_eq!(core.update(anew(4), NOW).unwrap_err(), UpdateRefused::Older, "a life that began before");
         assert_eq!(core.update(anew(1 << 20), NOW).unwrap().steps, []);
         assert_eq!(core.update(full(9, &[]), NOW).unwrap_err(), UpdateRefused::Older, "the life that is over");
-        assert_eq!(core.running(), BTreeSet::from([TaskId::new("a")]));
+        assert_eq!(core.serving(), BTreeSet::from([TaskId::new("a")]));
     }
 
     #[test]
@@ -477,9 +494,49 @@ mod tests {
         let adopted: Vec<(&str, &str)> = taken.adopted.iter().map(|(task, c)| (task.id.as_str(), c.as_str())).collect();
         assert_eq!(adopted, [("a", "c")], "nobody would see it end");
         assert_eq!(taken.steps, [(TaskId::new("b"), Action::Remove)]);
-        assert_eq!(core.running(), BTreeSet::new(), "who looks after it says whether it is healthy");
+        assert_eq!(core.serving(), BTreeSet::new(), "who looks after it says whether it is healthy");
         core.event(&TaskId::new("a"), Event::Started { container: "c".into(), pid: 1 }, NOW);
-        assert_eq!(core.running(), BTreeSet::from([TaskId::new("a")]));
+        assert_eq!(core.serving(), BTreeSet::from([TaskId::new("a")]));
+    }
+
+    /// A task that runs, and then the order to stop it, which others have to follow as well.
+    fn draining() -> (Core, Taken) {
+        let (mut core, a) = (core(), TaskId::new("a"));
+        core.connected(true, NOW);
+        core.update(full(1, &["a", "b"]), NOW).unwrap();
+        for id in ["a", "b"] {
+            core.event(&TaskId::new(id), Event::Prepared, NOW);
+            core.event(&TaskId::new(id), Event::Started { container: "c".into(), pid: 1 }, NOW);
+        }
+        let mut stopping = Task { id: a, draining_since: NOW, ..Task::default() };
+        stopping.set_desired(DesiredState::Shutdown);
+        let put = vec![Body::Task(Box::new(Assignment { task: stopping, progress: 0 })).into()];
+        let update = Update { stamp: stamp(2), base: Some(stamp(1)), delta: Delta { put, remove: Vec::new() } };
+        let taken = core.update(update, NOW).unwrap();
+        (core, taken)
+    }
+
+    #[test]
+    fn a_task_that_drains_is_let_go_of_by_its_own_host_too() {
+        let (mut core, taken) = draining();
+        assert_eq!(taken.steps, []);
+        assert_eq!(core.serving(), BTreeSet::from([TaskId::new("b")]), "a port of the host leads to it");
+        let (a, b) = (TaskId::new("a"), TaskId::new("b"));
+        let steps = core.drained(vec![b, TaskId::new("nobody"), a.clone()], &["h".to_owned()], NOW);
+        assert!(matches!(&steps[..], [(id, Action::Stop { .. })] if *id == a), "{steps:?}");
+        assert_eq!(core.drained(vec![a], &[], NOW), []);
+    }
+
+    #[test]
+    fn draining_has_an_end_and_an_older_manager_none_to_wait_for() {
+        let (mut core, _) = draining();
+        assert_eq!(core.next_timer(), Some(Timestamp::from_millis(3000)));
+        core.connected(false, NOW);
+        let steps = core.fire_timers(Timestamp::from_millis(3000));
+        assert!(matches!(&steps[..], [(_, Action::Stop { .. })]), "{steps:?}");
+        let (mut core, _) = draining();
+        let steps = core.nobody_drains(NOW);
+        assert!(matches!(&steps[..], [(_, Action::Stop { .. })]), "{steps:?}");
     }
 
     #[test]
@@ -533,7 +590,7 @@ mod tests {
         let found = BTreeMap::from([(TaskId::new("a"), Found::Running { container: "c".into(), pid: 1 })]);
         let (mut after, steps) = Core::start(before.memory(), found, NOW);
         assert_eq!(steps, []);
-        assert_eq!(after.running(), BTreeSet::from([TaskId::new("a")]));
+        assert_eq!(after.serving(), BTreeSet::from([TaskId::new("a")]));
         assert_eq!(after.update(full(2, &[]), NOW).unwrap_err(), UpdateRefused::Older);
     }
 }

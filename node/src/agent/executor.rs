@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use deploy::lifecycle::{Action, Event};
 use deploy::model::{NetworkMode, RegistryId, Task, TaskId};
-use overlay_net::{DnsSockets, EndpointConfig, Overlay};
+use overlay_net::{Attachment, Desired, DnsSockets, EndpointConfig, Overlay};
 use runtime::image::Reference;
 use runtime::image::registry::{Credentials, Registries};
 use runtime::{IdMappings, PrivateFile, Runtime, RuntimeError, Signal, Status};
@@ -19,8 +19,8 @@ use tokio_util::task::TaskTracker;
 use super::container::{self, IMAGE_LABEL, TASK_LABEL};
 use super::counters::Counters;
 use super::health::{self, Check, Health};
-use super::network;
 use super::payloads::{Payloads, TaskCredentials};
+use super::{linger, network};
 use crate::images::{ClusterPeers, FromRegistry, HeldImage, Images, Upstream};
 
 /// Tasks that are made ready at once; more only take the cores from each other.
@@ -31,6 +31,8 @@ const NETWORK: Duration = Duration::from_secs(10);
 const DNS_FDS: &str = "dns";
 /// A task does not start when it could not be remembered within this time that it does.
 const REMEMBER: Duration = Duration::from_secs(10);
+/// The network of a container that ended by itself stays for so long: then other hosts lead nobody there any more.
+const WIRED: Duration = Duration::from_secs(2);
 /// Pause before what failed on a container is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -71,6 +73,8 @@ pub(super) struct Parts {
     pub(super) users: Option<IdMappings>,
     /// Where answers go.
     pub(super) events: mpsc::Sender<(TaskId, Event)>,
+    /// What the networks are to be.
+    pub(super) desired: watch::Receiver<Option<Desired>>,
     /// How far the networks are.
     pub(super) attempts: watch::Receiver<NetworkAttempt>,
     /// Number of the memory that is on disk.
@@ -88,6 +92,10 @@ struct Shared {
     slots: Semaphore,
     /// Tasks that are being prepared, until their answer is settled. Whoever cancels one leaves the answer to it.
     preparing: Mutex<BTreeMap<TaskId, CancellationToken>>,
+    /// The network namespaces of tasks that are being stopped, until their last bytes are through.
+    stopping: Mutex<BTreeMap<TaskId, OwnedFd>>,
+    /// Tasks that ended by themselves and whose networks are still up, with their addresses.
+    wired: Mutex<BTreeMap<TaskId, Vec<Attachment>>>,
 }
 
 impl Executor {
@@ -97,6 +105,8 @@ impl Executor {
             running: TaskTracker::new(),
             slots: Semaphore::new(PREPARING),
             preparing: Mutex::new(BTreeMap::new()),
+            stopping: Mutex::new(BTreeMap::new()),
+            wired: Mutex::new(BTreeMap::new()),
         };
         Self { inner: Arc::new(parts), shared: Arc::new(shared) }
     }
@@ -134,7 +144,7 @@ impl Executor {
                 this.tell(&task.id, Event::Removed).await;
             }),
             // The core's.
-            Action::Report(_) | Action::WakeAt(_) => {}
+            Action::Drain | Action::Report(_) | Action::WakeAt(_) => {}
         }
     }
 
@@ -163,7 +173,7 @@ impl Executor {
                 () = watched => None,
             };
             if let Some(event) = end {
-                this.ended(&task.id, event).await;
+                this.ended(&task, event).await;
             }
         });
     }
@@ -233,6 +243,10 @@ impl Executor {
 
     fn preparing<T>(&self, with: impl FnOnce(&mut BTreeMap<TaskId, CancellationToken>) -> T) -> T {
         with(&mut self.shared.preparing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn stopping<T>(&self, with: impl FnOnce(&mut BTreeMap<TaskId, OwnedFd>) -> T) -> T {
+        with(&mut self.shared.stopping.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     async fn tell(&self, task: &TaskId, event: Event) {
@@ -367,6 +381,7 @@ impl Executor {
     /// Connects a task, once its networks are there. What else of the networks could not be set up is no concern of it:
     /// only the networks of this task count.
     async fn attach(&self, netns: OwnedFd, endpoint: EndpointConfig, revision: u64) -> Result<DnsSockets, String> {
+        self.free(&endpoint.attachments).await;
         let deadline = Instant::now() + NETWORK;
         let mut attempts = self.inner.attempts.clone();
         if !endpoint.attachments.is_empty() {
@@ -422,7 +437,7 @@ impl Executor {
                     end = self.end_of(&task.id, &id) => end,
                 };
                 if let Some(event) = end {
-                    self.ended(&task.id, event).await;
+                    self.ended(task, event).await;
                 }
             }
             Err(error) => {
@@ -456,11 +471,70 @@ impl Executor {
     }
 
     /// A task's container has ended.
-    async fn ended(&self, task: &TaskId, event: Event) {
-        // The namespace is gone with its last process; nothing may lead there when the address is given again.
+    async fn ended(&self, task: &Task, event: Event) {
+        let id = &task.id;
+        match self.stopping(|stopping| stopping.remove(id)) {
+            Some(netns) => {
+                // What a task said to its clients last is part of what it was stopped for.
+                match tokio::task::spawn_blocking(move || linger::last_bytes(netns)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(task.id = %id, %error, "its last bytes were not waited for"),
+                    Err(error) => tracing::warn!(task.id = %id, %error, "its last bytes were not waited for"),
+                }
+                self.taken_down(id, event).await;
+            }
+            None if task.attachments.is_empty() => self.taken_down(id, event).await,
+            None => self.ended_by_itself(task, event).await,
+        }
+    }
+
+    /// Nobody knew that it would end, and clients are led there until all hosts know. Its namespace, which nobody is in
+    /// any more, tells them at once that nobody listens; without it they would ask into the void, for as long as they
+    /// care to. It goes earlier if its address is given again, which this host is told of before the new holder starts.
+    async fn ended_by_itself(&self, task: &Task, event: Event) {
+        let attachments = network::endpoint_config(task, "").attachments;
+        self.wired(|wired| wired.insert(task.id.clone(), attachments.clone()));
+        self.tell(&task.id, event).await;
+        let mut desired = self.inner.desired.clone();
+        let given = |desired: &Option<Desired>| network::is_given(desired.as_ref(), task.id.as_str(), &attachments);
+        // The time is over, then, or the agent stops.
+        let _ = tokio::time::timeout(WIRED, desired.wait_for(given)).await;
+        // Perhaps somebody else has taken it down meanwhile, and there is a new attempt.
+        if self.wired(|wired| wired.remove(&task.id)).is_some() {
+            self.detach(&task.id).await;
+        }
+    }
+
+    fn wired<T>(&self, with: impl FnOnce(&mut BTreeMap<TaskId, Vec<Attachment>>) -> T) -> T {
+        with(&mut self.shared.wired.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes down what is left of earlier holders of these addresses. They are given again once the cluster knows that a
+    /// task has ended.
+    async fn free(&self, attachments: &[Attachment]) {
+        let same = |held: &Vec<Attachment>| {
+            held.iter().any(|h| attachments.iter().any(|a| (&a.network, a.address) == (&h.network, h.address)))
+        };
+        let holders: Vec<TaskId> = self.wired(|wired| {
+            let holders: Vec<TaskId> = wired.iter().filter(|(_, held)| same(held)).map(|(id, _)| id.clone()).collect();
+            holders.iter().for_each(|id| drop(wired.remove(id)));
+            holders
+        });
+        for holder in holders {
+            self.detach(&holder).await;
+        }
+    }
+
+    async fn detach(&self, task: &TaskId) {
         if let Err(error) = self.inner.overlay.detach(task.as_str()).await {
             tracing::warn!(task.id = %task, error = crate::chain(&error), "a task's network could not be taken down");
         }
+    }
+
+    /// A container has ended, and nobody is led to it.
+    async fn taken_down(&self, task: &TaskId, event: Event) {
+        // The namespace is gone with its last process; nothing may lead there when the address is given again.
+        self.detach(task).await;
         self.tell(task, event).await;
     }
 
@@ -472,6 +546,11 @@ impl Executor {
                 // The end is reported by whoever watches the container.
                 Status::Running => {
                     end = None;
+                    if !task.attachments.is_empty()
+                        && let Ok(netns) = self.inner.runtime.netns(&container.id).await
+                    {
+                        self.stopping(|stopping| stopping.insert(task.id.clone(), netns));
+                    }
                     while let Err(error) = self.inner.runtime.stop(&container.id, signal, grace).await {
                         if matches!(error, RuntimeError::NotFound(_)) {
                             break;
@@ -489,7 +568,7 @@ impl Executor {
         }
         if let Some(event) = end {
             // Nothing of it runs, and so nobody else will say that it has ended.
-            self.ended(&task.id, event).await;
+            self.taken_down(&task.id, event).await;
         }
     }
 
@@ -501,6 +580,9 @@ impl Executor {
 
     /// Removes everything that a task left, until nothing is left.
     async fn remove(&self, task: &TaskId) {
+        // It may have ended before it was stopped.
+        drop(self.stopping(|stopping| stopping.remove(task)));
+        self.wired(|wired| drop(wired.remove(task)));
         loop {
             let mut clean = self.inner.overlay.detach(task.as_str()).await.is_ok();
             for container in self.containers(task).await {
@@ -518,9 +600,8 @@ impl Executor {
 
     /// Takes back one attempt.
     async fn clear(&self, task: &TaskId, container: &str) {
-        if let Err(error) = self.inner.overlay.detach(task.as_str()).await {
-            tracing::warn!(task.id = %task, error = crate::chain(&error), "a task's network could not be taken down");
-        }
+        self.wired(|wired| drop(wired.remove(task)));
+        self.detach(task).await;
         if let Err(error) = self.inner.runtime.delete(container).await {
             tracing::debug!(task.id = %task, error = crate::chain(&error), "nothing to remove");
         }

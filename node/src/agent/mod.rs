@@ -9,6 +9,7 @@ mod core;
 mod counters;
 mod executor;
 pub(crate) mod health;
+mod linger;
 mod log_driver;
 mod logs;
 mod memory;
@@ -209,7 +210,7 @@ impl Agent {
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
 
-        let first = network::desired(core.set(), core.stamp().revision, &core.running());
+        let first = network::desired(core.set(), core.stamp().revision, &core.serving());
         let first = config.overlay.set_desired(first).await;
         let (attempts, attempts_out) = watch::channel(NetworkAttempt {
             revision: core.stamp().revision,
@@ -236,6 +237,7 @@ impl Agent {
             hostname: config.description.hostname.clone(),
             users: config.users.clone(),
             events,
+            desired: desired_out.clone(),
             attempts: attempts_out,
             written: written_out,
             payloads: payloads_out.clone(),
@@ -445,6 +447,11 @@ impl Loop {
                         continue;
                     }
                 },
+                // What this host has let go of, others wait for.
+                Ok(()) = self.applied.changed() => {
+                    self.say_alive();
+                    continue;
+                }
                 () = until(timer) => self.core.fire_timers(now()),
             };
             self.carry_out(steps);
@@ -452,7 +459,7 @@ impl Loop {
     }
 
     fn say_alive(&mut self) {
-        let applied_revision = *self.applied.borrow();
+        let applied_revision = *self.applied.borrow_and_update();
         let beat = pb::agent_message::Kind::Heartbeat(session::heartbeat(applied_revision, self.marked.take()));
         if let Some(outbox) = &self.outbox {
             // A full queue is no reason to wait: what is in it is a sign of life as well.
@@ -525,6 +532,10 @@ impl Loop {
                 self.core.reports_committed(sequence);
                 Vec::new()
             }
+            SessionEvent::Drained(drained) => {
+                let tasks = drained.task_ids.into_iter().map(TaskId::new).collect();
+                self.core.drained(tasks, &drained.late, now())
+            }
             SessionEvent::Assignments(assignments) => self.assignments(assignments),
         }
     }
@@ -541,7 +552,7 @@ impl Loop {
                 return Vec::new();
             }
         };
-        let taken = match self.core.update(update, now()) {
+        let mut taken = match self.core.update(update, now()) {
             Ok(taken) => taken,
             Err(error) => {
                 tracing::info!(%error, "asking another manager");
@@ -549,6 +560,9 @@ impl Loop {
                 return Vec::new();
             }
         };
+        if !message.drains {
+            taken.steps.extend(self.core.nobody_drains(now()));
+        }
         for (task, container) in taken.adopted {
             self.executor.adopt(task, container, false);
         }
@@ -581,7 +595,7 @@ impl Loop {
     /// Sends on what a change led to: work, reports, networks, memory.
     fn carry_out(&mut self, steps: Vec<Step>) {
         self.counters.set_tasks(self.core.task_states());
-        let desired = network::desired(self.core.set(), self.core.stamp().revision, &self.core.running());
+        let desired = network::desired(self.core.set(), self.core.stamp().revision, &self.core.serving());
         self.desired.send_if_modified(|known| {
             let changed = known.as_ref() != Some(&desired);
             *known = Some(desired);

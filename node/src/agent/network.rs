@@ -13,7 +13,7 @@ use overlay_net::{
 };
 
 /// Everything that this host must know of networks. What does not parse is left out: the store's allocator wrote it,
-/// and one bad object must not take the others down. `serving_here` are the local tasks that accept connections.
+/// and one bad object must not take the others down. `serving_here` are the local tasks that others may be led to.
 pub(super) fn desired(set: &AssignmentSet, revision: u64, serving_here: &BTreeSet<TaskId>) -> Desired {
     let networks: Vec<Network> = set.networks().filter_map(|info| network(set, info)).collect();
     let mut ports = ingress_ports(set);
@@ -110,6 +110,20 @@ fn host_ports(set: &AssignmentSet, serving_here: &BTreeSet<TaskId>) -> Vec<Publi
         .collect()
 }
 
+/// Whether one of these addresses is another task's by now.
+pub(super) fn is_given(desired: Option<&Desired>, task: &str, attachments: &[Attachment]) -> bool {
+    let networks = desired.into_iter().flat_map(|desired| &desired.networks);
+    networks.flat_map(|network| network.services.iter().map(move |service| (network, service))).any(
+        |(network, service)| {
+            let held = |endpoint: &Endpoint| {
+                attachments.iter().any(|a| a.network == network.id && a.address == endpoint.address)
+                    && endpoint.task != task
+            };
+            service.endpoints.iter().any(held)
+        },
+    )
+}
+
 /// How a task is to be connected.
 pub(super) fn endpoint_config(task: &Task, hostname: &str) -> EndpointConfig {
     let attachments = task
@@ -150,5 +164,47 @@ fn protocol(protocol: PortProtocol) -> Protocol {
         PortProtocol::Tcp => Protocol::Tcp,
         PortProtocol::Udp => Protocol::Udp,
         PortProtocol::Sctp => Protocol::Sctp,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deploy::dispatcher::{Body, Delta, ServiceInfo};
+    use deploy::model::NetworkId;
+
+    use super::*;
+
+    #[test]
+    fn an_address_is_given_when_another_task_has_it() {
+        let id = NetworkId::new("net");
+        let (subnet, gateway) = ("10.0.1.0/24".to_owned(), "10.0.1.1".to_owned());
+        let network = NetworkInfo { id: id.clone(), subnet, gateway, ..NetworkInfo::default() };
+        let service = ServiceInfo { network: id.clone(), id: ServiceId::new("web"), ..ServiceInfo::default() };
+        let endpoint = |task: &str, address: &str| EndpointInfo {
+            network: id.clone(),
+            task: TaskId::new(task),
+            service: ServiceId::new("web"),
+            address: address.to_owned(),
+            ..EndpointInfo::default()
+        };
+        let put = [
+            Body::Network(network),
+            Body::Service(service),
+            Body::Endpoint(endpoint("a", "10.0.1.5/24")),
+            Body::Endpoint(endpoint("b", "10.0.1.6/24")),
+        ];
+        let mut set = AssignmentSet::default();
+        set.apply(Delta { put: put.map(Into::into).to_vec(), remove: Vec::new() });
+        let desired = desired(&set, 7, &BTreeSet::new());
+        let check = |network: &str, last: u8, expected| {
+            let at =
+                Attachment { network: network.into(), address: Ipv4Addr::new(10, 0, 1, last), aliases: Vec::new() };
+            assert_eq!(is_given(Some(&desired), "a", &[at]), expected, "{network} {last}");
+        };
+        check("net", 5, false);
+        check("net", 6, true);
+        check("net", 7, false);
+        check("other", 6, false);
+        assert!(!is_given(None, "a", &[]));
     }
 }

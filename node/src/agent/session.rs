@@ -40,6 +40,8 @@ pub(super) enum SessionEvent {
     Assignments(pb::Assignments),
     /// A batch of statuses was committed.
     Committed(u64),
+    /// Hosts have let go of tasks that drain.
+    Drained(pb::Drained),
     /// A heartbeat of the manager came.
     Marked(Mark),
     /// It is closed; another one is being opened.
@@ -274,6 +276,7 @@ impl Line {
                                 SessionEvent::Assignments(a)
                             }
                             pb::manager_message::Kind::StatusesCommitted(c) => SessionEvent::Committed(c.sequence),
+                            pb::manager_message::Kind::Drained(drained) => SessionEvent::Drained(drained),
                             pb::manager_message::Kind::Heartbeat(beat) => {
                                 // One that does not fit is followed by others.
                                 let _ = self.events.try_send(SessionEvent::Marked(Mark { mark: beat.mark, came: heard }));

@@ -1,10 +1,12 @@
 //! `shoal __whoami [PORT]`: a tiny HTTP server that says who answers. It is what the demo's services run.
 //!
 //! `/` answers as text, `/json` as JSON, and `/fetch?url=http://NAME/PATH` asks another service by its name, through
-//! the resolver of the task, and tells what it saw. With `WHOAMI_BURN=N` in its environment, N threads take all the
+//! the resolver of the task, and tells what it saw; `/slow?ms=N` takes its time. With `WHOAMI_BURN=N` in its environment, N threads take all the
 //! processor time that they get, for tests of what a host does then. `shoal __whoami check FILE` only says by its exit code
 //! whether there is such a file, for tests of health checks; `hang FILE` hangs where there is none. SIGTERM lets the requests that are under way finish;
-//! then the process exits with 0.
+//! then the process exits with 0. With `WHOAMI_GRACE=N` it is a server as it should be, and a strict one: from SIGTERM on it
+//! takes no new connection, tells those that it has that it closes them with the next answer, and exits when they are
+//! gone, or after N seconds. With `WHOAMI_READY=FILE` it makes that file when it listens.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -27,6 +29,8 @@ const MAX_HEAD: u64 = 16 << 10;
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long `/fetch` waits for the other side.
 const FETCH: Duration = Duration::from_secs(3);
+/// How long `/slow` takes at the most.
+const SLOWEST: Duration = Duration::from_secs(10);
 
 /// What all connections share.
 #[derive(Debug, Default)]
@@ -66,17 +70,27 @@ pub fn main() -> ExitCode {
         }
     };
     println_flushed(&format!("{} listens at port {port}", hostname()));
+    if let Some(Err(error)) = std::env::var_os("WHOAMI_READY").map(std::fs::File::create) {
+        println_flushed(&format!("cannot say that it is ready: {error}"));
+    }
     let burners = std::env::var("WHOAMI_BURN").ok().and_then(|count| count.parse::<u8>().ok()).unwrap_or(0);
     for _ in 0..burners {
         std::thread::spawn(burn);
     }
     let shared = Arc::new(Shared::default());
     let accepting = Arc::clone(&shared);
+    let door = listener.try_clone();
     std::thread::spawn(move || accept(&listener, &accepting));
     let signal = signals.wait();
     shared.stopping.store(true, Ordering::SeqCst);
-    let deadline = Instant::now() + DRAIN;
-    while shared.under_way.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+    let grace = std::env::var("WHOAMI_GRACE").ok().and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+    if let (Some(_), Ok(door)) = (grace, door) {
+        shut(door, port);
+    }
+    let deadline = Instant::now() + grace.unwrap_or(DRAIN);
+    // An idle connection may be asked for something once more: with a grace, it counts as well.
+    let left = if grace.is_some() { &shared.connections } else { &shared.under_way };
+    while left.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
     println_flushed(&format!("{} stops on {}", hostname(), signal.map_or("a signal", Signal::as_str)));
@@ -116,12 +130,26 @@ fn listen(port: u16) -> io::Result<TcpListener> {
     TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
 }
 
+/// Has no new connection taken any more, but for those that are there already.
+fn shut(door: TcpListener, port: u16) {
+    // The same socket as the one that is being accepted from, which waits: it does not after one more.
+    let woken = door.set_nonblocking(true).and_then(|()| TcpStream::connect((Ipv4Addr::LOCALHOST, port)));
+    if let Err(error) = woken {
+        println_flushed(&format!("cannot close the port: {error}"));
+    }
+}
+
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     for stream in listener.incoming() {
-        let Ok(stream) = stream else {
-            // Out of descriptors, most likely: waiting is all that helps.
-            std::thread::sleep(Duration::from_millis(10));
-            continue;
+        let stream = match stream {
+            Ok(stream) => stream,
+            // Closed by `shut`, and nobody waits any more.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => {
+                // Out of descriptors, most likely: waiting is all that helps.
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
         };
         if shared.connections.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
             shared.connections.fetch_sub(1, Ordering::SeqCst);
@@ -156,8 +184,8 @@ fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some(request) = read_request(&mut reader)? {
         shared.under_way.fetch_add(1, Ordering::SeqCst);
-        let closing = request.close || shared.stopping.load(Ordering::SeqCst);
         let (status, kind, body) = answer(&request, peer, local);
+        let closing = request.close || shared.stopping.load(Ordering::SeqCst);
         let connection = if closing { "close" } else { "keep-alive" };
         let head = format!(
             "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n",
@@ -221,12 +249,17 @@ fn answer(request: &Request, peer: SocketAddr, local: SocketAddr) -> (&'static s
         "/" if request.json => ("200 OK", JSON, who_json(peer, local)),
         "/json" => ("200 OK", JSON, who_json(peer, local)),
         "/" => ("200 OK", TEXT, who_text(peer, local)),
+        "/slow" => {
+            let ms = query.strip_prefix("ms=").and_then(|ms| ms.parse().ok()).unwrap_or(0);
+            std::thread::sleep(Duration::from_millis(ms).min(SLOWEST));
+            ("200 OK", JSON, who_json(peer, local))
+        }
         "/fetch" => match fetch(query) {
             Ok(seen) => ("200 OK", JSON, seen),
             Err(Refused::Request(why)) => ("400 Bad Request", TEXT, why),
             Err(Refused::Other(why)) => ("502 Bad Gateway", TEXT, why),
         },
-        _ => ("404 Not Found", TEXT, "there are /, /json and /fetch?url=\n".into()),
+        _ => ("404 Not Found", TEXT, "there are /, /json, /slow?ms= and /fetch?url=\n".into()),
     }
 }
 
@@ -389,6 +422,29 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_was_shut_lets_nobody_in_and_keeps_who_is_in() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, door) = (listener.local_addr().unwrap(), listener.try_clone().unwrap());
+        let shared = Arc::new(Shared::default());
+        let accepting = shared.clone();
+        let accepts = std::thread::spawn(move || accept(&listener, &accepting));
+        let mut known = TcpStream::connect(address).unwrap();
+        known.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut ask = || -> String {
+            known.write_all(b"GET /json HTTP/1.1\r\n\r\n").unwrap();
+            let mut piece = [0; 4096];
+            let length = known.read(&mut piece).unwrap();
+            String::from_utf8_lossy(&piece[..length]).into_owned()
+        };
+        assert!(ask().contains("Connection: keep-alive"));
+        shared.stopping.store(true, Ordering::SeqCst);
+        shut(door, address.port());
+        accepts.join().unwrap();
+        assert!(TcpStream::connect(address).is_err());
+        assert!(ask().contains("Connection: close"));
+    }
+
+    #[test]
     fn serves_over_a_real_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -403,6 +459,9 @@ mod tests {
         let seen = http::get(address, "x", &format!("/fetch?url=http://localhost:{}/json", address.port()), limit);
         let seen: serde_json::Value = serde_json::from_str(&seen.unwrap().body).unwrap();
         assert_eq!(seen["status"], 200, "{seen}");
+        let began = Instant::now();
+        assert_eq!(http::get(address, "x", "/slow?ms=30", limit).unwrap().status, 200);
+        assert!(began.elapsed() >= Duration::from_millis(30));
         assert_eq!(http::get(address, "x", "/nowhere", limit).unwrap().status, 404);
         assert_eq!(http::get(address, "x", "/fetch?url=ftp", limit).unwrap().status, 400);
     }

@@ -150,7 +150,7 @@ impl Manager {
         }
     }
 
-    fn client(&self, peer: &Peer) -> pb::managers_client::ManagersClient<Channel> {
+    pub(super) fn client(&self, peer: &Peer) -> pb::managers_client::ManagersClient<Channel> {
         pb::managers_client::ManagersClient::new(self.inner.channels.to(&peer.addr, &peer.node_id))
             .max_decoding_message_size(MAX_MESSAGE)
     }

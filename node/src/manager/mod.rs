@@ -2,12 +2,13 @@
 //!
 //! `machine` applies the log · `leader` decides while this manager leads · `forward` finds the leader for the others ·
 //! `sessions` serves agents · `liveness` turns silence into Down · `members` keeps Raft's voters as the store wants
-//! them · `services` answers managers and nodes that join · `certificates` issues ·
-//! `skew` compares clocks · `holdings` and `whereabouts` tell who has image content.
+//! them · `services` answers managers and nodes that join · `certificates` issues · `drain` collects who has let go of
+//! tasks that stop · `skew` compares clocks · `holdings` and `whereabouts` tell who has image content.
 
 mod certificates;
 mod confirm;
 mod counters;
+mod drain;
 mod forward;
 pub(crate) mod holdings;
 mod leader;
@@ -148,6 +149,7 @@ struct Inner {
     heard: liveness::Heard,
     contact: liveness::Contact,
     holdings: holdings::Holdings,
+    drains: drain::Drains,
     timing: Timing,
     gossip: Gossip,
     /// Nobody becomes a voter any more: this manager is about to begin anew.
@@ -168,6 +170,7 @@ impl Manager {
             return Err(error);
         }
         let counters = Arc::new(Counters::default());
+        let (drains, asked) = drain::Drains::new();
         let (handle, leader_task) = leader::new(raft.clone(), published.clone(), counters.clone());
         let manager = Self {
             inner: Arc::new(Inner {
@@ -181,6 +184,7 @@ impl Manager {
                 heard: liveness::Heard::default(),
                 contact: liveness::Contact::new(config.timing.out_of_touch()),
                 holdings: holdings::Holdings::default(),
+                drains,
                 timing: config.timing,
                 gossip,
                 closed: AtomicBool::new(false),
@@ -192,6 +196,7 @@ impl Manager {
         manager.spawn(liveness::run(manager.clone()));
         manager.spawn(liveness::report(manager.clone()));
         manager.spawn(members::run(manager.clone()));
+        manager.spawn(drain::collect(manager.clone(), asked));
         manager.spawn(end_with_raft(manager.inner.raft.watch()));
         manager.spawn(end_beyond(beyond));
         Ok(manager)

@@ -13,7 +13,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::certificates::Issued;
 use super::leader::NotDone;
-use super::{Manager, certificates, sessions, whereabouts};
+use super::{Manager, certificates, drain, sessions, whereabouts};
 use crate::ca::{Caller, PeerIdentity, Role, Shown, may_renew_late};
 use crate::clock;
 use crate::engine::{Consistency, EngineError};
@@ -345,6 +345,13 @@ impl pb::managers_server::Managers for Service {
         let leads = self.manager.status().role == raft::Role::Leader && self.manager.inner.contact.holds();
         let index = self.manager.inner.published.borrow().index;
         Ok(Response::new(pb::HeardReply { leads, index, clock_ns: clock::unix_nanos() }))
+    }
+
+    type CoveredStream = drain::CoveredStream;
+
+    async fn covered(&self, request: Request<pb::CoveredRequest>) -> Result<Response<Self::CoveredStream>, Status> {
+        self.manager.authorize_manager(&caller(&request)?)?;
+        Ok(Response::new(drain::answer(&self.manager, request.into_inner())?))
     }
 
     async fn join_raft(&self, request: Request<pb::JoinRaftRequest>) -> Result<Response<pb::JoinRaftReply>, Status> {

@@ -3,6 +3,7 @@
 //! Any manager serves any agent. What an agent is sent comes from this manager's applied store and is stamped, so that
 //! the agent can refuse what is older than what it has seen.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use deploy::control::{
     ErrorKind, NodeCertified, NodeSession, Op, ReportStatuses, Request as ControlRequest, TaskReport,
 };
 use deploy::dispatcher::{self, AssignmentSet, Stamp, Update};
-use deploy::model::{NodeCertificate, NodeDescription, NodeId, NodeRole, NodeState};
+use deploy::model::{NodeCertificate, NodeDescription, NodeId, NodeRole, NodeState, TaskId};
 use deploy::store::{Key, Store};
 use futures_util::Stream;
 use prost::Message;
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::drain::Covering;
 use super::holdings::Telling;
 use super::services::{gossip_keys, to_status};
 use super::{Manager, Published, certificates, skew};
@@ -100,8 +102,10 @@ impl pb::sessions_server::Sessions for Service {
                 .map_err(|error| refused_session(&node_id, &error))?;
         }
         let (sender, receiver) = mpsc::channel(BACKLOG);
+        let covering = self.manager.inner.drains.session(node_id.clone());
         let content = self.manager.inner.holdings.session(node_id);
-        let session = Session { manager: self.manager.clone(), registration, opened: Instant::now(), sender, content };
+        let manager = self.manager.clone();
+        let session = Session { manager, registration, opened: Instant::now(), sender, content, covering };
         self.manager.spawn(async move {
             session.run(messages).await;
             drop(open);
@@ -155,6 +159,8 @@ struct Session {
     sender: mpsc::Sender<Result<pb::ManagerMessage, Status>>,
     /// What the host has of images, until the session ends.
     content: Telling,
+    /// How far the host is with what it was told.
+    covering: Covering,
 }
 
 impl Session {
@@ -206,6 +212,7 @@ impl Session {
                 }
                 Some(pb::agent_message::Kind::Statuses(_)) => return "the agent did not wait for an acknowledgement",
                 Some(pb::agent_message::Kind::Heartbeat(beat)) => {
+                    self.covering.acknowledged(beat.applied_revision);
                     self.compare_clocks(&beat);
                     self.return_to_ready().await;
                 }
@@ -313,6 +320,7 @@ impl Session {
     async fn send(&self) -> &'static str {
         let mut published = self.manager.watch();
         let mut sent: Option<Told> = None;
+        let mut draining = BTreeSet::new();
         let mut last_sent = Instant::now();
         loop {
             let current = published.borrow_and_update().clone();
@@ -335,17 +343,34 @@ impl Session {
             let heartbeat =
                 || pb::ManagerMessage { kind: Some(pb::manager_message::Kind::Heartbeat(self.heartbeat())) };
             let due = last_sent.elapsed() >= HEARTBEAT;
-            if let Some(message) = self.difference(&current, &mut sent).or_else(|| due.then(heartbeat)) {
+            let revision = current.store.revision();
+            let news = self.difference(&current, &mut sent);
+            match &news {
+                Some(_) => self.covering.told(revision),
+                None => self.covering.nothing_until(revision),
+            }
+            let changed = news.is_some();
+            if let Some(message) = news.or_else(|| due.then(heartbeat)) {
                 if self.sender.send(Ok(message)).await.is_err() {
                     return "the agent is gone";
                 }
                 last_sent = Instant::now();
+            }
+            if changed {
+                self.ask_for_drains(&current, &mut draining);
             }
             match tokio::time::timeout_at(last_sent + HEARTBEAT, published.changed()).await {
                 Ok(Ok(())) => tokio::time::sleep(GATHER).await,
                 Ok(Err(_)) => return "the manager stopped",
                 Err(_) => {}
             }
+        }
+    }
+
+    /// Asks who has let go of the host's tasks that began to drain. A new session asks for all that drain.
+    fn ask_for_drains(&self, current: &Published, draining: &mut BTreeSet<TaskId>) {
+        for drain in dispatcher::drain::drains(&current.store, self.node_id(), draining) {
+            self.manager.inner.drains.ask(drain, current.store.revision(), self.sender.clone());
         }
     }
 
@@ -391,6 +416,7 @@ impl Session {
             root_digest: told.root.clone(),
             certificate_key: told.certificate.clone(),
             wants_content: true,
+            drains: true,
         };
         self.manager.inner.counters.updates.add_one();
         self.manager.inner.counters.update_bytes.add(message.update.len() as u64);

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use deploy::control::{NodeDown, NodeSession, Op, RegisterNode, ReportStatuses, TaskReport};
+use deploy::dispatcher::drain::Cover;
 use deploy::dispatcher::{AssignmentSet, Stamp};
 use deploy::lifecycle::{Action, Event, Found, Lifecycle};
 use deploy::model::{NodeDescription, NodeId, NodeRole, Task, TaskId, TaskStatus};
@@ -25,6 +26,12 @@ pub(crate) struct Host {
     pub(crate) life: u64,
     pub(crate) set: AssignmentSet,
     pub(crate) stamp: Option<Stamp>,
+    /// How far it is, as its session knows.
+    pub(crate) cover: Cover,
+    /// It takes what it is told, and does not say that it has carried it out.
+    pub(crate) deaf: bool,
+    /// Its tasks that its session knows to drain.
+    pub(crate) draining: BTreeSet<TaskId>,
     pub(crate) tasks: BTreeMap<TaskId, Lifecycle>,
     /// Containers that run.
     pub(crate) running: BTreeSet<TaskId>,
@@ -86,6 +93,9 @@ impl Sim {
             life: 0,
             set: AssignmentSet::default(),
             stamp: None,
+            cover: Cover::default(),
+            deaf: false,
+            draining: BTreeSet::new(),
             tasks: BTreeMap::new(),
             running: BTreeSet::new(),
             saved: BTreeMap::new(),
@@ -136,6 +146,8 @@ impl Sim {
         let host = self.hosts.get_mut(name).expect("host");
         host.connected = false;
         host.stamp = None;
+        host.cover = Cover::default();
+        host.draining.clear();
         host.reports.clear();
         for task in host.tasks.keys().cloned().collect::<Vec<_>>() {
             self.tell(name, &task, Event::Connected(false));
@@ -182,6 +194,7 @@ impl Sim {
         let stamp = Stamp { incarnation: 1, term: self.term, revision: self.store.revision() };
         let set = deploy::dispatcher::assignment(&self.store, &node_id(name));
         self.send(name, &set, stamp);
+        self.drain();
         self.flush_reports();
     }
 
@@ -206,6 +219,16 @@ impl Sim {
         for id in withdrawn {
             self.tell(name, &id, Event::Withdrawn);
         }
+    }
+
+    /// The host stops saying what it has carried out, or says it again.
+    pub(crate) fn deafen(&mut self, name: &str, deaf: bool) {
+        let host = self.hosts.get_mut(name).expect("host");
+        host.deaf = deaf;
+        if let Some(stamp) = host.stamp.filter(|_| !deaf) {
+            host.cover.acknowledged(stamp.revision);
+        }
+        self.drain();
     }
 
     /// Something that was to happen on a host happens, unless the machine was switched off meanwhile.
@@ -259,6 +282,8 @@ impl Sim {
                     assert!(!self.hosts[name].running.contains(id), "a running container is removed");
                     self.later(STEP, name, id, Event::Removed);
                 }
+                // Its session sees that by itself.
+                Action::Drain => {}
                 Action::WakeAt(at) => self.later(at.since(self.now), name, id, Event::Timer),
                 Action::Report(status) => {
                     let host = self.hosts.get_mut(name).expect("host");

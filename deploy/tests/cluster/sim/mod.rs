@@ -6,12 +6,13 @@ mod checks;
 mod host;
 mod script;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use deploy::brain;
 use deploy::control::{self, ControlError, InitCluster, Op, Reply, Request};
 use deploy::cx::{Cx, Limits};
+use deploy::dispatcher::drain::{self, COLLECT, Collection, Drain};
 use deploy::dispatcher::{self, AssignmentSet, Stamp, Update};
 use deploy::lifecycle::Event;
 use deploy::model::{
@@ -52,6 +53,14 @@ impl Rng {
     }
 }
 
+/// Tasks of a host whose session waits until others have let go of them.
+struct Draining {
+    host: String,
+    revision: u64,
+    until: Timestamp,
+    missing: Collection<Vec<TaskId>>,
+}
+
 /// The cluster.
 pub(crate) struct Sim {
     pub(crate) store: Store,
@@ -65,6 +74,7 @@ pub(crate) struct Sim {
     queue: BTreeMap<(Timestamp, u64), (String, u64, TaskId, Event)>,
     queued: u64,
     follower: Store,
+    drains: Vec<Draining>,
     pub(crate) log: Vec<String>,
 }
 
@@ -82,6 +92,7 @@ impl Sim {
             queue: BTreeMap::new(),
             queued: 0,
             follower: Store::default(),
+            drains: Vec::new(),
             log: Vec::new(),
         };
         let mut cluster = Cluster { id: ClusterId::new(format!("{:0>25}", "cluster")), ..Cluster::default() };
@@ -176,6 +187,38 @@ impl Sim {
                 self.send(&name, &new, stamp);
             }
         }
+        self.drain();
+    }
+
+    /// What the sessions of hosts with tasks that drain do: they ask for those who lead there, and say when they have
+    /// let go, or who has not in time.
+    pub(crate) fn drain(&mut self) {
+        for (name, host) in self.hosts.iter_mut().filter(|(_, host)| host.connected) {
+            for Drain { tasks, hosts } in drain::drains(&self.store, &host.id, &mut host.draining) {
+                let until = self.now.plus(COLLECT);
+                let missing = Collection::new([(tasks, hosts)]);
+                self.drains.push(Draining { host: name.clone(), revision: self.store.revision(), until, missing });
+            }
+        }
+        for mut draining in std::mem::take(&mut self.drains) {
+            let covers =
+                |id: &NodeId| self.hosts.values().any(|h| h.id == *id && h.cover.revision() >= draining.revision);
+            let covered: BTreeSet<NodeId> = draining.missing.missing().into_iter().filter(covers).collect();
+            let mut done: Vec<_> = covered.iter().flat_map(|host| draining.missing.covered(host)).collect();
+            done.extend(draining.missing.look(&self.store));
+            let late = if self.now >= draining.until { draining.missing.give_up() } else { Vec::new() };
+            let answers = done.into_iter().map(|tasks| (tasks, BTreeSet::new())).chain(late);
+            for (tasks, late) in answers {
+                let late: Vec<String> = late.iter().map(|host| drain::name_of(&self.store, host)).collect();
+                for task in tasks {
+                    self.later(STEP, &draining.host, &task, Event::Drained { late: late.clone() });
+                }
+            }
+            if !draining.missing.is_empty() {
+                self.wake = Some(self.wake.map_or(draining.until, |wake| wake.min(draining.until)));
+                self.drains.push(draining);
+            }
+        }
     }
 
     fn send(&mut self, name: &str, new: &AssignmentSet, stamp: Stamp) {
@@ -193,6 +236,10 @@ impl Sim {
         }
         host.set.apply(update.delta);
         host.stamp = Some(stamp);
+        host.cover.told(stamp.revision);
+        if !host.deaf {
+            host.cover.acknowledged(stamp.revision);
+        }
         assert_eq!(&host.set, new, "a delta leads to the whole set");
         self.obey(name);
     }

@@ -92,6 +92,10 @@ impl Sim {
                 self.cut(name);
                 nothing
             }
+            ["node", deaf @ ("deaf" | "hears"), name] => {
+                self.deafen(name, *deaf == "deaf");
+                nothing
+            }
             ["node", "kill", name] => {
                 self.kill(name);
                 nothing
@@ -168,6 +172,7 @@ impl Sim {
                 nothing
             }
             ["show", "tasks", options @ ..] => Ok(self.show_tasks(options.contains(&"all"))),
+            ["show", "messages"] => Ok(self.show_messages()),
             ["show", "service", name] => Ok(self.show_service(name)),
             ["show", "running"] => Ok(self.show_running()),
             ["show", "set", name] => Ok(self.show_set(name)),
@@ -213,6 +218,18 @@ impl Sim {
             let (state, desired) = (format!("{:?}", task.state()), format!("{:?}", task.desired()));
             let args = task.spec.container.args.join(" ");
             let _ = writeln!(out, "{name:<10} {host:<4} {state:<9} {desired:<8} {args} {}", task.status.err);
+        }
+        out
+    }
+
+    /// What tasks that are not wanted any more are doing.
+    fn show_messages(&self) -> String {
+        let mut tasks: Vec<&Task> = self.store.tasks().filter(|t| !t.is_wanted()).map(|t| &**t).collect();
+        tasks.sort_by(|a, b| (&a.service_name, a.slot, a.ordinal).cmp(&(&b.service_name, b.slot, b.ordinal)));
+        let mut out = String::new();
+        for t in tasks {
+            let (state, message) = (t.state(), &t.status.message);
+            let _ = writeln!(out, "{}.{}#{} {state:?}: {message}", t.service_name, t.slot, t.ordinal);
         }
         out
     }

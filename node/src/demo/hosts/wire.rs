@@ -65,6 +65,14 @@ impl Client {
         Client { namespace }
     }
 
+    /// A client that stands where a process does: in a task, for example.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn beside(pid: u64) -> io::Result<Client> {
+        NetNs::open(Path::new(&format!("/proc/{pid}/ns/net"))).map(Client::new)
+    }
+
     /// HTTP GET over a new connection; the whole exchange takes `limit` at the most. Blocks.
     ///
     /// # Errors
