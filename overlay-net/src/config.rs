@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use thiserror::Error;
@@ -35,12 +36,15 @@ pub struct Config {
 }
 
 /// Everything this host must know; the whole state, swapped at once.
+///
+/// Networks and services are shared with the state before: whoever builds the next one keeps those that have not changed,
+/// and what is the same value in memory is not looked at again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Desired {
     /// Grows with every change; reported back once it is in force.
     pub revision: u64,
     /// Networks that this host has tasks on, and the ingress network.
-    pub networks: Vec<Network>,
+    pub networks: Vec<Arc<Network>>,
     /// Published ports of all services.
     pub ports: Vec<PublishedPort>,
 }
@@ -67,7 +71,7 @@ pub struct Network {
     /// Who has which address. Those on this host may be among them.
     pub stations: Vec<Station>,
     /// The services on it.
-    pub services: Vec<Service>,
+    pub services: Vec<Arc<Service>>,
 }
 
 /// One address on a network. Its hardware address follows from it ([`crate::kernel::mac_of`]).
@@ -348,7 +352,8 @@ impl Desired {
             }
             kept
         });
-        for network in &mut self.networks {
+        for shared in self.networks.iter_mut().filter(|network| !network.is_sound()) {
+            let network = Arc::make_mut(shared);
             let (id, subnet) = (network.id.clone(), network.subnet);
             let inside = |address: Ipv4Addr| match subnet.contains(&address) {
                 true => Ok(()),
@@ -356,7 +361,8 @@ impl Desired {
             };
             network.host_address = network.host_address.filter(|address| check(inside(*address)));
             network.stations.retain(|station| check(inside(station.address)));
-            network.services.retain_mut(|service| {
+            network.services.retain_mut(|shared| {
+                let service = Arc::make_mut(shared);
                 let count = bounded("endpoints", service.endpoints.len(), MEMBERS_MAX);
                 service.endpoints.truncate(MEMBERS_MAX);
                 check(count);
@@ -373,7 +379,7 @@ impl Desired {
     /// A network by its id.
     #[must_use]
     pub fn network(&self, id: &str) -> Option<&Network> {
-        self.networks.iter().find(|network| network.id == id)
+        self.networks.iter().find(|network| network.id == id).map(|network| &**network)
     }
 }
 
@@ -389,6 +395,19 @@ impl Network {
     #[must_use]
     pub fn hosts(&self) -> BTreeMap<Ipv4Addr, Ipv4Addr> {
         self.stations.iter().map(|station| (station.address, station.host)).collect()
+    }
+
+    /// Whether everything on it can be put in force.
+    fn is_sound(&self) -> bool {
+        let inside = |address: &Ipv4Addr| self.subnet.contains(address);
+        self.host_address.as_ref().is_none_or(inside)
+            && self.stations.iter().all(|station| inside(&station.address))
+            && self.services.iter().all(|service| {
+                service.endpoints.len() <= MEMBERS_MAX
+                    && service.ports.len() <= PORTS_MAX
+                    && service.vip.as_ref().is_none_or(inside)
+                    && service.endpoints.iter().all(|endpoint| inside(&endpoint.address))
+            })
     }
 
     /// Checks what the whole network stands or falls with.

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Instant;
 
@@ -311,7 +312,7 @@ impl Owner {
 
     /// What the host's own table depends on.
     fn host_side(&self) -> HostSide {
-        let has_place = |n: &&Network| n.ingress && n.host_address.is_some() && n.swallows().is_none();
+        let has_place = |n: &&Arc<Network>| n.ingress && n.host_address.is_some() && n.swallows().is_none();
         let ingress = self.desired.networks.iter().find(has_place);
         HostSide {
             ingress: ingress.map(|network| (names::ingress_link(&self.config.node), network.subnet.trunc())),

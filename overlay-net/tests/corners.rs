@@ -8,6 +8,7 @@ mod world;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use overlay_net::kernel::{Links, NetNs, Tables};
@@ -226,7 +227,7 @@ fn an_internal_network_leads_nowhere() {
     }
     let world = World::new(1);
     let mut inside = desired(1, &[("app.1", 21, 1)], 1);
-    inside.networks[0].internal = true;
+    Arc::make_mut(&mut inside.networks[0]).internal = true;
     world.set_desired_everywhere(&inside);
     let app = Task::new("app.1", 21, false);
     let attached = world.attach(1, &app, None);
@@ -314,7 +315,7 @@ fn connections_outlive_a_restart_and_changes_of_the_tables() {
     world.restart(1);
     let mut changed = desired(2, &PLACES, 2);
     // The last endpoint drains: what it has goes on.
-    changed.networks[0].services[0].endpoints[0].serving = false;
+    service_of(&mut changed).endpoints[0].serving = false;
     changed.ports[0].backends.clear();
     world.set_desired_everywhere(&changed);
     world.attach(1, &app, None);

@@ -317,9 +317,9 @@ fn a_bad_object_is_named_and_leaves_the_rest_in_force() {
             task: Some("app.1".into()),
         },
     );
-    let mut network = bad.networks[0].clone();
+    let mut network = (*bad.networks[0]).clone();
     (network.id, network.vni) = ("badnet".into(), 0);
-    bad.networks.insert(0, network);
+    bad.networks.insert(0, network.into());
     bad.ports[1].published = 8081;
     let overlay = &scene.world.host(1).overlay;
     let error = scene.world.runtime.block_on(overlay.set_desired(bad)).unwrap_err();

@@ -130,7 +130,7 @@ fn a_service_without_endpoints_refuses_instead_of_hanging() {
     }
     let (world, tasks, _greeters) = usual();
     let mut empty = usual_desired(2);
-    for endpoint in &mut empty.networks[0].services[0].endpoints {
+    for endpoint in &mut service_of(&mut empty).endpoints {
         endpoint.serving = false;
     }
     empty.ports[0].backends.clear();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use deploy::dispatcher::{self, AssignmentSet, EndpointInfo, NetworkInfo};
 use deploy::model::{PortProtocol, ServiceId, Task, TaskId};
@@ -15,7 +16,7 @@ use overlay_net::{
 /// Everything that this host must know of networks. What does not parse is left out: the store's allocator wrote it,
 /// and one bad object must not take the others down. `serving_here` are the local tasks that others may be led to.
 pub(super) fn desired(set: &AssignmentSet, revision: u64, serving_here: &BTreeSet<TaskId>) -> Desired {
-    let networks: Vec<Network> = set.networks().filter_map(|info| network(set, info)).collect();
+    let networks = set.networks().filter_map(|info| network(set, info)).map(Arc::new).collect();
     let mut ports = ingress_ports(set);
     ports.extend(host_ports(set, serving_here));
     Desired { revision, networks, ports }
@@ -36,12 +37,14 @@ fn network(set: &AssignmentSet, info: &NetworkInfo) -> Option<Network> {
     let services = set
         .services()
         .filter(|service| service.network == info.id)
-        .map(|service| Service {
-            name: service.name.clone(),
-            aliases: service.aliases.clone(),
-            vip: address(&service.vip),
-            endpoints: endpoints.remove(&service.id).unwrap_or_default(),
-            ports: service.ports.iter().filter_map(service_port).collect(),
+        .map(|service| {
+            Arc::new(Service {
+                name: service.name.clone(),
+                aliases: service.aliases.clone(),
+                vip: address(&service.vip),
+                endpoints: endpoints.remove(&service.id).unwrap_or_default(),
+                ports: service.ports.iter().filter_map(service_port).collect(),
+            })
         })
         .collect();
     Some(Network {

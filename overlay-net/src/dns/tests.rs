@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use super::resolver::failure;
 use super::wire::HEADER;
@@ -18,7 +19,7 @@ fn address(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 9, last)
 }
 
-fn service(name: &str, vip: Option<u8>, endpoints: &[(u8, bool)]) -> Service {
+fn service(name: &str, vip: Option<u8>, endpoints: &[(u8, bool)]) -> Arc<Service> {
     let endpoint = |(last, serving): &(u8, bool)| Endpoint {
         task: format!("t{last}"),
         name: format!("{name}.{last}"),
@@ -26,7 +27,7 @@ fn service(name: &str, vip: Option<u8>, endpoints: &[(u8, bool)]) -> Service {
         names: vec![format!("box{last}")],
         serving: *serving,
     };
-    Service {
+    Arc::new(Service {
         name: name.into(),
         aliases: vec![format!("{name}-Alias")],
         vip: vip.map(address),
@@ -34,10 +35,10 @@ fn service(name: &str, vip: Option<u8>, endpoints: &[(u8, bool)]) -> Service {
         ports: [("", Protocol::Tcp, 80), ("metrics", Protocol::Tcp, 9100), ("", Protocol::Udp, 53)]
             .map(|(name, protocol, target)| ServicePort { name: name.into(), protocol, target })
             .into(),
-    }
+    })
 }
 
-fn network(id: &str, services: Vec<Service>) -> Network {
+fn network(id: &str, services: Vec<Arc<Service>>) -> Network {
     Network {
         id: id.into(),
         name: format!("{id}-net"),
@@ -60,7 +61,7 @@ pub(super) fn zone() -> Zone {
     ];
     let two = vec![service("web", Some(201), &[]), service("other", Some(202), &[])];
     Zone::new(
-        &Desired { revision: 1, networks: vec![network("one", one), network("two", two)], ports: vec![] },
+        &Desired { revision: 1, networks: vec![network("one", one).into(), network("two", two).into()], ports: vec![] },
         &[].into(),
     )
 }
@@ -69,7 +70,7 @@ pub(super) fn zone() -> Zone {
 fn nobody_is_found_by_name_over_the_ingress_network() {
     let mut ingress = network("in", vec![service("web", Some(200), &[(2, true)])]);
     ingress.ingress = true;
-    let zone = Zone::new(&Desired { revision: 1, networks: vec![ingress], ports: vec![] }, &[].into());
+    let zone = Zone::new(&Desired { revision: 1, networks: vec![ingress.into()], ports: vec![] }, &[].into());
     for name in ["web", "tasks.web", "web.in-net", "web.2"] {
         let view = View { networks: vec!["in".into()], ..View::default() };
         let found = zone.look_up(&view, name);
@@ -295,7 +296,7 @@ fn reverse_names_are_read_as_addresses() {
 #[test]
 fn networks_that_are_called_like_a_domain_share_it() {
     let shared = Network { name: "dev".into(), ..network("one", vec![service("web", Some(200), &[])]) };
-    let zone = Zone::new(&Desired { revision: 1, networks: vec![shared], ports: vec![] }, &[].into());
+    let zone = Zone::new(&Desired { revision: 1, networks: vec![shared.into()], ports: vec![] }, &[].into());
     let view = view(&["one"]);
     let look = |name| zone.look_up(&view, name);
     assert_eq!(look("web.dev"), super::Known::Name(&[address(200).into()]));
@@ -309,7 +310,7 @@ fn services_names_leave_out_suspected_hosts_but_never_everybody() {
         network("one", vec![service("web", Some(200), &[(2, true), (3, true)]), service("db", None, &[(5, true)])]);
     net.stations =
         [(2, here), (3, there), (5, there)].map(|(last, host)| Station { address: address(last), host }).into();
-    let desired = Desired { revision: 1, networks: vec![net], ports: vec![] };
+    let desired = Desired { revision: 1, networks: vec![net.into()], ports: vec![] };
     let found = |suspects: &[Ipv4Addr], name| {
         let zone = Zone::new(&desired, &suspects.iter().copied().collect::<BTreeSet<_>>());
         match zone.look_up(&view(&["one"]), name) {
@@ -352,7 +353,10 @@ fn addresses_take_turns() {
 fn what_does_not_fit_a_datagram_is_marked_and_fits_a_stream() {
     let many: Vec<(u8, bool)> = (2..=150).map(|last| (last, true)).collect();
     let networks = vec![network("one", vec![service("big", None, &many)])];
-    let zone = Zone::new(&Desired { revision: 1, networks, ports: vec![] }, &[].into());
+    let zone = Zone::new(
+        &Desired { revision: 1, networks: networks.into_iter().map(Arc::new).collect(), ports: vec![] },
+        &[].into(),
+    );
     let (plain, extended) = (query("big", A), extended("big", A, 4096));
     for (packet, transport, limit, truncated) in [
         (&plain, Transport::Udp, 512, true),

@@ -93,7 +93,7 @@ impl Zone {
     /// balancing does: never all of them.
     #[must_use]
     pub fn new(desired: &Desired, suspects: &BTreeSet<Ipv4Addr>) -> Zone {
-        let names = |network: &Network| (network.id.clone(), Names::new(network, suspects));
+        let names = |network: &Arc<Network>| (network.id.clone(), Names::new(network, suspects));
         Zone { networks: desired.networks.iter().map(names).collect() }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use proptest::prelude::*;
@@ -40,7 +41,7 @@ fn network(id: &str, vni: u32) -> Network {
     }
 }
 
-fn service(vip: Option<Ipv4Addr>, endpoints: &[(u8, bool)]) -> Service {
+fn service(vip: Option<Ipv4Addr>, endpoints: &[(u8, bool)]) -> Arc<Service> {
     let endpoint = |(last, serving): &(u8, bool)| Endpoint {
         task: format!("t{last}"),
         name: format!("web.{last}"),
@@ -49,11 +50,11 @@ fn service(vip: Option<Ipv4Addr>, endpoints: &[(u8, bool)]) -> Service {
         serving: *serving,
     };
     let endpoints = endpoints.iter().map(endpoint).collect();
-    Service { name: "web".into(), aliases: vec![], vip, endpoints, ports: vec![] }
+    Arc::new(Service { name: "web".into(), aliases: vec![], vip, endpoints, ports: vec![] })
 }
 
 fn desired(networks: Vec<Network>) -> Desired {
-    Desired { revision: 1, networks, ports: vec![] }
+    Desired { revision: 1, networks: networks.into_iter().map(Arc::new).collect(), ports: vec![] }
 }
 
 fn port(task: &str, network: &str, vni: u32) -> Port {
@@ -445,20 +446,23 @@ fn what_cannot_be_put_in_force_is_left_out_alone() {
     // What is added is left out again, and named; nothing else changes.
     type Spoil<'a> = &'a dyn Fn(&mut Desired);
     let added: [(&str, Spoil<'_>); 10] = [
-        ("\"bad\": VNI 0", &|d| d.networks.insert(0, network("bad", 0))),
-        ("\"bad\": VNI 16777216", &|d| d.networks.push(network("bad", 1 << 24))),
-        ("\"net2\" has an id or a VNI", &|d| d.networks.push(network("net2", 5))),
-        ("\"net\" has an id or a VNI", &|d| d.networks.push(network("net", 7))),
-        ("visible ASCII", &|d| d.networks.push(network("a b", 7))),
+        ("\"bad\": VNI 0", &|d| d.networks.insert(0, network("bad", 0).into())),
+        ("\"bad\": VNI 16777216", &|d| d.networks.push(network("bad", 1 << 24).into())),
+        ("\"net2\" has an id or a VNI", &|d| d.networks.push(network("net2", 5).into())),
+        ("\"net\" has an id or a VNI", &|d| d.networks.push(network("net", 7).into())),
+        ("visible ASCII", &|d| d.networks.push(network("a b", 7).into())),
         ("address 192.168.0.2 is not in 10.0.9.0/24", &|d| {
-            d.networks[0].stations.insert(0, Station { address: PEER, host: PEER });
+            Arc::make_mut(&mut d.networks[0]).stations.insert(0, Station { address: PEER, host: PEER });
         }),
         ("\"net\": address 192.168.0.3", &|d| {
             let mut bad = d.networks[0].services[0].endpoints[0].clone();
             bad.address = THIRD;
-            d.networks[0].services[0].endpoints.insert(0, bad);
+            let network = Arc::make_mut(&mut d.networks[0]);
+            Arc::make_mut(&mut network.services[0]).endpoints.insert(0, bad);
         }),
-        ("\"other\": address 192.168.0.3", &|d| d.networks[1].services.push(service(Some(THIRD), &[(5, true)]))),
+        ("\"other\": address 192.168.0.3", &|d| {
+            Arc::make_mut(&mut d.networks[1]).services.push(service(Some(THIRD), &[(5, true)]));
+        }),
         ("port 0 to port 90/udp of task t7", &|d| d.ports.insert(0, port(0, 90, PortMode::Host, Some("t7")))),
         ("port 81 to port 90/udp of a service", &|d| d.ports.push(port(81, 90, PortMode::Host, None))),
     ];
@@ -471,7 +475,7 @@ fn what_cannot_be_put_in_force_is_left_out_alone() {
         assert!(error.to_string().contains(words), "{error}");
     }
     let mut all = sound();
-    all.networks[1].host_address = Some(PEER);
+    Arc::make_mut(&mut all.networks[1]).host_address = Some(PEER);
     let (left, refused) = all.sift();
     assert_eq!((left.networks[1].host_address, refused.len()), (None, 1));
 }

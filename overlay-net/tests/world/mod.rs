@@ -150,7 +150,7 @@ pub fn start(namespace: &NetNs, config: &Config) -> Overlay {
 pub fn for_host(desired: &Desired, number: u8) -> Desired {
     let mut desired = desired.clone();
     for network in desired.networks.iter_mut().filter(|network| network.ingress) {
-        network.host_address = Some(ingress_address(number));
+        Arc::make_mut(network).host_address = Some(ingress_address(number));
     }
     desired
 }
@@ -225,7 +225,7 @@ pub fn desired(revision: u64, endpoints: &[(&str, u8, u8)], hosts: u8) -> Desire
         services: vec![],
     };
     let mut web_network = network("webnet", "web-network", WEB_VNI, 1);
-    web_network.services = vec![service];
+    web_network.services = vec![service.into()];
     let mut ingress = network("ingressnet", "ingress", INGRESS_VNI, 0);
     ingress
         .stations
@@ -238,7 +238,13 @@ pub fn desired(revision: u64, endpoints: &[(&str, u8, u8)], hosts: u8) -> Desire
         backends: endpoints.iter().filter(|e| e.0.starts_with("web")).map(|e| Ipv4Addr::new(10, 0, 0, e.1)).collect(),
         task: None,
     };
-    Desired { revision, networks: vec![web_network, ingress], ports: vec![port] }
+    Desired { revision, networks: vec![web_network.into(), ingress.into()], ports: vec![port] }
+}
+
+/// The one service of [`desired`], to be changed.
+pub fn service_of(desired: &mut Desired) -> &mut Service {
+    let network = Arc::make_mut(&mut desired.networks[0]);
+    Arc::make_mut(&mut network.services[0])
 }
 
 /// A TCP server in a namespace that says `name client-address` to each client and hangs up.
