@@ -169,6 +169,7 @@ fn full_store() -> Store {
     cluster.status.manager_token = "manager".into();
     cluster.status.gossip_keys = vec![GossipKey { id: 1, bytes: vec![9; 32] }];
     cluster.status.incarnation = 11;
+    cluster.status.feature_level = 2;
     let mut node = Node { id: NodeId::from(2), ..Node::default() };
     node.spec.set_role(NodeRole::Manager);
     node.spec.labels.insert("zone".into(), "a".into());
@@ -185,7 +186,7 @@ fn full_store() -> Store {
         data_path_addr: "192.0.2.1".into(),
         control_addr: "192.0.2.1:2377".into(),
         engine_id: "engine".into(),
-        feature_level: 1,
+        feature_level: 2,
         own_ports: vec![OwnPort { protocol: PortProtocol::Udp as i32, port: 2377, purpose: "control port".into() }],
         own_subnets: vec!["192.0.2.0/24".into()],
         routes: vec!["198.51.100.0/24".into()],
@@ -199,7 +200,8 @@ fn full_store() -> Store {
         gateway: "10.9.0.1".into(),
         auxiliary: [("printer".to_owned(), "10.9.0.9".to_owned())].into(),
     };
-    let network = NetworkSpec { name: "back".into(), internal: true, ipam: vec![ipam], ..NetworkSpec::default() };
+    let network =
+        NetworkSpec { name: "back".into(), internal: true, ipv6: true, ipam: vec![ipam], ..NetworkSpec::default() };
     for op in [
         Op::InitCluster(Box::new(InitCluster { cluster, node })),
         Op::CreateNetwork(Box::new(CreateNetwork { spec: network })),

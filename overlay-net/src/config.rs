@@ -4,11 +4,11 @@
 //! kernel: a request about one thing is refused, a whole state goes into force without its bad parts.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use thiserror::Error;
 
 /// Networks in one desired state.
@@ -60,6 +60,8 @@ pub struct Network {
     pub vni: u32,
     /// Its addresses.
     pub subnet: Ipv4Net,
+    /// Its IPv6 addresses, if it has any: who has the nth address of `subnet` has the nth of this one too.
+    pub subnet6: Option<Ipv6Net>,
     /// The gateway address; reserved, nothing of ours answers there.
     pub gateway: Ipv4Addr,
     /// No way out: tasks that are only on internal networks get no egress and no foreign names.
@@ -72,6 +74,41 @@ pub struct Network {
     pub stations: Vec<Station>,
     /// The services on it.
     pub services: Vec<Arc<Service>>,
+}
+
+/// The IPv6 addresses beside the IPv4 addresses of a network: the nth of the one with the nth of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beside {
+    four: Ipv4Net,
+    six: Ipv6Net,
+}
+
+impl Beside {
+    /// Nothing where there are too few IPv6 addresses.
+    #[must_use]
+    pub fn new(four: Ipv4Net, six: Ipv6Net) -> Option<Beside> {
+        let has_room = six.max_prefix_len() - six.prefix_len() >= four.max_prefix_len() - four.prefix_len();
+        has_room.then(|| Beside { four: four.trunc(), six: six.trunc() })
+    }
+
+    /// The IPv6 subnet.
+    #[must_use]
+    pub fn subnet(self) -> Ipv6Net {
+        self.six
+    }
+
+    /// The address beside this one; nothing for one of another network.
+    #[must_use]
+    pub fn address(self, four: Ipv4Addr) -> Option<Ipv6Addr> {
+        let place = u32::from(four) - u32::from(self.four.contains(&four).then(|| self.four.network())?);
+        Some(Ipv6Addr::from(u128::from(self.six.network()) | u128::from(place)))
+    }
+
+    /// The same with the network's prefix.
+    #[must_use]
+    pub fn interface(self, four: Ipv4Addr) -> Option<Ipv6Net> {
+        Ipv6Net::new(self.address(four)?, self.six.prefix_len()).ok()
+    }
 }
 
 /// One address on a network. Its hardware address follows from it ([`crate::kernel::mac_of`]).
@@ -261,6 +298,16 @@ pub enum ConfigError {
         /// The network's addresses.
         subnet: Ipv4Net,
     },
+    /// A network has fewer IPv6 addresses than others; it goes without.
+    #[error("network {network:?}: {six} has fewer addresses than {subnet}")]
+    Room {
+        /// The network.
+        network: String,
+        /// Its IPv6 addresses.
+        six: Ipv6Net,
+        /// Its other addresses.
+        subnet: Ipv4Net,
+    },
     /// A published port has no number on one of its sides, or is one of a task and names none.
     #[error("published port {published} to port {target}/{protocol} of {} is not complete", .task.as_deref().unwrap_or("a service"))]
     Port {
@@ -355,6 +402,10 @@ impl Desired {
         for shared in self.networks.iter_mut().filter(|network| !network.is_sound()) {
             let network = Arc::make_mut(shared);
             let (id, subnet) = (network.id.clone(), network.subnet);
+            network.subnet6 = network.subnet6.filter(|six| {
+                let room = ConfigError::Room { network: id.clone(), six: *six, subnet };
+                check(Beside::new(subnet, *six).map(drop).ok_or(room))
+            });
             let inside = |address: Ipv4Addr| match subnet.contains(&address) {
                 true => Ok(()),
                 false => Err(ConfigError::Outside { network: id.clone(), address, subnet }),
@@ -384,6 +435,12 @@ impl Desired {
 }
 
 impl Network {
+    /// The IPv6 addresses beside its others, if it has any.
+    #[must_use]
+    pub fn beside(&self) -> Option<Beside> {
+        Beside::new(self.subnet, self.subnet6?)
+    }
+
     /// A host whose data path address is among the network's own. This host could not have a place on such a network
     /// without losing that host.
     #[must_use]

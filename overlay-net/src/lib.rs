@@ -21,8 +21,8 @@ mod owner;
 pub mod plan;
 
 pub use config::{
-    Attachment, Config, ConfigError, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol, PublishedPort,
-    Resolvers, Service, ServicePort, Station, resolv_conf,
+    Attachment, Beside, Config, ConfigError, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol,
+    PublishedPort, Resolvers, Service, ServicePort, Station, resolv_conf,
 };
 pub use dns::DnsSockets;
 pub use error::{ObjectError, OverlayError};

@@ -125,7 +125,7 @@ mod tests {
     fn attached(id: &str, address: &str) -> Task {
         let mut task = task(id, "web", "a");
         let network = NetworkId::new("n");
-        task.attachments = vec![NetworkAttachment { network, address: address.to_owned(), aliases: Vec::new() }];
+        task.attachments = vec![NetworkAttachment { network, address: address.to_owned(), ..Default::default() }];
         task
     }
 

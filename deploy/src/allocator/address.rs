@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{NetworkId, Subnet, parse_cidr, parse_ipv4};
+use crate::model::{NetworkId, Subnet, Subnet6, parse_cidr, parse_ipv4, parse_ipv6};
 use crate::store::Store;
 
 /// Addresses that one pass gives out. It remembers the last one of each network, so that a pass that gives out
@@ -17,12 +17,21 @@ struct Plan {
     /// The network's, for people.
     name: String,
     subnet: Subnet,
+    /// Its addresses are given along with the others.
+    six: Option<Subnet6>,
     first: u32,
     last: u32,
     /// Gateway and auxiliary addresses, in order.
     reserved: Vec<u32>,
     /// Next address to try.
     next: u32,
+}
+
+/// What somebody gets on a network, with prefix lengths.
+pub(super) struct Given {
+    pub(super) address: String,
+    /// Empty on a network without IPv6.
+    pub(super) address6: String,
 }
 
 impl Addresses {
@@ -32,7 +41,7 @@ impl Addresses {
     ///
     /// # Errors
     /// Why there is none, for people.
-    pub(super) fn next(&mut self, store: &Store, network: &NetworkId) -> Result<String, String> {
+    pub(super) fn next(&mut self, store: &Store, network: &NetworkId) -> Result<Given, String> {
         if !self.plans.contains_key(network) {
             let plan = Plan::new(store, network)?;
             self.plans.insert(network.clone(), plan);
@@ -43,7 +52,8 @@ impl Addresses {
             .or_else(|| plan.first_free(store, network, plan.first, plan.next.saturating_sub(1)))
             .ok_or_else(|| dry(&plan.name))?;
         plan.next = address.saturating_add(1);
-        Ok(plan.subnet.with_prefix(address))
+        let six = plan.six.and_then(|six| Some(six.with_prefix(six.beside(plan.subnet, address)?)));
+        Ok(Given { address: plan.subnet.with_prefix(address), address6: six.unwrap_or_default() })
     }
 }
 
@@ -61,7 +71,7 @@ impl Plan {
         let Some(subnet) = Subnet::parse(&allocation.subnet) else {
             return Err(format!("network {} has the subnet {:?}", network.spec.name, allocation.subnet));
         };
-        let ipam = network.spec.ipam.first();
+        let ipam = network.spec.ipam4();
         let range = ipam
             .and_then(|ipam| parse_cidr(&ipam.ip_range))
             .and_then(|(address, prefix)| Subnet::containing(address, prefix));
@@ -73,11 +83,18 @@ impl Plan {
         let auxiliary = ipam.into_iter().flat_map(|ipam| ipam.auxiliary.values());
         let mut reserved: Vec<u32> =
             auxiliary.chain([&allocation.gateway]).filter_map(|text| parse_ipv4(text)).collect();
+        let six = Subnet6::parse(&allocation.subnet6);
+        if let Some(six) = six {
+            // Whoever had this one would have that one too.
+            let auxiliary = network.spec.ipam6().into_iter().flat_map(|ipam| ipam.auxiliary.values());
+            let taken = auxiliary.chain([&allocation.gateway6]).filter_map(|text| parse_ipv6(text));
+            reserved.extend(taken.filter_map(|address| six.opposite(subnet, address)));
+        }
         reserved.sort_unstable();
         let highest = store.highest_address(&network.id, last.saturating_add(1)).unwrap_or(first);
         let next = highest.saturating_add(u32::from(highest > first)).max(first);
         let name = network.spec.name.clone();
-        Ok(Self { name, subnet, first, last, reserved, next })
+        Ok(Self { name, subnet, six, first, last, reserved, next })
     }
 
     /// The lowest free address from `from` to `to`.

@@ -19,7 +19,7 @@ use crate::model::{
     EndpointMode, Network, NetworkAttachment, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, VirtualIp,
 };
 use crate::store::{Key, Txn};
-use address::Addresses;
+use address::{Addresses, Given};
 use port::HostPorts;
 
 pub(crate) use reserved::{own_ports, reserved_port};
@@ -104,8 +104,9 @@ fn attach_nodes<'a>(cx: &Cx<'_>, txn: &mut Txn, addresses: &mut Addresses, nodes
             continue;
         }
         let mut node = Node::clone(node);
-        let Ok(address) = addresses.next(txn, &ingress.id) else { return };
-        node.attachments = vec![NetworkAttachment { network: ingress.id.clone(), address, aliases: Vec::new() }];
+        let Ok(Given { address, address6 }) = addresses.next(txn, &ingress.id) else { return };
+        let network = ingress.id.clone();
+        node.attachments = vec![NetworkAttachment { network, address, aliases: Vec::new(), address6 }];
         txn.put_node(node);
     }
 }
@@ -124,7 +125,9 @@ fn allocate_service(txn: &mut Txn, addresses: &mut Addresses, id: &ServiceId) {
             continue;
         }
         match addresses.next(txn, &network) {
-            Ok(address) => service.endpoint.virtual_ips.push(VirtualIp { network, address }),
+            Ok(Given { address, address6 }) => {
+                service.endpoint.virtual_ips.push(VirtualIp { network, address, address6 });
+            }
             Err(why) => problems.push(why),
         }
     }
@@ -166,7 +169,9 @@ fn attach_task(txn: &mut Txn, addresses: &mut Addresses, ports: &mut HostPorts, 
             continue;
         }
         match addresses.next(txn, &network) {
-            Ok(address) => attachments.push(NetworkAttachment { network, address, aliases }),
+            Ok(Given { address, address6 }) => {
+                attachments.push(NetworkAttachment { network, address, aliases, address6 });
+            }
             Err(why) => {
                 // All or nothing: a task must not start with half of its networks. What was reserved in this pass
                 // is free again in the next one.

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{Network, NetworkAllocation, Node, Subnet, format_ipv4, parse_ipv4};
+use crate::model::{
+    Network, NetworkAllocation, Node, Subnet, Subnet6, format_ipv4, format_ipv6, parse_ipv4, parse_ipv6,
+};
 use crate::store::Store;
 
 /// Lowest VXLAN id: a Docker Swarm on the same hosts counts from 4096 and does not get here.
@@ -17,7 +19,7 @@ const LAST_VNI: u32 = 0xff_ffff;
 pub(crate) fn plan_network(store: &Store, network: &Network) -> Result<NetworkAllocation, String> {
     let taken = taken_subnets(store, network);
     let hosts = HostSubnets::of(store);
-    let asked = network.spec.ipam.first().filter(|ipam| !ipam.subnet.is_empty());
+    let asked = network.spec.ipam4().filter(|ipam| !ipam.subnet.is_empty());
     let subnet = match asked {
         Some(ipam) => {
             let Some(subnet) = Subnet::parse(&ipam.subnet) else {
@@ -41,7 +43,59 @@ pub(crate) fn plan_network(store: &Store, network: &Network) -> Result<NetworkAl
     let vni = (FIRST_VNI..=LAST_VNI)
         .find(|vni| store.vni_owner(*vni).is_none())
         .ok_or_else(|| "no VXLAN id is free".to_owned())?;
-    Ok(NetworkAllocation { vni, subnet: subnet.to_string(), gateway: format_ipv4(gateway) })
+    let (subnet6, gateway6) = match network.spec.ipv6 {
+        true => plan_ipv6(store, network, subnet, gateway)?,
+        false => Default::default(),
+    };
+    Ok(NetworkAllocation { vni, subnet: subnet.to_string(), gateway: format_ipv4(gateway), subnet6, gateway6 })
+}
+
+/// The IPv6 subnet that goes with an IPv4 one, and its gateway.
+fn plan_ipv6(store: &Store, network: &Network, four: Subnet, gateway: u32) -> Result<(String, String), String> {
+    let taken = taken_subnets6(store, network);
+    let asked = network.spec.ipam6();
+    let six = match asked {
+        Some(ipam) => {
+            let Some(six) = Subnet6::parse(&ipam.subnet) else {
+                return Err(format!("invalid subnet {:?}", ipam.subnet));
+            };
+            if taken.iter().any(|other| other.overlaps(six)) {
+                return Err("invalid pool request: Pool overlaps with other one on this address space".to_owned());
+            }
+            six
+        }
+        None => free_subnet6(store, &taken)
+            .ok_or_else(|| "could not find an available, non-overlapping IPv6 address pool".to_owned())?,
+    };
+    let beside = six
+        .beside(four, gateway)
+        .ok_or_else(|| format!("invalid subnet {six}: too small, each address of {four} has one of it beside it"))?;
+    let gateway6 = asked.and_then(|ipam| parse_ipv6(&ipam.gateway)).unwrap_or(beside);
+    Ok((six.to_string(), format_ipv6(gateway6)))
+}
+
+/// IPv6 subnets that other networks have, or that users asked for.
+fn taken_subnets6(store: &Store, network: &Network) -> BTreeSet<Subnet6> {
+    let others = store.networks().filter(|other| other.id != network.id);
+    others
+        .filter_map(|other| match &other.allocation {
+            Some(allocation) => Subnet6::parse(&allocation.subnet6),
+            None => other.spec.ipam6().and_then(|ipam| Subnet6::parse(&ipam.subnet)),
+        })
+        .collect()
+}
+
+/// The lowest free /64 of the cluster's own /48 among the unique local addresses (RFC 4193): `fd`, and 40 bits that
+/// follow from the cluster's id, so that two clusters rarely have the same.
+fn free_subnet6(store: &Store, taken: &BTreeSet<Subnet6>) -> Option<Subnet6> {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in store.cluster()?.id.as_str().bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    let pool = 0xfd_u128 << 120 | u128::from(hash >> 24) << 80;
+    let candidate = |number: u128| Subnet6::containing(pool | number << 64, 64);
+    let free = |subnet: &Subnet6| !taken.iter().any(|other| other.overlaps(*subnet));
+    (0..1 << 16).filter_map(candidate).find(free)
 }
 
 /// Subnets that other networks have, or that users asked for, in order.
@@ -50,7 +104,7 @@ fn taken_subnets(store: &Store, network: &Network) -> Vec<Subnet> {
     let mut taken: Vec<Subnet> = others
         .filter_map(|other| match &other.allocation {
             Some(allocation) => Subnet::parse(&allocation.subnet),
-            None => other.spec.ipam.first().and_then(|ipam| Subnet::parse(&ipam.subnet)),
+            None => other.spec.ipam4().and_then(|ipam| Subnet::parse(&ipam.subnet)),
         })
         .collect();
     taken.sort_unstable();

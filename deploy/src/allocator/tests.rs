@@ -117,6 +117,73 @@ fn gateway_range_and_auxiliary_addresses_are_kept_out() {
     assert_eq!(given, ["10.9.0.67/24", "10.9.0.68/24", "10.9.0.69/24", "10.9.0.70/24", "10.9.0.71/24"]);
 }
 
+/// A cluster whose managers and hosts know IPv6.
+fn world6() -> World {
+    let mut world = World::new();
+    world.change(|_, txn| {
+        let mut cluster = Cluster::clone(txn.cluster().expect("a cluster"));
+        cluster.status.feature_level = IPV6_LEVEL;
+        txn.put_cluster(cluster);
+    });
+    world
+}
+
+fn network6(world: &mut World, name: &str, ipam: &[&str]) -> Result<NetworkAllocation, String> {
+    let ipam = ipam.iter().filter_map(|text| subnet(text)).collect();
+    let spec = NetworkSpec { name: name.into(), ipam, ipv6: true, ..NetworkSpec::default() };
+    world.run(Op::CreateNetwork(Box::new(CreateNetwork { spec }))).map_err(|error| error.message)?;
+    Ok(world.store.network_by_name(name).and_then(|network| network.allocation.clone()).expect("subnets"))
+}
+
+#[test]
+fn networks_with_ipv6_have_addresses_of_both_families() {
+    let mut world = world6();
+    let node = world.join(1);
+    let given = network6(&mut world, "back", &["10.9.0.0/24", "fd00:9::/64"]).expect("made");
+    assert_eq!((given.subnet6.as_str(), given.gateway6.as_str()), ("fd00:9::/64", "fd00:9::1"));
+    let service = world.create(on_network(web("web"), "back")).expect("made");
+    let task = world.place(&service, &node);
+    let vip = world.service(&service).endpoint.virtual_ips[0].clone();
+    assert_eq!((vip.address.as_str(), vip.address6.as_str()), ("10.9.0.2/24", "fd00:9::2/64"));
+    let attachment = world.store.task(&task).expect("the task").attachments[0].clone();
+    assert_eq!((attachment.address.as_str(), attachment.address6.as_str()), ("10.9.0.3/24", "fd00:9::3/64"));
+    // The hosts' places on an ingress network without IPv6 have none either.
+    assert_eq!(world.store.node(&node).expect("the host").attachments[0].address6, "");
+}
+
+#[test]
+fn ipv6_subnets_are_chosen_apart_from_each_other() {
+    let mut world = world6();
+    let first = network6(&mut world, "a", &[]).expect("made");
+    let second = network6(&mut world, "b", &[]).expect("made");
+    let [six, other] = [&first, &second].map(|given| Subnet6::parse(&given.subnet6).expect("a subnet"));
+    assert!(Subnet6::parse("fd00::/8").expect("one").overlaps(six), "{six}");
+    assert_eq!((six.prefix(), other.first() - six.first()), (64, 1 << 64));
+    let overlap = network6(&mut world, "c", &[&format!("{}", Subnet6::containing(six.first(), 48).expect("one"))]);
+    assert_eq!(overlap, Err("invalid pool request: Pool overlaps with other one on this address space".into()));
+    let small = network6(&mut world, "d", &["10.8.0.0/16", "fd00:8::/113"]).expect_err("too small");
+    assert!(small.contains("too small"), "{small}");
+}
+
+#[test]
+fn who_has_a_reserved_ipv6_address_beside_it_is_left_out() {
+    let mut world = world6();
+    let node = world.join(1);
+    let six = IpamConfig {
+        gateway: "fd00:9::3".into(),
+        auxiliary: [("printer".to_owned(), "fd00:9::4".to_owned()), ("far".to_owned(), "fd00:9::1:0:2".to_owned())]
+            .into(),
+        ..subnet("fd00:9::/64").expect("one")
+    };
+    let ipam = vec![subnet("10.9.0.0/29").expect("one"), six];
+    let spec = NetworkSpec { name: "back".into(), ipam, ipv6: true, ..NetworkSpec::default() };
+    world.run(Op::CreateNetwork(Box::new(CreateNetwork { spec }))).expect("made");
+    let service = world.create(on_network(web("web"), "back")).expect("made");
+    assert_eq!(world.service(&service).endpoint.virtual_ips[0].address6, "fd00:9::2/64");
+    let task = world.place(&service, &node);
+    assert_eq!(world.addresses(&task), ["10.9.0.5/29"]);
+}
+
 #[test]
 fn ports_are_chosen_kept_and_freed() {
     let mut world = World::new();

@@ -3,7 +3,7 @@
 use super::{ControlError, CreateNetwork, ErrorKind, RemoveNetwork, Reply, named, not_found, precondition, validate};
 use crate::allocator;
 use crate::cx::Cx;
-use crate::model::{Network, NetworkId, Subnet};
+use crate::model::{IPV6_LEVEL, Network, NetworkId, Subnet};
 use crate::store::Txn;
 
 pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Result<Reply, ControlError> {
@@ -12,6 +12,9 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Resu
         "overlay".clone_into(&mut spec.driver);
     }
     validate::network_spec(&spec)?;
+    if spec.ipv6 {
+        refuse_old_managers(txn)?;
+    }
     if txn.network_by_name(&spec.name).is_some() {
         let text = format!("network with name {} already exists", spec.name);
         return Err(ControlError::new(ErrorKind::AlreadyExists, text));
@@ -34,9 +37,21 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Resu
     Ok(Reply { warnings, ..named(id) })
 }
 
+/// What an older manager would not keep is not written.
+fn refuse_old_managers(txn: &Txn) -> Result<(), ControlError> {
+    let level = txn.cluster().map_or(0, |cluster| cluster.status.feature_level);
+    if level >= IPV6_LEVEL {
+        return Ok(());
+    }
+    Err(precondition(format!(
+        "EnableIPv6: the managers of this cluster are at feature level {level}, and networks with IPv6 need level \
+         {IPV6_LEVEL}: install the newer release on all managers first"
+    )))
+}
+
 /// What becomes of a subnet that a user asked for and that hosts have too.
 fn overlap_warning(txn: &Txn, network: &Network) -> Option<String> {
-    let subnet = Subnet::parse(&network.spec.ipam.first()?.subnet)?;
+    let subnet = Subnet::parse(&network.spec.ipam4()?.subnet)?;
     let mut hosts = allocator::overlapping_hosts(txn, subnet);
     let (name, own) = hosts.next()?;
     let others = match hosts.count() {

@@ -236,7 +236,26 @@ fn networks_that_cannot_be_are_refused() {
     check(|spec| spec.name = "a b".into(), ErrorKind::Invalid, "invalid network name");
     check(|spec| spec.name = "host".into(), ErrorKind::Invalid, "predefined host network");
     check(|spec| spec.driver = "macvlan".into(), ErrorKind::Invalid, "macvlan");
-    check(|spec| spec.ipv6 = true, ErrorKind::Unimplemented, "EnableIPv6");
+    check(|spec| spec.ipv6 = true, ErrorKind::FailedPrecondition, "feature level 1");
+    let six = |subnet: &'static str, gateway: &'static str| {
+        move |spec: &mut NetworkSpec| {
+            spec.ipv6 = true;
+            let (subnet, gateway) = (subnet.into(), gateway.into());
+            spec.ipam.push(IpamConfig { subnet, gateway, ..IpamConfig::default() });
+        }
+    };
+    check(six("fd00::1/64", ""), ErrorKind::Invalid, "invalid subnet");
+    check(six("fd00::/121", ""), ErrorKind::Invalid, "between 16 and 120 bits");
+    check(six("fe80:1::/64", ""), ErrorKind::Invalid, "another meaning");
+    check(six("::ffff:0:0/96", ""), ErrorKind::Invalid, "another meaning");
+    check(six("fd00::/64", "fd01::1"), ErrorKind::Invalid, "not in subnet");
+    check(six("fd00::/64", "10.0.0.1"), ErrorKind::Invalid, "not in subnet");
+    check(|spec| spec.ipam = vec![ipam("fd00::/64", "")], ErrorKind::Invalid, "needs EnableIPv6");
+    check(
+        |spec| [six("fd00::/64", ""), six("fd01::/64", "")].into_iter().for_each(|add| add(spec)),
+        ErrorKind::Unimplemented,
+        "several subnets of a family",
+    );
     check(
         |spec| drop(spec.driver_options.insert("encrypted".into(), "".into())),
         ErrorKind::Unimplemented,

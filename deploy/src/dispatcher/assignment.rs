@@ -102,6 +102,7 @@ fn on_network(store: &Store, node: &Node, network: &Network, items: &mut Vec<Ite
             internal: network.spec.internal,
             ingress: network.spec.ingress,
             own_address: own.map(|a| a.address.clone()).unwrap_or_default(),
+            subnet6: allocation.subnet6.clone(),
         })
         .into(),
     );

@@ -145,6 +145,10 @@ pub struct NetworkInfo {
     /// The host's own address on it, with prefix length; empty when it has none.
     #[prost(string, tag = "8")]
     pub own_address: String,
+    /// IPv6 subnet, CIDR; empty without IPv6. Who has the nth address of `subnet` has the nth of this one too: all
+    /// IPv6 addresses of stations, services and endpoints follow from that.
+    #[prost(string, tag = "9")]
+    pub subnet6: String,
 }
 
 /// Behind which host an address is.

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use super::{ClusterId, Labels, Meta, NodeId, Timestamp};
 
+/// Feature level from which on networks may have IPv6: an older manager would forget their subnets, and an older host
+/// would not carry them.
+pub const IPV6_LEVEL: u32 = 2;
+
 /// There is exactly one.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Cluster {

@@ -1,6 +1,6 @@
 //! Cluster-wide networks and who is attached to them.
 
-use super::{Labels, Meta, NetworkId};
+use super::{Labels, Meta, NetworkId, is_ipv6};
 
 /// A cluster-wide network.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -83,6 +83,24 @@ pub struct NetworkAllocation {
     /// Gateway address.
     #[prost(string, tag = "3")]
     pub gateway: String,
+    /// IPv6 subnet, CIDR; empty for a network without IPv6. At least as large as the other one.
+    #[prost(string, tag = "4")]
+    pub subnet6: String,
+    /// IPv6 gateway address; empty for a network without IPv6.
+    #[prost(string, tag = "5")]
+    pub gateway6: String,
+}
+
+impl NetworkSpec {
+    /// What a user asks of the IPv4 subnet.
+    pub fn ipam4(&self) -> Option<&IpamConfig> {
+        self.ipam.iter().find(|ipam| !is_ipv6(&ipam.subnet))
+    }
+
+    /// What a user asks of the IPv6 subnet.
+    pub fn ipam6(&self) -> Option<&IpamConfig> {
+        self.ipam.iter().find(|ipam| is_ipv6(&ipam.subnet))
+    }
 }
 
 /// The network of the host itself, which every host has: its name, and what a wish for it has as target.
@@ -130,4 +148,7 @@ pub struct NetworkAttachment {
     /// More names on this network.
     #[prost(string, repeated, tag = "3")]
     pub aliases: Vec<String>,
+    /// The IPv6 address that goes with it, with prefix length ("fd00:3::3/64"); empty on a network without IPv6.
+    #[prost(string, tag = "4")]
+    pub address6: String,
 }

@@ -515,4 +515,7 @@ pub struct VirtualIp {
     /// Address with prefix length ("10.0.3.2/24").
     #[prost(string, tag = "2")]
     pub address: String,
+    /// The IPv6 address that goes with it ("fd00:3::2/64"); empty on a network without IPv6.
+    #[prost(string, tag = "3")]
+    pub address6: String,
 }

@@ -29,7 +29,7 @@ pub fn explain(store: &Store, service: &ServiceId) -> Vec<HostVerdict> {
         ports: service.spec.endpoint_spec().ports,
         ..Task::default()
     };
-    let demand = Demand::new(&task);
+    let demand = Demand::new(store, &task);
     let verdict = |host: &hosts::Host| HostVerdict {
         node: host.node.id.clone(),
         hostname: host.node.description.hostname.clone(),

@@ -4,7 +4,10 @@
 
 use super::constraint::{Constraint, architecture};
 use super::hosts::Host;
-use crate::model::{Node, NodeAvailability, NodeState, Placement, Platform, Task};
+use crate::model::{
+    IPV6_LEVEL, NetworkAttachmentConfig, NetworkId, Node, NodeAvailability, NodeState, Placement, Platform, Task,
+};
+use crate::store::Store;
 
 /// Why a host does not take a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +20,8 @@ pub enum Filter {
     Constraints,
     /// The image does not run on the host's platform.
     Platform,
+    /// The host's release does not know a network of the task.
+    Release,
     /// A port that is published on the host itself is taken.
     HostPorts,
     /// The host already has as many tasks of the service as the placement allows.
@@ -25,11 +30,12 @@ pub enum Filter {
 
 impl Filter {
     /// All filters, in the order in which they are asked.
-    pub(super) const ALL: [Filter; 6] = [
+    pub(super) const ALL: [Filter; 7] = [
         Filter::Ready,
         Filter::Resources,
         Filter::Constraints,
         Filter::Platform,
+        Filter::Release,
         Filter::HostPorts,
         Filter::MaxReplicas,
     ];
@@ -42,6 +48,7 @@ impl Filter {
             Filter::Resources => format!("insufficient resources on {hosts}"),
             Filter::Constraints => format!("scheduling constraints not satisfied on {hosts}"),
             Filter::Platform => format!("unsupported platform on {hosts}"),
+            Filter::Release => format!("release too old for IPv6 networks on {hosts}"),
             Filter::HostPorts => format!("host-mode port already in use on {hosts}"),
             Filter::MaxReplicas => "max replicas per node limit exceed".to_owned(),
         }
@@ -52,12 +59,16 @@ impl Filter {
 pub(super) struct Demand<'a> {
     task: &'a Task,
     constraints: Vec<Option<Constraint>>,
+    /// A network of it has IPv6.
+    ipv6: bool,
 }
 
 impl<'a> Demand<'a> {
-    pub(super) fn new(task: &'a Task) -> Self {
+    pub(super) fn new(store: &Store, task: &'a Task) -> Self {
         let constraints = task.spec.placement.constraints.iter().map(|c| Constraint::parse(c).ok()).collect();
-        Self { task, constraints }
+        let network = |wanted: &NetworkAttachmentConfig| store.network(&NetworkId::new(&wanted.target));
+        let ipv6 = task.spec.cluster_networks().filter_map(network).any(|network| network.spec.ipv6);
+        Self { task, constraints, ipv6 }
     }
 
     /// Whether the host passes the filter.
@@ -68,6 +79,7 @@ impl<'a> Demand<'a> {
             // An expression that this release cannot read is satisfied by no host.
             Filter::Constraints => self.constraints.iter().all(|c| c.as_ref().is_some_and(|c| c.matches(&host.node))),
             Filter::Platform => runs_on(&self.task.spec.placement.platforms, &host.node),
+            Filter::Release => !self.ipv6 || host.node.description.feature_level >= IPV6_LEVEL,
             Filter::HostPorts => !host.has_port_conflict(self.task),
             Filter::MaxReplicas => {
                 let most = self.task.spec.placement.max_replicas;
@@ -121,6 +133,10 @@ impl<'a> Demand<'a> {
             Filter::Platform => {
                 let host = &host.node.description;
                 format!("unsupported platform: the image does not run on {}/{}", host.os, host.architecture)
+            }
+            Filter::Release => {
+                let level = host.node.description.feature_level;
+                format!("release too old for IPv6 networks: feature level {level}, {IPV6_LEVEL} is needed")
             }
             Filter::HostPorts => "host-mode port already in use".to_owned(),
             Filter::MaxReplicas => {

@@ -35,7 +35,7 @@ pub(crate) fn reconcile(cx: &Cx<'_>, txn: &mut Txn) {
     let refused: Vec<Vec<Arc<Task>>> = groups().map(|group| place_group(cx, txn, &mut hosts, group)).collect();
     // The reasons are those of the hosts as they are when everything else has its place.
     for group in refused {
-        let Some(demand) = group.first().map(|task| Demand::new(task)) else { continue };
+        let Some(demand) = group.first().map(|task| Demand::new(txn, task)) else { continue };
         for task in &group {
             if txn.is_full() {
                 return;
@@ -75,9 +75,11 @@ fn waiting(cx: &Cx<'_>, txn: &Txn) -> Vec<Arc<Task>> {
 fn place_group(cx: &Cx<'_>, txn: &mut Txn, hosts: &mut [Host], group: &[Arc<Task>]) -> Vec<Arc<Task>> {
     let Some(first) = group.first() else { return Vec::new() };
     let mut refused = Vec::new();
-    let demand = Demand::new(first);
+    let demand = Demand::new(txn, first);
     let unfit = |host: &Host| {
-        [Filter::Ready, Filter::Constraints, Filter::Platform].into_iter().any(|filter| !demand.passes(filter, host))
+        [Filter::Ready, Filter::Constraints, Filter::Platform, Filter::Release]
+            .into_iter()
+            .any(|filter| !demand.passes(filter, host))
     };
     let fit: Vec<usize> = hosts.iter().enumerate().filter(|(_, host)| !unfit(host)).map(|(i, _)| i).collect();
     for task in group {

@@ -39,7 +39,7 @@ fn node(id: u8, look: u8) -> Node {
         node.attachments.push(NetworkAttachment {
             network: NetworkId::new("net0"),
             address: address(look),
-            aliases: Vec::new(),
+            ..NetworkAttachment::default()
         });
     }
     node
@@ -59,7 +59,7 @@ fn service(id: u8, look: u8) -> Service {
         let network = NetworkId::new(format!("net{}", look % 2));
         service.spec.task.networks =
             vec![NetworkAttachmentConfig { target: network.to_string(), ..NetworkAttachmentConfig::default() }];
-        service.endpoint.virtual_ips = vec![VirtualIp { network, address: address(look / 5) }];
+        service.endpoint.virtual_ips = vec![VirtualIp { network, address: address(look / 5), address6: String::new() }];
     }
     service
 }
@@ -73,7 +73,7 @@ fn task(id: u8, look: u8) -> Task {
         task.attachments.push(NetworkAttachment {
             network: NetworkId::new("net0"),
             address: address(look / 4),
-            aliases: Vec::new(),
+            ..NetworkAttachment::default()
         });
     }
     task.spec.networks.push(NetworkAttachmentConfig { target: "net0".into(), ..NetworkAttachmentConfig::default() });
@@ -88,6 +88,7 @@ fn network(id: u8, look: u8) -> Network {
         vni: 0x10_0000 + u32::from(look % 10),
         subnet: format!("10.0.{id}.0/24"),
         gateway: format!("10.0.{id}.1"),
+        ..NetworkAllocation::default()
     });
     network
 }

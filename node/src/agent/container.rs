@@ -296,8 +296,10 @@ fn hosts(task: &Task, mut text: String, hostname: &str) -> String {
         text.push('\n');
     }
     if let Some(attachment) = task.attachments.first() {
-        let address = attachment.address.split('/').next().unwrap_or_default();
-        text.push_str(&format!("{address}\t{hostname}\n"));
+        for address in [&attachment.address, &attachment.address6].into_iter().filter(|address| !address.is_empty()) {
+            let address = address.split('/').next().unwrap_or_default();
+            text.push_str(&format!("{address}\t{hostname}\n"));
+        }
     }
     text
 }

@@ -52,6 +52,7 @@ fn network(set: &AssignmentSet, info: &NetworkInfo) -> Option<Network> {
         name: info.name.clone(),
         vni: info.vni,
         subnet: info.subnet.parse().ok()?,
+        subnet6: info.subnet6.parse().ok(),
         gateway: info.gateway.parse().ok()?,
         internal: info.internal,
         ingress: info.ingress,

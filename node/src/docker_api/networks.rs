@@ -138,7 +138,7 @@ fn containers_here(membership: &Membership, store: &Store, network: &Network) ->
             "EndpointID": task.id.as_str(),
             "MacAddress": "",
             "IPv4Address": attachment.address,
-            "IPv6Address": "",
+            "IPv6Address": attachment.address6,
         });
         containers.insert(container.id.clone(), endpoint);
     }

@@ -44,6 +44,7 @@ fn network(id: &str, services: Vec<Arc<Service>>) -> Network {
         name: format!("{id}-net"),
         vni: 5,
         subnet: "10.0.9.0/24".parse().unwrap(),
+        subnet6: None,
         gateway: address(1),
         internal: false,
         ingress: false,

@@ -32,6 +32,7 @@ fn network(id: &str, vni: u32) -> Network {
         name: id.into(),
         vni,
         subnet: "10.0.9.0/24".parse().unwrap(),
+        subnet6: None,
         gateway: address(1),
         internal: false,
         ingress: false,

@@ -217,6 +217,7 @@ pub fn desired(revision: u64, endpoints: &[(&str, u8, u8)], hosts: u8) -> Desire
         name: name.into(),
         vni,
         subnet: format!("10.0.{net}.0/24").parse().unwrap(),
+        subnet6: None,
         gateway: Ipv4Addr::new(10, 0, net, 1),
         internal: false,
         ingress: net == 0,

@@ -8,7 +8,7 @@ mod service;
 use super::{ControlError, invalid, node::known_availability, unimplemented};
 use crate::model::{
     Labels, MAX_OWN_PORTS, MAX_OWN_SUBNETS, NetworkSpec, NodeDescription, NodeSpec, PayloadSpec, PortProtocol, Subnet,
-    is_id, parse_cidr, parse_ipv4,
+    Subnet6, is_id, is_ipv6, parse_cidr, parse_ipv4, parse_ipv6,
 };
 
 pub(super) use container::registry_auth;
@@ -164,14 +164,43 @@ pub(super) fn network_spec(spec: &NetworkSpec) -> Result<(), ControlError> {
     if spec.ingress && spec.internal {
         return Err(invalid("ingress network cannot be internal"));
     }
-    unsupported("EnableIPv6", spec.ipv6)?;
     // Plain containers, which alone would attach, are not there yet.
     unsupported("Attachable", spec.attachable)?;
     if let Some(option) = spec.driver_options.keys().next() {
         unsupported(&format!("Options[{:?}]", shorten(option)), true)?;
     }
-    unsupported("IPAM.Config with several subnets", spec.ipam.len() > 1)?;
-    spec.ipam.iter().try_for_each(ipam)
+    let of6 = spec.ipam.iter().filter(|config| is_ipv6(&config.subnet)).count();
+    unsupported("IPAM.Config with several subnets of a family", of6.max(spec.ipam.len() - of6) > 1)?;
+    if of6 > 0 && !spec.ipv6 {
+        return Err(invalid("IPAM.Config: an IPv6 subnet needs EnableIPv6"));
+    }
+    spec.ipam.iter().try_for_each(|config| if is_ipv6(&config.subnet) { ipam6(config) } else { ipam(config) })
+}
+
+fn ipam6(config: &crate::model::IpamConfig) -> Result<(), ControlError> {
+    let Some(subnet) = Subnet6::parse(&config.subnet) else {
+        return Err(invalid(format!("invalid subnet {:?}: an IPv6 subnet like fd00:9::/64", shorten(&config.subnet))));
+    };
+    if !(16..=120).contains(&subnet.prefix()) {
+        return Err(invalid(format!("invalid subnet {subnet}: between 16 and 120 bits")));
+    }
+    // Unspecified, loopback and mapped IPv4 addresses; those of one link; groups.
+    let special = [(0, 8), (0xfe80 << 112, 10), (0xff << 120, 8)];
+    if special.into_iter().filter_map(|(first, prefix)| Subnet6::containing(first, prefix)).any(|s| s.overlaps(subnet))
+    {
+        return Err(invalid(format!("invalid subnet {subnet}: these addresses have another meaning")));
+    }
+    let inside = |address: u128| subnet.contains(address) && address != subnet.first();
+    if !config.gateway.is_empty() && !parse_ipv6(&config.gateway).is_some_and(inside) {
+        return Err(invalid(format!("invalid gateway {:?}: not in subnet {subnet}", shorten(&config.gateway))));
+    }
+    // Tasks have the IPv6 address that goes with their IPv4 address; the range of those is the range of these.
+    unsupported("IPAM.Config: a range of IPv6 addresses", !config.ip_range.is_empty())?;
+    labels("AuxiliaryAddresses", &config.auxiliary)?;
+    if let Some(wrong) = config.auxiliary.values().find(|text| !parse_ipv6(text).is_some_and(inside)) {
+        return Err(invalid(format!("invalid auxiliary address {:?}: not in subnet {subnet}", shorten(wrong))));
+    }
+    Ok(())
 }
 
 fn ipam(config: &crate::model::IpamConfig) -> Result<(), ControlError> {

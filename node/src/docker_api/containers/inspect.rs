@@ -256,6 +256,7 @@ pub(super) fn networks(names: &Names, task: Option<&Task>) -> Map<String, Value>
     let attachments = task.into_iter().flat_map(|task| &task.attachments).chain(&own);
     let one = |attachment: &NetworkAttachment| {
         let (address, prefix) = attachment.address.split_once('/').unwrap_or((&attachment.address, "0"));
+        let (address6, prefix6) = attachment.address6.split_once('/').unwrap_or((&attachment.address6, "0"));
         let network = json!({
             "NetworkID": attachment.network.as_str(),
             "EndpointID": "",
@@ -263,8 +264,8 @@ pub(super) fn networks(names: &Names, task: Option<&Task>) -> Map<String, Value>
             "IPAddress": address,
             "IPPrefixLen": prefix.parse::<u8>().unwrap_or(0),
             "IPv6Gateway": "",
-            "GlobalIPv6Address": "",
-            "GlobalIPv6PrefixLen": 0,
+            "GlobalIPv6Address": address6,
+            "GlobalIPv6PrefixLen": prefix6.parse::<u8>().unwrap_or(0),
             "MacAddress": "",
             "Aliases": attachment.aliases,
             "Links": null,

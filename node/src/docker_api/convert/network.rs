@@ -41,6 +41,9 @@ pub fn network_spec_from_wire(w: wire::NetworkCreate) -> Result<NetworkSpec, Api
     if ipam.options.is_some_and(|o| !o.is_empty()) {
         return Err(ApiError::not_supported("IPAM.Options is not supported yet"));
     }
+    if w.enable_ipv6 == Some(true) {
+        return Err(ApiError::not_supported("EnableIPv6 is not supported yet"));
+    }
     Ok(NetworkSpec {
         name: w.name.unwrap_or_default(),
         labels: w.labels.unwrap_or_default(),
@@ -78,10 +81,14 @@ fn subnets(m: &Network) -> Vec<wire::IpamConfig> {
     let Some(given) = &m.allocation else {
         return m.spec.ipam.iter().map(ipam_config).collect();
     };
-    let mut config = m.spec.ipam.first().map(ipam_config).unwrap_or_default();
-    config.subnet = non_empty(&given.subnet);
-    config.gateway = non_empty(&given.gateway);
-    vec![config]
+    let in_force = |asked: Option<&IpamConfig>, subnet: &str, gateway: &str| wire::IpamConfig {
+        subnet: non_empty(subnet),
+        gateway: non_empty(gateway),
+        ..asked.map(ipam_config).unwrap_or_default()
+    };
+    let four = in_force(m.spec.ipam4(), &given.subnet, &given.gateway);
+    let six = (!given.subnet6.is_empty()).then(|| in_force(m.spec.ipam6(), &given.subnet6, &given.gateway6));
+    std::iter::once(four).chain(six).collect()
 }
 
 fn driver_of(m: &Network) -> String {

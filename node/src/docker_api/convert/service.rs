@@ -388,7 +388,12 @@ pub fn service_to_wire(m: &Service) -> wire::Service {
                 &m.endpoint
                     .virtual_ips
                     .iter()
-                    .map(|v| wire::VirtualIp { network_id: Some(v.network.to_string()), addr: non_empty(&v.address) })
+                    .flat_map(|v| [&v.address, &v.address6].map(|address| (&v.network, address)))
+                    .filter(|(_, address)| !address.is_empty())
+                    .map(|(network, address)| wire::VirtualIp {
+                        network_id: Some(network.to_string()),
+                        addr: non_empty(address),
+                    })
                     .collect(),
             ),
         }),

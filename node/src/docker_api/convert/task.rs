@@ -76,7 +76,7 @@ pub fn task_to_wire(m: &Task, store: &Store) -> wire::Task {
                 .filter(|a| !a.address.is_empty())
                 .map(|a| wire::TaskAttachment {
                     network: Some(attached_network(&a.network, store)),
-                    addresses: Some(vec![a.address.clone()]),
+                    addresses: Some([&a.address, &a.address6].into_iter().filter_map(|a| non_empty(a)).collect()),
                 })
                 .collect(),
         ),
