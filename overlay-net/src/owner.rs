@@ -18,6 +18,7 @@ use tokio::sync::{oneshot, watch};
 
 use self::attach::Waiting;
 use self::audit::Audit;
+use self::flows::Flows;
 use crate::config::{Config, ConfigError, Desired, EndpointConfig, Network};
 use crate::dns::{DnsSockets, Server, Zone};
 use crate::error::{ObjectError, OverlayError};
@@ -31,6 +32,7 @@ use crate::plan::ruleset::Table;
 
 mod attach;
 mod audit;
+mod flows;
 
 /// The bytes that VXLAN adds to a frame over IPv4.
 const VXLAN_BYTES: u32 = 50;
@@ -96,6 +98,7 @@ pub(crate) struct Owner {
     /// It was said that there are rules that cannot be read.
     legacy_told: bool,
     audit: Audit,
+    flows: Flows,
 }
 
 impl Owner {
@@ -131,6 +134,7 @@ impl Owner {
             failing: BTreeSet::new(),
             legacy_told: false,
             audit: Audit::new(Instant::now()),
+            flows: Flows::new(Instant::now()),
         })
     }
 
@@ -138,7 +142,9 @@ impl Owner {
     /// them: also while requests come without a pause, one step after each.
     pub(crate) fn run(mut self, requests: &Receiver<Request>) {
         loop {
-            let idle = self.audit.due().saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            let due = self.flows_due(now).map_or(self.audit.due(), |due| due.min(self.audit.due()));
+            let idle = due.saturating_duration_since(now);
             let idle = if self.waiting.is_empty() { idle } else { idle.min(attach::GLANCE) };
             match requests.recv_timeout(idle) {
                 Ok(Request::Destroy(reply)) => {
@@ -151,6 +157,7 @@ impl Owner {
             }
             let now = Instant::now();
             self.answer_waiting(now);
+            self.end_lost_flows(now);
             self.audit_when_due(now);
         }
     }
@@ -178,6 +185,7 @@ impl Owner {
         self.refused = refused;
         self.balance = Balance::new(&self.desired, &self.suspects);
         self.audit.begin();
+        self.flows.stir();
         let wired = self.reconcile(Some(&before));
         let tables = self.apply_tables();
         self.dns.set_zone(Zone::new(&self.desired, &self.suspects));
@@ -370,6 +378,7 @@ impl Owner {
             errors.push(ObjectError { object: format!("links of task {id}"), source });
         }
         self.way_out.remove(id);
+        self.flows.stir();
         errors.extend(self.apply_host_rules());
         if errors.is_empty() { Ok(()) } else { Err(OverlayError::Partial(errors)) }
     }
@@ -396,6 +405,7 @@ impl Owner {
             return Ok(());
         }
         self.suspects = hosts;
+        self.flows.stir_at_once(Instant::now());
         self.balance = Balance::new(&self.desired, &self.suspects);
         self.dns.set_zone(Zone::new(&self.desired, &self.suspects));
         let errors = self.apply_tables();

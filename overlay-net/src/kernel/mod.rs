@@ -3,6 +3,7 @@
 //! Nothing here decides anything; `plan` does. All calls block for as long as the kernel takes (microseconds), and
 //! no thread of the caller ever changes its namespace, except through [`enter`].
 
+mod conntrack;
 mod expressions;
 mod firewall;
 mod inside;
@@ -15,6 +16,8 @@ mod readback;
 mod rules;
 mod stage;
 
+pub(crate) use conntrack::Prod;
+pub use conntrack::{Connections, Flow};
 pub(crate) use firewall::{Firewall, Opened, legacy_filter};
 pub use links::{BridgePort, Link, Links, Peer, Vxlan};
 pub use neighbours::Forward;

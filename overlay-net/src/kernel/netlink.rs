@@ -129,6 +129,14 @@ pub(crate) struct Reply {
     pub(crate) body: Vec<u8>,
 }
 
+#[cfg(test)]
+impl Reply {
+    /// One that the kernel might send.
+    pub(crate) fn of(kind: u16, body: &[u8]) -> Reply {
+        Reply { kind, flags: 0, sequence: 0, body: body.to_vec() }
+    }
+}
+
 /// Walks the attributes in a byte slice; a malformed tail ends the walk.
 pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     flagged(bytes).map(|(kind, value)| (kind & TYPE_MASK, value))
@@ -282,6 +290,24 @@ impl Socket {
                         objects.push(reply);
                     }
                 }
+            }
+        }
+    }
+
+    /// Asks for a list that may be too long to keep, and gives each of its objects away. What comes and goes meanwhile
+    /// may be missing.
+    pub(crate) fn walk(&mut self, mut message: Message, mut each: impl FnMut(Reply)) -> io::Result<()> {
+        let sequence = self.next_sequence();
+        message.seal(sequence);
+        self.send(&message.bytes)?;
+        loop {
+            let mut replies = Vec::new();
+            self.receive(MsgFlags::empty(), &mut replies)?;
+            for reply in replies.into_iter().filter(|reply| reply.sequence == sequence) {
+                if matches!(reply.kind, NLMSG_ERROR | NLMSG_DONE) {
+                    return errno(&reply.body).map_or(Ok(()), Err);
+                }
+                each(reply);
             }
         }
     }

@@ -51,9 +51,15 @@ impl Owner {
     ) {
         let id = config.task.clone();
         let known = self.tasks.contains_key(&id);
+        let adopted = !known && sockets.is_some();
         let deadline = Instant::now() + PATIENCE;
         match self.connect(namespace, config, sockets) {
-            Ok(attached) => self.waiting.push(Waiting { task: id, known, attached, deadline, reply }),
+            Ok(attached) => {
+                if adopted {
+                    self.flows.adopted(&id);
+                }
+                self.waiting.push(Waiting { task: id, known, attached, deadline, reply });
+            }
             Err(error) => self.give_up(&id, known, error, reply),
         }
     }
