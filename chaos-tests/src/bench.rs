@@ -2,6 +2,8 @@
 //! target, measured and peer side by side. A benchmark is a command (`cargo bench -p chaos-tests --bench NAME -- --help`),
 //! never a timed test; it ends with an exit code of 1 when a target is missed.
 
+pub mod load;
+
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -10,7 +12,7 @@ use std::process::{Command, ExitCode};
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// One option of a command line.
 pub struct Argument<'a> {
@@ -113,7 +115,8 @@ pub fn run<O>(
     }
 }
 
-/// The same for one that measures within an async runtime of several threads.
+/// The same for one that measures within an async runtime of several threads. Whoever ends it (Ctrl-C, SIGTERM) ends what it
+/// waits for, so that all that cleans up when it is dropped does so.
 pub fn run_async<O>(
     help: &str,
     defaults: O,
@@ -122,7 +125,17 @@ pub fn run_async<O>(
 ) -> ExitCode {
     run(help, defaults, take, |options| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-        runtime.context("cannot start threads")?.block_on(measure(options))
+        runtime.context("cannot start threads")?.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (mut interrupted, mut terminated) =
+                (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+            tokio::select! {
+                biased;
+                _ = interrupted.recv() => bail!("interrupted"),
+                _ = terminated.recv() => bail!("terminated"),
+                report = measure(options) => report,
+            }
+        })
     })
 }
 
@@ -201,6 +214,18 @@ impl Samples {
     pub fn percentile(&self, percent: u32) -> Duration {
         let rank = (self.sorted.len() * percent as usize).div_ceil(100);
         self.sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+    }
+}
+
+/// The middle one of numbers, or the mean of the two in the middle; nothing of none.
+#[must_use]
+pub fn median(numbers: &[f64]) -> Option<f64> {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() % 2 {
+        1 => sorted.get(middle).copied(),
+        _ => Some(f64::midpoint(*sorted.get(middle.checked_sub(1)?)?, *sorted.get(middle)?)),
     }
 }
 
@@ -311,6 +336,14 @@ mod tests {
         assert_eq!(samples.percentile(51), Duration::from_millis(30));
         assert_eq!(samples.percentile(99), Duration::from_millis(40));
         assert_eq!(samples.percentile(0), Duration::from_millis(10));
+    }
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0]), Some(3.0));
+        assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[9.0, 1.0, 2.0, 4.0]), Some(3.0));
     }
 
     #[test]

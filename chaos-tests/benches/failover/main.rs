@@ -7,7 +7,6 @@
 mod measure;
 mod options;
 mod rig;
-mod swarm;
 mod timeline;
 
 use std::process::ExitCode;
@@ -17,11 +16,11 @@ use anyhow::Result;
 use chaos_tests::bench::{Report, Samples};
 use chaos_tests::hosts::headless::{self, Seen};
 use chaos_tests::hosts::{Binaries, Cluster};
+use chaos_tests::peers::{self, Cable, Rig, Swarm};
 
 use measure::{LeaderLoss, Loss};
 use options::{Options, Scenario};
-use rig::{Rig, Shoal};
-use swarm::Swarm;
+use rig::Shoal;
 
 /// Managers of the cluster.
 const MANAGERS: usize = 3;
@@ -102,7 +101,7 @@ async fn run(options: &Options) -> Result<Report> {
         Binaries { shoal: env!("CARGO_BIN_EXE_chaos-shoal").into(), whoami: env!("CARGO_BIN_EXE_chaos-whoami").into() };
     say(&format!("load before: {}", load()));
     let ours = measure_shoal(options, &binaries).await?;
-    let (peer, why_not) = match swarm::missing() {
+    let (peer, why_not) = match peers::missing() {
         _ if options.peer_runs == 0 => (None, "not asked for".to_owned()),
         Some(missing) => (None, format!("Docker Swarm is not installed ({missing})")),
         None => match measure_swarm(options, &binaries).await {
@@ -124,7 +123,7 @@ async fn measure_shoal(options: &Options, binaries: &Binaries) -> Result<Results
     if options.wants(Scenario::Forming) {
         for run in 0..options.runs.min(options::FORMING_RUNS) {
             let shoal = Shoal::unformed(binaries, HOSTS, options.timeline).await?;
-            results.forming.push(measured("shoal", "forming", run, measure::form(&shoal, MANAGERS).await?));
+            results.forming.push(measured("shoal", "forming", run, peers::form(&shoal, MANAGERS).await?));
             shoal.clean_up()?;
         }
     }
@@ -144,8 +143,8 @@ async fn measure_shoal(options: &Options, binaries: &Binaries) -> Result<Results
         return Ok(results);
     }
     let shoal = Shoal::unformed(binaries, HOSTS, options.timeline).await?;
-    measure::form(&shoal, MANAGERS).await?;
-    measure::load_images(&shoal, &binaries.whoami).await?;
+    peers::form(&shoal, MANAGERS).await?;
+    peers::load_images(&shoal, &binaries.whoami).await?;
     let measured = losses(&shoal, options, options.runs, &mut results).await;
     if let Err(error) = measured {
         say(&shoal.logs());
@@ -167,7 +166,7 @@ async fn measure_swarm(options: &Options, binaries: &Binaries) -> Result<Results
     if options.wants(Scenario::Forming) {
         for run in 0..options.peer_runs {
             let swarm = Swarm::unformed(HOSTS).await?;
-            results.forming.push(measured("swarm", "forming", run, measure::form(&swarm, MANAGERS).await?));
+            results.forming.push(measured("swarm", "forming", run, peers::form(&swarm, MANAGERS).await?));
             swarm.clean_up()?;
         }
     }
@@ -175,8 +174,8 @@ async fn measure_swarm(options: &Options, binaries: &Binaries) -> Result<Results
         return Ok(results);
     }
     let swarm = Swarm::unformed(HOSTS).await?;
-    measure::form(&swarm, MANAGERS).await?;
-    measure::load_images(&swarm, &binaries.whoami).await?;
+    peers::form(&swarm, MANAGERS).await?;
+    peers::load_images(&swarm, &binaries.whoami).await?;
     losses(&swarm, options, options.peer_runs, &mut results).await?;
     swarm.clean_up()?;
     Ok(results)
@@ -192,8 +191,8 @@ async fn losses(rig: &impl Rig, options: &Options, runs: u32, results: &mut Resu
             results.host_down.push(down);
         }
         for (scenario, cable, samples) in [
-            (Scenario::LeaderKill, rig::Cable::Stays, &mut results.kill),
-            (Scenario::LeaderLink, rig::Cable::Pulled, &mut results.link),
+            (Scenario::LeaderKill, Cable::Stays, &mut results.kill),
+            (Scenario::LeaderLink, Cable::Pulled, &mut results.link),
         ] {
             if options.wants(scenario) {
                 let loss = measure::lose_leader(rig, MANAGERS, cable).await?;

@@ -1,19 +1,13 @@
 //! The scenarios. Both systems go through the same steps, asked through the same API by the same code.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
-use chaos_tests::hosts::{Api, Freshness, IMAGE, ServiceDraft, image};
+use anyhow::{Context, Result, bail};
+use chaos_tests::hosts::{Api, Freshness, IMAGE, ServiceDraft};
+use chaos_tests::peers::{Cable, LOOK, Rig, ready, until};
 use serde_json::{Value, json};
 
-use crate::rig::{Cable, Rig};
-
-/// Between two looks.
-pub(crate) const LOOK: Duration = Duration::from_millis(20);
-/// One look takes so long at the most; without a leader, an answer may never come.
-const ANSWER: Duration = Duration::from_secs(2);
 /// One try of a write takes so long at the most.
 const WRITE: Duration = Duration::from_secs(1);
 /// Tasks on the host that is lost.
@@ -39,53 +33,6 @@ pub(crate) struct LeaderLoss {
     pub(crate) down: Duration,
     /// As in [`Loss`].
     pub(crate) replaced: Duration,
-}
-
-/// Looks until `look` finds something.
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> Result<T> {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        if let Ok(Some(found)) = tokio::time::timeout(ANSWER, look()).await {
-            return Ok(found);
-        }
-        ensure!(Instant::now() < deadline, "{what} did not come within {} s", LIMIT.as_secs());
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// Makes a cluster, one host after another; each is ready before the next one joins.
-pub(crate) async fn form(rig: &impl Rig, managers: usize) -> Result<Duration> {
-    let (began, at) = (Instant::now(), SystemTime::now());
-    let first = rig.api(0);
-    first.init(&rig.address(0).to_string()).await.context("init")?;
-    until("the first host", async || ready(&first, 1, 1).await).await?;
-    let (worker, manager) = first.tokens().await?;
-    let remote = format!("{}:2377", rig.address(0));
-    for index in 1..rig.count() {
-        let token = if index < managers { &manager } else { &worker };
-        rig.api(index).join(&rig.address(index).to_string(), &remote, token).await.context("join")?;
-        until("a host that joined", async || ready(&first, index + 1, managers.min(index + 1)).await).await?;
-    }
-    let took = began.elapsed();
-    rig.measured("forming", at);
-    Ok(took)
-}
-
-/// Whether so many hosts are ready, and so many managers are reachable, as a manager sees it.
-async fn ready(api: &Api, hosts: usize, managers: usize) -> Option<()> {
-    let nodes = api.nodes(Freshness::Local).await.ok()?;
-    let ready = nodes.iter().filter(|node| node["Status"]["State"] == "ready").count();
-    let reachable = nodes.iter().filter(|node| node["ManagerStatus"]["Reachability"] == "reachable").count();
-    let led = nodes.iter().any(|node| node["ManagerStatus"]["Leader"] == true);
-    (ready == hosts && reachable == managers && led).then_some(())
-}
-
-/// Puts the service's image on every host.
-pub(crate) async fn load_images(rig: &impl Rig, whoami: &Path) -> Result<()> {
-    for index in 0..rig.count() {
-        image::import(&rig.api(index), whoami, IMAGE, &["/shoal"]).await.context("loading the image")?;
-    }
-    Ok(())
 }
 
 /// Powers a worker off.

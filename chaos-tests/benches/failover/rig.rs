@@ -1,48 +1,10 @@
-//! What both systems have in common: hosts with a Docker API that can be lost and booted again.
+//! Hosts of Shoal, as one of the systems that are measured.
 
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use chaos_tests::hosts::{Api, Binaries, Cluster, Fault, HostsConfig};
-
-/// What happens to the cable of a host whose processes are killed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cable {
-    /// It is pulled first: to the others the host is silent.
-    Pulled,
-    /// It stays: the kernel of the host breaks the connections.
-    Stays,
-}
-
-/// Hosts on one machine. Indexes are from 0.
-pub(crate) trait Rig {
-    /// For people.
-    fn name(&self) -> &'static str;
-
-    /// How many hosts there are.
-    fn count(&self) -> usize;
-
-    /// A host's API.
-    fn api(&self, index: usize) -> Api;
-
-    /// A host's address.
-    fn address(&self, index: usize) -> Ipv4Addr;
-
-    /// Kills every process of a host.
-    ///
-    /// # Errors
-    /// What the machine says.
-    fn lose(&self, index: usize, cable: Cable) -> Result<()>;
-
-    /// Boots a lost host; its daemon answers afterwards.
-    ///
-    /// # Errors
-    /// What the machine says.
-    async fn boot(&self, index: usize) -> Result<()>;
-
-    /// Called when something was measured that began at this time, before anything else happens.
-    fn measured(&self, _what: &str, _since: std::time::SystemTime) {}
-}
+use chaos_tests::peers::{Cable, Rig};
 
 /// Hosts of Shoal.
 pub(crate) struct Shoal {

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use chaos_tests::hosts::{Cluster, Fault, Host};
+use chaos_tests::peers::{LOOK, Rig};
 
-use crate::measure::LOOK;
-use crate::rig::{Rig, Shoal};
+use crate::rig::Shoal;
 
 /// An agent is attached again within this time, or never.
 const LIMIT: Duration = Duration::from_secs(60);

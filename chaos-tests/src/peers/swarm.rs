@@ -13,10 +13,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::{Cable, Rig};
+use crate::bench;
+use crate::hosts::{Api, Client, Hosts, HostsConfig};
 use anyhow::{Context, Result, ensure};
-use chaos_tests::hosts::{Api, Hosts, HostsConfig};
-
-use crate::rig::{Cable, Rig};
 
 /// A daemon answers within this time.
 const READY: Duration = Duration::from_secs(60);
@@ -54,14 +54,14 @@ while :; do wait; sleep 1; done
 "#;
 
 /// Which of the programs is not on this machine; nothing when all are.
-pub(crate) fn missing() -> Option<&'static str> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let there = |name: &str| std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
-    ["dockerd", "containerd", "runc", "nsenter", "unshare"].into_iter().find(|name| !there(name))
+#[must_use]
+pub fn missing() -> Option<&'static str> {
+    ["dockerd", "containerd", "runc", "nsenter", "unshare"].into_iter().find(|name| bench::installed(name).is_none())
 }
 
-/// Five hosts of Docker Swarm, say.
-pub(crate) struct Swarm {
+/// Hosts of Docker Swarm. Dropping it ends and removes everything.
+#[derive(Debug)]
+pub struct Swarm {
     machines: Vec<Mutex<Option<Child>>>,
     group: String,
     /// Last: its directory goes when nothing is mounted there any more.
@@ -73,9 +73,11 @@ impl Swarm {
     ///
     /// # Errors
     /// What the machine says, or a daemon that does not answer.
-    pub(crate) async fn unformed(count: usize) -> Result<Swarm> {
+    pub async fn unformed(count: usize) -> Result<Swarm> {
         let hosts = Hosts::create(&HostsConfig::new(PathBuf::from("/nonexistent"), count))?;
-        let group = format!("/shoal-bench-swarm-{:08x}", rand::random::<u32>());
+        // As unlike any other's as the directory's name is.
+        let name = hosts.dir().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let group = format!("/shoal-bench-swarm-{name}");
         let machines = (0..count).map(|_| Mutex::new(None)).collect();
         let swarm = Swarm { machines, group, hosts };
         for index in 0..count {
@@ -140,11 +142,31 @@ impl Swarm {
         hierarchies().into_iter().map(|root| root.join(name.trim_start_matches('/'))).collect()
     }
 
+    /// The network namespace of a process of a host, by the number that the host's daemon gives it: hosts have process
+    /// numbers of their own.
+    #[must_use]
+    pub fn namespace_of(&self, index: usize, pid: u64) -> Option<PathBuf> {
+        let machine = self.machines[index].lock().unwrap_or_else(PoisonError::into_inner);
+        // The one that was started has entered the namespace with its child.
+        let outer = machine.as_ref()?.id();
+        let first = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).ok()?;
+        let first = first.split_whitespace().next()?;
+        Some(PathBuf::from(format!("/proc/{first}/root/proc/{pid}/ns/net")))
+    }
+
+    /// A client outside of all hosts, with a cable to each.
+    ///
+    /// # Errors
+    /// When the process has no file descriptor left.
+    pub fn client(&self) -> Result<Client> {
+        Ok(self.hosts.client()?)
+    }
+
     /// Removes everything.
     ///
     /// # Errors
     /// What could not be removed.
-    pub(crate) fn clean_up(mut self) -> Result<()> {
+    pub fn clean_up(mut self) -> Result<()> {
         self.end()?;
         Ok(self.hosts.clean_up()?)
     }
@@ -163,7 +185,7 @@ impl Swarm {
 impl Drop for Swarm {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
-            crate::say(&format!("{error:#}"));
+            bench::say(format_args!("{error:#}"));
         }
     }
 }

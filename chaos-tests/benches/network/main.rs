@@ -1,0 +1,108 @@
+//! What the overlay network is promised to do, measured: throughput, virtual addresses and the ingress mesh beside straight
+//! ways, how fast services start and changes reach all hosts, and updates that nobody notices. Docker Swarm, on hosts made the
+//! same way and in the same run, stands beside it where Docker is installed.
+//!
+//! `cargo bench -p chaos-tests --bench network -- [options]`; `--help` lists them. Each line is a module and makes the
+//! hosts that it needs.
+
+mod hand;
+mod paths;
+mod service;
+mod throughput;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use chaos_tests::bench::{self, Argument, Report};
+use chaos_tests::hosts::Binaries;
+
+const HELP: &str = "\
+cargo bench -p chaos-tests --bench network -- [OPTIONS]
+
+  --only LINE[,LINE]  of: throughput   one TCP stream between tasks on two hosts, by iperf3
+                          vip          requests through a virtual address, and straight to the task
+                          mesh         requests through another host's published port, and straight to the task's host
+                      all of them when none is named
+  --rounds N          of lines whose ways take turns (default 10)
+  --seconds S         of one stream of iperf3 (default 2)
+  --help              this text
+
+Needs root; iperf3, iproute2 and nsenter for throughput; dockerd, containerd and runc for the peer.
+The exit code is 1 when a target was missed or could not be measured.";
+
+/// Something that is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Throughput,
+    Vip,
+    Mesh,
+}
+
+impl Line {
+    const ALL: [(&str, Line); 3] = [("throughput", Line::Throughput), ("vip", Line::Vip), ("mesh", Line::Mesh)];
+
+    fn named(name: &str) -> Result<Line, String> {
+        let found = Line::ALL.iter().find(|(known, _)| *known == name);
+        found.map(|(_, line)| *line).ok_or_else(|| format!("--only {name}: no such line"))
+    }
+}
+
+/// The command line.
+#[derive(Debug, Clone)]
+struct Options {
+    only: Vec<Line>,
+    rounds: usize,
+    /// One stream of iperf3 takes so long.
+    stream: Duration,
+}
+
+fn main() -> ExitCode {
+    let take = |options: &mut Options, argument: &mut Argument<'_>| {
+        match argument.name().as_str() {
+            "--only" => {
+                for name in argument.value()?.split(',') {
+                    options.only.push(Line::named(name)?);
+                }
+            }
+            "--rounds" => options.rounds = argument.count()?,
+            "--seconds" => options.stream = Duration::from_secs(argument.count()? as u64),
+            _ => return argument.unknown(),
+        }
+        Ok(())
+    };
+    let defaults = Options { only: Vec::new(), rounds: 10, stream: Duration::from_secs(2) };
+    bench::run_async(HELP, defaults, take, measure)
+}
+
+async fn measure(options: &Options) -> Result<Report> {
+    if let Some(reason) = chaos_tests::hosts::unusable() {
+        anyhow::bail!("not measured: {reason}");
+    }
+    let binaries =
+        Binaries { shoal: env!("CARGO_BIN_EXE_chaos-shoal").into(), whoami: env!("CARGO_BIN_EXE_chaos-whoami").into() };
+    let mut report = Report::new("overlay networks, hosts in namespaces of one machine");
+    bench::say(format_args!("load before: {}", load()));
+    for (name, line) in Line::ALL {
+        if !options.only.is_empty() && !options.only.contains(&line) {
+            continue;
+        }
+        let measured = match line {
+            Line::Throughput => throughput::measure(&binaries, options, &mut report).await,
+            Line::Vip => paths::vip(&binaries, options, &mut report).await,
+            Line::Mesh => paths::mesh(&binaries, options, &mut report).await,
+        };
+        // What one line came to says nothing of the others.
+        if let Err(error) = measured.with_context(|| format!("{name}, load {}", load())) {
+            bench::say(format_args!("{error:#}"));
+            report.target(name, "-", format_args!("failed: {error:#}"), "-", false);
+        }
+    }
+    bench::say(format_args!("load after: {}", load()));
+    Ok(report)
+}
+
+/// The machine's load averages; what else it does shows in every figure.
+fn load() -> String {
+    std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned()
+}
