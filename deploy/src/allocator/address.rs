@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{NetworkId, Subnet, Subnet6, parse_cidr, parse_ipv4, parse_ipv6};
-use crate::store::Store;
+use crate::model::{NetworkId, Subnet, Subnet6, Timestamp, parse_cidr, parse_ipv4, parse_ipv6};
+use crate::store::{Store, Txn};
 
 /// Addresses that one pass gives out. It remembers the last one of each network, so that a pass that gives out
 /// thousands does not search for each from the start.
@@ -35,22 +35,26 @@ pub(super) struct Given {
 }
 
 impl Addresses {
-    /// An address that is free, with its prefix length: the one after the highest that is in use, so that an address
-    /// is not given out again right after it was freed (name caches and connections may still know it); at the end of
-    /// the range, the lowest free one.
+    /// An address that is free and has rested, with its prefix length: the one after the highest that is in use, so that
+    /// an address is given out again as late as can be (name caches may still know it); at the end of the range, the
+    /// lowest free one. Where all that are free still rest, the transaction asks for another pass.
     ///
     /// # Errors
     /// Why there is none, for people.
-    pub(super) fn next(&mut self, store: &Store, network: &NetworkId) -> Result<Given, String> {
+    pub(super) fn next(&mut self, txn: &mut Txn, network: &NetworkId) -> Result<Given, String> {
         if !self.plans.contains_key(network) {
-            let plan = Plan::new(store, network)?;
+            let plan = Plan::new(txn, network)?;
             self.plans.insert(network.clone(), plan);
         }
         let Some(plan) = self.plans.get_mut(network) else { return Err(dry(network.as_str())) };
+        let mut rested = None;
         let address = plan
-            .first_free(store, network, plan.next, plan.last)
-            .or_else(|| plan.first_free(store, network, plan.first, plan.next.saturating_sub(1)))
-            .ok_or_else(|| dry(&plan.name))?;
+            .first_free(txn, network, plan.next, plan.last, &mut rested)
+            .or_else(|| plan.first_free(txn, network, plan.first, plan.next.saturating_sub(1), &mut rested));
+        let Some(address) = address else {
+            rested.into_iter().for_each(|end| txn.wake_at(end));
+            return Err(dry(&plan.name));
+        };
         plan.next = address.saturating_add(1);
         let six = plan.six.and_then(|six| Some(six.with_prefix(six.beside(plan.subnet, address)?)));
         Ok(Given { address: plan.subnet.with_prefix(address), address6: six.unwrap_or_default() })
@@ -97,16 +101,27 @@ impl Plan {
         Ok(Self { name, subnet, six, first, last, reserved, next })
     }
 
-    /// The lowest free address from `from` to `to`.
-    fn first_free(&self, store: &Store, network: &NetworkId, from: u32, to: u32) -> Option<u32> {
+    /// The lowest free address from `from` to `to`; when the first of those that were passed over has rested goes to
+    /// `rested`.
+    fn first_free(
+        &self,
+        txn: &Txn,
+        network: &NetworkId,
+        from: u32,
+        to: u32,
+        rested: &mut Option<Timestamp>,
+    ) -> Option<u32> {
         let mut candidate = from;
-        let mut held = store.addresses_from(network, from).peekable();
+        let mut held = txn.addresses_from(network, from).peekable();
         while candidate <= to {
             while held.peek().is_some_and(|address| *address < candidate) {
                 held.next();
             }
             if held.peek() != Some(&candidate) && self.reserved.binary_search(&candidate).is_err() {
-                return Some(candidate);
+                match txn.rests_until(network, candidate) {
+                    None => return Some(candidate),
+                    Some(end) => *rested = Some(rested.map_or(end, |earlier| earlier.min(end))),
+                }
             }
             candidate = candidate.checked_add(1)?;
         }

@@ -2,7 +2,7 @@
 //!
 //! Runs as the next to last reconciler of a pass, after placement, so that only tasks with a host get addresses. What
 //! is taken is read from the store's indexes; there is no second state. An address is free again once its task was
-//! seen to end, or is gone. What cannot be given is said in the object's message and tried again in each pass.
+//! seen to end, or is gone, and it has rested. What cannot be given is said in the object's message and tried again in each pass.
 
 mod address;
 mod port;

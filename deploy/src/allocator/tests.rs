@@ -10,7 +10,10 @@ use crate::control::fixture::{World, on_network, publish, web};
 use crate::control::{
     CreateNetwork, Op, RemoveNode, RemoveService, ReportStatuses, Request, TaskReport, UpdateService, execute,
 };
+use std::time::Duration;
+
 use crate::model::*;
+use crate::store::{ADDRESS_REST, Store};
 
 fn network(world: &mut World, name: &str, ipam: Option<IpamConfig>) -> Result<NetworkId, String> {
     let spec = NetworkSpec { name: name.into(), ipam: ipam.into_iter().collect(), ..NetworkSpec::default() };
@@ -96,7 +99,58 @@ fn a_dry_network_says_so_and_is_tried_again() {
     let message = &world.store.task(&tasks[4]).expect("the task").status.message;
     assert!(message.starts_with("could not find an available IP address"), "{message}");
     ended(&mut world, &node, &tasks[1]);
+    assert_eq!(world.addresses(&tasks[4]), [""; 0], "clients of the one that ended may still be led there");
+    world.now = world.now.plus(ADDRESS_REST);
+    world.change(|_, _| {});
     assert_eq!(world.addresses(&tasks[4]), ["10.9.0.4/29"]);
+}
+
+#[test]
+fn an_address_rests_before_somebody_else_gets_it() {
+    let mut world = World::new();
+    let node = world.join(1);
+    network(&mut world, "back", None).expect("a network");
+    let service = world.create(on_network(web("web"), "back")).expect("made");
+    let task = world.place(&service, &node);
+    assert_eq!(world.addresses(&task), ["10.0.1.3/24"]);
+    // It had the highest one, so that the next would be the same.
+    ended(&mut world, &node, &task);
+    // A leader that begins from a snapshot knows what the last one knew.
+    world.store = Store::decode_snapshot(&world.store.encode_snapshot()).expect("a snapshot");
+    world.now = world.now.plus(ADDRESS_REST - Duration::from_millis(1));
+    let second = world.place(&service, &node);
+    assert_eq!(world.addresses(&second), ["10.0.1.4/24"]);
+    world.run(Op::RemoveService(RemoveService { id: service })).expect("removed");
+    ended(&mut world, &node, &second);
+    world.now = world.now.plus(ADDRESS_REST);
+    // Virtual addresses rest as well; all of them have by now.
+    let service = world.create(on_network(web("other"), "back")).expect("made");
+    assert_eq!(world.service(&service).endpoint.virtual_ips[0].address, "10.0.1.2/24");
+    assert_eq!(world.store, Store::decode_snapshot(&world.store.encode_snapshot()).expect("a snapshot"));
+}
+
+#[test]
+fn what_is_given_back_in_a_pass_rests_from_then_on() {
+    let mut world = World::new();
+    let node = world.join(1);
+    // Six addresses: gateway, virtual IP, four tasks.
+    network(&mut world, "tiny", subnet("10.9.0.0/29")).expect("a network");
+    let service = world.create(on_network(web("web"), "tiny")).expect("made");
+    let task = world.place(&service, &node);
+    (0..3).for_each(|_| drop(world.place(&service, &node)));
+    let other = world.place(&service, &node);
+    let mut wake = None;
+    let status = TaskStatus { state: TaskState::Failed as i32, ..TaskStatus::default() };
+    world.change(|cx, txn| {
+        let reports = vec![TaskReport { task_id: task.clone(), status: status.clone() }];
+        let op = Op::ReportStatuses(ReportStatuses { node_id: node.clone(), generation: 1, reports });
+        execute(cx, txn, &Request::from(op)).expect("a report");
+        let mut trial = txn.clone();
+        super::reconcile(cx, &mut trial);
+        assert!(trial.task(&other).expect("the task").attachments.is_empty());
+        wake = trial.next_wake();
+    });
+    assert_eq!(wake, Some(world.now.plus(ADDRESS_REST)), "it is tried again as soon as it helps");
 }
 
 #[test]
@@ -276,6 +330,8 @@ proptest! {
                 }
             }
         }
+        world.now = world.now.plus(ADDRESS_REST);
+        world.change(|_, _| {});
         for task in world.store.tasks().filter(|task| task.holds_addresses()) {
             if task.attachments.is_empty() && task.desired() < DesiredState::Shutdown {
                 let dry = task.spec.networks.iter().any(|wanted| {

@@ -107,6 +107,7 @@ impl Store {
         }
         next.revision = entry.revision;
         next.now = next.now.max(entry.now);
+        next.note_released(self, changes.iter().map(|(key, _)| key));
         *self = next;
         Ok(Applied { keys: changes.into_iter().map(|(key, _)| key).collect() })
     }

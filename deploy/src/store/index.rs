@@ -199,21 +199,7 @@ impl Index {
     }
 
     fn taken_address(&self, object: &Held) -> Option<Taken> {
-        let (me, addresses): (Holder, Vec<(&NetworkId, &str)>) = match object {
-            Held::Task(task) if task.holds_addresses() => {
-                let list = task.attachments.iter().map(|a| (&a.network, a.address.as_str()));
-                (Holder::Task(task.id.clone()), list.collect())
-            }
-            Held::Node(node) => {
-                let list = node.attachments.iter().map(|a| (&a.network, a.address.as_str()));
-                (Holder::Node(node.id.clone()), list.collect())
-            }
-            Held::Service(service) => {
-                let list = service.endpoint.virtual_ips.iter().map(|v| (&v.network, v.address.as_str()));
-                (Holder::Service(service.id.clone()), list.collect())
-            }
-            _ => return None,
-        };
+        let (me, addresses) = addresses_of(object)?;
         addresses.into_iter().find_map(|(network, text)| {
             let (address, _) = parse_cidr(text)?;
             let other = self.holders(network, address).find(|holder| **holder != me)?;
@@ -254,6 +240,25 @@ impl Index {
         let from = (network.clone(), 0, Holder::Task(TaskId::default()));
         let to = (network.clone(), limit, Holder::Task(TaskId::default()));
         self.addresses.range((Bound::Included(from), Bound::Excluded(to))).next_back().map(|(_, address, _)| *address)
+    }
+}
+
+/// The addresses that an object holds, each with its network.
+pub(super) fn addresses_of(object: &Held) -> Option<(Holder, Vec<(&NetworkId, &str)>)> {
+    match object {
+        Held::Task(task) if task.holds_addresses() => {
+            let list = task.attachments.iter().map(|a| (&a.network, a.address.as_str()));
+            Some((Holder::Task(task.id.clone()), list.collect()))
+        }
+        Held::Node(node) => {
+            let list = node.attachments.iter().map(|a| (&a.network, a.address.as_str()));
+            Some((Holder::Node(node.id.clone()), list.collect()))
+        }
+        Held::Service(service) => {
+            let list = service.endpoint.virtual_ips.iter().map(|v| (&v.network, v.address.as_str()));
+            Some((Holder::Service(service.id.clone()), list.collect()))
+        }
+        _ => None,
     }
 }
 

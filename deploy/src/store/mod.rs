@@ -10,6 +10,7 @@ mod index;
 mod invariants;
 mod key;
 mod reincarnation;
+mod released;
 mod restoration;
 mod snapshot;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use entry::{Change, DecodeEntryError, Entry, MAX_ENTRY_BYTES, Object};
 pub use index::Holder;
 pub use key::{Key, KeyKind};
 pub use reincarnation::{Others, Reincarnation};
+pub use released::ADDRESS_REST;
 pub use snapshot::{DecodeSnapshotError, SNAPSHOT_FORMAT};
 pub use txn::Txn;
 
@@ -53,6 +55,8 @@ pub struct Store {
     configs: OrdMap<ConfigId, Arc<Config>>,
     registries: OrdMap<RegistryId, Arc<Registry>>,
     index: Index,
+    /// Addresses that were given back, and when.
+    released: OrdMap<(NetworkId, u32), Timestamp>,
 }
 
 /// Objects by id, and all of them in the order of their ids.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use prost::Message;
 
 use super::{Held, Store};
-use crate::model::{Cluster, ClusterStatus, Config, Network, Node, Registry, Secret, Service, Task, Timestamp};
+use crate::model::{
+    Cluster, ClusterStatus, Config, Network, NetworkId, Node, Registry, Secret, Service, Task, Timestamp,
+};
 
 /// Format of the snapshots that this release writes. A release reads its own and the one before it.
 pub const SNAPSHOT_FORMAT: u32 = 1;
@@ -34,6 +36,19 @@ struct Snapshot {
     configs: Vec<Config>,
     #[prost(message, repeated, tag = "11")]
     registries: Vec<Registry>,
+    #[prost(message, repeated, tag = "12")]
+    released: Vec<Released>,
+}
+
+/// An address that was given back.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Released {
+    #[prost(string, tag = "1")]
+    network: String,
+    #[prost(fixed32, tag = "2")]
+    address: u32,
+    #[prost(message, required, tag = "3")]
+    at: Timestamp,
 }
 
 /// Why bytes are not a snapshot of a store. Reading them again does not help; another manager's may.
@@ -68,6 +83,11 @@ impl Store {
             secrets: all(self.secrets()),
             configs: all(self.configs()),
             registries: all(self.registries()),
+            released: self
+                .released
+                .iter()
+                .map(|((network, address), at)| Released { network: network.to_string(), address: *address, at: *at })
+                .collect(),
         };
         snapshot.encode_to_vec()
     }
@@ -141,6 +161,8 @@ impl Store {
         for object in objects {
             store.put(object);
         }
+        let released = snapshot.released.into_iter();
+        store.released = released.map(|gone| ((NetworkId::new(gone.network), gone.address), gone.at)).collect();
         Ok(store)
     }
 }

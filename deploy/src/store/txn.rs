@@ -169,8 +169,9 @@ impl Txn {
         if self.touched.is_empty() {
             return self.base;
         }
-        let revision = self.next_revision();
-        Store { revision, ..self.work }
+        let mut next = Store { revision: self.next_revision(), ..self.work };
+        next.note_released(&self.base, &self.touched);
+        next
     }
 
     fn next_revision(&self) -> u64 {
