@@ -458,6 +458,7 @@ impl Network {
     fn is_sound(&self) -> bool {
         let inside = |address: &Ipv4Addr| self.subnet.contains(address);
         self.host_address.as_ref().is_none_or(inside)
+            && self.subnet6.is_none_or(|six| Beside::new(self.subnet, six).is_some())
             && self.stations.iter().all(|station| inside(&station.address))
             && self.services.iter().all(|service| {
                 service.endpoints.len() <= MEMBERS_MAX

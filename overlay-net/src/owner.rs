@@ -20,9 +20,9 @@ use self::attach::Waiting;
 use self::audit::Audit;
 use self::flows::Flows;
 use crate::config::{Config, ConfigError, Desired, EndpointConfig, Network};
-use crate::dns::{DnsSockets, Server, Zone};
+use crate::dns::{DnsSockets, Server};
 use crate::error::{ObjectError, OverlayError};
-use crate::kernel::{Firewall, Links, NetNs, Rules, Stage, Tables, Watch, legacy_filter};
+use crate::kernel::{Firewall, Links, NetNs, Rules, Stage, Tables, Transitions, Watch, legacy_filter};
 use crate::overlay::Attached;
 use crate::plan::balance::{Balance, HostSide, IngressSide, Return};
 use crate::plan::inside::Inside;
@@ -62,7 +62,17 @@ struct Task {
     /// The underlay's MTU when its links were made or looked at last.
     underlay: u32,
     rules: Rules,
-    dns_ports: (u16, u16),
+    /// What leads to its resolver.
+    resolver: Arc<Table>,
+}
+
+/// Where tasks are that have the same tables: their networks, and their place on the ingress network.
+type Place = (Vec<String>, Option<IngressSide>);
+
+/// The tables of all tasks on the same networks, as long as they are what the balance says.
+#[derive(Debug, Default)]
+struct TaskTables {
+    known: Vec<(Place, Vec<Arc<Table>>)>,
 }
 
 /// The state of the overlay.
@@ -82,6 +92,7 @@ pub(crate) struct Owner {
     /// Data path addresses of the hosts that are left out.
     suspects: BTreeSet<Ipv4Addr>,
     balance: Balance,
+    tables: TaskTables,
     tasks: BTreeMap<String, Task>,
     /// The tasks whose callers wait for an answer.
     waiting: Vec<Waiting>,
@@ -125,6 +136,7 @@ impl Owner {
             refused: Vec::new(),
             suspects: BTreeSet::new(),
             balance: Balance::default(),
+            tables: TaskTables::default(),
             tasks: BTreeMap::new(),
             waiting: Vec::new(),
             egress,
@@ -183,12 +195,12 @@ impl Owner {
         tracing::debug!(revision = desired.revision, networks = desired.networks.len(), "desired state");
         let before = std::mem::replace(&mut self.desired, desired);
         self.refused = refused;
-        self.balance = Balance::new(&self.desired, &self.suspects);
+        self.rebalance();
         self.audit.begin();
         self.flows.stir();
         let wired = self.reconcile(Some(&before));
         let tables = self.apply_tables();
-        self.dns.set_zone(Zone::new(&self.desired, &self.suspects));
+        self.dns.follow(&self.desired, &self.suspects);
         let mut errors = wired?;
         errors.extend(tables);
         self.outcome(errors)
@@ -228,10 +240,18 @@ impl Owner {
     /// Brings the links and entries of the host's namespace and the node's own to the desired state. `before` is the
     /// desired state up to now when a new one has come: what differs from that was changed by others.
     fn reconcile(&mut self, before: Option<&Desired>) -> Result<Vec<ObjectError>, OverlayError> {
-        let settled = std::mem::replace(&mut self.settled, false);
-        let failing = std::mem::take(&mut self.failing);
         // Notices from here on are of what the lists below may lack.
         let stirred = self.stage.stirred();
+        let in_force = self.settled && self.failing.is_empty() && !stirred;
+        if let Some(before) = before.filter(|_| in_force)
+            && let Some(operations) = Picture::steps(before, &self.desired, self.config.data_path_addr)
+        {
+            let mut errors = self.unusable_ingress();
+            self.put_through(&operations, &mut errors);
+            return Ok(errors);
+        }
+        let settled = std::mem::replace(&mut self.settled, false);
+        let failing = std::mem::take(&mut self.failing);
         let mut observed = self.observe()?;
         let way_out = self.egress.or_else(|| {
             let port = observed.ports.values().find(|port| port.network == names::EGRESS)?;
@@ -240,7 +260,7 @@ impl Owner {
         // Without networks there is nothing that the underlay would be needed for.
         let needed = !self.desired.networks.is_empty() || way_out.is_some();
         let underlay = if needed { self.underlay_mtu()? } else { 0 };
-        let mut errors = Vec::new();
+        let mut errors = self.unusable_ingress();
         if let Some(address) = way_out {
             let object = "the way out".to_owned();
             match self.repair_egress(address, underlay, settled && !failing.contains(&object)) {
@@ -258,13 +278,6 @@ impl Owner {
             mtu: underlay.saturating_sub(VXLAN_BYTES),
         };
         let wanted = Picture::wanted(&self.desired, &facts, &observed);
-        for network in self.desired.networks.iter().filter(|network| network.ingress) {
-            if let Some(host) = network.swallows() {
-                let object =
-                    format!("published ports: the ingress network {} contains the host {host}", network.subnet);
-                errors.push(ObjectError { object, source: io::ErrorKind::AddrInUse.into() });
-            }
-        }
         let operations = observed.operations_to(&wanted);
         if settled && (before.is_none() || stirred) {
             let ours;
@@ -281,15 +294,30 @@ impl Owner {
             let new = changed.filter(|text| !failing.contains(text));
             audit::report_repairs("the overlay's links", new);
         }
+        self.put_through(&operations, &mut errors);
+        self.settled = true;
+        Ok(errors)
+    }
+
+    fn put_through(&mut self, operations: &[Operation], errors: &mut Vec<ObjectError>) {
         for operation in operations {
             tracing::debug!(?operation, "overlay");
-            if let Err(source) = self.stage.apply(&operation) {
+            if let Err(source) = self.stage.apply(operation) {
                 self.failing.insert(operation.to_string());
                 errors.push(ObjectError { object: operation.to_string(), source });
             }
         }
-        self.settled = true;
-        Ok(errors)
+    }
+
+    /// Ingress networks that would cut this host off from others, and so are not there.
+    fn unusable_ingress(&self) -> Vec<ObjectError> {
+        let ingress = self.desired.networks.iter().filter(|network| network.ingress);
+        let unusable = ingress.filter_map(|network| Some((network.subnet, network.swallows()?)));
+        let error = |(subnet, host)| ObjectError {
+            object: format!("published ports: the ingress network {subnet} contains the host {host}"),
+            source: io::ErrorKind::AddrInUse.into(),
+        };
+        unusable.map(error).collect()
     }
 
     /// Makes what is missing of the way out; says whether anything was. It is told if it is `news`.
@@ -306,11 +334,22 @@ impl Owner {
         Ok(true)
     }
 
-    /// Replaces the tables that are not as they should be.
+    /// What the desired state and the suspicions ask for.
+    fn rebalance(&mut self) {
+        let balance = Balance::new(&self.desired, &self.suspects);
+        if balance != self.balance {
+            self.balance = balance;
+            self.tables.follow(&self.balance);
+        }
+    }
+
+    /// Changes the tables that are not as they should be.
     fn apply_tables(&mut self) -> Vec<ObjectError> {
         let mut errors = Vec::new();
+        let mut transitions = Transitions::default();
         for (id, task) in &mut self.tasks {
-            if let Err(source) = apply_task_tables(&self.balance, id, task) {
+            let wanted = self.tables.of(&self.balance, task);
+            if let Err(source) = apply_task_tables(wanted, id, task, &mut transitions) {
                 errors.push(ObjectError { object: format!("table of task {id}"), source });
             }
         }
@@ -332,7 +371,8 @@ impl Owner {
 
     fn apply_host_table(&mut self) -> io::Result<()> {
         let table = self.balance.host_table(&self.config.node, &self.host_side());
-        let foreign = self.host_rules.ensure(table.into_iter().collect())?;
+        let wanted = table.into_iter().map(Arc::new).collect();
+        let foreign = self.host_rules.ensure(wanted, &mut Transitions::default())?;
         audit::report_repairs("the host's rules", foreign);
         Ok(())
     }
@@ -406,8 +446,8 @@ impl Owner {
         }
         self.suspects = hosts;
         self.flows.stir_at_once(Instant::now());
-        self.balance = Balance::new(&self.desired, &self.suspects);
-        self.dns.set_zone(Zone::new(&self.desired, &self.suspects));
+        self.rebalance();
+        self.dns.follow(&self.desired, &self.suspects);
         let errors = self.apply_tables();
         if errors.is_empty() { Ok(()) } else { Err(OverlayError::Partial(errors)) }
     }
@@ -439,7 +479,7 @@ fn replies() -> io::Result<Return> {
     let side = IngressSide { interface: "lo".into(), subnet: Ipv4Net::from(Ipv4Addr::LOCALHOST) };
     let probe = NetNs::anonymous()?;
     let mut tables = Tables::open(&probe)?;
-    let both = [Balance::default().task_table(&[], (53, 53), Some(&side)), Balance::frame_table(&side)];
+    let both = [Balance::default().task_table(&[], Some(&side)), Balance::frame_table(&side)];
     for table in &both {
         if let Err(error) = tables.replace(table) {
             tracing::warn!(%error, "published ports will not show clients' addresses: the kernel lacks a feature");
@@ -449,12 +489,49 @@ fn replies() -> io::Result<Return> {
     Ok(Return::Remember)
 }
 
-fn apply_task_tables(balance: &Balance, id: &str, task: &mut Task) -> io::Result<()> {
-    let networks: Vec<String> = task.config.attachments.iter().map(|a| a.network.clone()).collect();
-    let ingress = task.inside.ingress.as_ref();
-    let mut tables: Vec<Table> = ingress.map(Balance::frame_table).into_iter().collect();
-    tables.push(balance.task_table(&networks, task.dns_ports, ingress));
-    let foreign = task.rules.ensure(tables)?;
+impl TaskTables {
+    /// The tables of the networks of a task.
+    fn of(&mut self, balance: &Balance, task: &Task) -> Vec<Arc<Table>> {
+        let networks = || task.config.attachments.iter().map(|attachment| &attachment.network);
+        let ingress = task.inside.ingress.as_ref();
+        let is_it = |((known, side), _): &(Place, _)| side.as_ref() == ingress && known.iter().eq(networks());
+        let place = self.known.iter().position(is_it).unwrap_or_else(|| {
+            let key = (networks().cloned().collect(), ingress.cloned());
+            let tables = tables_of(balance, &key).map(Arc::new).collect();
+            self.known.push((key, tables));
+            self.known.len() - 1
+        });
+        let mut tables = self.known[place].1.clone();
+        tables.push(Arc::clone(&task.resolver));
+        tables
+    }
+
+    /// The balance has changed: what is the same in spite of that stays the same value in memory.
+    fn follow(&mut self, balance: &Balance) {
+        // What no task has any more goes.
+        self.known.retain(|(_, tables)| tables.iter().any(|table| Arc::strong_count(table) > 1));
+        for (key, tables) in &mut self.known {
+            for (known, table) in tables.iter_mut().zip(tables_of(balance, key)) {
+                if **known != table {
+                    *known = Arc::new(table);
+                }
+            }
+        }
+    }
+}
+
+fn tables_of<'a>(balance: &'a Balance, (networks, ingress): &'a Place) -> impl Iterator<Item = Table> + 'a {
+    let ingress = ingress.as_ref();
+    ingress.map(Balance::frame_table).into_iter().chain([balance.task_table(networks, ingress)])
+}
+
+fn apply_task_tables(
+    wanted: Vec<Arc<Table>>,
+    id: &str,
+    task: &mut Task,
+    transitions: &mut Transitions,
+) -> io::Result<()> {
+    let foreign = task.rules.ensure(wanted, transitions)?;
     audit::report_repairs(&format!("the rules of task {id}"), foreign);
     Ok(())
 }

@@ -116,7 +116,7 @@ fn a_table_is_replaced_whole_or_not_at_all() {
     assert!(error.contains("nosuch"), "{error}");
     assert_eq!(tables.list().unwrap(), ["test"], "the old one stays");
     tables.replace(&table).unwrap();
-    tables.delete("test").unwrap();
-    tables.delete("test").unwrap();
+    tables.delete(&["test"]).unwrap();
+    tables.delete(&["test"]).unwrap();
     assert_eq!(tables.list().unwrap(), Vec::<String>::new());
 }

@@ -8,6 +8,7 @@
 mod answer;
 mod cache;
 mod forward;
+mod names;
 mod resolver;
 mod resolvers;
 mod server;

@@ -5,9 +5,9 @@
 //! `resolver` decides, `forward` asks upstreams. Everything that a task can make us hold is bounded, and so is what all
 //! of them can together.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use super::forward::{Forwarder, read_framed, write_framed};
 use super::resolver::{Decision, Transport, failure, resolve};
 use super::zone::{View, Zone};
-use crate::config::Resolvers;
+use crate::config::{Desired, Resolvers};
 use crate::kernel::NetNs;
 
 /// Queries of one task that wait for an upstream, of the node's; a further one is answered with a failure.
@@ -111,7 +111,8 @@ impl Server {
     }
 
     /// Puts new names in force for all tasks at once.
-    pub(crate) fn set_zone(&self, zone: Zone) {
+    pub(crate) fn follow(&self, desired: &Desired, suspects: &BTreeSet<Ipv4Addr>) {
+        let zone = self.zone.load().following(desired, suspects);
         self.zone.store(Arc::new(zone));
     }
 

@@ -4,38 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
+use super::names::{Names, Places};
 use super::tlds;
-use crate::config::{Desired, EndpointConfig, Network, Protocol, Service, ServicePort};
-use crate::plan::balance::trusted;
+use crate::config::{Desired, EndpointConfig, Network, Protocol};
 
 /// All names of all networks that this host has to do with. Built from the desired state and swapped whole.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Zone {
-    networks: BTreeMap<String, Names>,
+    networks: BTreeMap<String, OnNetwork>,
+    /// The hosts that it leaves out.
+    suspects: BTreeSet<Ipv4Addr>,
 }
 
+/// A network, and the names on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Names {
-    name: String,
-    /// Others use names that end like this as well.
-    shared: bool,
-    subnet: IpNet,
-    forward: BTreeMap<String, Vec<IpAddr>>,
-    /// By name and alias.
-    services: BTreeMap<String, Arc<Places>>,
-    reverse: BTreeMap<IpAddr, String>,
-}
-
-/// Where a service is.
-#[derive(Debug, PartialEq, Eq)]
-struct Places {
-    ports: Vec<ServicePort>,
-    /// The name and address that stand for all of it; nothing where its tasks do.
-    whole: Option<(String, IpAddr)>,
-    /// Its tasks that serve.
-    tasks: Vec<(String, IpAddr)>,
+struct OnNetwork {
+    network: Arc<Network>,
+    names: Arc<Names>,
 }
 
 /// Where foreign names are asked for.
@@ -93,8 +78,23 @@ impl Zone {
     /// balancing does: never all of them.
     #[must_use]
     pub fn new(desired: &Desired, suspects: &BTreeSet<Ipv4Addr>) -> Zone {
-        let names = |network: &Arc<Network>| (network.id.clone(), Names::new(network, suspects));
-        Zone { networks: desired.networks.iter().map(names).collect() }
+        Zone::default().following(desired, suspects)
+    }
+
+    /// The same as a new one, made of this one: it costs what the services that differ have.
+    #[must_use]
+    pub fn following(&self, desired: &Desired, suspects: &BTreeSet<Ipv4Addr>) -> Zone {
+        let on_network = |network: &Arc<Network>| {
+            let before = self.networks.get(&network.id);
+            let names = match before {
+                Some(known) if Arc::ptr_eq(&known.network, network) && self.suspects == *suspects => {
+                    Arc::clone(&known.names)
+                }
+                _ => Arc::new(Names::following(before.map(|known| &*known.names), network, suspects)),
+            };
+            (network.id.clone(), OnNetwork { network: Arc::clone(network), names })
+        };
+        Zone { networks: desired.networks.iter().map(on_network).collect(), suspects: suspects.clone() }
     }
 
     /// Looks a name up: in the task's networks in order, then `name.network`, then the task's own names. What is not
@@ -135,7 +135,7 @@ impl Zone {
     pub fn reverse(&self, view: &View, address: IpAddr) -> Reverse<'_> {
         let mut ours = false;
         for network in self.of(view) {
-            if let Some(name) = network.reverse.get(&address) {
+            if let Some(name) = network.reverse(address) {
                 return Reverse::Name(name);
             }
             ours |= network.subnet.contains(&address);
@@ -144,16 +144,15 @@ impl Zone {
     }
 
     fn of(&self, view: &View) -> impl Iterator<Item = &Names> {
-        view.networks.iter().filter_map(|id| self.networks.get(id))
+        view.networks.iter().filter_map(|id| self.networks.get(id)).map(|known| &*known.names)
     }
 
     fn addresses<'a>(&'a self, view: &'a View, name: &str) -> Option<&'a [IpAddr]> {
-        let qualified = |network: &'a Names| network.forward.get(below(name, &network.name)?);
+        let qualified = |network: &'a Names| network.addresses(below(name, &network.name)?);
         self.of(view)
-            .find_map(|network| network.forward.get(name))
+            .find_map(|network| network.addresses(name))
             .or_else(|| self.of(view).find_map(qualified))
-            .or_else(|| view.own.get(name))
-            .map(Vec::as_slice)
+            .or_else(|| view.own.get(name).map(Vec::as_slice))
     }
 
     /// A service, and whether its tasks are meant.
@@ -231,79 +230,6 @@ const USUAL: [(&str, u16); 16] = [
     ("smtp", 25),
     ("ssh", 22),
 ];
-
-impl Names {
-    fn new(network: &Network, suspects: &BTreeSet<Ipv4Addr>) -> Names {
-        let name = network.name.to_ascii_lowercase();
-        let mut names = Names {
-            shared: tlds::is_one(&name),
-            subnet: network.subnet.into(),
-            forward: BTreeMap::new(),
-            services: BTreeMap::new(),
-            reverse: BTreeMap::new(),
-            name,
-        };
-        let hosts = if suspects.is_empty() { BTreeMap::new() } else { network.hosts() };
-        // The ingress network is the way in and joins services that have nothing to do with each other; as with Docker,
-        // nobody is found by name there.
-        let services = if network.ingress { &[] } else { network.services.as_slice() };
-        for service in services {
-            let serving = service.endpoints.iter().filter(|endpoint| endpoint.serving).map(|endpoint| endpoint.address);
-            names.add_service(service, &trusted(serving, &hosts, suspects));
-        }
-        names
-    }
-
-    fn add_service(&mut self, service: &Service, serving: &[Ipv4Addr]) {
-        let full = |name: &str| format!("{}.{}", name.to_ascii_lowercase(), self.name);
-        let whole = service.vip.map(|vip| (full(&service.name), vip.into()));
-        let named: BTreeMap<Ipv4Addr, &str> =
-            service.endpoints.iter().map(|endpoint| (endpoint.address, endpoint.name.as_str())).collect();
-        let tasks: Vec<(String, IpAddr)> =
-            serving.iter().map(|address| (full(named[address]), IpAddr::V4(*address))).collect();
-        let addresses: Vec<IpAddr> = tasks.iter().map(|(_, address)| *address).collect();
-        let answer = whole.as_ref().map_or(addresses.clone(), |(_, vip)| vec![*vip]);
-        if let Some((name, vip)) = &whole {
-            self.reverse.insert(*vip, name.clone());
-        }
-        let places = Arc::new(Places { ports: service.ports.clone(), whole, tasks });
-        for alias in std::iter::once(&service.name).chain(&service.aliases) {
-            let alias = alias.to_ascii_lowercase();
-            self.add(format!("tasks.{alias}"), &addresses);
-            self.add(alias.clone(), &answer);
-            // Of services that share an alias, one has the ports; the addresses are all of theirs.
-            self.services.entry(alias).or_insert_with(|| Arc::clone(&places));
-        }
-        // A task can find itself and its peers while they start: clustered databases need that to form.
-        for endpoint in &service.endpoints {
-            let address = IpAddr::V4(endpoint.address);
-            for own in std::iter::once(&endpoint.name).chain(&endpoint.names) {
-                self.add(own.to_ascii_lowercase(), &[address]);
-            }
-            let name = format!("{}.{}", endpoint.name.to_ascii_lowercase(), self.name);
-            self.reverse.insert(address, name);
-        }
-    }
-
-    fn add(&mut self, name: String, addresses: &[IpAddr]) {
-        let known = self.forward.entry(name).or_default();
-        if known.is_empty() {
-            return known.extend_from_slice(addresses);
-        }
-        for address in addresses {
-            if !known.contains(address) {
-                known.push(*address);
-            }
-        }
-    }
-
-    fn service(&self, name: &str) -> Option<(&Places, bool)> {
-        match self.services.get(name) {
-            Some(places) => Some((places, false)),
-            None => self.services.get(name.strip_prefix("tasks.")?).map(|places| (&**places, true)),
-        }
-    }
-}
 
 impl View {
     /// What a task sees. `way_out` tells whether it may ask for foreign names.

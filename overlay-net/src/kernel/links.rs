@@ -16,6 +16,7 @@ use libc::{
 };
 use nix::sys::socket::SockProtocol;
 
+use super::neighbours::Expected;
 use super::netlink::{CREATE, DUMP, EXCL, Message, REPLACE, Reply, Socket, attributes, str_of, u32_of};
 use super::netns::NetNs;
 
@@ -135,6 +136,8 @@ pub struct BridgePort {
 #[derive(Debug)]
 pub struct Links {
     pub(super) socket: Socket,
+    /// What our changes of entries lead to.
+    pub(super) expected: Expected,
 }
 
 /// `struct ifinfomsg`.
@@ -171,7 +174,8 @@ impl Links {
     /// # Errors
     /// When the namespace cannot be entered.
     pub fn open(namespace: &NetNs) -> io::Result<Links> {
-        Ok(Links { socket: namespace.visit(|| Socket::open(SockProtocol::NetlinkRoute))? })
+        let socket = namespace.visit(|| Socket::open(SockProtocol::NetlinkRoute))?;
+        Ok(Links { socket, expected: Expected::default() })
     }
 
     /// A handle on the namespace of the calling thread.
@@ -179,7 +183,7 @@ impl Links {
     /// # Errors
     /// When no socket can be made.
     pub fn current() -> io::Result<Links> {
-        Ok(Links { socket: Socket::open(SockProtocol::NetlinkRoute)? })
+        Ok(Links { socket: Socket::open(SockProtocol::NetlinkRoute)?, expected: Expected::default() })
     }
 
     /// All links.

@@ -24,7 +24,7 @@ pub use neighbours::Forward;
 pub(crate) use netlink::{LINKS, NEIGHBOURS, ROUTES, Watch};
 pub use netns::{NetNs, enter};
 pub use nftables::Tables;
-pub(crate) use rules::Rules;
+pub(crate) use rules::{Rules, Transitions};
 pub(crate) use stage::Stage;
 
 /// The hardware address that belongs to an IPv4 address: `02:42` and the four bytes, as Docker derives it.

@@ -4,15 +4,17 @@
 //! (which port), and the bridge's neighbours (which hardware address an IPv4 address has), from which the bridge
 //! answers ARP itself.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 
 use libc::{
-    NDA_DST, NDA_LLADDR, NTF_MASTER, NTF_SELF, NUD_NOARP, NUD_PERMANENT, RTM_DELNEIGH, RTM_GETNEIGH, RTM_NEWNEIGH,
+    NDA_DST, NDA_LLADDR, NTF_MASTER, NTF_SELF, NUD_FAILED, NUD_NOARP, NUD_PERMANENT, RTM_DELNEIGH, RTM_GETNEIGH,
+    RTM_NEWNEIGH,
 };
 
 use super::links::{Links, ipv4_of};
-use super::netlink::{CREATE, DUMP, Message, REPLACE, attributes, u32_of};
+use super::netlink::{CREATE, DUMP, Message, REPLACE, Reply, attributes, u32_of};
 
 /// One forwarding entry as the kernel lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +29,71 @@ pub struct Forward {
     pub bridge: bool,
     /// It was set, not learned, and is not one of the link's own addresses.
     pub fixed: bool,
+}
+
+/// Changes of our own whose notices are told from those of others.
+const EXPECTED_MAX: usize = 1024;
+
+/// An entry of one of the three tables, as the kernel names it: address family, link, whether it is in the device's own
+/// table, address.
+type EntryName = (u8, u32, bool, Vec<u8>);
+
+/// What entries should be after our own operations, and so what the kernel's notices of those say.
+#[derive(Debug, Default)]
+pub(super) struct Expected(BTreeMap<EntryName, Option<Vec<u8>>>);
+
+impl Expected {
+    /// An entry is to be what a message says; without a value, it is to be gone.
+    fn note(&mut self, message: &Message) {
+        // What does not fit is read from the kernel, as what others do.
+        if let Some((name, value, _)) = entry_of(message.body()).filter(|_| self.0.len() < EXPECTED_MAX) {
+            let value = if message.kind() == RTM_DELNEIGH { None } else { Some(value) };
+            self.0.insert(name, value);
+        }
+    }
+
+    /// Whether a notice says nothing but what is expected, or something that nobody cares about.
+    pub(super) fn explains(&self, notice: &Reply) -> bool {
+        if notice.kind != RTM_NEWNEIGH && notice.kind != RTM_DELNEIGH {
+            return false;
+        }
+        let Some((name, value, state)) = entry_of(&notice.body) else { return false };
+        let (family, _, own, _) = &name;
+        // What a bridge has learned it will forget; ours and its links' own addresses are no such entries.
+        if i32::from(*family) == libc::AF_BRIDGE && !own && state & (NUD_NOARP | NUD_PERMANENT) == 0 {
+            return true;
+        }
+        // A neighbour that is removed is said to have failed first.
+        let gone = notice.kind == RTM_DELNEIGH || state & NUD_FAILED != 0;
+        match self.0.get(&name) {
+            Some(Some(expected)) => !gone && *expected == value,
+            Some(None) => gone,
+            None => false,
+        }
+    }
+
+    /// Forgets all of it: the notices were read.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// The name, value and state of an entry.
+fn entry_of(body: &[u8]) -> Option<(EntryName, Vec<u8>, u16)> {
+    let fixed = body.get(..12)?;
+    let (family, link, own) = (fixed[0], u32_of(&fixed[4..8]), fixed[10] & NTF_SELF != 0);
+    let state = u16::from_ne_bytes([fixed[8], fixed[9]]);
+    let (mut mac, mut other) = (Vec::new(), Vec::new());
+    for (kind, value) in attributes(&body[12..]) {
+        match kind {
+            NDA_LLADDR => mac = value.to_vec(),
+            NDA_DST => other = value.to_vec(),
+            _ => {}
+        }
+    }
+    let is_forward = i32::from(family) == libc::AF_BRIDGE;
+    let (key, value) = if is_forward { (mac, other) } else { (other, mac) };
+    Some(((family, link, own, key), value, state))
 }
 
 /// `struct ndmsg`.
@@ -48,7 +115,7 @@ impl Links {
         let fixed = ndmsg(libc::AF_BRIDGE, vxlan, NUD_NOARP | NUD_PERMANENT, NTF_SELF);
         let mut message = Message::new(RTM_NEWNEIGH, CREATE | REPLACE, &fixed);
         message.put(NDA_LLADDR, &mac).put(NDA_DST, &host.octets());
-        self.socket.request(message).map(drop)
+        self.change_entry(message)
     }
 
     /// Removes an entry of a VXLAN device's own table; a missing one is fine.
@@ -58,7 +125,7 @@ impl Links {
     pub fn delete_tunnel(&mut self, vxlan: u32, mac: [u8; 6]) -> io::Result<()> {
         let mut message = Message::new(RTM_DELNEIGH, 0, &ndmsg(libc::AF_BRIDGE, vxlan, 0, NTF_SELF));
         message.put(NDA_LLADDR, &mac);
-        missing_is_fine(self.socket.request(message).map(drop))
+        missing_is_fine(self.change_entry(message))
     }
 
     /// Says that a hardware address is behind a port: the bridge's table. Replaces an older entry.
@@ -70,7 +137,7 @@ impl Links {
         let fixed = ndmsg(libc::AF_BRIDGE, port, NUD_NOARP, NTF_MASTER);
         let mut message = Message::new(RTM_NEWNEIGH, CREATE | REPLACE, &fixed);
         message.put(NDA_LLADDR, &mac);
-        self.socket.request(message).map(drop)
+        self.change_entry(message)
     }
 
     /// Removes an entry of the bridge's table; a missing one is fine.
@@ -80,7 +147,7 @@ impl Links {
     pub fn delete_forward(&mut self, port: u32, mac: [u8; 6]) -> io::Result<()> {
         let mut message = Message::new(RTM_DELNEIGH, 0, &ndmsg(libc::AF_BRIDGE, port, 0, NTF_MASTER));
         message.put(NDA_LLADDR, &mac);
-        missing_is_fine(self.socket.request(message).map(drop))
+        missing_is_fine(self.change_entry(message))
     }
 
     /// Says which hardware address an IPv4 address has, for good. Replaces an older entry.
@@ -91,7 +158,7 @@ impl Links {
         let fixed = ndmsg(libc::AF_INET, link, NUD_PERMANENT, 0);
         let mut message = Message::new(RTM_NEWNEIGH, CREATE | REPLACE, &fixed);
         message.put(NDA_DST, &address.octets()).put(NDA_LLADDR, &mac);
-        self.socket.request(message).map(drop)
+        self.change_entry(message)
     }
 
     /// Forgets an IPv4 neighbour; a missing one is fine.
@@ -101,7 +168,13 @@ impl Links {
     pub fn delete_neighbour(&mut self, link: u32, address: Ipv4Addr) -> io::Result<()> {
         let mut message = Message::new(RTM_DELNEIGH, 0, &ndmsg(libc::AF_INET, link, 0, 0));
         message.put(NDA_DST, &address.octets());
-        missing_is_fine(self.socket.request(message).map(drop))
+        missing_is_fine(self.change_entry(message))
+    }
+
+    /// Makes a change and notes what the kernel will tell of it.
+    fn change_entry(&mut self, message: Message) -> io::Result<()> {
+        self.expected.note(&message);
+        self.socket.request(message).map(drop)
     }
 
     /// All forwarding entries of the namespace, of bridges and of VXLAN devices.

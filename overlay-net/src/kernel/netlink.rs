@@ -106,6 +106,11 @@ impl Message {
         self
     }
 
+    /// Its type.
+    pub(crate) fn kind(&self) -> u16 {
+        u16::from_ne_bytes([self.bytes[4], self.bytes[5]])
+    }
+
     /// All that follows the header: the family's fixed part and the attributes.
     pub(crate) fn body(&self) -> &[u8] {
         &self.bytes[HEADER..]
@@ -359,20 +364,30 @@ pub(crate) const NEIGHBOURS: u32 = 1 << 2;
 pub(crate) const ROUTES: u32 = 1 << 6 | 1 << 7 | 1 << 23;
 
 impl Watch {
-    /// Listens to groups of notices from now on.
+    /// Listens to groups of notices from now on, and has room for a few: that there were too many says as much.
     pub(crate) fn open(groups: u32) -> io::Result<Watch> {
+        Watch::with_room(groups, 4096)
+    }
+
+    /// The same with room for so many bytes of notices.
+    pub(crate) fn with_room(groups: u32, room: usize) -> io::Result<Watch> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = nix::sys::socket::socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
-        // Room for a few: that there were too many says as much.
-        setsockopt(&fd, sockopt::RcvBuf, &4096)?;
+        setsockopt(&fd, sockopt::RcvBufForce, &room)?;
         nix::sys::socket::bind(fd.as_raw_fd(), &nix::sys::socket::NetlinkAddr::new(0, groups))?;
         Ok(Watch { fd })
     }
 
     /// Whether there was a notice since the last call, or the kernel had to drop some.
     pub(crate) fn stirred(&self) -> bool {
-        let mut buffer = [0; 64];
+        self.told(|_| true)
+    }
+
+    /// Whether there was a notice since the last call that matters, or the kernel had to drop some.
+    pub(crate) fn told(&self, matters: impl Fn(&Reply) -> bool) -> bool {
+        let mut buffer = [0; 2048];
         let mut any = false;
+        let mut notices = Vec::new();
         // Who is told faster than this can read has heard enough.
         for _ in 0..4096 {
             match nix::sys::socket::recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
@@ -380,7 +395,13 @@ impl Watch {
                 Err(nix::errno::Errno::EINTR) => {}
                 // The end of what can be known, as far as this socket goes.
                 Err(error) if error != nix::errno::Errno::ENOBUFS => return true,
-                _ => any = true,
+                Err(_) => any = true,
+                Ok(length) => {
+                    notices.clear();
+                    split(&buffer[..length], &mut notices);
+                    // One that is too long to be read here matters.
+                    any |= notices.is_empty() || notices.iter().any(&matters);
+                }
             }
         }
         true

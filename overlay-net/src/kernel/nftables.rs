@@ -104,16 +104,18 @@ impl Tables {
         found.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the kernel does not say its generation"))
     }
 
-    /// Removes the tables of this name of our families; missing ones are fine.
+    /// Removes the tables of these names of our families, in one transaction; missing ones are fine.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn delete(&mut self, name: &str) -> io::Result<()> {
+    pub fn delete(&mut self, names: &[&str]) -> io::Result<()> {
         let there = self.list_families()?;
         let mut batch = Batch::default();
         for family in Family::ALL {
-            if there.iter().any(|(number, found)| *number == protocol(family) && found == name) {
-                batch.delete(family, name);
+            for name in names {
+                if there.iter().any(|(number, found)| *number == protocol(family) && found == name) {
+                    batch.delete(family, name);
+                }
             }
         }
         batch.send(&mut self.socket)
@@ -127,7 +129,7 @@ impl Tables {
         Ok(self.list_families()?.into_iter().map(|(_, name)| name).collect())
     }
 
-    fn list_families(&mut self) -> io::Result<Vec<(u8, String)>> {
+    pub(super) fn list_families(&mut self) -> io::Result<Vec<(u8, String)>> {
         let message = Message::new(kind(NFT_MSG_GETTABLE), DUMP, &[NFPROTO_UNSPEC, 0, 0, 0]);
         let replies = self.socket.request(message)?;
         Ok(replies
@@ -153,7 +155,7 @@ pub(super) fn protocol(family: Family) -> u8 {
 }
 
 /// One transaction under construction.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Batch {
     messages: Vec<Message>,
     /// What each message is about, for error texts.
@@ -177,6 +179,12 @@ impl Batch {
         for (name, chain) in &table.chains {
             self.rules(table, name, chain);
         }
+    }
+
+    /// Adds all that another one has.
+    pub(super) fn append(&mut self, other: &Batch) {
+        self.messages.extend_from_slice(&other.messages);
+        self.about.extend_from_slice(&other.about);
     }
 
     /// Removes a table, which must be there.
@@ -249,6 +257,10 @@ impl Batch {
     pub(super) fn push(&mut self, about: String, message: Message) {
         self.messages.push(message);
         self.about.push(about);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
     }
 
     /// Its messages in order.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 use libc::{NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_GETSET, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE};
 
@@ -28,7 +29,7 @@ const NAMED_MAX: usize = 8;
 /// Our tables in one namespace, as the kernel lists them.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    tables: Vec<(u8, SeenTable)>,
+    tables: Vec<(u8, String, SeenTable)>,
 }
 
 #[derive(Debug, Default)]
@@ -84,17 +85,19 @@ impl Tables {
         self.socket.request(request)
     }
 
-    /// Reads the tables of a name of our families.
-    pub(super) fn read(&mut self, name: &str) -> io::Result<Seen> {
+    /// Reads the tables of these names of our families.
+    pub(super) fn read(&mut self, names: &[&str]) -> io::Result<Seen> {
         let mut seen = Seen::default();
         for family in Family::ALL.map(protocol) {
             let replies = self.dump(NFT_MSG_GETTABLE, family, |_| {})?;
-            let mut bodies = replies.iter().filter_map(|reply| reply.body.get(4..));
-            let found = bodies.find(|body| attribute(body, TABLE_NAME).is_some_and(|found| str_of(found) == name));
-            if let Some(body) = found {
+            for body in replies.iter().filter_map(|reply| reply.body.get(4..)) {
+                let Some(name) = attribute(body, TABLE_NAME).map(str_of).filter(|name| names.contains(&name.as_str()))
+                else {
+                    continue;
+                };
                 let flags = attribute(body, TABLE_FLAGS).map_or(0, be32_of);
-                let table = self.read_table(family, name, flags & DORMANT != 0)?;
-                seen.tables.push((family, table));
+                let table = self.read_table(family, &name, flags & DORMANT != 0)?;
+                seen.tables.push((family, name, table));
             }
         }
         Ok(seen)
@@ -148,23 +151,26 @@ fn read_element(bytes: &[u8]) -> Option<(Vec<u8>, SeenElement)> {
 }
 
 impl Seen {
-    /// The families that have such a table.
-    pub(super) fn families(&self) -> impl Iterator<Item = Family> {
-        Family::ALL.into_iter().filter(|family| self.tables.iter().any(|(seen, _)| *seen == protocol(*family)))
+    /// The tables that are there.
+    pub(super) fn tables(&self) -> impl Iterator<Item = (Family, &str)> {
+        let of = |number: u8| Family::ALL.into_iter().find(move |family| protocol(*family) == number);
+        self.tables.iter().filter_map(move |(number, name, _)| Some((of(*number)?, name.as_str())))
     }
 
     /// What is not as these tables say: a text for each, a few at the most.
-    pub(super) fn differences(&self, wanted: &[Table]) -> Vec<String> {
+    pub(super) fn differences(&self, wanted: &[Arc<Table>]) -> Vec<String> {
         let mut found = Vec::new();
-        for (family, _) in &self.tables {
-            if !wanted.iter().any(|table| protocol(table.family) == *family) {
+        for (family, name) in self.tables() {
+            if !wanted.iter().any(|table| table.family == family && table.name == name) {
                 found.push("a table of ours that should not be there".to_owned());
             }
         }
         for table in wanted {
-            match self.tables.iter().find(|(family, _)| *family == protocol(table.family)) {
+            let is_it =
+                |(family, name, _): &&(u8, String, SeenTable)| *family == protocol(table.family) && *name == table.name;
+            match self.tables.iter().find(is_it) {
                 None => found.push(format!("table {} is missing", table.name)),
-                Some((_, seen)) => seen.differences(table, &mut found),
+                Some((_, _, seen)) => seen.differences(table, &mut found),
             }
         }
         let more = found.len().saturating_sub(NAMED_MAX);

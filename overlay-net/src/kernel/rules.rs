@@ -5,6 +5,7 @@
 //! and that is what counts. So looking costs one question, and a foreign change costs one listing.
 
 use std::io;
+use std::sync::Arc;
 
 use super::netns::NetNs;
 use super::nftables::{Batch, Tables};
@@ -23,7 +24,45 @@ pub(crate) struct Rules {
 struct Known {
     /// The number of that state; nothing when somebody else changed rules at the same time.
     generation: Option<u32>,
-    tables: Vec<Table>,
+    tables: Vec<Arc<Table>>,
+}
+
+/// What leads from one value of a table to another, worked out once for all namespaces in which it is done.
+#[derive(Debug, Default)]
+pub(crate) struct Transitions {
+    known: Vec<(Arc<Table>, Arc<Table>, Batch)>,
+    /// The same from nothing.
+    whole: Vec<(Arc<Table>, Batch)>,
+}
+
+impl Transitions {
+    fn between(&mut self, old: &Arc<Table>, new: &Arc<Table>) -> &Batch {
+        let is_it = |(from, to, _): &(Arc<Table>, Arc<Table>, _)| Arc::ptr_eq(from, old) && Arc::ptr_eq(to, new);
+        let place = self.known.iter().position(is_it).unwrap_or_else(|| {
+            let mut batch = Batch::default();
+            if old != new && !batch.difference(old, new) {
+                batch.whole(new);
+            }
+            self.known.push((Arc::clone(old), Arc::clone(new), batch));
+            self.known.len() - 1
+        });
+        &self.known[place].2
+    }
+
+    fn whole(&mut self, table: &Arc<Table>) -> &Batch {
+        let place = self.whole.iter().position(|(known, _)| Arc::ptr_eq(known, table)).unwrap_or_else(|| {
+            let mut batch = Batch::default();
+            batch.whole(table);
+            self.whole.push((Arc::clone(table), batch));
+            self.whole.len() - 1
+        });
+        &self.whole[place].1
+    }
+}
+
+/// Whether two tables have the same place.
+fn same_place(one: &Table, other: &Table) -> bool {
+    one.family == other.family && one.name == other.name
 }
 
 impl Rules {
@@ -36,13 +75,13 @@ impl Rules {
     /// changed since the last time.
     ///
     /// On an error nothing was changed.
-    pub(crate) fn ensure(&mut self, wanted: Vec<Table>) -> io::Result<Vec<String>> {
+    pub(crate) fn ensure(&mut self, wanted: Vec<Arc<Table>>, transitions: &mut Transitions) -> io::Result<Vec<String>> {
         let generation = self.tables.generation()?;
         let mut foreign = Vec::new();
         let mut present = None;
         let untouched = self.known.as_ref().is_some_and(|known| known.generation == Some(generation));
         if !untouched {
-            let seen = self.tables.read(names::TABLE)?;
+            let seen = self.tables.read(&names::TABLES)?;
             if let Some(known) = &self.known {
                 foreign = seen.differences(&known.tables);
             }
@@ -53,25 +92,41 @@ impl Rules {
             present = Some(seen);
         }
         // What is known to be there is changed by what differs; anything else is replaced.
-        match self.known.take().filter(|_| foreign.is_empty()) {
-            Some(known) if known.tables == wanted => {
-                self.known = Some(known);
-                return Ok(foreign);
+        let mut batch = Batch::default();
+        match self.known.as_ref().filter(|_| foreign.is_empty()) {
+            Some(known) => {
+                for old in known.tables.iter().filter(|old| !wanted.iter().any(|new| same_place(old, new))) {
+                    batch.delete(old.family, &old.name);
+                }
+                for new in &wanted {
+                    match known.tables.iter().find(|old| same_place(old, new)) {
+                        Some(old) if Arc::ptr_eq(old, new) => {}
+                        Some(old) => batch.append(transitions.between(old, new)),
+                        None => batch.append(transitions.whole(new)),
+                    }
+                }
             }
-            Some(known) => self.change(&known.tables, &wanted)?,
             None => {
                 let present = match present {
                     Some(seen) => seen,
-                    None => self.tables.read(names::TABLE)?,
+                    None => self.tables.read(&names::TABLES)?,
                 };
-                let mut batch = Batch::default();
-                for family in present.families().filter(|family| !wanted.iter().any(|t| t.family == *family)) {
-                    batch.delete(family, names::TABLE);
+                let goes = |(family, name): &(_, &str)| !wanted.iter().any(|t| t.family == *family && t.name == *name);
+                for (family, name) in present.tables().filter(goes) {
+                    batch.delete(family, name);
                 }
-                wanted.iter().for_each(|table| batch.whole(table));
-                batch.send(&mut self.tables.socket)?;
+                wanted.iter().for_each(|table| batch.append(transitions.whole(table)));
             }
         }
+        if batch.is_empty() {
+            if let Some(known) = &mut self.known {
+                known.tables = wanted;
+            }
+            return Ok(foreign);
+        }
+        // Should it fail, what is there is read again.
+        self.known = None;
+        batch.send(&mut self.tables.socket)?;
         self.note(generation, wanted, 1)?;
         Ok(foreign)
     }
@@ -83,23 +138,8 @@ impl Rules {
         }
     }
 
-    fn change(&mut self, old: &[Table], new: &[Table]) -> io::Result<()> {
-        let mut batch = Batch::default();
-        for table in old.iter().filter(|old| !new.iter().any(|new| new.family == old.family)) {
-            batch.delete(table.family, &table.name);
-        }
-        for table in new {
-            match old.iter().find(|old| old.family == table.family) {
-                Some(old) if old == table => {}
-                Some(old) if batch.difference(old, table) => {}
-                _ => batch.whole(table),
-            }
-        }
-        batch.send(&mut self.tables.socket)
-    }
-
     /// Remembers what is in force, with the state's number if only `ours` transactions came after `before`.
-    fn note(&mut self, before: u32, tables: Vec<Table>, ours: u32) -> io::Result<()> {
+    fn note(&mut self, before: u32, tables: Vec<Arc<Table>>, ours: u32) -> io::Result<()> {
         let after = self.tables.generation()?;
         // The kernel leaves out 0 when it counts.
         let expected = if ours > 0 { before.wrapping_add(ours).max(1) } else { before };
@@ -110,7 +150,7 @@ impl Rules {
     /// Removes our tables; missing ones are fine.
     pub(crate) fn remove(&mut self) -> io::Result<()> {
         self.known = None;
-        self.tables.delete(names::TABLE)
+        self.tables.delete(&names::TABLES)
     }
 }
 
@@ -140,7 +180,7 @@ mod tests {
     }
 
     /// Virtual addresses .100 and up with these endpoints each, and as many published ports.
-    fn tables(services: &[Vec<u8>], ingress: bool) -> Vec<Table> {
+    fn tables(services: &[Vec<u8>], ingress: bool) -> Vec<Arc<Table>> {
         let lists = || services.iter().map(|list| list.iter().map(|last| address(*last)).collect::<Vec<_>>());
         let vips = (100..).map(address).zip(lists()).collect();
         let ports = (8000..).map(|port| (Protocol::Tcp, port)).zip(lists());
@@ -155,7 +195,7 @@ mod tests {
         let side = IngressSide { interface: "lo".into(), subnet: "10.0.9.0/24".parse().unwrap() };
         let side = ingress.then_some(side);
         // The host's and a task's table in one, so that everything that we ever say is said.
-        let mut table = balance.task_table(&["net".into()], (1053, 1054), side.as_ref());
+        let mut table = balance.task_table(&["net".into()], side.as_ref());
         let host = HostSide {
             ingress: Some(("shi-n1".into(), "10.0.9.0/24".parse().unwrap())),
             egress: Some(("she-n1".into(), "172.30.0.0/16".parse().unwrap())),
@@ -165,12 +205,17 @@ mod tests {
         let host = balance.host_table("n1", &host).unwrap();
         table.chains.extend(host.chains);
         table.sets.extend(host.sets);
-        side.as_ref().map(Balance::frame_table).into_iter().chain([table]).collect()
+        let frames = side.as_ref().map(Balance::frame_table).into_iter();
+        frames.chain([table, Balance::resolver_table((1053, 1054))]).map(Arc::new).collect()
+    }
+
+    fn ensure(rules: &mut Rules, wanted: Vec<Arc<Table>>) -> io::Result<Vec<String>> {
+        rules.ensure(wanted, &mut Transitions::default())
     }
 
     #[track_caller]
-    fn check(rules: &mut Rules, wanted: &[Table]) {
-        let seen = rules.tables.read(names::TABLE).unwrap();
+    fn check(rules: &mut Rules, wanted: &[Arc<Table>]) {
+        let seen = rules.tables.read(&names::TABLES).unwrap();
         assert_eq!(seen.differences(wanted), Vec::<String>::new());
     }
 
@@ -179,21 +224,21 @@ mod tests {
         let Some(namespace) = namespace() else { return };
         let mut rules = Rules::open(&namespace).unwrap();
         let wanted = tables(&[vec![1, 2, 3], vec![4], vec![]], true);
-        assert_eq!(rules.ensure(wanted.clone()).unwrap(), Vec::<String>::new());
+        assert_eq!(ensure(&mut rules, wanted.clone()).unwrap(), Vec::<String>::new());
         check(&mut rules, &wanted);
         // Nothing to do is no transaction, also for one who comes anew and does not know what is there.
         let generation = rules.tables.generation().unwrap();
-        assert_eq!(rules.ensure(wanted.clone()).unwrap(), Vec::<String>::new());
+        assert_eq!(ensure(&mut rules, wanted.clone()).unwrap(), Vec::<String>::new());
         let mut fresh = Rules::open(&namespace).unwrap();
-        assert_eq!(fresh.ensure(wanted.clone()).unwrap(), Vec::<String>::new());
+        assert_eq!(ensure(&mut fresh, wanted.clone()).unwrap(), Vec::<String>::new());
         assert_eq!(rules.tables.generation().unwrap(), generation);
         // A table that is no longer wanted goes, in the same transaction as the other changes.
         let less = tables(&[vec![1]], false);
-        rules.ensure(less.clone()).unwrap();
+        ensure(&mut rules, less.clone()).unwrap();
         check(&mut rules, &less);
         assert_eq!(rules.tables.generation().unwrap(), generation + 1);
         rules.remove().unwrap();
-        rules.ensure(Vec::new()).unwrap();
+        ensure(&mut rules, Vec::new()).unwrap();
         assert_eq!(rules.tables.list().unwrap(), Vec::<String>::new());
     }
 
@@ -203,7 +248,7 @@ mod tests {
         let mut rules = Rules::open(&namespace).unwrap();
         let mut other = Tables::open(&namespace).unwrap();
         let wanted = tables(&[vec![1, 2, 3], vec![4], vec![]], true);
-        rules.ensure(wanted.clone()).unwrap();
+        ensure(&mut rules, wanted.clone()).unwrap();
         type Spoil = fn(&mut Table);
         let cases: [(&str, Spoil); 9] = [
             ("2 elements of to-vip-10.0.9.100 are missing", |t| {
@@ -236,18 +281,18 @@ mod tests {
             }),
         ];
         for (words, spoil) in cases {
-            let mut spoiled = wanted[1].clone();
+            let mut spoiled = Table::clone(&wanted[1]);
             spoil(&mut spoiled);
             other.replace(&spoiled).unwrap();
-            let named = rules.ensure(wanted.clone()).unwrap();
+            let named = ensure(&mut rules, wanted.clone()).unwrap();
             assert!(named.iter().any(|text| text == words), "{words}: {named:?}");
             check(&mut rules, &wanted);
         }
-        other.delete(names::TABLE).unwrap();
-        let named = rules.ensure(wanted.clone()).unwrap();
-        assert_eq!(named, ["table shoal is missing", "table shoal is missing"]);
+        other.delete(&names::TABLES).unwrap();
+        let named = ensure(&mut rules, wanted.clone()).unwrap();
+        assert_eq!(named, ["table shoal is missing", "table shoal is missing", "table shoal-names is missing"]);
         check(&mut rules, &wanted);
-        assert_eq!(rules.ensure(wanted).unwrap(), Vec::<String>::new(), "and told once");
+        assert_eq!(ensure(&mut rules, wanted).unwrap(), Vec::<String>::new(), "and told once");
     }
 
     proptest! {
@@ -263,8 +308,8 @@ mod tests {
                 for (services, ingress) in steps {
                     let lists: Vec<Vec<u8>> = services.iter().map(|s: &BTreeSet<u8>| s.iter().copied().collect()).collect();
                     let wanted = tables(&lists, ingress);
-                    prop_assert_eq!(rules.ensure(wanted.clone()).unwrap(), Vec::<String>::new());
-                    let seen = rules.tables.read(names::TABLE).unwrap();
+                    prop_assert_eq!(ensure(&mut rules, wanted.clone()).unwrap(), Vec::<String>::new());
+                    let seen = rules.tables.read(&names::TABLES).unwrap();
                     prop_assert_eq!(seen.differences(&wanted), Vec::<String>::new());
                 }
             }

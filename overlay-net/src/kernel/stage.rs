@@ -21,6 +21,8 @@ use crate::plan::picture::{HostPort, Operation, Picture, Port, Switch, Tunnel};
 
 /// How long a new link may take until it carries packets; a millisecond is usual.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Room for some hundred notices, in bytes: those of our own changes, too, wait there until somebody looks.
+const ROOM: usize = 1 << 18;
 /// What a port of ours towards a task or the host does; addresses are learned there, from those that own them.
 const LOCAL_PORT: BridgePort = BridgePort { flood: true, learning: true, neigh_suppress: false, isolated: false };
 /// The port towards other hosts: nothing unknown goes out there, and ARP is answered on this side.
@@ -65,15 +67,19 @@ impl Stage {
             inner.set_sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "1").ok();
         }
         let (host_links, inner_links) = (Links::open(&host)?, Links::open(&inner)?);
-        let watches = [inner.visit(|| Watch::open(LINKS | NEIGHBOURS))?, host.visit(|| Watch::open(LINKS))?];
+        let watches = [inner.visit(|| Watch::with_room(LINKS | NEIGHBOURS, ROOM))?, host.visit(|| Watch::open(LINKS))?];
         Ok(Stage { node: node.to_owned(), host, inner, host_links, inner_links, watches })
     }
 
-    /// Whether anything happened in either namespace since the last call, by us or by others.
-    pub(crate) fn stirred(&self) -> bool {
+    /// Whether anything happened in either namespace since the last call, but for our own changes of entries. (Those of
+    /// links have effects that come late.)
+    pub(crate) fn stirred(&mut self) -> bool {
         let [inner, host] = &self.watches;
+        let expected = &mut self.inner_links.expected;
         // Both are emptied.
-        inner.stirred() | host.stirred()
+        let stirred = inner.told(|notice| !expected.explains(notice)) | host.stirred();
+        expected.clear();
+        stirred
     }
 
     /// The host's namespace.
@@ -437,5 +443,73 @@ impl Stage {
             std::fs::remove_dir(directory).ok();
         }
         errors
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_changes_of_entries_are_told_from_those_of_others() {
+        let host = match NetNs::anonymous() {
+            Ok(host) => host,
+            Err(error) => return println!("skipped: cannot make a network namespace ({error}); root is needed"),
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let pin = directory.path().join("netns").join("overlay");
+        let (mut stage, mut other) = host
+            .visit(|| {
+                let mut links = Links::current()?;
+                links.set_up("lo")?;
+                let stage = Stage::open("n1", &pin)?;
+                let other = Links::open(&stage.inner)?;
+                Ok((stage, other))
+            })
+            .unwrap();
+        let vni = 5;
+        let tunnel = Tunnel { local: Ipv4Addr::LOCALHOST, port: 4789, mtu: 1450 };
+        stage.apply(&Operation::CreateSwitch { vni, network: "net".into() }).unwrap();
+        stage.apply(&Operation::CreateTunnel { vni, tunnel }).unwrap();
+        // The kernel tells of new links until they carry packets.
+        stage.inner_links.wait_running("br-5", PATIENCE).unwrap();
+        assert!(stage.stirred());
+        let address = Ipv4Addr::new(10, 0, 9, 2);
+        let mac = mac_of(address);
+        let host = |last| Ipv4Addr::new(192, 168, 0, last);
+        let ours = [
+            Operation::SetHost { vni, mac, host: host(1) },
+            Operation::SetForward { vni, mac },
+            Operation::SetNeighbour { vni, address, mac },
+            Operation::SetHost { vni, mac, host: host(2) },
+            Operation::DeleteHost { vni, mac },
+            Operation::DeleteForward { vni, mac },
+            Operation::DeleteNeighbour { vni, address },
+        ];
+        let (set, gone) = ours.split_at(4);
+        for operations in [&set[..3], &set[3..], gone, &set[..3]] {
+            operations.iter().for_each(|operation| stage.apply(operation).unwrap());
+            assert!(!stage.stirred(), "{operations:?}");
+        }
+        let (bridge, device) = (other.index("br-5").unwrap(), other.index("vx-5").unwrap());
+        let theirs: [&mut dyn FnMut() -> io::Result<()>; 3] = [
+            &mut || other.delete_neighbour(bridge, address),
+            &mut || Links::open(&stage_inner(&pin))?.delete_forward(device, mac),
+            &mut || Links::open(&stage_inner(&pin))?.set_tunnel(device, mac, host(9)),
+        ];
+        for change in theirs {
+            change().unwrap();
+            assert!(stage.stirred());
+            assert!(!stage.stirred());
+        }
+        // Also right after ours, and about the same entry.
+        stage.apply(&Operation::SetHost { vni, mac, host: host(3) }).unwrap();
+        other.set_tunnel(device, mac, host(4)).unwrap();
+        assert!(stage.stirred());
+        assert!(stage.tear_down(&pin).is_empty());
+    }
+
+    fn stage_inner(pin: &Path) -> NetNs {
+        NetNs::open(pin).unwrap()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
@@ -11,10 +12,10 @@ use super::{Owner, Task, VXLAN_BYTES, apply_task_tables};
 use crate::config::EndpointConfig;
 use crate::dns::{DnsSockets, View};
 use crate::error::OverlayError;
-use crate::kernel::{LINKS, Links, NEIGHBOURS, NetNs, ROUTES, Rules, Watch};
+use crate::kernel::{LINKS, Links, NEIGHBOURS, NetNs, ROUTES, Rules, Transitions, Watch};
 use crate::overlay::{Attached, AttachedInterface};
 use crate::plan::attachment::{Interface, Unfit, WAY_OUT_PREFIX, choose_address, gateway, has_way_out, interfaces};
-use crate::plan::balance::{IngressSide, Return};
+use crate::plan::balance::{Balance, IngressSide, Return};
 use crate::plan::inside::Inside;
 use crate::plan::names;
 use crate::plan::picture::{Operation, Picture};
@@ -159,7 +160,8 @@ impl Owner {
             Some(sockets) => sockets,
             None => DnsSockets::open(&namespace).map_err(failed("open the resolver's sockets"))?,
         };
-        let dns_ports = sockets.ports().map_err(failed("use the resolver's sockets"))?;
+        let ports = sockets.ports().map_err(failed("use the resolver's sockets"))?;
+        let resolver = Arc::new(Balance::resolver_table(ports));
         let view = View::new(&config, egress.is_some());
         let shared = sockets.try_clone().map_err(failed("share the resolver's sockets"))?;
         self.dns.serve(&id, shared, view).map_err(failed("serve the resolver's sockets"))?;
@@ -174,9 +176,10 @@ impl Owner {
             gateway_address: egress.map(|net| net.addr()),
         };
         let rules = Rules::open(&namespace).map_err(failed("open the task's nf_tables"))?;
-        let mut task =
-            Task { config, namespace, links, watch, inside, lacking: Vec::new(), underlay, rules, dns_ports };
-        apply_task_tables(&self.balance, &id, &mut task).map_err(failed("set the task's virtual addresses"))?;
+        let mut task = Task { config, namespace, links, watch, inside, lacking: Vec::new(), underlay, rules, resolver };
+        let wanted = self.tables.of(&self.balance, &task);
+        apply_task_tables(wanted, &id, &mut task, &mut Transitions::default())
+            .map_err(failed("set the task's virtual addresses"))?;
         self.tasks.insert(id.clone(), task);
         match egress {
             Some(address) => self.way_out.insert(id.clone(), address.addr()),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::{Owner, VXLAN_BYTES, apply_task_tables};
 use crate::error::ObjectError;
-use crate::kernel::Opened;
+use crate::kernel::{Opened, Transitions};
 
 /// How often everything is looked at.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -159,7 +159,8 @@ impl Owner {
                 Err((step, source)) => errors.push(ObjectError { object: format!("task {id}: {step}"), source }),
             }
         }
-        if let Err(source) = apply_task_tables(&self.balance, id, &mut task) {
+        let wanted = self.tables.of(&self.balance, &task);
+        if let Err(source) = apply_task_tables(wanted, id, &mut task, &mut Transitions::default()) {
             errors.push(ObjectError { object: format!("table of task {id}"), source });
         }
         self.tasks.insert(id.to_owned(), task);

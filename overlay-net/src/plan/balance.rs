@@ -18,6 +18,8 @@ const PRIORITY_TRANSLATE: i32 = -100;
 const PRIORITY_FILTER: i32 = -150;
 const PRIORITY_RAW: i32 = -300;
 const PRIORITY_SOURCE: i32 = 100;
+/// The comment of tables in tasks' namespaces.
+const COMMENT: &str = "made by shoal for this task";
 
 /// Where connections to virtual addresses and published ports go at the moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -78,7 +80,8 @@ impl Balance {
         let mut balance = Balance::default();
         let mut ingress = BTreeMap::new();
         for network in &desired.networks {
-            let hosts = network.hosts();
+            // Nobody is looked for where nobody is suspected.
+            let hosts = if suspects.is_empty() { BTreeMap::new() } else { network.hosts() };
             let vips = balance.vips.entry(network.id.clone()).or_default();
             for service in &network.services {
                 if let Some(vip) = service.vip {
@@ -108,11 +111,11 @@ impl Balance {
         balance
     }
 
-    /// The table of a task's namespace: its resolver's ports (UDP, TCP), the virtual addresses of its networks, and
-    /// the memory of where clients of published ports came from.
+    /// The table of the namespaces of all tasks on these networks: the virtual addresses there, and the memory of where
+    /// clients of published ports came from.
     #[must_use]
-    pub fn task_table(&self, networks: &[String], dns_ports: (u16, u16), ingress: Option<&IngressSide>) -> Table {
-        let mut table = Table::new(Family::Ip, names::TABLE, "made by shoal for this task".into());
+    pub fn task_table(&self, networks: &[String], ingress: Option<&IngressSide>) -> Table {
+        let mut table = Table::new(Family::Ip, names::TABLE, COMMENT.into());
         let mut chains = BTreeMap::new();
         let mut refused = Vec::new();
         for (vip, endpoints) in networks.iter().filter_map(|id| self.vips.get(id)).flatten() {
@@ -124,14 +127,8 @@ impl Balance {
                 chains.insert(*vip, chain);
             }
         }
-        let resolver = Ipv4Net::from(dns::ADDRESS);
-        let mut translate: Vec<Rule> = [(Protocol::Udp, dns_ports.0), (Protocol::Tcp, dns_ports.1)]
-            .into_iter()
-            .map(|(protocol, port)| {
-                let matches = [Match::Destination(resolver), Match::Protocol(protocol), Match::Port(53)];
-                Rule::new(matches, Action::Translate { address: dns::ADDRESS, port: Some(port) })
-            })
-            .collect();
+        // The kernel takes its time to attach a chain to a hook and to detach it, so this one stays.
+        let mut translate = Vec::new();
         if !chains.is_empty() {
             table.sets.insert("vips".into(), Set::AddressChains(chains));
             translate.push(Rule::new([], Action::ChainOfAddress("vips".into())));
@@ -156,11 +153,24 @@ impl Balance {
         table
     }
 
-    /// The second table of a task's namespace, for frames: what goes back to a client of a published port goes to the
+    /// The table of one task's namespace that leads to its resolver's ports (UDP, TCP).
+    #[must_use]
+    pub fn resolver_table(dns_ports: (u16, u16)) -> Table {
+        let mut table = Table::new(Family::Ip, names::RESOLVER_TABLE, COMMENT.into());
+        let translate = [(Protocol::Udp, dns_ports.0), (Protocol::Tcp, dns_ports.1)].map(|(protocol, port)| {
+            let resolver = Match::Destination(Ipv4Net::from(dns::ADDRESS));
+            let matches = [resolver, Match::Protocol(protocol), Match::Port(53)];
+            Rule::new(matches, Action::Translate { address: dns::ADDRESS, port: Some(port) })
+        });
+        table.hook("resolver", Kind::Nat, Point::Output, PRIORITY_TRANSLATE, translate.into());
+        table
+    }
+
+    /// A further table of a task's namespace, for frames: what goes back to a client of a published port goes to the
     /// host that it came by, whatever its address is.
     #[must_use]
     pub fn frame_table(ingress: &IngressSide) -> Table {
-        let mut table = Table::new(Family::Netdev, names::TABLE, "made by shoal for this task".into());
+        let mut table = Table::new(Family::Netdev, names::TABLE, COMMENT.into());
         let rule = Rule::new([Match::Marked(ingress.subnet)], Action::ToStation);
         table.hook("return", Kind::Filter, Point::Egress(ingress.interface.clone()), 0, vec![rule]);
         table

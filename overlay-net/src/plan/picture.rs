@@ -5,12 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
 use super::names;
-use crate::config::Desired;
+use crate::config::{Desired, Network, Station};
 use crate::kernel::mac_of;
+
+/// Stations that may differ between two states for their difference to be enough to know.
+const STEPS_MAX: usize = 256;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -280,6 +284,49 @@ impl Picture {
         operations
     }
 
+    /// The operations that lead from one desired state to another where it is in force and nobody else has changed
+    /// anything: all that differs are stations. Nothing where more than that differs, or so much that it is better to look.
+    #[must_use]
+    pub fn steps(before: &Desired, after: &Desired, data_path_addr: Ipv4Addr) -> Option<Vec<Operation>> {
+        if before.networks.len() != after.networks.len() {
+            return None;
+        }
+        let mut operations = Vec::new();
+        for (old, new) in before.networks.iter().zip(&after.networks) {
+            if Arc::ptr_eq(old, new) {
+                continue;
+            }
+            let frame = |n: &Network| {
+                let swallows = if n.ingress { n.swallows() } else { None };
+                (n.id.clone(), n.vni, n.ingress, n.subnet, n.subnet6, n.host_address, swallows)
+            };
+            if frame(old) != frame(new) {
+                return None;
+            }
+            let (gone, come) = difference(&old.stations, &new.stations)?;
+            let elsewhere =
+                |station: &Station| station.host != data_path_addr && Some(station.address) != new.host_address;
+            let vni = new.vni;
+            for station in gone.iter().filter(|station| elsewhere(station)) {
+                // One that has moved is set anew.
+                let stays = |other: &Station| other.address == station.address && elsewhere(other);
+                if !come.iter().any(stays) {
+                    let (address, mac) = (station.address, mac_of(station.address));
+                    operations.push(Operation::DeleteHost { vni, mac });
+                    operations.push(Operation::DeleteForward { vni, mac });
+                    operations.push(Operation::DeleteNeighbour { vni, address });
+                }
+            }
+            for station in come.iter().filter(|station| elsewhere(station)) {
+                let (address, mac) = (station.address, mac_of(station.address));
+                operations.push(Operation::SetHost { vni, mac, host: station.host });
+                operations.push(Operation::SetForward { vni, mac });
+                operations.push(Operation::SetNeighbour { vni, address, mac });
+            }
+        }
+        Some(operations)
+    }
+
     /// Applies an operation to the picture: what the kernel does, as far as it shows here.
     pub fn apply(&mut self, operation: &Operation) {
         fn switch(picture: &mut Picture, vni: u32) -> &mut Switch {
@@ -332,6 +379,25 @@ impl Picture {
             }
         }
     }
+}
+
+/// What is in one list of stations and not in the other, and the other way round; nothing where that is much, or where an
+/// address is there twice.
+fn difference(old: &[Station], new: &[Station]) -> Option<(Vec<Station>, Vec<Station>)> {
+    let same = old.iter().zip(new).take_while(|(old, new)| old == new).count();
+    let (old_rest, new_rest) = (&old[same..], &new[same..]);
+    let tail = old_rest.iter().rev().zip(new_rest.iter().rev()).take_while(|(old, new)| old == new).count();
+    let (old_rest, new_rest) = (&old_rest[..old_rest.len() - tail], &new_rest[..new_rest.len() - tail]);
+    let (before, after): (BTreeSet<_>, BTreeSet<_>) = (old_rest.iter().collect(), new_rest.iter().collect());
+    let gone: Vec<Station> = before.difference(&after).map(|station| **station).collect();
+    let come: Vec<Station> = after.difference(&before).map(|station| **station).collect();
+    if gone.len() + come.len() > STEPS_MAX {
+        return None;
+    }
+    // Who has an address is the last one that says so; that is for others to find out.
+    let twice = |list: &[Station], one: &Station| list.iter().filter(|other| other.address == one.address).count() > 1;
+    let unclear = gone.iter().chain(&come).any(|one| twice(old, one) || twice(new, one));
+    (!unclear).then_some((gone, come))
 }
 
 fn entries(vni: u32, old: &Switch, new: &Switch, operations: &mut Vec<Operation>) {

@@ -267,14 +267,14 @@ fn the_table_of_a_task_has_its_own_networks_only() {
     two.services = vec![service(Some(address(201)), &[(5, false)])];
     let balance = Balance::new(&desired(vec![one, two]), &BTreeSet::new());
 
-    let table = balance.task_table(&["one".into()], (1053, 1054), None);
+    let table = balance.task_table(&["one".into()], None);
     let Set::AddressChains(vips) = &table.sets["vips"] else { panic!("{table}") };
     assert_eq!(vips.keys().copied().collect::<Vec<_>>(), [address(200)]);
     assert_eq!(table.sets["to-vip-10.0.9.200"], Set::Backends(vec![address(2), address(3)]));
     assert!(!table.chains.contains_key("refuse"), "{table}");
-    assert_eq!(table.chains["translate"].rules.len(), 3);
+    assert_eq!(table.chains["translate"].rules.len(), 1);
 
-    let table = balance.task_table(&["two".into()], (1053, 1054), None);
+    let table = balance.task_table(&["two".into()], None);
     assert_eq!(table.sets["unserved"], Set::Addresses(vec![address(201)]));
     assert!(!table.sets.contains_key("vips"), "{table}");
 }
@@ -479,4 +479,61 @@ fn what_cannot_be_put_in_force_is_left_out_alone() {
     Arc::make_mut(&mut all.networks[1]).host_address = Some(PEER);
     let (left, refused) = all.sift();
     assert_eq!((left.networks[1].host_address, refused.len()), (None, 1));
+}
+
+proptest! {
+    /// Where the difference of two states is enough, it leads to where looking would lead.
+    #[test]
+    fn steps_lead_where_a_look_would(
+        before in proptest::collection::btree_map(2u8..40, 1u8..4, 0..30),
+        changes in proptest::collection::btree_map(2u8..40, proptest::option::of(1u8..4), 0..8),
+        own in proptest::option::of(2u8..40),
+    ) {
+        let state = |stations: &BTreeMap<u8, u8>| {
+            let mut net = network("net", 5);
+            net.host_address = own.map(address);
+            let host = |last: &u8| [ME, PEER, THIRD][usize::from(*last) - 1];
+            net.stations = stations.iter().map(|(last, at)| Station { address: address(*last), host: host(at) }).collect();
+            desired(vec![net])
+        };
+        let mut after = before.clone();
+        for (last, at) in changes {
+            match at {
+                Some(at) => after.insert(last, at),
+                None => after.remove(&last),
+            };
+        }
+        let (before, after) = (state(&before), state(&after));
+        let mut kernel = Picture::wanted(&before, &FACTS, &Picture::default());
+        let wanted = Picture::wanted(&after, &FACTS, &kernel);
+        let operations = Picture::steps(&before, &after, ME).expect("only stations differ, and few of them");
+        operations.iter().for_each(|operation| kernel.apply(operation));
+        prop_assert_eq!(kernel, wanted);
+    }
+}
+
+#[test]
+fn what_is_more_than_a_few_stations_is_looked_at() {
+    let base = || {
+        let mut net = network("net", 5);
+        net.stations = vec![Station { address: address(2), host: PEER }];
+        net
+    };
+    let check = |change: &dyn Fn(&mut Network), expected: bool| {
+        let mut net = base();
+        change(&mut net);
+        let steps = Picture::steps(&desired(vec![base()]), &desired(vec![net]), ME);
+        assert_eq!(steps.is_some(), expected);
+    };
+    check(&|_| {}, true);
+    check(&|net| net.stations.push(Station { address: address(3), host: PEER }), true);
+    check(&|net| net.stations.push(Station { address: address(2), host: THIRD }), false);
+    check(&|net| net.vni = 6, false);
+    check(&|net| net.host_address = Some(address(9)), false);
+    let many = |net: &mut Network| {
+        let add = |n: u32| Station { address: Ipv4Addr::from(u32::from(address(0)) + n), host: PEER };
+        net.stations.extend((10..300).map(add));
+    };
+    check(&many, false);
+    assert_eq!(Picture::steps(&desired(vec![]), &desired(vec![base()]), ME), None);
 }
