@@ -6,6 +6,7 @@ use deploy::control::{ControlError, Reply, Request};
 use deploy::dispatcher::{AssignmentSet, Stamp};
 use deploy::model::{ClusterId, NodeId, TaskId, TaskState};
 use deploy::store::Store;
+use overlay_net::Overlay;
 use runtime::Volumes;
 use runtime::image::registry::{Credentials, Registries};
 use runtime::image::{ImageStore, Reference};
@@ -276,6 +277,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn applied(&self, consistency: Consistency) -> impl Future<Output = Result<AppliedStore, EngineError>> + Send;
     /// What the agent acts on; fails where there is none.
     fn agent(&self) -> impl Future<Output = Result<AgentState, EngineError>> + Send;
+    /// The overlay of this host; fails where there is none.
+    fn overlay(&self) -> Result<Overlay, EngineError>;
     /// Carries out a request through the leader; answered when it is committed.
     fn control(&self, request: Request) -> impl Future<Output = Result<Reply, EngineError>> + Send;
     /// Containers of this host; `None` where there are none to drive.

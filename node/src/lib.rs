@@ -1,7 +1,7 @@
 //! The symmetric node: the only crate that joins the others.
 //!
 //! `daemon` is the process; `manager` decides with the others through Raft; `agent` runs this host's tasks;
-//! `images` carries image content between hosts; `docker_api` is what users and tools talk to; `metrics` is what Prometheus reads; `cli` is one of its clients; `ca` and `rpc` are what nodes say to
+//! `images` carries image content between hosts; `docker_api` is what users and tools talk to; `metrics` is what Prometheus reads; `network_check` tries out whether networks work; `cli` is one of its clients; `ca` and `rpc` are what nodes say to
 //! each other; `demo` makes hosts in network namespaces and tells a story on them.
 
 pub mod agent;
@@ -18,6 +18,7 @@ pub mod engine;
 mod images;
 pub mod manager;
 pub mod metrics;
+pub mod network_check;
 pub mod release;
 pub mod rpc;
 pub mod stored;

@@ -7,6 +7,7 @@
 //! * `config`: what callers ask.
 //! * `plan`: pure; desired and observed in, operations and nf_tables tables out.
 //! * `kernel`: namespaces, links, nf_tables. Also for others that wire hosts together (demo, tests).
+//! * `observation`, `probe`: what this host believes and what its kernel has, and harmless questions to see whether it works.
 //! * `dns`: names at 127.0.0.11 in each task.
 //! * `owner`, `overlay`: the thread that owns the state, and the handle on it.
 
@@ -16,9 +17,11 @@ pub mod config;
 pub mod dns;
 mod error;
 pub mod kernel;
+mod observation;
 mod overlay;
 mod owner;
 pub mod plan;
+pub mod probe;
 
 pub use config::{
     Attachment, Beside, Config, ConfigError, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol,
@@ -26,5 +29,6 @@ pub use config::{
 };
 pub use dns::DnsSockets;
 pub use error::{ObjectError, OverlayError};
+pub use observation::{AuditRecord, Connected, Observation, Place};
 pub use overlay::{Attached, AttachedInterface, Overlay};
 pub use plan::names::is_own_link;

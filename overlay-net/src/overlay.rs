@@ -13,6 +13,7 @@ use crate::config::{Config, Desired, EndpointConfig};
 use crate::dns::DnsSockets;
 use crate::error::OverlayError;
 use crate::kernel::{Links, NetNs, Tables};
+use crate::observation::{Observation, Place};
 use crate::owner::{Owner, Request};
 use crate::plan::names;
 
@@ -154,6 +155,23 @@ impl Overlay {
     /// [`OverlayError::Partial`] with the tables that could not be replaced; the next desired state tries again.
     pub async fn leave_out(&self, hosts: BTreeSet<Ipv4Addr>) -> Result<(), OverlayError> {
         self.ask(|reply| Request::LeaveOut(hosts, reply)).await
+    }
+
+    /// What the overlay believes at this moment. Cheap: the kernel is not asked.
+    ///
+    /// # Errors
+    /// [`OverlayError::Ended`], or [`OverlayError::Start`] when this process has no file descriptor left.
+    pub async fn observe(&self) -> Result<Observation, OverlayError> {
+        self.ask(Request::Observe).await
+    }
+
+    /// Reads back what the kernel has in one place, and says what is not as desired, without changing it; the audit does
+    /// that. Empty when all is as desired, also for a task that is not connected.
+    ///
+    /// # Errors
+    /// [`OverlayError::Partial`] when it cannot be read.
+    pub async fn examine(&self, place: Place) -> Result<Vec<String>, OverlayError> {
+        self.ask(|reply| Request::Examine(place, reply)).await
     }
 
     /// The newest revision of the desired state that is wholly in force on this host, but for what was refused in it;

@@ -23,6 +23,7 @@ use crate::config::{Config, ConfigError, Desired, EndpointConfig, Network};
 use crate::dns::{DnsSockets, Server};
 use crate::error::{ObjectError, OverlayError};
 use crate::kernel::{Firewall, Links, NetNs, Rules, Stage, Tables, Transitions, Watch, legacy_filter};
+use crate::observation::{Observation, Place as Examined};
 use crate::overlay::Attached;
 use crate::plan::balance::{Balance, HostSide, IngressSide, Return};
 use crate::plan::inside::Inside;
@@ -32,6 +33,7 @@ use crate::plan::ruleset::Table;
 
 mod attach;
 mod audit;
+mod examine;
 mod flows;
 
 /// The bytes that VXLAN adds to a frame over IPv4.
@@ -46,6 +48,8 @@ pub(crate) enum Request {
     Detach(String, oneshot::Sender<Result<(), OverlayError>>),
     Retain(BTreeSet<String>, oneshot::Sender<Result<(), OverlayError>>),
     LeaveOut(BTreeSet<Ipv4Addr>, oneshot::Sender<Result<(), OverlayError>>),
+    Observe(oneshot::Sender<Result<Observation, OverlayError>>),
+    Examine(Examined, oneshot::Sender<Result<Vec<String>, OverlayError>>),
     Destroy(oneshot::Sender<Result<(), OverlayError>>),
 }
 
@@ -184,6 +188,8 @@ impl Owner {
             Request::Detach(task, reply) => drop(reply.send(self.detach(&task))),
             Request::Retain(tasks, reply) => drop(reply.send(self.retain(&tasks))),
             Request::LeaveOut(hosts, reply) => drop(reply.send(self.leave_out(hosts))),
+            Request::Observe(reply) => drop(reply.send(self.observation(Instant::now()))),
+            Request::Examine(place, reply) => drop(reply.send(self.examine(&place))),
             Request::Destroy(_) => unreachable!("it ends the loop"),
         }
     }
@@ -292,7 +298,8 @@ impl Owner {
             let left = |o: &&Operation| matches!(o, Operation::DeleteTunnel(_) | Operation::DeleteSwitch(_));
             let changed = foreign.iter().filter(|operation| !left(operation)).map(ToString::to_string);
             let new = changed.filter(|text| !failing.contains(text));
-            audit::report_repairs("the overlay's links", new);
+            let new: Vec<String> = new.collect();
+            self.audit.report_repairs("the overlay's links", new);
         }
         self.put_through(&operations, &mut errors);
         self.settled = true;
@@ -328,7 +335,7 @@ impl Owner {
             return Ok(false);
         }
         if news {
-            audit::report_repairs("the way out", lacks);
+            self.audit.report_repairs("the way out", lacks);
         }
         self.stage.repair_egress(address, mtu)?;
         Ok(true)
@@ -349,7 +356,7 @@ impl Owner {
         let mut transitions = Transitions::default();
         for (id, task) in &mut self.tasks {
             let wanted = self.tables.of(&self.balance, task);
-            if let Err(source) = apply_task_tables(wanted, id, task, &mut transitions) {
+            if let Err(source) = apply_task_tables(wanted, id, task, &mut transitions, &mut self.audit) {
                 errors.push(ObjectError { object: format!("table of task {id}"), source });
             }
         }
@@ -373,7 +380,7 @@ impl Owner {
         let table = self.balance.host_table(&self.config.node, &self.host_side());
         let wanted = table.into_iter().map(Arc::new).collect();
         let foreign = self.host_rules.ensure(wanted, &mut Transitions::default())?;
-        audit::report_repairs("the host's rules", foreign);
+        self.audit.report_repairs("the host's rules", foreign);
         Ok(())
     }
 
@@ -530,8 +537,9 @@ fn apply_task_tables(
     id: &str,
     task: &mut Task,
     transitions: &mut Transitions,
+    audit: &mut Audit,
 ) -> io::Result<()> {
     let foreign = task.rules.ensure(wanted, transitions)?;
-    audit::report_repairs(&format!("the rules of task {id}"), foreign);
+    audit.report_repairs(&format!("the rules of task {id}"), foreign);
     Ok(())
 }

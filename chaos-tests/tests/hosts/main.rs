@@ -16,6 +16,7 @@ mod joins;
 mod kills;
 mod members;
 mod network;
+mod network_check;
 mod parted;
 mod recovery;
 mod registries;

@@ -186,6 +186,17 @@ fn filters(given: &[String]) -> Result<Option<String>, CliError> {
 
 /// Shows objects as the API has them; those that are there are shown also when others are missing.
 async fn inspect(client: &Client, noun: &str, names: &[String], query: &[(&str, &str)]) -> Result<(), CliError> {
+    inspect_with(client, noun, names, query, |_| {}).await
+}
+
+/// The same, with a remark about each object.
+async fn inspect_with(
+    client: &Client,
+    noun: &str,
+    names: &[String],
+    query: &[(&str, &str)],
+    remark: impl Fn(&serde_json::Value),
+) -> Result<(), CliError> {
     let (mut found, mut errors) = (Vec::<serde_json::Value>::new(), Vec::new());
     for name in names {
         match client.get(&client::route(&[noun, name], query)).await {
@@ -194,6 +205,7 @@ async fn inspect(client: &Client, noun: &str, names: &[String], query: &[(&str, 
         }
     }
     output::json(&found)?;
+    found.iter().for_each(remark);
     CliError::all(errors)
 }
 

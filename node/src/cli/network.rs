@@ -11,6 +11,7 @@ use super::filters;
 use super::output::{self, List, ListFormat};
 use super::values::{self, KeyValue};
 use crate::docker_api::wire::{Ipam, IpamConfig, Network, NetworkCreate};
+use crate::network_check::{Report, Verdict};
 
 /// `shoal network`.
 #[derive(Args, Debug)]
@@ -24,7 +25,8 @@ Examples:
   shoal network create --subnet 10.21.0.0/24 --aux-address printer=10.21.0.9 front
   shoal network rm ingress && shoal network create --ingress --subnet 10.11.0.0/16 ingress
   shoal network ls
-  shoal network inspect back
+  shoal network inspect --verbose back
+  shoal network check
   shoal network rm back")]
 pub(super) struct NetworkArgs {
     #[command(subcommand)]
@@ -47,9 +49,19 @@ enum NetworkCommand {
     Inspect {
         #[arg(required = true, value_name = "NETWORK", value_parser = values::name)]
         networks: Vec<String>,
-        /// Also the services and tasks on it
+        /// Also services, tasks and hosts on it, as the asked host has them in force
         #[arg(short, long)]
         verbose: bool,
+    },
+    /// Check whether the networks of this host work
+    #[command(after_help = CHECK_HELP)]
+    Check {
+        /// One network, by name or ID [default: all that this host carries]
+        #[arg(value_name = "NETWORK", value_parser = values::name)]
+        network: Option<String>,
+        /// "table", "json" (one object a line), or a template such as '{{.Check}} {{.Result}}'
+        #[arg(long, value_name = "FORMAT")]
+        format: Option<String>,
     },
     /// Remove networks that no service uses
     Rm {
@@ -109,9 +121,77 @@ pub(super) async fn run(client: Client, args: NetworkArgs) -> Result<(), CliErro
         }
         NetworkCommand::Inspect { networks, verbose } => {
             let query: &[_] = if verbose { &[("verbose", "true")] } else { &[] };
-            super::inspect(&client, "networks", &networks, query).await
+            super::inspect_with(&client, "networks", &networks, query, |network| {
+                let message = network["Host"]["Message"].as_str().unwrap_or_default();
+                if !message.is_empty() {
+                    output::note(output::printable(message));
+                }
+            })
+            .await
+        }
+        NetworkCommand::Check { network, format } => {
+            let query: Vec<(&str, &str)> = network.iter().map(|name| ("network", name.as_str())).collect();
+            report(client.get(&route(&["shoal", "v1", "network", "check"], &query)).await?, format)
         }
         NetworkCommand::Rm { networks } => super::remove(&client, "networks", &networks, &[]).await,
+    }
+}
+
+const CHECK_HELP: &str = "\
+Asks the daemon of this host (or of the host that -H names) and changes nothing. It takes 10 seconds at the most, and
+works on workers and while no manager is there. What it sends harms nobody: echoes (ICMP), questions for names,
+connections to other hosts' control ports that are hung up at once.
+
+  revision   has this host carried out what its managers told it, no more than 2 s ago?
+  kernel     are links, forwarding entries and rules as they should be? all of them are read back
+  firewall   does a firewall of others drop what the overlay forwards?
+  way out    does a task of this host reach another host's own address through this host?
+  peer       does each other host's control port open (TCP 2377), and do packets of the full MTU get there unbroken?
+  addresses  is an address of the network held twice?
+  names      does the resolver answer NAME and tasks.NAME of every service with what this host believes?
+  vip        do virtual addresses answer, asked from a task of this host?
+  path       do addresses on each other host answer through VXLAN, with packets of the network's full MTU?
+
+A line is \"ok\", \"WRONG\" with what to do, or \"-\" where something could not be tried, such as names of a network that
+no task of this host is connected to. The exit code is 1 if anything is wrong.
+
+Run it on both hosts that do not reach each other: the path of a packet has two ends.
+
+Examples:
+  shoal network check
+  shoal network check back
+  shoal network check --format json
+  shoal network check --format '{{.Result}} {{.Check}} {{.Subject}}: {{.Detail}}'";
+
+/// Prints a report; what is wrong decides the exit code.
+fn report(report: Value, format: Option<String>) -> Result<(), CliError> {
+    let report: Report = serde_json::from_value(report)
+        .map_err(|e| CliError::Failed(format!("the daemon's answer is not a report: {e}")))?;
+    let format = ListFormat { format, ..ListFormat::default() };
+    let for_people = matches!(format.format.as_deref(), None | Some("table"));
+    let mut list = List::new(&[
+        ("", "Result"),
+        ("CHECK", "Check"),
+        ("OF", "Subject"),
+        ("FOUND", "Detail"),
+        ("WHAT TO DO", "Advice"),
+    ]);
+    let mut wrong = 0;
+    for line in &report.checks {
+        wrong += usize::from(line.result == Verdict::Wrong);
+        let mark = match (line.result, for_people) {
+            (Verdict::Ok, _) => "ok",
+            (Verdict::Wrong, true) => "WRONG",
+            (Verdict::Wrong, false) => "wrong",
+            (Verdict::Skipped, true) => "-",
+            (Verdict::Skipped, false) => "skipped",
+        };
+        list.row([mark.to_owned(), line.check.clone(), line.subject.clone(), line.detail.clone(), line.advice.clone()]);
+    }
+    list.print(&format)?;
+    match wrong {
+        0 => Ok(()),
+        wrong => Err(CliError::Failed(format!("{wrong} of {} checks found something wrong", report.checks.len()))),
     }
 }
 

@@ -219,6 +219,11 @@ impl Active {
         }
     }
 
+    /// The overlay of this host.
+    pub(super) fn overlay(&self) -> Overlay {
+        self.overlay.clone()
+    }
+
     /// Channels to other nodes.
     pub(super) fn channels(&self) -> &Channels {
         &self.channels

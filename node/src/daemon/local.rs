@@ -10,6 +10,7 @@ use std::time::Duration;
 use deploy::control::{Reply, Request};
 use deploy::model::{NodeId, TaskId};
 use deploy::store::Store;
+use overlay_net::Overlay;
 use runtime::Runtime;
 use runtime::image::registry::{Credentials, Registries};
 use runtime::image::{Image, ImageErrorKind, ImageStore, Reference};
@@ -557,6 +558,10 @@ impl Engine for LocalEngine {
     async fn agent(&self) -> Result<AgentState, EngineError> {
         let active = self.active()?;
         active.agent.state().await.ok_or_else(|| EngineError::Internal("the agent has ended".into()))
+    }
+
+    fn overlay(&self) -> Result<Overlay, EngineError> {
+        Ok(self.active()?.overlay())
     }
 
     async fn control(&self, request: Request) -> Result<Reply, EngineError> {

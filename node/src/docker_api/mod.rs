@@ -18,6 +18,7 @@ mod error;
 mod events;
 mod extract;
 mod filters;
+mod host_networks;
 mod image_prune;
 mod image_save;
 mod images;
@@ -144,6 +145,7 @@ fn object_routes<E: Engine>() -> Router<App<E>> {
         .route("/shoal/v1/registries/{registry}", delete(registries::logout::<E>))
         .route("/shoal/v1/store", get(state::store::<E>))
         .route("/shoal/v1/agent", get(state::agent::<E>))
+        .route("/shoal/v1/network/check", get(host_networks::check::<E>))
         .route("/shoal/v1/recover", post(shoal::recover::<E>))
         .route("/shoal/v1/backup", get(shoal::backup::<E>))
         .route("/shoal/v1/restore", post(shoal::restore::<E>))

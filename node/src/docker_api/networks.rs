@@ -14,6 +14,7 @@ use super::App;
 use super::convert::{network_spec_from_wire, network_to_wire};
 use super::error::ApiError;
 use super::extract::{JsonBody, Params};
+use super::host_networks::Here;
 use super::predefined;
 use super::resolve::resolve;
 use super::wire;
@@ -85,7 +86,13 @@ pub(super) async fn inspect<E: Engine>(
     params: Params,
 ) -> Result<Json<wire::Network>, ApiError> {
     let missing = || ApiError::not_found(format!("network {id} not found"));
-    let store = store_if_manager(&app, &params).await?;
+    let verbose = params.flag("verbose");
+    let store = if verbose {
+        // What this host has it can say without managers, and at once; where it is one, it adds what it knows.
+        app.engine.store(crate::engine::Consistency::Local).await.ok()
+    } else {
+        store_if_manager(&app, &params).await?
+    };
     if let Some(name) = predefined::find(&id) {
         // Whoever asks for a network to give it to a service asks for one of the cluster.
         let scope = match params.get("scope") {
@@ -98,25 +105,62 @@ pub(super) async fn inspect<E: Engine>(
     if !matches!(params.get("scope"), None | Some("" | "swarm" | "global")) {
         return Err(missing());
     }
-    let store = store.ok_or_else(missing)?;
-    let network = find(&store, &id)?;
-    let mut w = network_to_wire(network);
-    w.containers = Some(containers_here(&app.engine.membership(), &store, network));
-    w.peers = Some(
-        store
-            .nodes()
-            .filter(|n| n.status.state() == NodeState::Ready && !n.description.data_path_addr.is_empty())
-            .filter(|n| network.spec.ingress || store.tasks_on_node(&n.id).any(|t| attached(t, network)))
-            .map(|n| wire::Peer {
-                name: Some(n.id.as_str().chars().take(12).collect()),
-                ip: Some(n.description.data_path_addr.clone()),
-            })
-            .collect(),
-    );
-    if params.flag("verbose") {
-        w.services = Some(services_on(&store, network));
+    let here = if verbose || store.is_none() { Here::read(&app).await } else { None };
+    let mut w = match (&store, &here) {
+        (Some(store), _) => {
+            let network = find(store, &id)?;
+            let mut w = network_to_wire(network);
+            w.containers = Some(containers_here(&app.engine.membership(), store, network));
+            w.peers = Some(peers(store, network));
+            w
+        }
+        // A node that is no manager knows what it carries.
+        (None, Some(here)) => match here.find(&id)? {
+            Some(network) => {
+                let mut w = here.base(network);
+                w.containers = Some(here.containers(network));
+                w.peers = Some(here.peers(network));
+                w
+            }
+            None => return Err(ApiError::not_found(format!("network {id} not found: {}", here.not_carried(&id)))),
+        },
+        (None, None) => return Err(missing()),
+    };
+    if verbose {
+        as_seen_here(&mut w, here.as_ref())?;
     }
     Ok(Json(w))
+}
+
+/// What `verbose` shows is what this host has, whatever the managers say.
+fn as_seen_here(w: &mut wire::Network, here: Option<&Here>) -> Result<(), ApiError> {
+    (w.services, w.peers, w.containers) = (Some(json!({})), Some(Vec::new()), Some(json!({})));
+    let Some(here) = here else {
+        w.host = Some(json!({"Carried": false, "Message": "no overlay network runs on this host"}));
+        return Ok(());
+    };
+    let network = here.find(w.id.as_deref().unwrap_or_default())?;
+    if let Some(network) = network {
+        w.services = Some(here.services(network));
+        w.peers = Some(here.peers(network));
+        w.containers = Some(here.containers(network));
+    }
+    let name = w.name.as_deref().unwrap_or_default();
+    w.host = Some(here.standing(network.is_none().then(|| here.not_carried(name))));
+    Ok(())
+}
+
+/// Hosts that a network reaches, as the managers know them.
+fn peers(store: &Store, network: &Network) -> Vec<wire::Peer> {
+    store
+        .nodes()
+        .filter(|n| n.status.state() == NodeState::Ready && !n.description.data_path_addr.is_empty())
+        .filter(|n| network.spec.ingress || store.tasks_on_node(&n.id).any(|t| attached(t, network)))
+        .map(|n| wire::Peer {
+            name: Some(n.id.as_str().chars().take(12).collect()),
+            ip: Some(n.description.data_path_addr.clone()),
+        })
+        .collect()
 }
 
 fn attached(task: &deploy::model::Task, network: &Network) -> bool {
@@ -143,45 +187,6 @@ fn containers_here(membership: &Membership, store: &Store, network: &Network) ->
         containers.insert(container.id.clone(), endpoint);
     }
     Value::Object(containers)
-}
-
-/// What `verbose` adds: services of the network with their tasks.
-fn services_on(store: &Store, network: &Network) -> Value {
-    let mut services = Map::new();
-    for service in store.services_on_network(&network.id) {
-        let vip = service.endpoint.virtual_ips.iter().find(|v| v.network == network.id);
-        let tasks: Vec<Value> = store
-            .tasks_of_service(&service.id)
-            .filter(|t| attached(t, network))
-            .filter_map(|t| {
-                let attachment = t.attachments.iter().find(|a| a.network == network.id)?;
-                let host = store.node(&t.node_id).map(|n| n.status.addr.clone()).unwrap_or_default();
-                Some(json!({
-                    "Name": t.name(),
-                    "EndpointID": t.id.as_str(),
-                    "EndpointIP": address_only(&attachment.address),
-                    "Info": {"Host IP": host},
-                }))
-            })
-            .collect();
-        let ports: Vec<String> =
-            service.endpoint.ports.iter().map(|p| format!("Target: {}, Publish: {}", p.target, p.published)).collect();
-        services.insert(
-            service.spec.name.clone(),
-            json!({
-                "VIP": vip.map(|v| address_only(&v.address)).unwrap_or_default(),
-                "Ports": ports,
-                "LocalLBIndex": 0,
-                "Tasks": tasks,
-            }),
-        );
-    }
-    Value::Object(services)
-}
-
-/// `10.0.3.2/24` without the prefix length.
-fn address_only(cidr: &str) -> &str {
-    cidr.split('/').next().unwrap_or_default()
 }
 
 pub(super) async fn create<E: Engine>(

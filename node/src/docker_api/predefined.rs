@@ -66,6 +66,7 @@ pub(super) fn to_wire<'a>(name: &str, scope: &str, tasks: impl Iterator<Item = &
         labels: Some(wire::Map::new()),
         peers: None,
         services: None,
+        host: None,
     }
 }
 

@@ -433,6 +433,10 @@ impl Engine for Fake {
         Ok(AppliedStore { store, index, term: 1 })
     }
 
+    fn overlay(&self) -> Result<overlay_net::Overlay, EngineError> {
+        Err(EngineError::NotManager("no overlay here".to_owned()))
+    }
+
     async fn agent(&self) -> Result<AgentState, EngineError> {
         let store = self.store(Consistency::Local).await?;
         let Membership::Active(member) = self.membership() else { unreachable!("it has a store") };

@@ -11,8 +11,8 @@ use super::netlink::Message;
 use crate::plan::ruleset::{Action, Match, Rule};
 
 // Attribute numbers of linux/netfilter/nf_tables.h.
-const EXPR_NAME: u16 = 1;
-const EXPR_DATA: u16 = 2;
+pub(super) const EXPR_NAME: u16 = 1;
+pub(super) const EXPR_DATA: u16 = 2;
 /// One of a list.
 pub(super) const LIST_ELEM: u16 = 1;
 pub(super) const DATA_VALUE: u16 = 1;

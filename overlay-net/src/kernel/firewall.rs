@@ -10,8 +10,8 @@ use std::io;
 
 use libc::{NFT_MSG_DELRULE, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_NEWRULE};
 
-use super::expressions::lower;
-use super::netlink::{APPEND, CREATE, Message, be32_of, says, str_of};
+use super::expressions::{DATA_VALUE, DATA_VERDICT, EXPR_DATA, EXPR_NAME, LIST_ELEM, VERDICT_CODE, lower};
+use super::netlink::{APPEND, CREATE, Message, attributes, be32_of, says, str_of};
 use super::netns::NetNs;
 use super::nftables::{
     Batch, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, HOOK_NUM, NFPROTO_IPV4, RULE_CHAIN, RULE_EXPRESSIONS,
@@ -25,7 +25,11 @@ use crate::plan::ruleset::{Action, Match, Rule};
 const NFPROTO_INET: u8 = 1;
 /// `NF_INET_FORWARD`.
 const FORWARD: u32 = 2;
-/// `NF_DROP`, as a chain's policy.
+/// Attributes of the expressions that are looked into: `NFTA_IMMEDIATE_DATA`, `NFTA_CMP_OP`, `NFTA_CMP_DATA`.
+const IMMEDIATE_DATA: u16 = 2;
+const CMP_OPERATOR: u16 = 2;
+const CMP_DATA: u16 = 3;
+/// `NF_DROP`, as a chain's policy or a rule's verdict.
 const POLICY_DROP: u32 = 0;
 /// What the comment of each rule of ours begins with.
 const MARK: &str = "made by shoal: ";
@@ -152,6 +156,44 @@ impl Firewall {
         Ok(done)
     }
 
+    /// What of others' rules drops what these links forward, as far as that can be said of a rule by itself: a policy
+    /// without our rules, a rule that drops whatever reaches it, a rule that drops and names a link of ours. Changes
+    /// nothing.
+    pub(crate) fn obstacles(&mut self, links: &[String]) -> io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        let ours = wanted(links);
+        for (chain, drops) in self.forward_chains()?.into_iter().filter(|_| !links.is_empty()) {
+            let placed = self.placed(&chain)?;
+            let lacks = ours.iter().any(|(text, _)| !placed.iter().any(|p| p.comment == *text));
+            if drops && lacks {
+                found.push(format!("the policy of chain {} drops, and our rules are not in it", chain_name(&chain)));
+            }
+            let replies = self.tables.dump(NFT_MSG_GETRULE, chain.0, |m| {
+                m.put_str(RULE_TABLE, &chain.1);
+            });
+            for reply in replies.unwrap_or_default() {
+                let Some(body) = reply.body.get(4..) else { continue };
+                if attribute(body, RULE_TABLE).map(str_of).as_ref() != Some(&chain.1) {
+                    continue;
+                }
+                let name = attribute(body, RULE_CHAIN).map(str_of).unwrap_or_default();
+                let fate = attribute(body, RULE_EXPRESSIONS).map_or(Fate::Other, |list| fate(list, links));
+                match fate {
+                    Fate::Drops if name == chain.2 => {
+                        found.push(format!("chain {} drops by a rule whatever reaches it", chain_name(&chain)));
+                    }
+                    Fate::DropsOf(link) => {
+                        found.push(format!("a rule in chain {} {name} drops packets of {link}", chain.1));
+                    }
+                    Fate::Drops | Fate::Other => {}
+                }
+            }
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
     /// The foreign chains of IPv4 at the forward hook, and whether their policy is to drop.
     fn forward_chains(&mut self) -> io::Result<Vec<(Chain, bool)>> {
         let mut found = Vec::new();
@@ -195,6 +237,48 @@ impl Firewall {
     }
 }
 
+/// What a foreign rule does to packets of ours.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    /// It drops whatever comes to it.
+    Drops,
+    /// It drops, on conditions that name this link of ours.
+    DropsOf(String),
+    /// Anything else.
+    Other,
+}
+
+/// What a rule with these expressions does.
+fn fate(list: &[u8], links: &[String]) -> Fate {
+    let (mut drops, mut conditions, mut named) = (false, false, None);
+    for (_, expression) in attributes(list).filter(|(kind, _)| *kind == LIST_ELEM) {
+        let name = attribute(expression, EXPR_NAME).map(str_of).unwrap_or_default();
+        let data = attribute(expression, EXPR_DATA).unwrap_or_default();
+        match name.as_str() {
+            "counter" | "log" => {}
+            "reject" => drops = true,
+            "immediate" => {
+                let verdict = attribute(data, IMMEDIATE_DATA).and_then(|data| attribute(data, DATA_VERDICT));
+                let code = verdict.and_then(|verdict| attribute(verdict, VERDICT_CODE)).map(be32_of);
+                drops |= code == Some(POLICY_DROP);
+                conditions |= code.is_none();
+            }
+            "cmp" => {
+                conditions = true;
+                let value = attribute(data, CMP_DATA).and_then(|data| attribute(data, DATA_VALUE));
+                let equal = attribute(data, CMP_OPERATOR).map(be32_of) == Some(0);
+                named = named.or(links.iter().find(|link| equal && value.map(str_of).as_ref() == Some(*link)));
+            }
+            _ => conditions = true,
+        }
+    }
+    match (drops, conditions, named) {
+        (true, false, _) => Fate::Drops,
+        (true, true, Some(link)) => Fate::DropsOf(link.clone()),
+        _ => Fate::Other,
+    }
+}
+
 /// Whether the older kind of packet filter, which no table of nf_tables shows, is in use in the calling thread's
 /// namespace. Its rules can be neither read nor changed here.
 pub(crate) fn legacy_filter() -> bool {
@@ -205,6 +289,24 @@ pub(crate) fn legacy_filter() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rules_that_drop_what_is_ours_are_known() {
+        let links = ["she-n1".to_owned(), "shi-n1".to_owned()];
+        let check = |matches: Vec<Match>, action: Action, expected: Fate| {
+            let message = rule(&(2, "filter".into(), "FORWARD".into()), "x", &Rule::new(matches.clone(), action));
+            let list = attribute(&message.body()[4..], RULE_EXPRESSIONS).unwrap();
+            assert_eq!(fate(list, &links), expected, "{matches:?}");
+        };
+        check(Vec::new(), Action::Drop, Fate::Drops);
+        check(Vec::new(), Action::RejectPort, Fate::Drops);
+        check(Vec::new(), Action::Accept, Fate::Other);
+        check(vec![Match::From("she-n1".into())], Action::Drop, Fate::DropsOf("she-n1".into()));
+        check(vec![Match::NotTo("she-n1".into())], Action::Drop, Fate::Other);
+        check(vec![Match::From("eth7".into())], Action::Drop, Fate::Other);
+        check(vec![Match::To("shi-n1".into())], Action::Accept, Fate::Other);
+        check(vec![Match::New], Action::Drop, Fate::Other);
+    }
 
     #[test]
     fn comments_are_found_among_other_data() {

@@ -131,6 +131,11 @@ impl Rules {
         Ok(foreign)
     }
 
+    /// What is not as these tables say; nothing is changed.
+    pub(crate) fn differences(&mut self, wanted: &[Arc<Table>]) -> io::Result<Vec<String>> {
+        Ok(self.tables.read(&names::TABLES)?.differences(wanted))
+    }
+
     /// Forgets what is known, so that the next time looks.
     pub(crate) fn doubt(&mut self) {
         if let Some(known) = &mut self.known {

@@ -176,22 +176,30 @@ impl Stage {
         }))
     }
 
-    /// Sets the values that published ports and the way out need in the host's namespace, for the links that are there;
-    /// gives those that had another value.
-    pub(crate) fn host_values(&mut self) -> io::Result<Vec<String>> {
-        let mut changed = Vec::new();
+    /// The values that published ports and the way out need in the host's namespace, for the links that are there, and
+    /// that are not set.
+    pub(crate) fn host_lacks(&mut self) -> io::Result<Vec<String>> {
+        let mut lacks = Vec::new();
         for link in [names::egress_link(&self.node), names::ingress_link(&self.node)] {
             if self.host_links.find(&link)?.is_some() {
                 for name in [format!("ipv4/conf/{link}/route_localnet"), "ipv4/ip_forward".into()] {
                     // The thread that asks is in the host's namespace, and so sees its values.
                     if std::fs::read_to_string(format!("/proc/sys/net/{name}"))?.trim() != "1" {
-                        self.host.set_sysctl(&name, "1")?;
-                        changed.push(format!("net/{name} was off"));
+                        lacks.push(name);
                     }
                 }
             }
         }
-        Ok(changed)
+        Ok(lacks)
+    }
+
+    /// Sets these values; gives those that had another one, for people.
+    pub(crate) fn host_values(&mut self) -> io::Result<Vec<String>> {
+        let lacks = self.host_lacks()?;
+        for name in &lacks {
+            self.host.set_sysctl(name, "1")?;
+        }
+        Ok(lacks.into_iter().map(|name| format!("net/{name} was off")).collect())
     }
 
     /// What of the way out with this address of the host's is not as it should be.

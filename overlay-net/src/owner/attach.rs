@@ -178,7 +178,7 @@ impl Owner {
         let rules = Rules::open(&namespace).map_err(failed("open the task's nf_tables"))?;
         let mut task = Task { config, namespace, links, watch, inside, lacking: Vec::new(), underlay, rules, resolver };
         let wanted = self.tables.of(&self.balance, &task);
-        apply_task_tables(wanted, &id, &mut task, &mut Transitions::default())
+        apply_task_tables(wanted, &id, &mut task, &mut Transitions::default(), &mut self.audit)
             .map_err(failed("set the task's virtual addresses"))?;
         self.tasks.insert(id.clone(), task);
         match egress {

@@ -11,11 +11,15 @@ use std::time::{Duration, Instant};
 use super::{Owner, VXLAN_BYTES, apply_task_tables};
 use crate::error::ObjectError;
 use crate::kernel::{Opened, Transitions};
+use crate::observation::AuditRecord;
 
 /// How often everything is looked at.
 const PERIOD: Duration = Duration::from_secs(2);
 /// In one of so many rounds, everything is listed although nothing says that it changed.
 const THOROUGH: u32 = 15;
+
+/// What is remembered of one round, of each kind.
+const NOTED_MAX: usize = 32;
 
 /// What is looked at in one go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +42,10 @@ pub(super) struct Audit {
     steps: VecDeque<Step>,
     /// What could not be repaired in the last round, and in this one so far; each is logged once.
     complaints: [BTreeSet<String>; 2],
+    /// What others had changed and was repaired since the last round ended.
+    repaired: Vec<String>,
+    /// The last round that came to its end.
+    ended: Option<(Instant, AuditRecord)>,
 }
 
 impl Audit {
@@ -49,6 +57,41 @@ impl Audit {
             due: now + PERIOD,
             steps: VecDeque::new(),
             complaints: Default::default(),
+            repaired: Vec::new(),
+            ended: None,
+        }
+    }
+
+    /// What the last whole round found; nothing before the first.
+    pub(super) fn record(&self, now: Instant) -> Option<AuditRecord> {
+        let (ended, record) = self.ended.as_ref()?;
+        Some(AuditRecord { ago: now.saturating_duration_since(*ended), ..record.clone() })
+    }
+
+    /// A round is over once nothing of it is left to do.
+    fn end_round(&mut self, now: Instant) {
+        if self.steps.is_empty() {
+            let wrong = self.complaints[1].iter().take(NOTED_MAX).cloned().collect();
+            let record = AuditRecord { ago: Duration::ZERO, repaired: std::mem::take(&mut self.repaired), wrong };
+            self.ended = Some((now, record));
+        }
+    }
+
+    /// Says what others had changed, and that it is changed back.
+    pub(super) fn report_repairs(&mut self, what: &str, changes: impl IntoIterator<Item = String>) {
+        let mut changes: Vec<String> = changes.into_iter().collect();
+        if changes.is_empty() {
+            return;
+        }
+        let more = changes.len().saturating_sub(8);
+        changes.truncate(8);
+        if more > 0 {
+            changes.push(format!("and {more} more"));
+        }
+        let changes = changes.join("; ");
+        tracing::warn!(what, changes, "somebody else changed what belongs to the overlay; repairing it");
+        if self.repaired.len() < NOTED_MAX {
+            self.repaired.push(format!("{what}: {changes}"));
         }
     }
 
@@ -107,6 +150,7 @@ impl Owner {
         for error in &errors {
             self.audit.complain(error);
         }
+        self.audit.end_round(now);
     }
 
     fn audit_links(&mut self) -> Vec<ObjectError> {
@@ -122,7 +166,7 @@ impl Owner {
     fn audit_host(&mut self) -> Vec<ObjectError> {
         let mut errors = Vec::new();
         match self.stage.host_values() {
-            Ok(changed) => report_repairs("the host's values", changed),
+            Ok(changed) => self.audit.report_repairs("the host's values", changed),
             Err(source) => errors.push(ObjectError { object: "values of the host".into(), source }),
         }
         errors.extend(self.apply_host_rules());
@@ -144,7 +188,7 @@ impl Owner {
                         lacks => {
                             // A repair that does not succeed is tried again each time, and told once.
                             if *lacks != before {
-                                report_repairs(&format!("the links of task {id}"), lacks.iter().cloned());
+                                self.audit.report_repairs(&format!("the links of task {id}"), lacks.iter().cloned());
                             }
                             // Chains that are bound to a link go with it.
                             task.rules.doubt();
@@ -160,30 +204,12 @@ impl Owner {
             }
         }
         let wanted = self.tables.of(&self.balance, &task);
-        if let Err(source) = apply_task_tables(wanted, id, &mut task, &mut Transitions::default()) {
+        if let Err(source) = apply_task_tables(wanted, id, &mut task, &mut Transitions::default(), &mut self.audit) {
             errors.push(ObjectError { object: format!("table of task {id}"), source });
         }
         self.tasks.insert(id.to_owned(), task);
         errors
     }
-}
-
-/// Says what others had changed, and that it is changed back.
-pub(super) fn report_repairs(what: &str, changes: impl IntoIterator<Item = String>) {
-    let mut changes: Vec<String> = changes.into_iter().collect();
-    if changes.is_empty() {
-        return;
-    }
-    let more = changes.len().saturating_sub(8);
-    changes.truncate(8);
-    if more > 0 {
-        changes.push(format!("and {more} more"));
-    }
-    tracing::warn!(
-        what,
-        changes = changes.join("; "),
-        "somebody else changed what belongs to the overlay; repairing it"
-    );
 }
 
 /// Says that a foreign firewall lets our packets pass.
@@ -218,5 +244,34 @@ mod tests {
         let much_later = late + 10 * PERIOD;
         assert_eq!(audit.next(much_later, tasks()), Some(Step::Links));
         assert_eq!(audit.due(), much_later, "the rest of a round does not wait");
+    }
+
+    #[test]
+    fn a_round_is_on_record_once_it_has_ended() {
+        let start = Instant::now();
+        let mut audit = Audit::new(start);
+        audit.begin();
+        let tasks = || ["a".to_owned()].into_iter();
+        let at = start + PERIOD;
+        let mut steps = 0;
+        while audit.next(at, tasks()).is_some() {
+            assert_eq!(audit.record(at), None, "not before its last step");
+            steps += 1;
+            if steps == 2 {
+                audit.report_repairs("the host's rules", ["table shoal is missing".to_owned()]);
+                audit.complain(&ObjectError { object: "links".into(), source: io::ErrorKind::NotFound.into() });
+            }
+            audit.end_round(at);
+        }
+        let record = audit.record(at + Duration::from_millis(300)).unwrap();
+        assert_eq!(record.repaired, ["the host's rules: table shoal is missing"]);
+        assert_eq!(record.wrong, ["links: entity not found"]);
+        assert_eq!((record.ago, record.agreed()), (Duration::from_millis(300), false));
+        // The next one has nothing to say.
+        let later = at + PERIOD;
+        while audit.next(later, tasks()).is_some() {
+            audit.end_round(later);
+        }
+        assert!(audit.record(later).unwrap().agreed());
     }
 }

@@ -124,6 +124,7 @@ pub fn network_to_wire(m: &Network) -> wire::Network {
         labels: Some(m.spec.labels.clone()),
         peers: None,
         services: None,
+        host: None,
     }
 }
 

@@ -182,6 +182,8 @@ wire! {
         "Labels" labels: Map,
         "Peers" peers: Vec<Peer>,
         "Services" services: Value,
+        /// What the asked host has of it; not Docker's.
+        "Host" host: Value,
     }
 
     /// A host that a network reaches.
