@@ -373,6 +373,7 @@ impl Owner {
             egress: self.egress.map(|net| (names::egress_link(&self.config.node), net.trunc())),
             tasks: self.way_out.clone(),
             replies: self.replies,
+            tunnel: Some(self.config.data_path_port),
         }
     }
 

@@ -221,6 +221,12 @@ fn lower_action(m: &mut Message, action: &Action) {
     match action {
         Action::Drop => verdict(m, NF_DROP),
         Action::Accept => verdict(m, NF_ACCEPT),
+        // It takes no data, not even none: the kernel would list it otherwise.
+        Action::Untracked => {
+            m.nest(LIST_ELEM, |m| {
+                m.put_str(EXPR_NAME, "notrack");
+            });
+        }
         Action::RejectTcp => expression(m, "reject", |m| {
             m.put_be32(1, number(NFT_REJECT_TCP_RST));
         }),

@@ -206,6 +206,7 @@ mod tests {
             egress: Some(("she-n1".into(), "172.30.0.0/16".parse().unwrap())),
             tasks: [("t1".to_owned(), address(77))].into(),
             replies: Return::Remember,
+            tunnel: Some(4789),
         };
         let host = balance.host_table("n1", &host).unwrap();
         table.chains.extend(host.chains);

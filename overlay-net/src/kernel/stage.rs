@@ -66,6 +66,11 @@ impl Stage {
         for scope in ["all", "default"] {
             inner.set_sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "1").ok();
         }
+        // Frames between tasks are not for the rules of routers, which the kernel takes bridged ones through wherever it
+        // can, and which there are none of here. Without that ability there is nothing to turn off.
+        for rules in ["iptables", "ip6tables", "arptables"] {
+            inner.set_sysctl(&format!("bridge/bridge-nf-call-{rules}"), "0").ok();
+        }
         let (host_links, inner_links) = (Links::open(&host)?, Links::open(&inner)?);
         let watches = [inner.visit(|| Watch::with_room(LINKS | NEIGHBOURS, ROOM))?, host.visit(|| Watch::open(LINKS))?];
         Ok(Stage { node: node.to_owned(), host, inner, host_links, inner_links, watches })

@@ -71,6 +71,8 @@ pub struct HostSide {
     pub tasks: BTreeMap<String, Ipv4Addr>,
     /// How replies find their way back.
     pub replies: Return,
+    /// The UDP port that hosts exchange the tasks' frames at, unless it is not known.
+    pub tunnel: Option<u16>,
 }
 
 impl Balance {
@@ -217,6 +219,13 @@ impl Balance {
             .map(|link| Rule::new([Match::From(link.clone()), Match::Destination(loopback)], Action::Drop))
             .collect();
         table.hook("guard", Kind::Filter, Point::Prerouting, PRIORITY_RAW, rules);
+        // Each connection between tasks is a flow of datagrams between hosts as well, and another one back. Their hosts have
+        // no use for following these: it would cost two entries on each host beside the connection's own.
+        if let Some(port) = side.tunnel {
+            let rules = || vec![Rule::new([Match::Protocol(Protocol::Udp), Match::Port(port)], Action::Untracked)];
+            table.hook("tunnel-in", Kind::Filter, Point::Prerouting, PRIORITY_RAW, rules());
+            table.hook("tunnel-out", Kind::Filter, Point::Output, PRIORITY_RAW, rules());
+        }
         // Tasks are reached by what they publish alone: what others send to their addresses through this host, whose
         // forwarding we have turned on and whose firewall lets our links' packets pass, goes nowhere.
         let guards = side.ingress.iter().chain(&side.egress).map(|(link, _)| link);

@@ -156,6 +156,8 @@ pub enum Action {
     Drop,
     /// Let it pass this chain.
     Accept,
+    /// Do not follow its connection; only before connection tracking.
+    Untracked,
     /// Answer with a TCP reset.
     RejectTcp,
     /// Answer with ICMP port unreachable.

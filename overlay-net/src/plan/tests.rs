@@ -324,6 +324,7 @@ fn who_keeps_the_own_address_into_the_mesh() {
         egress: Some(("she-n1".to_owned(), "172.30.0.0/16".parse().unwrap())),
         tasks: BTreeMap::new(),
         replies,
+        tunnel: Some(4789),
     };
     let hidden = |replies| {
         let table = Balance::default().host_table("n1", &side(replies)).unwrap();

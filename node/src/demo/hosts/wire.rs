@@ -46,6 +46,10 @@ pub(super) fn address(last: u8) -> Ipv4Net {
 /// Makes the switch: a namespace with a bridge, which has an address so that clients can stand outside of all hosts.
 pub(super) fn create_switch(path: &Path) -> io::Result<NetNs> {
     let switch = NetNs::create(path)?;
+    // A switch has no firewall. Where the kernel has no such ability there is nothing to turn off.
+    for rules in ["iptables", "ip6tables", "arptables"] {
+        switch.set_sysctl(&format!("bridge/bridge-nf-call-{rules}"), "0").ok();
+    }
     let mut links = Links::open(&switch)?;
     links.set_up("lo")?;
     links.create_bridge(BRIDGE)?;
