@@ -196,6 +196,11 @@ impl Samples {
         self.sorted.insert(at, sample);
     }
 
+    /// Adds all of others.
+    pub fn extend(&mut self, others: Samples) {
+        others.sorted.into_iter().for_each(|sample| self.push(sample));
+    }
+
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -1,6 +1,6 @@
 //! Services of one system or the other, through the API that both have.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -33,11 +33,11 @@ pub(crate) async fn address(api: &Api, task: &TaskView, network: &str) -> Result
 }
 
 /// A service's virtual address on a network.
-pub(crate) async fn virtual_address(api: &Api, service: &str, network: &str, port: u16) -> Result<SocketAddr> {
+pub(crate) async fn virtual_address(api: &Api, service: &str, network: &str) -> Result<IpAddr> {
     let found = api.get(&format!("/services/{service}")).await?;
     let all = found["Endpoint"]["VirtualIPs"].as_array().context("virtual addresses")?;
     let one = all.iter().find(|one| one["NetworkID"] == network).context("none on the network")?;
-    Ok(SocketAddr::new(first_address(&one["Addr"])?, port))
+    first_address(&one["Addr"])
 }
 
 /// `10.0.1.2/24`

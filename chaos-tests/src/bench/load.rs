@@ -4,6 +4,7 @@
 //!
 //! A connection is closed by the server first. Its end of it lingers there, and the client's port can be used again.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -18,8 +19,8 @@ use crate::hosts::Client;
 const LIMIT: Duration = Duration::from_secs(5);
 /// Connections that a server takes at once.
 const SERVING: usize = 2;
-/// What is asked.
-const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
+/// Largest request or answer, in bytes.
+const MAX: usize = 2048;
 
 /// A server whose answers say who asked. It ends when it is dropped.
 #[derive(Debug)]
@@ -80,8 +81,13 @@ fn serve(listener: &TcpListener, stop: &AtomicBool) -> io::Result<()> {
 
 fn answer(mut stream: &TcpStream, peer: SocketAddr) -> io::Result<()> {
     stream.set_read_timeout(Some(LIMIT))?;
-    let mut asked = [0; REQUEST.len()];
-    stream.read_exact(&mut asked)?;
+    let (mut asked, mut length) = ([0; MAX], 0);
+    while !asked[..length].ends_with(b"\r\n\r\n") {
+        match stream.read(&mut asked[length..])? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            more => length += more,
+        }
+    }
     let body = peer.ip().to_string();
     let text = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
     stream.write_all(text.as_bytes())
@@ -94,11 +100,18 @@ pub struct Round {
     pub each: Samples,
     /// From the first to the last of all.
     pub took: Duration,
-    /// Who asked, as the server saw it; where answers differ, one of those that are not like the first.
-    pub seen_as: Option<IpAddr>,
+    /// Those who asked, as the server saw them.
+    pub seen: BTreeSet<IpAddr>,
 }
 
 impl Round {
+    /// Adds another one that came later.
+    pub fn add(&mut self, other: Round) {
+        self.each.extend(other.each);
+        self.took += other.took;
+        self.seen.extend(other.seen);
+    }
+
     /// Requests a second.
     #[must_use]
     pub fn rate(&self) -> f64 {
@@ -106,12 +119,13 @@ impl Round {
     }
 }
 
-/// Asks so many times, by so many clients at once that each wait for their answer. Blocks.
+/// Asks for a path so many times, by so many clients at once that each wait for their answer. Blocks.
 ///
 /// # Errors
 /// The first request that fails: there is no reason that one should.
-pub fn ask(place: &Client, door: SocketAddr, clients: usize, requests: usize) -> io::Result<Round> {
+pub fn ask(place: &Client, door: SocketAddr, path: &str, clients: usize, requests: usize) -> io::Result<Round> {
     let left = AtomicUsize::new(requests);
+    let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n");
     place.visit(|| {
         let began = Instant::now();
         // Threads stand where the one stood that made them.
@@ -119,7 +133,7 @@ pub fn ask(place: &Client, door: SocketAddr, clients: usize, requests: usize) ->
             let ask_until_done = || -> io::Result<Vec<(Duration, IpAddr)>> {
                 let mut done = Vec::new();
                 while left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
-                    done.push(once(door)?);
+                    done.push(once(door, request.as_bytes())?);
                 }
                 Ok(done)
             };
@@ -130,23 +144,21 @@ pub fn ask(place: &Client, door: SocketAddr, clients: usize, requests: usize) ->
             threads.into_iter().map(join).collect::<io::Result<Vec<_>>>()
         })?;
         let mut round = Round { took: began.elapsed(), ..Round::default() };
-        let first = all.iter().flatten().next().map(|(_, ip)| *ip);
-        round.seen_as = all.iter().flatten().map(|(_, ip)| *ip).find(|ip| Some(*ip) != first).or(first);
-        all.into_iter().flatten().for_each(|(took, _)| round.each.push(took));
+        for (took, ip) in all.into_iter().flatten() {
+            round.each.push(took);
+            round.seen.insert(ip);
+        }
         Ok(round)
     })
 }
 
 /// One request over a new connection.
-///
-/// # Errors
-/// What failed; `InvalidData` for another answer than that of a [`Server`].
-fn once(door: SocketAddr) -> io::Result<(Duration, IpAddr)> {
+fn once(door: SocketAddr, request: &[u8]) -> io::Result<(Duration, IpAddr)> {
     let began = Instant::now();
     let mut stream = TcpStream::connect_timeout(&door, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
-    stream.write_all(REQUEST)?;
-    let (mut answer, mut length) = ([0; 256], 0);
+    stream.write_all(request)?;
+    let (mut answer, mut length) = ([0; MAX], 0);
     loop {
         match stream.read(&mut answer[length..])? {
             0 => break,
@@ -154,15 +166,36 @@ fn once(door: SocketAddr) -> io::Result<(Duration, IpAddr)> {
         }
     }
     let took = began.elapsed();
-    let bad = || io::Error::new(io::ErrorKind::InvalidData, "no answer of the benchmark's server");
-    let text = std::str::from_utf8(&answer[..length]).map_err(|_| bad())?;
-    let (_, body) = text.split_once("\r\n\r\n").ok_or_else(bad)?;
-    Ok((took, body.parse().map_err(|_| bad())?))
+    let told = asked_by(&answer[..length]);
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, "the answer does not say who asked");
+    Ok((took, told.ok_or_else(bad)?))
+}
+
+/// Who asked, as an answer says: the body of a [`Server`]'s, the field of the service's JSON.
+fn asked_by(answer: &[u8]) -> Option<IpAddr> {
+    let (head, body) = std::str::from_utf8(answer).ok()?.split_once("\r\n\r\n")?;
+    if !head.starts_with("HTTP/1.1 200 ") {
+        return None;
+    }
+    match body.split_once("\"client\":\"") {
+        Some((_, client)) => client.split('"').next()?.parse::<SocketAddr>().ok().map(|client| client.ip()),
+        None => body.parse().ok(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn answers_say_who_asked() {
+        let of = |text: &str| asked_by(text.as_bytes()).map(|ip| ip.to_string());
+        assert_eq!(of("HTTP/1.1 200 OK\r\nX: y\r\n\r\n10.0.0.1").as_deref(), Some("10.0.0.1"));
+        assert_eq!(of("HTTP/1.1 200 OK\r\n\r\n{\"client\":\"[fd00::1]:5\"}").as_deref(), Some("fd00::1"));
+        for wrong in ["", "HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 404 Not Found\r\n\r\n10.0.0.1"] {
+            assert_eq!(of(wrong), None, "{wrong:?}");
+        }
+    }
 
     #[test]
     fn every_request_is_counted_once_and_says_who_asked() {
@@ -173,10 +206,10 @@ mod tests {
         }
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let server = Server::start(&place, free.port()).unwrap();
-        let round = ask(&place, free, 3, 40).unwrap();
-        assert_eq!((round.each.len(), round.seen_as), (40, Some(IpAddr::from([127, 0, 0, 1]))));
-        assert!(round.rate() > 0.0);
+        let round = ask(&place, free, "/", 3, 40).unwrap();
+        assert_eq!((round.each.len(), round.seen), (40, BTreeSet::from([IpAddr::from([127, 0, 0, 1])])));
+        assert!(round.took > Duration::ZERO);
         drop(server);
-        assert!(ask(&place, free, 1, 1).is_err(), "it has ended");
+        assert!(ask(&place, free, "/", 1, 1).is_err(), "it has ended");
     }
 }
