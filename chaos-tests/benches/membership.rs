@@ -26,11 +26,10 @@ use rand::{RngExt, SeedableRng};
 const HELP: &str = "\
 cargo bench -p chaos-tests --bench membership -- [--hosts N[,N...]] [--seeds N] [--deaths N] [--starts S]
 
-  --hosts 10,100,1000   cluster sizes; the first is what the others are compared with (2000 take ten minutes, 5000 hours)
+  --hosts 10,100,1000   cluster sizes; the first is what the others are compared with
   --seeds 3             runs of each size
   --deaths 7            hosts that die in each run, one after another
-  --starts 1            seconds over which the hosts of a cluster start; thousands at once take long, because foca
-                        sorts all news for each packet";
+  --starts 1            seconds over which the hosts of a cluster start";
 
 const S: Duration = Duration::from_secs(1);
 /// Out of 1 000 packets.

@@ -213,6 +213,7 @@ impl Driver {
         self.stats.deaths = counters.deaths;
         self.stats.round_trips = counters.round_trips;
         self.stats.rejoins = counters.rejoins;
+        self.stats.syncs = counters.syncs;
         self.stats.late = counters.late;
         self.stats.health = self.swim.health();
         self.stats_out.send_replace(self.stats);

@@ -147,6 +147,8 @@ pub struct Stats {
     pub round_trips: RoundTrips,
     /// Times that this node was declared dead and came back.
     pub rejoins: u64,
+    /// Comparisons of this node's table with another's that brought something new.
+    pub syncs: u64,
     /// Times that this process was late by more than a few tens of milliseconds; its clock stood still meanwhile.
     pub late: u64,
     /// How much this node distrusts itself, 0 to 4; suspicions that it raises last longer by half for each.

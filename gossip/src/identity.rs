@@ -1,7 +1,7 @@
 //! Who a member is: the public [`Identity`], and the form of it that travels on the wire.
 
 use std::hash::{DefaultHasher, Hasher};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// The longest node id that is accepted, in bytes.
@@ -84,6 +84,23 @@ impl PeerId {
         Some(Self { bump: self.bump.checked_add(1)?, left: true, ..self.clone() })
     }
 
+    /// A well-mixed hash of the node id, the same on all hosts and in all releases.
+    pub(crate) fn node_hash(&self) -> u64 {
+        self.key.0[0]
+    }
+
+    /// The same of this life: node id, address, generation and bump.
+    pub(crate) fn life_hash(&self) -> u64 {
+        let addr = self.identity.addr;
+        let (family, ip) = match addr.ip() {
+            IpAddr::V4(ip) => (4, u128::from(ip.to_bits())),
+            IpAddr::V6(ip) => (6, ip.to_bits()),
+        };
+        let rest = [(ip >> 64) as u64, ip as u64, family << 16 | u64::from(addr.port()), self.identity.generation];
+        let hash = rest.into_iter().fold(self.node_hash(), |hash, part| mix(hash ^ part));
+        mix(hash ^ u64::from(self.bump))
+    }
+
     fn rank(&self) -> (u64, u32, bool, SocketAddr) {
         (self.identity.generation, self.bump, self.left, self.identity.addr)
     }
@@ -106,14 +123,22 @@ impl NodeKey {
         if node_id.is_empty() {
             return NodeKey::ANYONE;
         }
-        let half = |salt| {
-            let mut hasher = DefaultHasher::new();
-            hasher.write_u8(salt);
-            hasher.write(node_id.as_bytes());
-            hasher.finish()
-        };
-        NodeKey([half(1), half(2)])
+        // The first half is compared between hosts: FNV-1a, which stays what it is. The second one is a better hash,
+        // and any.
+        let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        let stable = mix(node_id.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, fnv));
+        let mut hasher = DefaultHasher::new();
+        hasher.write(node_id.as_bytes());
+        NodeKey([stable, hasher.finish()])
     }
+}
+
+/// SplitMix64's step: each bit of the input changes each of the output in half of all cases.
+fn mix(hash: u64) -> u64 {
+    let hash = hash.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
 }
 
 impl PartialEq for NodeKey {
@@ -168,6 +193,27 @@ mod tests {
         assert_eq!(peer("n1", "10.0.0.1:2377").addr(), peer("n1", "10.0.0.2:2377").addr());
         assert_ne!(peer("n1", "10.0.0.1:2377").addr(), peer("n2", "10.0.0.1:2377").addr());
         assert_eq!(PeerId::anyone_at("10.0.0.1:2377".parse().unwrap()).addr(), peer("n2", "10.0.0.9:2377").addr());
+    }
+
+    #[test]
+    fn hashes_are_the_same_everywhere_and_differ_by_each_part() {
+        let of = |id: &str, addr: &str, generation, bump| PeerId::with(identity(id, addr, generation), bump, false);
+        let first = of("n1", "10.0.0.1:2377", 1, 0);
+        // What releases say to each other: these numbers may never change.
+        assert_eq!(first.node_hash(), 0x5bad_d04f_0495_99a9);
+        assert_eq!(first.life_hash(), 0x5db6_18cc_9437_2334);
+        let others = [
+            of("n2", "10.0.0.1:2377", 1, 0),
+            of("n1", "10.0.0.2:2377", 1, 0),
+            of("n1", "10.0.0.1:2378", 1, 0),
+            of("n1", "[::ffff:10.0.0.1]:2377", 1, 0),
+            of("n1", "10.0.0.1:2377", 2, 0),
+            of("n1", "10.0.0.1:2377", 1, 1),
+        ];
+        for (at, other) in others.iter().enumerate() {
+            assert_eq!(other.node_hash() == first.node_hash(), at > 0);
+            assert_ne!(other.life_hash(), first.life_hash(), "{other:?}");
+        }
     }
 
     #[test]

@@ -167,7 +167,7 @@ mod tests {
         let addr = "10.0.0.1:2377".parse().unwrap();
         let src = PeerId::new(Identity { node_id: "n1".to_owned(), addr, generation });
         let header = Header { src, src_incarnation: 0, dst: PeerId::anyone_at(addr), message: Message::Announce };
-        Packet { header, members: Vec::new() }.write().unwrap()
+        Packet { header, members: Vec::new(), exchange: None }.write().unwrap()
     }
 
     #[test]

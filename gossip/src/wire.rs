@@ -3,10 +3,14 @@
 //!
 //! ```text
 //! packet  = header [ count u16, count x member ]
+//!         | header of kind 10 to 13, exchange
 //! header  = kind u8, sender's incarnation u16, sender peer, receiver peer, body of the kind
 //! peer    = len u8, node id, flags u8 (6: IPv6, 4: IPv4, +128: left), address, port u16, generation, bump
 //! member  = peer, incarnation u16, state u8
+//! exchange = 10: sum u64, count u16 | 11: 256 x u32 | 12: 256 bits | 13: count u16, count x member
 //! ```
+//! Kinds 0 to 9 are foca's, the exchanges are those of `swim::sync`. A release that does not know a kind refuses the
+//! packet as malformed and counts it, nothing else: hosts that do not know exchanges live beside those that do.
 //! Integers are big-endian, `generation` and `bump` LEB128. Everything read here was authenticated already, and is
 //! nevertheless checked: ids and addresses keep [`Identity::validate`]'s bounds.
 
@@ -16,10 +20,19 @@ use bytes::{Buf, BufMut};
 use foca::{Header, Member, Message, State};
 
 use crate::identity::{Identity, MAX_NODE_ID_LEN, PeerId};
+use crate::seal::MAX_PACKET;
 
 const LEFT: u8 = 0x80;
-/// The kind of a ping.
+/// The kinds of a ping, of gossip, and of the exchanges, which are gossip with another body.
 const PING: u8 = 0;
+const GOSSIP: u8 = 8;
+const ROOT: u8 = 10;
+const BUCKETS: u8 = 11;
+const WANT: u8 = 12;
+const ENTRIES: u8 = 13;
+
+/// Parts of the member table that exchanges tell apart: as many as have their hashes in one packet.
+pub(crate) const BUCKET_COUNT: usize = 256;
 
 /// A packet that this format cannot express or that breaks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -43,35 +56,138 @@ pub enum WireError {
 pub(crate) struct WireCodec;
 
 /// A packet, read whole.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Packet {
+    /// Of an exchange: that of gossip.
     pub(crate) header: Header<PeerId>,
     pub(crate) members: Vec<Member<PeerId>>,
+    pub(crate) exchange: Option<Exchange>,
+}
+
+/// What two hosts say to each other to compare their tables; see `swim::sync`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Exchange {
+    /// The sum of all members' hashes, and their number.
+    Root { sum: u64, count: u16 },
+    /// The upper halves of the sums of each bucket.
+    Buckets(Box<[u32; BUCKET_COUNT]>),
+    /// Buckets that the receiver is asked for.
+    Want(Wanted),
+    /// The members of some buckets.
+    Entries,
+}
+
+/// A set of buckets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Wanted(pub(crate) [u8; BUCKET_COUNT / 8]);
+
+impl Wanted {
+    pub(crate) fn insert(&mut self, bucket: u8) {
+        self.0[usize::from(bucket / 8)] |= 1 << (bucket % 8);
+    }
+
+    pub(crate) fn contains(&self, bucket: u8) -> bool {
+        self.0[usize::from(bucket / 8)] & (1 << (bucket % 8)) != 0
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0 == Self::default().0
+    }
+}
+
+impl Exchange {
+    fn kind(&self) -> u8 {
+        match self {
+            Exchange::Root { .. } => ROOT,
+            Exchange::Buckets(_) => BUCKETS,
+            Exchange::Want(_) => WANT,
+            Exchange::Entries => ENTRIES,
+        }
+    }
 }
 
 impl Packet {
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, WireError> {
         let mut reader = Reader(bytes);
-        let header = reader.header()?;
+        let kind = reader.u8()?;
+        let header = reader.header(if (ROOT..=ENTRIES).contains(&kind) { GOSSIP } else { kind })?;
+        let exchange = match kind {
+            ROOT => Some(Exchange::Root { sum: u64::from_be_bytes(reader.bytes()?), count: reader.u16()? }),
+            BUCKETS => {
+                let mut sums = Box::new([0; BUCKET_COUNT]);
+                for sum in sums.iter_mut() {
+                    *sum = u32::from_be_bytes(reader.bytes()?);
+                }
+                Some(Exchange::Buckets(sums))
+            }
+            WANT => Some(Exchange::Want(Wanted(reader.bytes()?))),
+            ENTRIES => Some(Exchange::Entries),
+            _ => None,
+        };
         let mut members = Vec::new();
-        if !reader.0.is_empty() {
+        if matches!(exchange, None | Some(Exchange::Entries)) && !reader.0.is_empty() {
             for _ in 0..reader.u16()? {
                 members.push(reader.member()?);
             }
         }
-        if reader.0.is_empty() { Ok(Self { header, members }) } else { Err(WireError::Trailing) }
+        if reader.0.is_empty() { Ok(Self { header, members, exchange }) } else { Err(WireError::Trailing) }
     }
 
     pub(crate) fn write(&self) -> Result<Vec<u8>, WireError> {
         let mut out = Vec::with_capacity(128);
         put_header(&mut out, &self.header)?;
-        let count = u16::try_from(self.members.len()).map_err(|_| WireError::Full)?;
-        out.put_u16(count);
-        for member in &self.members {
-            put_member(&mut out, member)?;
+        if let Some((kind, exchange)) = out.first_mut().zip(self.exchange.as_ref()) {
+            *kind = exchange.kind();
+        }
+        match &self.exchange {
+            Some(Exchange::Root { sum, count }) => {
+                out.put_u64(*sum);
+                out.put_u16(*count);
+            }
+            Some(Exchange::Buckets(sums)) => sums.iter().for_each(|sum| out.put_u32(*sum)),
+            Some(Exchange::Want(wanted)) => out.put_slice(&wanted.0),
+            None | Some(Exchange::Entries) => {
+                let count = u16::try_from(self.members.len()).map_err(|_| WireError::Full)?;
+                out.put_u16(count);
+                for member in &self.members {
+                    put_member(&mut out, member)?;
+                }
+            }
         }
         Ok(out)
     }
+}
+
+/// Packets of [`Exchange::Entries`] with these members, as large as packets may be, and at most `most` of them: the
+/// last members are left out then.
+pub(crate) fn write_entries<'a>(
+    header: &Header<PeerId>,
+    members: impl Iterator<Item = &'a Member<PeerId>>,
+    most: usize,
+) -> Result<Vec<Vec<u8>>, WireError> {
+    let mut head = Packet { header: header.clone(), members: Vec::new(), exchange: Some(Exchange::Entries) }.write()?;
+    let count_at = head.len() - 2;
+    head.truncate(count_at);
+    let mut packets: Vec<(u16, Vec<u8>)> = Vec::new();
+    let mut item = Vec::with_capacity(64);
+    for member in members {
+        item.clear();
+        put_member(&mut item, member)?;
+        if packets.last().is_none_or(|(_, packet)| packet.len() + item.len() > MAX_PACKET) {
+            if packets.len() == most {
+                break;
+            }
+            let mut packet = Vec::with_capacity(MAX_PACKET);
+            packet.put_slice(&head);
+            packet.put_u16(0);
+            packets.push((0, packet));
+        }
+        let Some((count, packet)) = packets.last_mut() else { break };
+        packet.put_slice(&item);
+        *count += 1;
+        packet[count_at..count_at + 2].copy_from_slice(&count.to_be_bytes());
+    }
+    Ok(packets.into_iter().map(|(_, packet)| packet).collect())
 }
 
 /// The node and its boot generation that a packet says it comes from, without reading the rest.
@@ -95,7 +211,7 @@ pub(crate) fn ping_number(packet: &[u8]) -> Option<u8> {
     if *packet.first()? != PING {
         return None;
     }
-    match Reader(packet).header().ok()?.message {
+    match Reader(&packet[1..]).header(PING).ok()?.message {
         Message::Ping(number) => Some(number),
         _ => None,
     }
@@ -111,7 +227,10 @@ impl foca::Codec<PeerId> for WireCodec {
     }
 
     fn decode_header(&mut self, buf: impl Buf) -> Result<Header<PeerId>, WireError> {
-        take_whole(buf, |reader| reader.header())
+        take_whole(buf, |reader| {
+            let kind = reader.u8()?;
+            reader.header(kind)
+        })
     }
 
     fn encode_member(&mut self, member: &Member<PeerId>, buf: impl BufMut) -> Result<(), WireError> {
@@ -157,7 +276,7 @@ fn put_header(out: &mut Vec<u8>, header: &Header<PeerId>) -> Result<(), WireErro
         Message::ForwardedAck { origin, probe_number } => (5, Some(origin), Some(*probe_number)),
         Message::Announce => (6, None, None),
         Message::Feed => (7, None, None),
-        Message::Gossip => (8, None, None),
+        Message::Gossip => (GOSSIP, None, None),
         Message::TurnUndead => (9, None, None),
         // Custom broadcasts are not used: versions and bodies travel with the store.
         Message::Broadcast => return Err(WireError::Field("kind")),
@@ -277,8 +396,8 @@ impl Reader<'_> {
         Ok(peer)
     }
 
-    fn header(&mut self) -> Result<Header<PeerId>, WireError> {
-        let kind = self.u8()?;
+    /// What is behind the kind.
+    fn header(&mut self, kind: u8) -> Result<Header<PeerId>, WireError> {
         let src_incarnation = self.u16()?;
         let src = self.known_peer()?;
         let dst = self.peer()?;
@@ -294,7 +413,7 @@ impl Reader<'_> {
             5 => Message::ForwardedAck { origin: self.known_peer()?, probe_number: self.u8()? },
             6 => Message::Announce,
             7 => Message::Feed,
-            8 => Message::Gossip,
+            GOSSIP => Message::Gossip,
             9 => Message::TurnUndead,
             _ => return Err(WireError::Field("kind")),
         };
@@ -335,7 +454,24 @@ mod tests {
                 message: Message::PingReq { target: a.clone(), probe_number: 9 },
             },
             members: vec![Member::new(b, 3, State::Suspect), Member::new(a, 0, State::Down)],
+            exchange: None,
         }
+    }
+
+    fn exchanges() -> Vec<Packet> {
+        let header = Header { message: Message::Gossip, ..sample().header };
+        let mut wanted = Wanted::default();
+        wanted.insert(0);
+        wanted.insert(255);
+        let kinds = [
+            Exchange::Root { sum: u64::MAX - 1, count: 7 },
+            Exchange::Buckets(Box::new(std::array::from_fn(|at| at as u32 * 77))),
+            Exchange::Want(wanted),
+        ];
+        let packet = |exchange, members| Packet { header: header.clone(), members, exchange: Some(exchange) };
+        let mut packets: Vec<Packet> = kinds.into_iter().map(|kind| packet(kind, Vec::new())).collect();
+        packets.push(packet(Exchange::Entries, sample().members));
+        packets
     }
 
     #[test]
@@ -347,9 +483,47 @@ mod tests {
         assert_eq!(read.members, packet.members);
         assert_eq!(sender_incarnation(&bytes), 513);
         assert_eq!(ping_number(&bytes), None);
-        let ping = Packet { header: Header { message: Message::Ping(9), ..packet.header.clone() }, members: vec![] };
+        let header = Header { message: Message::Ping(9), ..packet.header.clone() };
+        let ping = Packet { header, members: vec![], exchange: None };
         assert_eq!(ping_number(&ping.write().unwrap()), Some(9));
         assert_eq!(read_sender(&bytes).unwrap(), packet.header.src);
+    }
+
+    #[test]
+    fn exchanges_come_back_as_they_went_and_are_no_business_of_focas() {
+        for packet in exchanges() {
+            let bytes = packet.write().unwrap();
+            assert!(bytes.len() <= MAX_PACKET);
+            let read = Packet::read(&bytes).unwrap();
+            assert_eq!((&read.header, &read.members), (&packet.header, &packet.members));
+            assert_eq!(read.exchange, packet.exchange);
+            assert_eq!(read_sender(&bytes).unwrap(), packet.header.src);
+            assert!(foca::Codec::decode_header(&mut WireCodec, &bytes[..]).is_err());
+            let members = usize::from(packet.exchange == Some(Exchange::Entries));
+            for len in 0..bytes.len() {
+                let cut = Packet::read(&bytes[..len]);
+                // Entries without any are a header alone.
+                assert!(cut.is_err() || (members == 1 && cut.is_ok_and(|cut| cut.members.is_empty())), "cut at {len}");
+            }
+            assert!(matches!(Packet::read(&[bytes, vec![0]].concat()), Err(WireError::Trailing)));
+        }
+        let wanted = Wanted([0x80; 32]);
+        assert!(wanted.contains(7) && !wanted.contains(8) && wanted.contains(255));
+    }
+
+    #[test]
+    fn entries_fill_packets_and_no_more_than_asked() {
+        let header = Header { message: Message::Gossip, ..sample().header };
+        let ids = (0..100).map(|at| peer(&format!("{at:064}"), "[2001:db8::1]:1", 1, 0, false));
+        let members: Vec<_> = ids.map(|id| Member::new(id, 0, State::Alive)).collect();
+        assert_eq!(write_entries(&header, [].iter(), 8).unwrap(), Vec::<Vec<u8>>::new());
+        let most = write_entries(&header, members.iter(), 3).unwrap();
+        let all = write_entries(&header, members.iter(), 100).unwrap();
+        assert_eq!(most, all[..3]);
+        assert!(all.iter().all(|packet| packet.len() <= MAX_PACKET), "within bounds");
+        assert!(all[..all.len() - 1].iter().all(|packet| packet.len() > MAX_PACKET - 100), "and full");
+        let read: Vec<_> = all.iter().flat_map(|packet| Packet::read(packet).unwrap().members).collect();
+        assert_eq!(read, members);
     }
 
     #[test]
@@ -389,11 +563,13 @@ mod tests {
         }
 
         #[test]
-        fn no_damage_panics(at in 0_usize..200, value in any::<u8>()) {
-            let mut bytes = sample().write().unwrap();
-            let at = at % bytes.len();
-            bytes[at] = value;
-            let _ = Packet::read(&bytes);
+        fn no_damage_panics(at in 0_usize..2000, value in any::<u8>()) {
+            for packet in [vec![sample()], exchanges()].concat() {
+                let mut bytes = packet.write().unwrap();
+                let at = at % bytes.len();
+                bytes[at] = value;
+                let _ = Packet::read(&bytes);
+            }
         }
     }
 }

@@ -5,12 +5,15 @@
 //! time. The driver owns one and seals what it sends; simulations may leave the sealing out.
 //!
 //! Around foca, this adds: announcements that are repeated until they are heard, and now and then afterwards (they
-//! heal splits), as seldom as the cluster is large; questions to members for the rest of the table while it grows;
-//! pings that are repeated before others are asked to help; a direct word to whoever this node suspects, so that a living one refutes within a round trip at
-//! any cluster size; local health (`health`); the way back for a living node that was declared dead, at a bounded
-//! rate; goodbyes that can be told from deaths; and bounds on what a packet can do.
+//! heal splits), as seldom as the cluster is large; comparisons of the table with others', so that what gossip lost
+//! is found within seconds (`sync`); pings that are repeated before others are asked to help; a direct word to
+//! whoever this node suspects, so that a living one refutes within a round trip at any cluster size; local health
+//! (`health`); the way back for a living node that was declared dead, at a bounded rate; goodbyes that can be told from
+//! deaths; and bounds on what a packet can do, and on what is passed on (`exchange`).
 
+mod exchange;
 mod health;
+mod sync;
 mod timers;
 mod view;
 
@@ -23,7 +26,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use foca::{Config as FocaConfig, Foca, Header, Message, NoCustomBroadcast, OwnedNotification, PeriodicParams, State};
 use rand::rngs::StdRng;
-use rand::seq::{IndexedRandom, IteratorRandom};
+use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
 use crate::event::{Event, Members, RoundTrips};
@@ -32,6 +35,7 @@ use crate::seal::MAX_PACKET;
 use crate::timing::{Timing, TimingError};
 use crate::wire::{self, Packet, WireCodec, WireError};
 
+use self::exchange::{Exchanges, Sifted};
 use self::health::Health;
 use self::timers::{Task, Timers};
 use self::view::View;
@@ -50,10 +54,6 @@ const ANNOUNCE_LAST: Duration = Duration::from_secs(5);
 /// of announcements altogether: one that gets across is enough, gossip does the rest.
 const ANNOUNCE_AGAIN: Duration = Duration::from_secs(30);
 const ANNOUNCE_TOGETHER: usize = 10;
-/// Between two questions for more members: this while the answers have some that were not known, up to the other.
-/// An answer names some 25 of them, at random.
-const LEARN_FIRST: Duration = Duration::from_millis(100);
-const LEARN_LAST: Duration = Duration::from_secs(10);
 /// Between two returns to life that others asked for by a packet of their own. Without it, two nodes that disagree
 /// on an identity for good would do nothing else.
 const REJOIN_EVERY: Duration = Duration::from_millis(500);
@@ -129,6 +129,8 @@ pub struct Counters {
     pub round_trips: RoundTrips,
     /// Returns after this node was declared dead.
     pub rejoins: u64,
+    /// Comparisons with another's table that brought something new.
+    pub syncs: u64,
     /// Pauses of this process.
     pub late: u64,
 }
@@ -153,8 +155,7 @@ pub struct Swim {
     announce_epoch: u64,
     /// How long the next announcement was put off when it was planned.
     announce_wait: Duration,
-    learn_epoch: u64,
-    learn_wait: Duration,
+    exchanges: Exchanges,
     last_rejoin: Option<Duration>,
     last_conflict: Option<Duration>,
     leave: Leave,
@@ -243,8 +244,7 @@ impl Swim {
             attempt: 0,
             announce_epoch: 0,
             announce_wait: Duration::ZERO,
-            learn_epoch: 0,
-            learn_wait: LEARN_FIRST,
+            exchanges: Exchanges::default(),
             last_rejoin: None,
             last_conflict: None,
             leave: Leave::No,
@@ -265,6 +265,16 @@ impl Swim {
     pub fn counters(&self) -> Counters {
         let told = self.view.told;
         Counters { suspicions: told.suspicions, refutations: told.refutations, deaths: told.deaths, ..self.counters }
+    }
+
+    /// Nodes that the protocol remembers: the members, and the dead and the left for an hour. At most 16 384.
+    pub fn remembered(&self) -> usize {
+        self.foca.iter_membership_state().len()
+    }
+
+    /// Pieces of news that this node still passes on.
+    pub fn backlog(&self) -> usize {
+        self.foca.updates_backlog()
     }
 
     /// How much this node distrusts itself, 0 to 4.
@@ -305,8 +315,11 @@ impl Swim {
         if packet.len() > MAX_PACKET {
             return Err(PacketError::TooLarge(packet.len()));
         }
-        let read = Packet::read(packet).map_err(PacketError::Malformed)?;
+        let mut read = Packet::read(packet).map_err(PacketError::Malformed)?;
         self.admit(&read)?;
+        if let Some(exchange) = read.exchange.take() {
+            return self.handle_exchange(read, exchange, now);
+        }
         if read.header.message == Message::TurnUndead && read.header.dst == *self.foca.identity() {
             let again = self.last_rejoin.is_some_and(|last| self.io.now.saturating_sub(last) < REJOIN_EVERY);
             if again {
@@ -319,11 +332,11 @@ impl Swim {
         {
             self.counters.round_trips.add(self.io.now.saturating_sub(awaited.sent));
         }
-        let known = self.foca.num_members();
-        let result = self.foca.handle_data(packet, &mut self.io);
-        if read.header.message == Message::Feed && self.foca.num_members() > known {
-            self.learn_wait = LEARN_FIRST;
-            self.schedule_learning();
+        let Sifted { packet: sifted, quiet } = self.sift(&read)?;
+        let result = self.foca.handle_data(sifted.as_deref().unwrap_or(packet), &mut self.io);
+        // As foca does: what is said to another life of this node, or by somebody dead, is not heard.
+        if !quiet.is_empty() && read.header.dst == *self.foca.identity() && self.is_member(&read.header.src) {
+            self.apply(quiet, false);
         }
         self.settle(now);
         let suspects = read.members.iter().any(|member| member.state() == State::Suspect);
@@ -383,10 +396,9 @@ impl Swim {
         // Not passed on: a removed node that still lives would only answer with a new identity, and everybody else
         // hears of the removal by the same way as this node.
         if let Some(known) = known.map(|member| member.id().clone()) {
-            let down = std::iter::once(foca::Member::down(known));
-            let result = self.foca.apply_many(down, false, &mut self.io);
-            self.note_failure(result);
+            self.apply(vec![foca::Member::down(known)], false);
         }
+        self.exchanges.table_changed();
         self.settle(now);
     }
 
@@ -439,9 +451,11 @@ impl Swim {
             self.note_conflict(&claim);
         }
         if self.foca.iter_membership_state().len() >= MAX_MEMBERS {
+            // Entries of others' tables are sifted one by one.
+            let told = if packet.exchange.is_some() { &[][..] } else { &packet.members };
             let known: BTreeSet<&str> = self.foca.iter_membership_state().map(|m| m.id().node_id()).collect();
             let own = self.identity().node_id.as_str();
-            let mut others = packet.members.iter().map(|member| member.id().node_id());
+            let mut others = told.iter().map(|member| member.id().node_id());
             if !known.contains(src.node_id()) || others.any(|id| id != own && !known.contains(id)) {
                 return Err(PacketError::TableFull);
             }
@@ -470,8 +484,9 @@ impl Swim {
             }
             Task::Announce { epoch } if epoch == self.announce_epoch => self.announce_due(),
             Task::Announce { .. } => {}
-            Task::Learn { epoch } if epoch == self.learn_epoch => self.learn(),
-            Task::Learn { .. } => {}
+            Task::Ask { epoch } if self.exchanges.is_current(epoch) => self.ask(),
+            Task::Ask { .. } => {}
+            Task::Doubt { suspect, incarnation } => self.end_doubt(suspect, incarnation),
             Task::Ping { number, again } => self.ping_again(number, again),
             Task::Warn { suspect, incarnation, again } => self.warn(suspect, incarnation, again),
             Task::Leave { again: 0 } => self.leave = Leave::Gone,
@@ -532,27 +547,6 @@ impl Swim {
         ANNOUNCE_AGAIN.saturating_mul(members) / ANNOUNCE_TOGETHER as u32
     }
 
-    /// Asks one member, at random, whom it knows.
-    fn learn(&mut self) {
-        if self.leave != Leave::No || !self.connected {
-            return;
-        }
-        let members = self.view.members();
-        let living = members.values().filter(|member| member.alive);
-        if let Some(addr) = living.map(|member| member.identity.addr).choose(&mut self.rng) {
-            let result = self.foca.announce(PeerId::anyone_at(addr), &mut self.io);
-            self.note_failure(result);
-        }
-        self.learn_wait = (self.learn_wait * 2).min(LEARN_LAST);
-        self.schedule_learning();
-    }
-
-    fn schedule_learning(&mut self) {
-        let wait = self.learn_wait.mul_f64(self.rng.random_range(0.75..1.25));
-        self.learn_epoch += 1;
-        self.io.timers.push(self.io.now + wait, Task::Learn { epoch: self.learn_epoch });
-    }
-
     /// Repeats the ping of a probe that goes on and was not answered.
     fn ping_again(&mut self, number: u8, again: u8) {
         let Some(awaited) = self.io.probe.as_mut().filter(|awaited| awaited.number == number) else { return };
@@ -566,21 +560,25 @@ impl Swim {
 
     /// A ping that foca knows nothing of.
     fn ping(&mut self, to: PeerId, number: u8, members: Vec<foca::Member<PeerId>>) {
-        let header = Header {
-            src: self.foca.identity().clone(),
-            src_incarnation: self.io.incarnation,
-            dst: to.clone(),
-            message: Message::Ping(number),
-        };
-        if let Ok(packet) = (Packet { header, members }).write() {
+        let header = self.header(&to, Message::Ping(number));
+        self.push(&to, Packet { header, members, exchange: None });
+    }
+
+    fn header(&self, to: &PeerId, message: Message<PeerId>) -> Header<PeerId> {
+        let src_incarnation = self.io.incarnation;
+        Header { src: self.foca.identity().clone(), src_incarnation, dst: to.clone(), message }
+    }
+
+    /// Sends a packet that foca knows nothing of.
+    fn push(&mut self, to: &PeerId, packet: Packet) {
+        if let Ok(packet) = packet.write() {
             self.io.packets.push_back((to.identity.addr, Bytes::from(packet)));
         }
     }
 
     /// Pings a suspect with the suspicion itself in the packet: if it lives, its answer refutes it.
     fn warn(&mut self, suspect: PeerId, incarnation: u16, again: u8) {
-        let current = self.foca.iter_membership_state().find(|member| member.id() == &suspect);
-        if current.is_none_or(|m| m.state() != State::Suspect || m.incarnation() != incarnation) {
+        if !self.is_suspect(&suspect, incarnation) {
             return;
         }
         let members = vec![foca::Member::new(suspect.clone(), incarnation, State::Suspect)];
@@ -592,9 +590,17 @@ impl Swim {
         }
     }
 
+    fn is_suspect(&self, peer: &PeerId, incarnation: u16) -> bool {
+        let member = self.foca.iter_members().find(|member| member.id() == peer);
+        member.is_some_and(|member| member.state() == State::Suspect && member.incarnation() == incarnation)
+    }
+
     /// Turns what foca reported into the view, events and follow-up work.
     fn settle(&mut self, now: Instant) {
         let mut membership_changed = false;
+        if !self.io.notes.is_empty() {
+            self.exchanges.table_changed();
+        }
         for note in std::mem::take(&mut self.io.notes) {
             match note {
                 OwnedNotification::MemberUp(peer) => {
@@ -610,8 +616,7 @@ impl Swim {
                     self.connected = true;
                     self.attempt = 0;
                     self.schedule_announce(self.announce_again());
-                    self.learn_wait = LEARN_FIRST;
-                    self.schedule_learning();
+                    self.begin_exchanges();
                 }
                 OwnedNotification::Idle => self.seek_company(),
                 OwnedNotification::Rejoin(_) => {
@@ -714,7 +719,7 @@ fn foca_config(timing: &Timing) -> FocaConfig {
         remove_down_after: Some(REMEMBER_DOWN),
         max_packet_size: NonZeroUsize::MIN.saturating_add(MAX_PACKET - 1),
         notify_down_members: true,
-        // `Swim::learn` does this, as often as there is something to learn.
+        // Exchanges do this.
         periodic_announce: None,
         // What brings the two sides of a healed split together: 2 s on a LAN.
         periodic_announce_to_down_members: every(timing.probe_period * 7, 2),

@@ -15,8 +15,10 @@ pub(super) enum Task {
     Foca(Timer<PeerId>),
     /// Announce this node to seeds. Only the newest of these is not stale.
     Announce { epoch: u64 },
-    /// Ask a member for what it knows of others.
-    Learn { epoch: u64 },
+    /// Ask a member whether it knows the same others. Only the newest of these is not stale.
+    Ask { epoch: u64 },
+    /// A member is dead if it has not refuted that.
+    Doubt { suspect: PeerId, incarnation: u16 },
     /// Repeat a ping that was not answered.
     Ping { number: u8, again: u8 },
     /// Tell a suspect of the suspicion once more.
@@ -33,9 +35,8 @@ impl Task {
             Task::Foca(Timer::SendIndirectProbe { .. }) => 0,
             Task::Foca(Timer::ProbeRandomMember(_)) => 1,
             Task::Foca(Timer::ChangeSuspectToDown { .. }) => 2,
-            Task::Ping { .. } | Task::Warn { .. } | Task::Announce { .. } | Task::Learn { .. } | Task::Leave { .. } => {
-                3
-            }
+            Task::Doubt { .. } => 2,
+            Task::Ping { .. } | Task::Warn { .. } | Task::Announce { .. } | Task::Ask { .. } | Task::Leave { .. } => 3,
             Task::Foca(Timer::PeriodicAnnounce(_)) => 4,
             Task::Foca(Timer::PeriodicGossip(_)) => 5,
             Task::Foca(Timer::PeriodicAnnounceDown(_) | Timer::RemoveDown(_)) => 6,

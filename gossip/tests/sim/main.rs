@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod net;
+mod sync;
 
 use std::time::Duration;
 

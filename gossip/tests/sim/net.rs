@@ -25,6 +25,10 @@ pub(crate) struct Net {
     pub(crate) loss: u32,
     /// Out of 1000 packets, this many are delivered once more, up to three seconds later.
     pub(crate) replayed: u32,
+    /// Packets that are lost on their way to a node, whatever the dice say.
+    pub(crate) loses: fn(usize, &[u8]) -> bool,
+    /// Keeps what arrives anywhere, if it is there.
+    pub(crate) tap: Option<Vec<Vec<u8>>>,
     /// Nodes of different sides do not hear each other.
     sides: Vec<u8>,
     pub(crate) events: Vec<(Duration, usize, Event)>,
@@ -86,6 +90,8 @@ impl Net {
             sequence: 0,
             loss: 0,
             replayed: 0,
+            loses: |_, _| false,
+            tap: None,
             sides: vec![0; nodes],
             events: Vec::new(),
             keeps: |_| true,
@@ -209,7 +215,7 @@ impl Net {
             self.packets += 1;
             self.nodes[at].traffic.count(packet.len());
             let Some(to) = self.by_addr.get(&to).copied() else { continue };
-            if self.rng.random_range(0..1000) < self.loss {
+            if self.rng.random_range(0..1000) < self.loss || (self.loses)(to, &packet) {
                 continue;
             }
             let packet = match &mut self.nodes[at].sealer {
@@ -296,6 +302,9 @@ impl Net {
             return;
         }
         self.nodes[to].traffic.count(packet.len());
+        if let Some(tap) = &mut self.tap {
+            tap.push(packet.clone());
+        }
         if self.nodes[to].paused_until > self.now {
             self.nodes[to].inbox.push(packet);
             return self.schedule(to);

@@ -62,6 +62,11 @@ fn gossip(page: &mut Page, stats: &gossip::Stats, members: &gossip::Members) {
     counter("shoal_gossip_refutations_total", "Suspects that said that they live.", stats.refutations);
     counter("shoal_gossip_deaths_total", "Hosts that were declared dead.", stats.deaths);
     counter("shoal_gossip_rejoins_total", "Times that this host was declared dead and came back.", stats.rejoins);
+    counter(
+        "shoal_gossip_syncs_total",
+        "Comparisons with another host's table that brought something new.",
+        stats.syncs,
+    );
     counter("shoal_gossip_late_total", "Times that this process was late for its own timers.", stats.late);
     counter("shoal_gossip_packets_sent_total", "Packets sent.", stats.sent);
     counter("shoal_gossip_bytes_sent_total", "Bytes in them.", stats.sent_bytes);
