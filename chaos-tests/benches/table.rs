@@ -1,11 +1,11 @@
 //! The table of the container runtime and the images: runs the benchmarks that measure its lines, one after another, and
 //! puts what they found into one table.
 
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use chaos_tests::bench::nested::{self, Row};
 use chaos_tests::bench::{self, Argument, Report};
 
 const HELP: &str = "\
@@ -73,48 +73,17 @@ fn measure(options: &Options) -> Result<Report> {
         if rows.is_empty() {
             report.target(name, "-", "failed: see above", "-", false);
         }
-        rows.into_iter().for_each(|[what, target, measured, peer, met]| match met.as_str() {
-            "-" => report.note(&what, measured, peer),
-            met => report.target(&what, &target, measured, peer, met == "yes"),
-        });
+        rows.iter().for_each(|row| nested::repeat(&mut report, row));
     }
     Ok(report)
 }
 
-/// Runs one benchmark, shows what it says, and returns the rows of its table.
-fn one(name: &str, quick: &[&str], options: &Options) -> Result<Vec<[String; 5]>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["bench", "-p", "chaos-tests", "--bench", name]);
-    if let Some(profile) = &options.profile {
-        command.args(["--profile", profile]);
-    }
-    command.arg("--");
-    if let Some(suite) = options.suite.as_ref().filter(|_| name == "conformance") {
-        command.arg("--suite").arg(suite);
-    }
+/// Runs one benchmark, and returns the rows of its table.
+fn one(name: &str, quick: &[&str], options: &Options) -> Result<Vec<Row>> {
+    let suite = options.suite.as_ref().filter(|_| name == "conformance").map(|suite| suite.display().to_string());
+    let mut given: Vec<&str> = suite.iter().flat_map(|suite| ["--suite", suite]).collect();
     if options.quick {
-        command.args(quick);
+        given.extend(quick);
     }
-    // What cargo tells this process of its package, the crates that look at it would take for a change, and be built anew.
-    let told = |name: &str| name == "OUT_DIR" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(told)) {
-        command.env_remove(name);
-    }
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
-    let mut rows = Vec::new();
-    for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
-        let line = line?;
-        bench::say(&line);
-        rows.extend(row(&line));
-    }
-    // A missed target is in its row; without rows it has failed.
-    child.wait()?;
-    Ok(rows)
-}
-
-/// A row of a report, without its head.
-fn row(line: &str) -> Option<[String; 5]> {
-    let cells: Vec<String> = line.strip_prefix("| ")?.strip_suffix(" |")?.split(" | ").map(str::to_owned).collect();
-    cells.try_into().ok().filter(|cells: &[String; 5]| cells[4] != "met")
+    nested::run(name, &given, options.profile.as_deref())
 }

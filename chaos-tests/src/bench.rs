@@ -2,7 +2,9 @@
 //! target, measured and peer side by side. A benchmark is a command (`cargo bench -p chaos-tests --bench NAME -- --help`),
 //! never a timed test; it ends with an exit code of 1 when a target is missed.
 
+pub mod clients;
 pub mod load;
+pub mod nested;
 
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
@@ -222,6 +224,24 @@ impl Samples {
     }
 }
 
+/// A time as logs and Docker's API write it (`2026-11-21T03:12:01.123456Z`), since the epoch.
+#[must_use]
+pub fn since_epoch(text: &str) -> Option<Duration> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let mut date = date.split('-').map(str::parse::<i64>);
+    let (year, month, day) = (date.next()?.ok()?, date.next()?.ok()?, date.next()?.ok()?);
+    let mut time = time.split(':');
+    let (hours, minutes): (u64, u64) = (time.next()?.parse().ok()?, time.next()?.parse().ok()?);
+    let seconds: f64 = time.next()?.parse().ok()?;
+    // Days since the epoch in the proleptic Gregorian calendar, with years that begin in March.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days =
+        365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + (153 * month + 2) / 5 + day
+            - 719_469;
+    let whole = u64::try_from(days).ok()? * 86_400 + hours * 3600 + minutes * 60;
+    Some(Duration::from_secs(whole) + Duration::try_from_secs_f64(seconds).ok()?)
+}
+
 /// The middle one of numbers, or the mean of the two in the middle; nothing of none.
 #[must_use]
 pub fn median(numbers: &[f64]) -> Option<f64> {
@@ -349,6 +369,13 @@ mod tests {
         assert_eq!(median(&[3.0]), Some(3.0));
         assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[9.0, 1.0, 2.0, 4.0]), Some(3.0));
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(since_epoch("1970-01-02T00:00:01.5Z"), Some(Duration::from_millis(86_401_500)));
+        assert_eq!(since_epoch("2024-02-29T23:59:59Z"), Some(Duration::from_secs(1_709_251_199)));
+        assert_eq!(since_epoch("soon"), None);
     }
 
     #[test]

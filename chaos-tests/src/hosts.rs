@@ -1,6 +1,7 @@
 //! Clusters of real daemons on this machine, made of the same hosts as the demo's, and ways to break them.
 
 mod faults;
+mod graceful;
 pub mod headless;
 mod rules;
 mod starved;
@@ -17,6 +18,7 @@ pub use node::demo::hosts::{
 pub use node::demo::image;
 
 pub use faults::Fault;
+pub use graceful::{graceful, update};
 pub(crate) use rules::nft;
 pub use rules::{Transport, rules_unusable};
 pub use starved::{Alarms, Burners};

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use chaos_tests::bench;
 use chaos_tests::hosts::{Cluster, Fault, Host};
 use chaos_tests::peers::{LOOK, Rig};
 
@@ -23,21 +24,7 @@ pub(crate) struct Reattached {
 
 /// When a line was written, since the epoch.
 fn time_of(line: &str) -> Option<Duration> {
-    // 2026-11-21T03:12:01.123456Z
-    let stamp = line.split_whitespace().next()?.strip_suffix('Z')?;
-    let (date, time) = stamp.split_once('T')?;
-    let mut date = date.split('-').map(str::parse::<i64>);
-    let (year, month, day) = (date.next()?.ok()?, date.next()?.ok()?, date.next()?.ok()?);
-    let mut time = time.split(':');
-    let (hours, minutes): (u64, u64) = (time.next()?.parse().ok()?, time.next()?.parse().ok()?);
-    let seconds: f64 = time.next()?.parse().ok()?;
-    // Days since the epoch in the proleptic Gregorian calendar, with years that begin in March.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days =
-        365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + (153 * month + 2) / 5 + day
-            - 719_469;
-    let whole = u64::try_from(days).ok()? * 86_400 + hours * 3600 + minutes * 60;
-    Some(Duration::from_secs(whole) + Duration::try_from_secs_f64(seconds).ok()?)
+    bench::since_epoch(line.split_whitespace().next()?)
 }
 
 /// The lines of a host since a moment, with the time since then.

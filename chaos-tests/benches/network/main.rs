@@ -5,8 +5,12 @@
 //! `cargo bench -p chaos-tests --bench network -- [options]`; `--help` lists them. Each line is a module and makes the
 //! hosts that it needs.
 
+mod convergence;
+mod fifty;
 mod hand;
+mod others;
 mod paths;
+mod rolling;
 mod service;
 mod throughput;
 
@@ -23,10 +27,20 @@ cargo bench -p chaos-tests --bench network -- [OPTIONS]
   --only LINE[,LINE]  of: throughput   one TCP stream between tasks on two hosts, by iperf3
                           vip          requests through a virtual address, and straight to the task
                           mesh         requests through another host's published port, and straight to the task's host
+                          fifty        a service of 50 on 5 hosts, created → all Running
+                          convergence  a task Running → it answers everywhere
+                          dead-host    a host dies → nobody is led to it, with and without managers
+                          rolling      updates and changes of scale under load
+                          endpoints    1 000 services, 5 000 endpoints (runs the benchmark of that name, by cargo)
                       all of them when none is named
   --rounds N          of lines whose ways take turns (default 10)
   --seconds S         of one stream of iperf3 (default 2)
+  --samples N         of convergence (default 100)
+  --minutes N         of rolling (default 10, as the target says; 1 shows that it works)
+  --profile NAME      cargo's profile for endpoints
   --help              this text
+
+All of it takes about half an hour; each line by itself, rolling apart, one to five minutes.
 
 Needs root; iperf3, iproute2 and nsenter for throughput; dockerd, containerd and runc for the peer.
 The exit code is 1 when a target was missed or could not be measured.";
@@ -37,10 +51,24 @@ enum Line {
     Throughput,
     Vip,
     Mesh,
+    Fifty,
+    Convergence,
+    DeadHost,
+    Rolling,
+    Endpoints,
 }
 
 impl Line {
-    const ALL: [(&str, Line); 3] = [("throughput", Line::Throughput), ("vip", Line::Vip), ("mesh", Line::Mesh)];
+    const ALL: [(&str, Line); 8] = [
+        ("throughput", Line::Throughput),
+        ("vip", Line::Vip),
+        ("mesh", Line::Mesh),
+        ("fifty", Line::Fifty),
+        ("convergence", Line::Convergence),
+        ("dead-host", Line::DeadHost),
+        ("rolling", Line::Rolling),
+        ("endpoints", Line::Endpoints),
+    ];
 
     fn named(name: &str) -> Result<Line, String> {
         let found = Line::ALL.iter().find(|(known, _)| *known == name);
@@ -55,6 +83,11 @@ struct Options {
     rounds: usize,
     /// One stream of iperf3 takes so long.
     stream: Duration,
+    /// Of convergence.
+    samples: usize,
+    /// Of updates under load.
+    minutes: u64,
+    profile: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -67,11 +100,21 @@ fn main() -> ExitCode {
             }
             "--rounds" => options.rounds = argument.count()?,
             "--seconds" => options.stream = Duration::from_secs(argument.count()? as u64),
+            "--samples" => options.samples = argument.count()?,
+            "--minutes" => options.minutes = argument.count()? as u64,
+            "--profile" => options.profile = Some(argument.value()?),
             _ => return argument.unknown(),
         }
         Ok(())
     };
-    let defaults = Options { only: Vec::new(), rounds: 10, stream: Duration::from_secs(2) };
+    let defaults = Options {
+        only: Vec::new(),
+        rounds: 10,
+        stream: Duration::from_secs(2),
+        samples: 100,
+        minutes: 10,
+        profile: None,
+    };
     bench::run_async(HELP, defaults, take, measure)
 }
 
@@ -91,6 +134,11 @@ async fn measure(options: &Options) -> Result<Report> {
             Line::Throughput => throughput::measure(&binaries, options, &mut report).await,
             Line::Vip => paths::vip(&binaries, options, &mut report).await,
             Line::Mesh => paths::mesh(&binaries, options, &mut report).await,
+            Line::Fifty => fifty::measure(&binaries, &mut report).await,
+            Line::Convergence => convergence::measure(&binaries, options, &mut report).await,
+            Line::DeadHost => others::dead_host(&binaries, &mut report).await,
+            Line::Rolling => rolling::measure(&binaries, options, &mut report).await,
+            Line::Endpoints => others::endpoints(options, &mut report),
         };
         // What one line came to says nothing of the others.
         if let Err(error) = measured.with_context(|| format!("{name}, load {}", load())) {

@@ -2,154 +2,29 @@
 //! who does not let go in time is named.
 
 use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use chaos_tests::hosts::{Api, Client, Cluster, Freshness, IMAGE, SOON, ServiceDraft, TaskView};
+use chaos_tests::bench::clients::{Clients, Kind};
+use chaos_tests::hosts::{Api, Client, Cluster, Freshness, IMAGE, SOON, ServiceDraft, TaskView, graceful, update};
 use serde_json::{Value, json};
 
 use crate::{binaries, with};
 
-/// One request takes so long at the most, on a machine that is busy with debug builds.
-const LIMIT: Duration = Duration::from_secs(10);
-/// Between two requests of one client.
-const PAUSE: Duration = Duration::from_millis(30);
+/// Between the beginnings of two requests of one client, if the first one is answered by then.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Failures that are shown.
 const SHOWN: usize = 20;
 
-/// Clients that ask for as long as they are wanted, and what they came to.
-struct Load {
-    began: Instant,
-    stop: AtomicBool,
-    kept: AtomicU64,
-    new: AtomicU64,
-    failures: Mutex<Vec<(io::ErrorKind, String)>>,
-}
-
-impl Load {
-    fn new() -> Arc<Load> {
-        Arc::new(Load {
-            began: Instant::now(),
-            stop: AtomicBool::new(false),
-            kept: AtomicU64::new(0),
-            new: AtomicU64::new(0),
-            failures: Mutex::default(),
-        })
-    }
-
-    /// What failed, but for what failed in one of these ways.
-    fn failures(&self, allowed: &[io::ErrorKind]) -> Vec<String> {
-        let failures = self.failures.lock().unwrap();
-        failures.iter().filter(|(kind, _)| !allowed.contains(kind)).map(|(_, text)| text.clone()).collect()
-    }
-
-    fn fails(&self, what: &str, door: SocketAddr, error: &io::Error) {
-        let at = self.began.elapsed().as_secs_f64();
-        let text = format!("{at:.3} s: {what} at {door}: {error}");
-        self.failures.lock().unwrap().push((error.kind(), text));
-    }
-
-    /// Asks over one connection until the server says that it closes it, then over the next. An end that was not
-    /// announced is a failure.
-    fn keep_alive(&self, door: SocketAddr) {
-        let mut connection: Option<BufReader<TcpStream>> = None;
-        let mut number = 0_u64;
-        while !self.stop.load(Ordering::SeqCst) {
-            number += 1;
-            let asked = (|| {
-                let mut open = match connection.take() {
-                    Some(open) => open,
-                    None => connect(door)?,
-                };
-                // From quick ones to some that are under way when their server is told to stop.
-                let closes = ask(&mut open, number * 37 % 150)?;
-                Ok(Some(open).filter(|_| !closes))
-            })();
-            match asked {
-                Ok(open) => {
-                    connection = open;
-                    self.kept.fetch_add(1, Ordering::SeqCst);
-                }
-                Err(error) => self.fails("a kept connection", door, &error),
-            }
-            std::thread::sleep(PAUSE);
-        }
-    }
-
-    /// Asks over a new connection each time.
-    fn new_connections(&self, door: SocketAddr) {
-        let mut number = 0_u64;
-        while !self.stop.load(Ordering::SeqCst) {
-            number += 1;
-            match connect(door).and_then(|mut open| ask(&mut open, number * 11 % 40)) {
-                Ok(_) => {
-                    self.new.fetch_add(1, Ordering::SeqCst);
-                }
-                Err(error) => self.fails("a new connection", door, &error),
-            }
-            std::thread::sleep(PAUSE);
-        }
-    }
-}
-
-fn connect(door: SocketAddr) -> io::Result<BufReader<TcpStream>> {
-    let stream = TcpStream::connect_timeout(&door, LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.set_write_timeout(Some(LIMIT))?;
-    stream.set_nodelay(true)?;
-    Ok(BufReader::new(stream))
-}
-
-/// One request, and its whole answer. Whether the server closes the connection behind it.
-fn ask(open: &mut BufReader<TcpStream>, ms: u64) -> io::Result<bool> {
-    let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    write!(open.get_mut(), "GET /slow?ms={ms} HTTP/1.1\r\nHost: web\r\n\r\n")?;
-    let (mut status, mut length, mut closes) = (String::new(), 0, false);
-    if open.read_line(&mut status)? == 0 {
-        return Err(io::Error::new(UnexpectedEof, "no answer"));
-    }
-    loop {
-        let mut line = String::new();
-        if open.read_line(&mut line)? == 0 {
-            return Err(io::Error::new(UnexpectedEof, "half an answer"));
-        }
-        let line = line.trim_end().to_ascii_lowercase();
-        match line.split_once(": ") {
-            _ if line.is_empty() => break,
-            Some(("content-length", value)) => length = value.parse().map_err(|_| bad(line.clone()))?,
-            Some(("connection", value)) => closes = value == "close",
-            _ => {}
-        }
-    }
-    let mut body = vec![0; length];
-    open.read_exact(&mut body)?;
-    if !status.starts_with("HTTP/1.1 200") {
-        return Err(bad(status));
-    }
-    Ok(closes)
-}
-
 /// Starts clients at these doors, as seen from where `client` stands: one of each kind at each.
-fn start(load: &Arc<Load>, client: &Client, doors: &[SocketAddr]) -> Result<Vec<JoinHandle<io::Result<()>>>> {
+fn start(load: &Arc<Clients>, client: &Client, doors: &[SocketAddr]) -> Result<Vec<JoinHandle<()>>> {
     let mut threads = Vec::new();
-    for door in doors.iter().copied() {
-        for kept in [true, false] {
-            let (load, client) = (load.clone(), client.try_clone()?);
-            threads.push(std::thread::spawn(move || {
-                client.visit(|| {
-                    if kept {
-                        load.keep_alive(door)
-                    } else {
-                        load.new_connections(door)
-                    }
-                    Ok(())
-                })
-            }));
+    for door in doors {
+        for kind in [Kind::Kept, Kind::New] {
+            threads.extend(load.start(client, *door, kind, 1, PAUSE)?);
         }
     }
     Ok(threads)
@@ -157,37 +32,6 @@ fn start(load: &Arc<Load>, client: &Client, doors: &[SocketAddr]) -> Result<Vec<
 
 fn on_network(name: &str, replicas: u64) -> ServiceDraft {
     ServiceDraft::new(name, IMAGE, replicas).network("net")
-}
-
-/// A service whose tasks finish what they were asked before they end, and take nothing new meanwhile; and of which nobody
-/// is led to one that does not listen yet.
-fn graceful(name: &str, replicas: u64) -> Value {
-    let mut spec = on_network(name, replicas).publish(8080, 80).build();
-    let container = &mut spec["TaskTemplate"]["ContainerSpec"];
-    container["Env"] = json!(["WHOAMI_GRACE=4", "WHOAMI_READY=/ready"]);
-    container["Healthcheck"] = json!({
-        "Test": ["CMD", "/shoal", "__whoami", "check", "/ready"],
-        "Interval": 300_000_000, "Timeout": 10_000_000_000_u64, "Retries": 10,
-    });
-    spec["UpdateConfig"] = json!({"Parallelism": 1, "Order": "stop-first", "Monitor": 500_000_000});
-    spec
-}
-
-/// Changes a service's spec as a client does, and waits until its update is over.
-async fn update(api: &Api, service: &str, change: impl Fn(&mut Value)) -> Result<()> {
-    let found = api.get(&format!("/services/{service}")).await?;
-    let version = found["Version"]["Index"].as_u64().context("a version")?;
-    let mut spec = found["Spec"].clone();
-    change(&mut spec);
-    api.post(&format!("/services/{service}/update?version={version}"), &spec).await?;
-    api.wait_for("the end of the update", SOON, || async {
-        let now = api.get(&format!("/services/{service}")).await.map_err(|e| e.to_string())?;
-        let state = now["UpdateStatus"]["State"].as_str().unwrap_or("none").to_owned();
-        let later = now["Version"]["Index"].as_u64() > Some(version);
-        if later && state == "completed" { Ok(()) } else { Err(state) }
-    })
-    .await?;
-    Ok(())
 }
 
 async fn set_availability(api: &Api, id: &str, availability: &str) -> Result<()> {
@@ -213,13 +57,13 @@ async fn nobody_notices_that_tasks_are_stopped() {
     with(Cluster::start(&binaries(), 3, 1), async |cluster| {
         let api = cluster.api(0);
         let network = api.create_overlay("net").await?;
-        api.create_service(&graceful("web", 4)).await?;
+        api.create_service(&graceful(on_network("web", 4).publish(8080, 80))).await?;
         api.create_service(&on_network("probe", 1).constraint("node.hostname==host-4").build()).await?;
         let probe = api.wait_running("probe", 1, &[], SOON).await?;
         api.wait_running("web", 4, &[], SOON).await?;
         cluster.wait_port(8080).await?;
 
-        let load = Load::new();
+        let load = Clients::none();
         let mesh: Vec<SocketAddr> = cluster.hosts().iter().map(|host| host.at(8080)).collect();
         let mut threads = start(&load, &cluster.client()?, &mesh)?;
         let address = virtual_ip(&api, "web", &network).await?;
@@ -251,13 +95,13 @@ async fn nobody_notices_that_tasks_are_stopped() {
         cluster_is_empty(cluster, 1, &api).await?;
         told("draining a host").await?;
 
-        load.stop.store(true, Ordering::SeqCst);
+        load.stop();
         for thread in threads {
-            thread.join().expect("no client panics")?;
+            thread.join().expect("no client panics");
         }
         told("it all").await?;
-        let (kept, new) = (load.kept.load(Ordering::SeqCst), load.new.load(Ordering::SeqCst));
-        let took = load.began.elapsed();
+        let (kept, new) = load.answered();
+        let took = load.elapsed();
         println!("{kept} requests over kept connections and {new} over new ones in {took:?}, none of which failed");
         ensure!(kept > 200 && new > 200, "{kept} and {new} requests in {took:?} say nothing");
         Ok(())
@@ -378,13 +222,13 @@ async fn who_asks_a_task_that_died_is_told_at_once() {
     with(Cluster::start(&binaries(), 1, 2), async |cluster| {
         let api = cluster.api(0);
         let network = api.create_overlay("net").await?;
-        api.create_service(&graceful("web", 3)).await?;
+        api.create_service(&graceful(on_network("web", 3).publish(8080, 80))).await?;
         api.create_service(&on_network("probe", 1).constraint("node.hostname==host-3").build()).await?;
         let probe = api.wait_running("probe", 1, &[], SOON).await?;
         api.wait_running("web", 3, &[], SOON).await?;
         cluster.wait_port(8080).await?;
 
-        let load = Load::new();
+        let load = Clients::none();
         let mesh: Vec<SocketAddr> = cluster.hosts().iter().map(|host| host.at(8080)).collect();
         let mut threads = start(&load, &cluster.client()?, &mesh)?;
         let address = virtual_ip(&api, "web", &network).await?;
@@ -402,9 +246,9 @@ async fn who_asks_a_task_that_died_is_told_at_once() {
             .await?;
         }
         api.wait_running("web", 3, &[], SOON).await?;
-        load.stop.store(true, Ordering::SeqCst);
+        load.stop();
         for thread in threads {
-            thread.join().expect("no client panics")?;
+            thread.join().expect("no client panics");
         }
         let hung = load.failures(&[BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof]);
         ensure!(
