@@ -7,6 +7,7 @@ use std::time::Duration;
 use deploy::brain;
 use deploy::control::{self, ControlError, Op, Reply, Request};
 use deploy::cx::{Cx, Limits};
+use deploy::dispatcher::Parts;
 use deploy::model::{NodeState, Timestamp};
 use deploy::store::{Entry, Store, Txn};
 
@@ -33,6 +34,8 @@ pub(super) struct Manager {
     /// Term of the last one.
     pub(super) term: u64,
     pub(super) store: Store,
+    /// What its sessions share.
+    pub(super) parts: Parts,
     pub(super) leading: Option<Leading>,
     /// Requests that wait until there is room for another entry.
     backlog: VecDeque<Command>,
@@ -64,6 +67,7 @@ impl Manager {
             applied: 0,
             term: 0,
             store: Store::default(),
+            parts: Parts::default(),
             leading: None,
             backlog: VecDeque::new(),
             waiting: BTreeMap::new(),
@@ -171,6 +175,7 @@ impl World {
         self.fact(&Fact::Restored { manager, index: applied as u64, store: &store });
         let this = &mut self.managers[manager];
         (this.up, this.store, this.applied, this.term, this.apply_scheduled) = (true, store, applied, term, false);
+        this.parts = Parts::default();
         self.schedule_apply(manager);
         if self.log.leader.is_none() {
             self.change_leader();

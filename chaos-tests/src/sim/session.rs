@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use deploy::control::{Op, ReportStatuses};
 use deploy::dispatcher::drain::Cover;
-use deploy::dispatcher::{self, AssignmentSet, Stamp, Update};
+use deploy::dispatcher::{self, AssignmentSet, HostSet, Stamp, Update};
 use deploy::lifecycle;
 use deploy::model::{NodeId, TaskId, Timestamp};
 use deploy::store::Store;
@@ -42,7 +42,7 @@ pub(super) struct Session {
     pub(super) severed: bool,
     /// Index that the manager must have applied before it serves it.
     waits_for: Option<u64>,
-    sent: Option<(Stamp, AssignmentSet)>,
+    sent: Option<(Stamp, Store, HostSet)>,
     /// How far the host is, as the manager knows.
     pub(super) cover: Cover,
     /// Tasks of the host that the manager knows to drain.
@@ -148,7 +148,7 @@ impl World {
     pub(super) fn flush(&mut self, number: u64) {
         let Some(session) = self.sessions.get_mut(&number) else { return };
         session.flushing = false;
-        let manager = &self.managers[session.manager];
+        let manager = &mut self.managers[session.manager];
         if !session.open || session.severed || !manager.up {
             return;
         }
@@ -163,16 +163,26 @@ impl World {
         }
         let stamp =
             Stamp { incarnation: cluster.status.incarnation, term: manager.term, revision: manager.store.revision() };
-        let set = dispatcher::assignment(&manager.store, &session.host);
-        let update = match &session.sent {
-            Some((_, sent)) if *sent == set => {
-                session.cover.nothing_until(stamp.revision);
-                return self.ask_managers();
+        let before = session.sent.as_ref().map(|(_, store, set)| (store, set));
+        let set = match manager.parts.shared(&manager.store, &session.host) {
+            Some(shared) => HostSet::new(&manager.store, &session.host, shared, before),
+            None => HostSet::alone(&manager.store, &session.host),
+        };
+        let whole = AssignmentSet::new(set.items().cloned());
+        assert_eq!(whole, dispatcher::assignment(&manager.store, &session.host), "what a host shares with others");
+        let update = match session.sent.take() {
+            Some((base, _, sent)) => {
+                let delta = manager.parts.difference(&sent, &set);
+                if delta.is_empty() {
+                    session.sent = Some((base, manager.store.clone(), set));
+                    session.cover.nothing_until(stamp.revision);
+                    return self.ask_managers();
+                }
+                Update { stamp, base: Some(base), delta }
             }
-            Some((base, sent)) => Update { stamp, base: Some(*base), delta: sent.diff(&set) },
             None => set.to_update(stamp),
         };
-        session.sent = Some((stamp, set));
+        session.sent = Some((stamp, manager.store.clone(), set));
         session.cover.told(stamp.revision);
         let update = Update::from_bytes(&update.to_bytes()).expect("an update is readable");
         self.send_down(number, Down::Assignments(update));

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::item::{
-    Assignment, Body, EndpointInfo, Item, NetworkInfo, PayloadInfo, Peer, Progress, PublishedPort, RegistryInfo,
-    RemovedPeer, ServiceInfo, ServicePort, Station,
+    Assignment, Body, EndpointInfo, Item, ItemKey, NetworkInfo, PayloadInfo, Peer, Progress, PublishedPort,
+    RegistryInfo, RemovedPeer, ServiceInfo, ServicePort, Station,
 };
 use super::set::AssignmentSet;
 use crate::allocator::own_ports;
@@ -19,25 +19,33 @@ use crate::store::{Holder, Store};
 /// Cost: the tasks of the host, and all tasks and services on the networks that they are on.
 pub fn assignment(store: &Store, node: &NodeId) -> AssignmentSet {
     let Some(node) = store.node(node) else { return AssignmentSet::default() };
-    let mut items: Vec<Item> = Vec::new();
-    items.extend(
-        store
-            .tasks_on_node(&node.id)
-            .filter(|t| t.is_placed() && !t.lacks_addresses())
-            .map(|t| Body::Task(Box::new(assigned(t))).into()),
-    );
-    items.extend(payloads(store, &node.id));
-    items.extend(registries(store, &node.id));
+    let mut items: Vec<Item> = own_items(store, node);
     for network in networks_of_host(store, &node.id) {
         if let Some(network) = store.network(&network) {
-            on_network(store, node, network, &mut items);
+            items.extend(network_items(store, network));
         }
     }
     items.extend(mesh_ports(store, node));
     items.extend(store.nodes().map(|node| Body::Peer(peer(node)).into()));
-    let removed = store.cluster().into_iter().flat_map(|c| &c.status.removed_nodes);
-    items.extend(removed.map(|r| Body::Removed(RemovedPeer { id: r.id.clone(), until: r.until }).into()));
+    items.extend(removed_items(store));
     AssignmentSet::new(items)
+}
+
+/// What the host is told and no other one: its tasks with what belongs to them, and its place on its networks.
+pub(super) fn own_items(store: &Store, node: &Node) -> Vec<Item> {
+    let tasks = store.tasks_on_node(&node.id).filter(|t| t.is_placed() && !t.lacks_addresses());
+    let mut items: Vec<Item> = tasks.map(|t| Body::Task(Box::new(assigned(t))).into()).collect();
+    items.extend(payloads(store, &node.id));
+    items.extend(registries(store, &node.id));
+    let networks = networks_of_host(store, &node.id);
+    items.extend(networks.iter().filter_map(|id| network_info(node, store.network(id)?)));
+    items
+}
+
+/// Hosts that are not trusted any more.
+pub(super) fn removed_items(store: &Store) -> impl Iterator<Item = Item> {
+    let removed = store.cluster().into_iter().flat_map(|c| &c.status.removed_nodes);
+    removed.map(|r| Body::Removed(RemovedPeer { id: r.id.clone(), until: r.until }).into())
 }
 
 /// Networks that the host takes part in: those of its tasks that have not ended, and ingress.
@@ -89,36 +97,34 @@ fn assigned(task: &Task) -> Assignment {
     Assignment { task, progress: progress as i32 }
 }
 
-fn on_network(store: &Store, node: &Node, network: &Network, items: &mut Vec<Item>) {
-    let Some(allocation) = &network.allocation else { return };
+fn network_info(node: &Node, network: &Network) -> Option<Item> {
+    let allocation = network.allocation.as_ref()?;
     let own = node.attachments.iter().find(|a| a.network == network.id);
-    items.push(
-        Body::Network(NetworkInfo {
-            id: network.id.clone(),
-            name: network.spec.name.clone(),
-            vni: allocation.vni,
-            subnet: allocation.subnet.clone(),
-            gateway: allocation.gateway.clone(),
-            internal: network.spec.internal,
-            ingress: network.spec.ingress,
-            own_address: own.map(|a| a.address.clone()).unwrap_or_default(),
-            subnet6: allocation.subnet6.clone(),
-        })
-        .into(),
-    );
-    for service in store.services_on_network(&network.id) {
-        let wish = service.spec.task.networks.iter().find(|n| n.target == network.id.as_str());
-        items.push(Body::Service(service_info(service, network, wish.map(|n| n.aliases.clone()))).into());
+    let info = NetworkInfo {
+        id: network.id.clone(),
+        name: network.spec.name.clone(),
+        vni: allocation.vni,
+        subnet: allocation.subnet.clone(),
+        gateway: allocation.gateway.clone(),
+        internal: network.spec.internal,
+        ingress: network.spec.ingress,
+        own_address: own.map(|a| a.address.clone()).unwrap_or_default(),
+        subnet6: allocation.subnet6.clone(),
+    };
+    Some(Body::Network(info).into())
+}
+
+/// All that is on a network.
+pub(super) fn network_items(store: &Store, network: &Network) -> Vec<Item> {
+    if network.allocation.is_none() {
+        return Vec::new();
     }
+    let mut items: Vec<Item> = service_items(store, network).collect();
     // The index of addresses names everyone who is on the network, without a walk over all tasks.
     for (_, holder) in store.addresses_on_network(&network.id) {
         match holder {
             Holder::Task(id) => {
-                let Some(task) = store.task(id).filter(|t| t.is_placed() && !t.has_ended()) else { continue };
-                for attachment in task.attachments.iter().filter(|a| a.network == network.id) {
-                    items.extend(station(store, &network.id, &attachment.address, &task.node_id));
-                    items.push(Body::Endpoint(endpoint(task, network, &attachment.address)).into());
-                }
+                items.extend(store.task(id).into_iter().flat_map(|task| task_items(store, &network.id, task)));
             }
             Holder::Node(id) => {
                 let Some(other) = store.node(id) else { continue };
@@ -129,6 +135,27 @@ fn on_network(store: &Store, node: &Node, network: &Network, items: &mut Vec<Ite
             Holder::Service(_) => {}
         }
     }
+    items
+}
+
+/// The services on a network.
+pub(super) fn service_items(store: &Store, network: &Network) -> impl Iterator<Item = Item> {
+    store.services_on_network(&network.id).map(|service| {
+        let wish = service.spec.task.networks.iter().find(|n| n.target == network.id.as_str());
+        Body::Service(service_info(service, network, wish.map(|n| n.aliases.clone()))).into()
+    })
+}
+
+/// What a task is on a network; nothing once it has ended.
+pub(super) fn task_items(store: &Store, network: &NetworkId, task: &Task) -> Vec<Item> {
+    let mut items = Vec::new();
+    if task.is_placed() && !task.has_ended() {
+        for attachment in task.attachments.iter().filter(|a| a.network == *network) {
+            items.extend(station(store, network, &attachment.address, &task.node_id));
+            items.push(Body::Endpoint(endpoint(task, network, &attachment.address)).into());
+        }
+    }
+    items
 }
 
 fn station(store: &Store, network: &NetworkId, address: &str, node: &NodeId) -> Option<Item> {
@@ -161,14 +188,14 @@ fn service_port(port: &PortConfig) -> ServicePort {
     ServicePort { name: port.name.clone(), protocol: port.protocol, target: port.target }
 }
 
-fn endpoint(task: &Task, network: &Network, address: &str) -> EndpointInfo {
+fn endpoint(task: &Task, network: &NetworkId, address: &str) -> EndpointInfo {
     let mut names = vec![task.name()];
     if !task.spec.container.hostname.is_empty() {
         names.push(task.spec.container.hostname.clone());
     }
     names.extend(short_id(task).map(str::to_owned));
     EndpointInfo {
-        network: network.id.clone(),
+        network: network.clone(),
         task: task.id.clone(),
         service: task.service_id.clone(),
         node: task.node_id.clone(),
@@ -187,12 +214,17 @@ pub(super) fn short_id(task: &Task) -> Option<&str> {
 
 /// Ports of the mesh, without those that the host's own daemon listens at: it must stay within reach.
 fn mesh_ports(store: &Store, node: &Node) -> impl Iterator<Item = Item> {
-    let own: BTreeSet<(i32, u32)> = own_ports(node).map(|(protocol, port, _)| (protocol as i32, port)).collect();
-    let is_own = move |item: &Item| match &item.body {
-        Some(Body::Port(port)) => own.contains(&(port.protocol, port.published)),
-        _ => false,
-    };
-    store.services().flat_map(|service| ports(service)).filter(move |item| !is_own(item))
+    let own: BTreeSet<ItemKey> = reserved_ports(node).collect();
+    let ports = store.services().flat_map(|service| ports(service));
+    ports.filter(move |item| item.key().is_none_or(|key| !own.contains(&key)))
+}
+
+/// The items that the mesh may not have on a host.
+pub(super) fn reserved_ports(node: &Node) -> impl Iterator<Item = ItemKey> {
+    own_ports(node).filter_map(|(protocol, published, _)| {
+        let port = PublishedPort { protocol: protocol as i32, published, ..PublishedPort::default() };
+        Item::from(Body::Port(port)).key()
+    })
 }
 
 pub(super) fn ports(service: &Service) -> impl Iterator<Item = Item> + use<'_> {

@@ -7,6 +7,7 @@ mod affected;
 mod assignment;
 pub mod drain;
 mod item;
+mod parts;
 mod set;
 
 pub use affected::{Affected, affected, affects};
@@ -15,4 +16,5 @@ pub use item::{
     Assignment, Body, EndpointInfo, Item, ItemKey, ItemKind, NetworkInfo, PayloadInfo, Peer, Progress, PublishedPort,
     RegistryInfo, RemovedPeer, ServiceInfo, ServicePort, Station,
 };
-pub use set::{AssignmentSet, DecodeUpdateError, Delta, MAX_UPDATE_BYTES, Stamp, Update};
+pub use parts::{HostSet, Parts, Shared};
+pub use set::{AssignmentSet, DecodeUpdateError, Delta, ItemChange, MAX_UPDATE_BYTES, Stamp, Update};

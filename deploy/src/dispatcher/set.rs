@@ -1,10 +1,14 @@
 //! A host's assignment set, the difference between two of them, and the stamp that orders them.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use prost::Message;
 
-use super::item::{Assignment, Body, EndpointInfo, Item, ItemKey, NetworkInfo, PayloadInfo, Peer, PublishedPort};
+use super::item::{
+    Assignment, Body, EndpointInfo, Item, ItemKey, ItemKind, NetworkInfo, PayloadInfo, Peer, PublishedPort,
+};
 use super::item::{RegistryInfo, RemovedPeer, ServiceInfo, Station};
 
 /// Longest encoded update that is accepted, in bytes. A host in a cluster of some thousand tasks is told about 1 MiB.
@@ -39,11 +43,14 @@ impl Stamp {
     }
 }
 
-/// Everything that one host is told.
+/// Everything that one host is told. A clone is O(1), and shares with the other one what does not change.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AssignmentSet {
-    items: BTreeMap<ItemKey, Item>,
+    items: OrdMap<ItemKey, Arc<Item>>,
 }
+
+/// An item as it was and as it is; at least one of them is there.
+pub type ItemChange<'a> = (Option<&'a Arc<Item>>, Option<&'a Arc<Item>>);
 
 /// What turns one set into another.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -107,7 +114,9 @@ macro_rules! of_kind {
     ($($(#[$doc:meta])* $name:ident: $variant:ident($type:ty)),+ $(,)?) => {$(
         $(#[$doc])*
         pub fn $name(&self) -> impl Iterator<Item = &$type> {
-            self.items().filter_map(|item| match &item.body {
+            let key = |kind: i32| ItemKey { kind, ..ItemKey::default() };
+            let kind = ItemKind::$variant as i32;
+            self.items.range(key(kind)..key(kind + 1)).filter_map(|(_, item)| match &item.body {
                 Some(Body::$variant(it)) => Some::<&$type>(it),
                 _ => None,
             })
@@ -127,12 +136,26 @@ impl AssignmentSet {
 
     /// All items, in the order of their keys.
     pub fn items(&self) -> impl Iterator<Item = &Item> {
-        self.items.values()
+        self.items.values().map(|item| &**item)
     }
 
     /// The item of that name.
     pub fn get(&self, key: &ItemKey) -> Option<&Item> {
-        self.items.get(key)
+        self.items.get(key).map(|item| &**item)
+    }
+
+    /// Whether they are one value in memory, and so the same.
+    pub fn is(&self, other: &AssignmentSet) -> bool {
+        self.items.ptr_eq(&other.items)
+    }
+
+    /// What is not in `new` as it is here. What the two share is not looked at, so that it costs what has changed.
+    pub fn changes<'a>(&'a self, new: &'a AssignmentSet) -> impl Iterator<Item = ItemChange<'a>> {
+        self.items.diff(&new.items).map(|difference| match difference {
+            DiffItem::Add(_, item) => (None, Some(item)),
+            DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
+            DiffItem::Remove(_, item) => (Some(item), None),
+        })
     }
 
     of_kind! {
@@ -162,9 +185,14 @@ impl AssignmentSet {
 
     /// What turns this set into `new`.
     pub fn diff(&self, new: &AssignmentSet) -> Delta {
-        let put = new.items.iter().filter(|(key, item)| self.items.get(*key) != Some(*item));
-        let remove = self.items.keys().filter(|key| !new.items.contains_key(*key));
-        Delta { put: put.map(|(_, item)| item.clone()).collect(), remove: remove.cloned().collect() }
+        let mut delta = Delta::default();
+        for (old, new) in self.changes(new) {
+            match new {
+                Some(item) => delta.put.push(Item::clone(item)),
+                None => delta.remove.extend(old.and_then(|item| item.key())),
+            }
+        }
+        delta
     }
 
     /// Makes the change. Total: removing what is not there does nothing.
@@ -182,9 +210,16 @@ impl AssignmentSet {
         Update { stamp, base: None, delta: AssignmentSet::default().diff(self) }
     }
 
-    fn put(&mut self, item: Item) {
-        if let Some(key) = item.key() {
-            self.items.insert(key, item);
+    /// What is there already stays the same value in memory.
+    pub(super) fn put(&mut self, item: Item) {
+        if let Some(key) = item.key()
+            && self.items.get(&key).is_none_or(|known| **known != item)
+        {
+            self.items.insert(key, Arc::new(item));
         }
+    }
+
+    pub(super) fn remove(&mut self, key: &ItemKey) {
+        self.items.remove(key);
     }
 }

@@ -8,7 +8,10 @@ use deploy::control::TaskReport;
 use deploy::dispatcher::{AssignmentSet, Item, Progress, Stamp, Update};
 use deploy::lifecycle::{Action, Event, Found, Lifecycle};
 use deploy::model::{DesiredState, Task, TaskId, TaskState, TaskStatus, Timestamp};
+use overlay_net::Desired;
+use prost::encoding::message;
 
+use super::network::Networks;
 use super::payloads::is_payload;
 use crate::datadir::ManagerRecord;
 
@@ -30,6 +33,41 @@ pub(super) struct Memory {
     /// The tasks of this host, as far as they are not gone.
     #[prost(message, repeated, tag = "3")]
     pub(super) tasks: Vec<RememberedTask>,
+}
+
+/// What is to be remembered at one moment. Cheap to make and to compare: the set is shared, not copied.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Snapshot {
+    stamp: Stamp,
+    set: AssignmentSet,
+    tasks: Vec<RememberedTask>,
+}
+
+impl Snapshot {
+    /// Whether both would be remembered as the same.
+    pub(super) fn is(&self, other: &Snapshot) -> bool {
+        self.stamp == other.stamp && self.set.is(&other.set) && self.tasks == other.tasks
+    }
+
+    fn items(&self) -> impl Iterator<Item = &Item> {
+        self.set.items().filter(|item| !is_payload(item))
+    }
+
+    /// The bytes of [`Memory`], without a copy of every item.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        message::encode(1, &self.stamp, &mut bytes);
+        self.items().for_each(|item| message::encode(2, item, &mut bytes));
+        self.tasks.iter().for_each(|task| message::encode(3, task, &mut bytes));
+        bytes
+    }
+}
+
+#[cfg(test)]
+impl From<Memory> for Snapshot {
+    fn from(Memory { stamp, items, tasks }: Memory) -> Self {
+        Snapshot { stamp, set: AssignmentSet::new(items), tasks }
+    }
 }
 
 /// A task and what was observed of it.
@@ -68,6 +106,7 @@ pub(super) enum UpdateRefused {
 pub(super) struct Core {
     stamp: Stamp,
     set: AssignmentSet,
+    networks: Networks,
     tasks: BTreeMap<TaskId, Lifecycle>,
     /// Containers of tasks that the memory did not know; the first full set says whose they are.
     found: BTreeMap<TaskId, Found>,
@@ -86,6 +125,7 @@ impl Core {
         let mut core = Self {
             stamp: memory.stamp,
             set: AssignmentSet::new(memory.items),
+            networks: Networks::default(),
             tasks: BTreeMap::new(),
             found: BTreeMap::new(),
             nobodys: BTreeSet::new(),
@@ -117,15 +157,10 @@ impl Core {
     }
 
     /// What is to be remembered.
-    pub(super) fn memory(&self) -> Memory {
+    pub(super) fn snapshot(&self) -> Snapshot {
         let tasks = self.tasks.values().filter(|life| !life.is_gone());
-        Memory {
-            stamp: self.stamp,
-            items: self.set.items().filter(|item| !is_payload(item)).cloned().collect(),
-            tasks: tasks
-                .map(|life| RememberedTask { task: life.task().clone(), status: life.status().clone() })
-                .collect(),
-        }
+        let remembered = |life: &Lifecycle| RememberedTask { task: life.task().clone(), status: life.status().clone() };
+        Snapshot { stamp: self.stamp, set: self.set.clone(), tasks: tasks.map(remembered).collect() }
     }
 
     /// The assignment set.
@@ -195,6 +230,12 @@ impl Core {
     /// Hosts that managers hear from though gossip calls them dead.
     pub(super) fn gossip_blocked(&self) -> BTreeSet<String> {
         self.set.peers().filter(|peer| peer.is_gossip_blocked()).map(|peer| peer.id.to_string()).collect()
+    }
+
+    /// The networks that the set tells of.
+    pub(super) fn networks(&mut self) -> Desired {
+        let serving = self.serving();
+        self.networks.desired(&self.set, self.stamp.revision, &serving)
     }
 
     /// Takes over what a manager sent.
@@ -382,6 +423,11 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_millis(1000);
 
+    /// What is read of what was written.
+    fn memory(core: &Core) -> Memory {
+        prost::Message::decode(core.snapshot().to_bytes().as_slice()).unwrap()
+    }
+
     fn stamp(revision: u64) -> Stamp {
         Stamp { incarnation: 1, term: 1, revision }
     }
@@ -479,9 +525,9 @@ mod tests {
         let taken = core.update(update, NOW).unwrap();
         assert_eq!(taken.steps, [(TaskId::new("a"), Action::CancelPrepare)]);
         assert_eq!(core.event(&TaskId::new("a"), Event::Prepared, NOW), []);
-        assert_eq!(core.memory().tasks[0].status.state(), TaskState::Preparing, "its address is still on the wire");
+        assert_eq!(memory(&core).tasks[0].status.state(), TaskState::Preparing, "its address is still on the wire");
         core.event(&TaskId::new("a"), Event::PrepareFailed { error: "cancelled".into() }, NOW);
-        assert_eq!(core.memory().tasks[0].status.state(), TaskState::Shutdown);
+        assert_eq!(memory(&core).tasks[0].status.state(), TaskState::Shutdown);
         assert!(core.task(&TaskId::new("a")).is_some(), "the cluster has not withdrawn it yet");
     }
 
@@ -546,9 +592,9 @@ mod tests {
         let put = vec![task("a"), Body::Secret(payload.clone()).into(), Body::Config(payload).into()];
         core.update(Update { stamp: stamp(1), base: None, delta: Delta { put, remove: Vec::new() } }, NOW).unwrap();
         assert_eq!((core.set().secrets().count(), core.set().configs().count()), (1, 1));
-        let bytes = prost::Message::encode_to_vec(&core.memory());
+        let bytes = core.snapshot().to_bytes();
         assert!(!bytes.windows(6).any(|window| window == b"secret"));
-        assert_eq!(core.memory().items.len(), 1);
+        assert_eq!(memory(&core).items.len(), 1);
     }
 
     #[test]
@@ -569,7 +615,7 @@ mod tests {
         before.event(&TaskId::new("a"), Event::Started { container: "c".into(), pid: 1 }, NOW);
         before.withdraw_all(NOW);
         let found = BTreeMap::from([(TaskId::new("a"), Found::Running { container: "c".into(), pid: 1 })]);
-        let (mut after, steps) = Core::start(before.memory(), found, NOW);
+        let (mut after, steps) = Core::start(memory(&before), found, NOW);
         let (a, b) = (TaskId::new("a"), TaskId::new("b"));
         assert!(matches!(&steps[..], [(x, Action::Stop { .. }), (y, Action::CancelPrepare)] if *x == a && *y == b));
         let ended = after.event(&a, Event::Exited { exit_code: Some(143), oom_killed: false }, NOW);
@@ -588,7 +634,7 @@ mod tests {
         before.event(&TaskId::new("a"), Event::Prepared, NOW);
         before.event(&TaskId::new("a"), Event::Started { container: "c".into(), pid: 1 }, NOW);
         let found = BTreeMap::from([(TaskId::new("a"), Found::Running { container: "c".into(), pid: 1 })]);
-        let (mut after, steps) = Core::start(before.memory(), found, NOW);
+        let (mut after, steps) = Core::start(memory(&before), found, NOW);
         assert_eq!(steps, []);
         assert_eq!(after.serving(), BTreeSet::from([TaskId::new("a")]));
         assert_eq!(after.update(full(2, &[]), NOW).unwrap_err(), UpdateRefused::Older);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use prost::Message;
 use tokio::sync::watch;
 
-use super::core::Memory;
+use super::core::{Memory, Snapshot};
 use crate::stored::{self, Kind, StoredError};
 use crate::vault::Vault;
 
@@ -15,7 +15,7 @@ use crate::vault::Vault;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// A memory and its number; a later one has a higher number.
-pub(super) type Numbered = (u64, Memory);
+pub(super) type Numbered = (u64, Snapshot);
 
 /// Reads what was remembered. A memory that is damaged is no memory: the managers have all of it, and whose the
 /// containers are is told by their labels.
@@ -46,13 +46,10 @@ pub(super) async fn keep(
     let mut key = vault.current();
     loop {
         key.mark_unchanged();
-        let (number, bytes) = {
-            let current = memory.borrow_and_update();
-            (current.0, current.1.encode_to_vec())
-        };
+        let (number, snapshot) = memory.borrow_and_update().clone();
         let (to, vault) = (path.clone(), vault.clone());
-        let result =
-            tokio::task::spawn_blocking(move || stored::write_sealed(&to, Kind::Assignments, &bytes, &vault)).await;
+        let write = move || stored::write_sealed(&to, Kind::Assignments, &snapshot.to_bytes(), &vault);
+        let result = tokio::task::spawn_blocking(write).await;
         let failed = !matches!(result, Ok(Ok(())));
         match result {
             Ok(Ok(())) => {
@@ -78,9 +75,13 @@ mod tests {
     use super::*;
     use deploy::dispatcher::Stamp;
 
-    fn numbered(number: u64) -> Numbered {
+    fn memory(number: u64) -> Memory {
         let stamp = Stamp { incarnation: 1, term: 1, revision: number };
-        (number, Memory { stamp, ..Memory::default() })
+        Memory { stamp, ..Memory::default() }
+    }
+
+    fn numbered(number: u64) -> Numbered {
+        (number, memory(number).into())
     }
 
     #[test]
@@ -103,16 +104,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let vault = Vault::open(&dir.path().join("keys")).unwrap();
         let path = dir.path().join("agent").join("assignments");
-        let (memory, memory_out) = watch::channel(numbered(1));
+        let (newest, memory_out) = watch::channel(numbered(1));
         let (written, mut known) = watch::channel(0);
         let keeper = tokio::spawn(keep(path.clone(), vault.clone(), memory_out, written));
         // There is no directory: nothing can be written, and nothing may be told.
-        memory.send_replace(numbered(2));
+        newest.send_replace(numbered(2));
         tokio::time::timeout(Duration::from_millis(50), known.changed()).await.unwrap_err();
         std::fs::create_dir(dir.path().join("agent")).unwrap();
         let told = tokio::time::timeout(Duration::from_secs(10), known.wait_for(|number| *number >= 2)).await;
         assert_eq!(*told.unwrap().unwrap(), 2);
-        assert_eq!(read(&path, &vault).unwrap(), numbered(2).1);
+        assert_eq!(read(&path, &vault).unwrap(), memory(2));
         // Under a new key it is written anew.
         let unlock = crate::vault::UnlockKey::from_bytes(&[1; 32]);
         vault.follow(&crate::vault::Wanted { lock: unlock, version: 1 }).unwrap();
@@ -122,9 +123,9 @@ mod tests {
             assert!(std::time::Instant::now() < deadline, "the cache keeps the old key");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        memory.send_replace(numbered(3));
-        drop(memory);
+        newest.send_replace(numbered(3));
+        drop(newest);
         keeper.await.unwrap();
-        assert_eq!(read(&path, &vault).unwrap(), numbered(3).1);
+        assert_eq!(read(&path, &vault).unwrap(), memory(3));
     }
 }

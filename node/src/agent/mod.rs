@@ -53,6 +53,7 @@ use crate::timing::Timing;
 pub use container::IMAGE_LABEL;
 pub(crate) use counters::Counters;
 pub(crate) use logs::{Readers as LogReaders, gather as gather_logs};
+pub use network::Networks;
 
 /// Messages to the loop that wait for their turn.
 const QUEUE: usize = 256;
@@ -185,7 +186,7 @@ impl Agent {
         let (session, session_in) = mpsc::channel(QUEUE);
         let (commands, commands_in) = mpsc::channel(1);
         let found = find(&config.runtime).await;
-        let (core, steps) = Core::start(remembered, found.clone(), now());
+        let (mut core, steps) = Core::start(remembered, found.clone(), now());
         let mut known = core.managers();
         let told = !known.is_empty();
         if !told {
@@ -203,15 +204,14 @@ impl Agent {
         });
         let (managers, managers_out) = watch::channel(known);
         let (desired, desired_out) = watch::channel(None);
-        let (memory, memory_out) = watch::channel((1, core.memory()));
+        let (memory, memory_out) = watch::channel((1, core.snapshot()));
         let (written, written_out) = watch::channel(0);
         let (payloads, payloads_out) = watch::channel(Payloads::of(core.set()));
         let (unwanted, unwanted_out) = watch::channel(0);
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
 
-        let first = network::desired(core.set(), core.stamp().revision, &core.serving());
-        let first = config.overlay.set_desired(first).await;
+        let first = config.overlay.set_desired(core.networks()).await;
         let (attempts, attempts_out) = watch::channel(NetworkAttempt {
             revision: core.stamp().revision,
             whole: !first.as_ref().is_err_and(overlay_net::OverlayError::retry_helps),
@@ -568,7 +568,7 @@ impl Loop {
         }
         let managers = self.core.managers();
         if !managers.is_empty() {
-            self.managers.send_if_modified(|known| std::mem::replace(known, managers.clone()) != managers);
+            self.managers.send_if_modified(|known| replace(known, managers.clone()));
         }
         let gossip_keys = message.gossip_keys.into_iter().map(|key| GossipKey { id: key.id, bytes: key.key }).collect();
         let view = AgentView {
@@ -588,14 +588,14 @@ impl Loop {
             refused: None,
             removed: false,
         };
-        self.view.send_if_modified(|known| std::mem::replace(known, view.clone()) != view);
+        self.view.send_if_modified(|known| replace(known, view));
         taken.steps
     }
 
     /// Sends on what a change led to: work, reports, networks, memory.
     fn carry_out(&mut self, steps: Vec<Step>) {
         self.counters.set_tasks(self.core.task_states());
-        let desired = network::desired(self.core.set(), self.core.stamp().revision, &self.core.serving());
+        let desired = self.core.networks();
         self.desired.send_if_modified(|known| {
             let changed = known.as_ref() != Some(&desired);
             *known = Some(desired);
@@ -608,9 +608,9 @@ impl Loop {
             }
             changed
         });
-        let memory = self.core.memory();
+        let memory = self.core.snapshot();
         self.memory.send_if_modified(|(number, known)| {
-            let changed = *known != memory;
+            let changed = !known.is(&memory);
             if changed {
                 *number += 1;
                 *known = memory;
@@ -643,6 +643,13 @@ impl Loop {
             let _ = done.send(());
         }
     }
+}
+
+/// Whether a new value is another one.
+fn replace<T: PartialEq>(known: &mut T, new: T) -> bool {
+    let changed = *known != new;
+    *known = new;
+    changed
 }
 
 /// Puts the newest desired state of the networks in force, again and again where it could not be, and says how far it

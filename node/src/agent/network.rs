@@ -5,48 +5,177 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use deploy::dispatcher::{self, AssignmentSet, EndpointInfo, NetworkInfo};
-use deploy::model::{PortProtocol, ServiceId, Task, TaskId};
+use deploy::dispatcher::{self, AssignmentSet, Body, EndpointInfo, NetworkInfo};
+use deploy::model::{NetworkId, PortProtocol, ServiceId, Task, TaskId};
 use overlay_net::kernel::{Links, NetNs};
 use overlay_net::{
     Attachment, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol, PublishedPort, Service, ServicePort,
     Station,
 };
 
-/// Everything that this host must know of networks. What does not parse is left out: the store's allocator wrote it,
-/// and one bad object must not take the others down. `serving_here` are the local tasks that others may be led to.
-pub(super) fn desired(set: &AssignmentSet, revision: u64, serving_here: &BTreeSet<TaskId>) -> Desired {
-    let networks = set.networks().filter_map(|info| network(set, info)).map(Arc::new).collect();
-    let mut ports = ingress_ports(set);
-    ports.extend(host_ports(set, serving_here));
-    Desired { revision, networks, ports }
+/// The networks of this host, made of its assignment set and kept up to date by what changes of it: what is not touched
+/// stays the same value in memory. What does not parse is left out: the store's allocator wrote it, and one bad object
+/// must not take the others down.
+#[derive(Default)]
+pub struct Networks {
+    /// What they are made of.
+    set: AssignmentSet,
+    known: BTreeMap<NetworkId, OnNetwork>,
 }
 
-fn network(set: &AssignmentSet, info: &NetworkInfo) -> Option<Network> {
-    let stations = set
-        .stations()
-        .filter(|station| station.network == info.id)
-        .filter_map(|s| Some(Station { address: address(&s.address)?, host: s.data_path_addr.parse().ok()? }))
-        .collect();
-    let mut endpoints: BTreeMap<&ServiceId, Vec<Endpoint>> = BTreeMap::new();
-    for info in set.endpoints().filter(|endpoint| endpoint.network == info.id) {
-        if let Some(endpoint) = endpoint(info) {
-            endpoints.entry(&info.service).or_default().push(endpoint);
+/// What is told of a network.
+#[derive(Default)]
+struct OnNetwork {
+    /// Without stations and services; nothing before it is told.
+    frame: Option<Network>,
+    /// In order.
+    stations: Vec<Station>,
+    services: BTreeMap<ServiceId, OfService>,
+    built: Option<Arc<Network>>,
+}
+
+/// A service, and its endpoints in the order of their tasks.
+struct OfService {
+    /// It is told of itself, and not only its endpoints.
+    told: bool,
+    service: Arc<Service>,
+}
+
+impl Networks {
+    /// Everything that this host must know of networks. `serving_here` are the local tasks that others may be led to.
+    pub fn desired(&mut self, set: &AssignmentSet, revision: u64, serving_here: &BTreeSet<TaskId>) -> Desired {
+        let before = std::mem::replace(&mut self.set, set.clone());
+        for (old, new) in before.changes(set) {
+            if let Some(body) = old.and_then(|item| item.body.as_ref()) {
+                self.forget(body);
+            }
+            if let Some(body) = new.and_then(|item| item.body.as_ref()) {
+                self.take(body);
+            }
+        }
+        self.known.retain(|_, network| !network.is_empty());
+        let networks = self.known.values_mut().filter_map(OnNetwork::network).collect();
+        let mut ports = self.ingress_ports(set);
+        ports.extend(host_ports(set, serving_here));
+        Desired { revision, networks, ports }
+    }
+
+    fn changed(&mut self, network: &NetworkId) -> &mut OnNetwork {
+        let known = self.known.entry(network.clone()).or_default();
+        known.built = None;
+        known
+    }
+
+    fn forget(&mut self, body: &Body) {
+        match body {
+            Body::Network(info) => self.changed(&info.id).frame = None,
+            Body::Station(info) => {
+                let stations = &mut self.changed(&info.network).stations;
+                if let Some(place) = station(info).and_then(|station| stations.binary_search(&station).ok()) {
+                    stations.remove(place);
+                }
+            }
+            Body::Service(info) => self.changed(&info.network).service(&info.id).told = false,
+            Body::Endpoint(info) => {
+                let service = self.changed(&info.network).service(&info.service);
+                if let Ok(place) = service.place(&info.task) {
+                    Arc::make_mut(&mut service.service).endpoints.remove(place);
+                }
+            }
+            _ => {}
         }
     }
-    let services = set
-        .services()
-        .filter(|service| service.network == info.id)
-        .map(|service| {
-            Arc::new(Service {
-                name: service.name.clone(),
-                aliases: service.aliases.clone(),
-                vip: address(&service.vip),
-                endpoints: endpoints.remove(&service.id).unwrap_or_default(),
-                ports: service.ports.iter().filter_map(service_port).collect(),
+
+    fn take(&mut self, body: &Body) {
+        match body {
+            Body::Network(info) => self.changed(&info.id).frame = frame(info),
+            Body::Station(info) => {
+                if let Some(station) = station(info) {
+                    let stations = &mut self.changed(&info.network).stations;
+                    let place = stations.partition_point(|other| *other < station);
+                    stations.insert(place, station);
+                }
+            }
+            Body::Service(info) => {
+                let known = self.changed(&info.network).service(&info.id);
+                known.told = true;
+                let service = Arc::make_mut(&mut known.service);
+                service.name.clone_from(&info.name);
+                service.aliases.clone_from(&info.aliases);
+                service.vip = address(&info.vip);
+                service.ports = info.ports.iter().filter_map(service_port).collect();
+            }
+            Body::Endpoint(info) => {
+                let known = self.changed(&info.network).service(&info.service);
+                if let (Some(endpoint), Err(place)) = (endpoint(info), known.place(&info.task)) {
+                    Arc::make_mut(&mut known.service).endpoints.insert(place, endpoint);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn ingress_ports(&self, set: &AssignmentSet) -> Vec<PublishedPort> {
+        let is_ingress = |known: &&OnNetwork| known.frame.as_ref().is_some_and(|frame| frame.ingress);
+        let ingress = self.known.values().find(is_ingress);
+        let backends = |service: &ServiceId| {
+            let known = ingress.and_then(|network| network.services.get(service));
+            let endpoints = known.into_iter().flat_map(|known| &known.service.endpoints);
+            endpoints.filter(|endpoint| endpoint.serving).map(|endpoint| endpoint.address).collect()
+        };
+        set.ports()
+            .filter_map(|port| {
+                Some(PublishedPort {
+                    published: u16::try_from(port.published).ok()?,
+                    target: u16::try_from(port.target).ok()?,
+                    protocol: protocol(port.protocol()),
+                    mode: PortMode::Ingress,
+                    backends: backends(&port.service),
+                    task: None,
+                })
             })
+            .collect()
+    }
+}
+
+impl OnNetwork {
+    fn service(&mut self, id: &ServiceId) -> &mut OfService {
+        self.services.entry(id.clone()).or_insert_with(|| {
+            let nothing = (String::new(), Vec::new(), Vec::new(), Vec::new());
+            let (name, aliases, endpoints, ports) = nothing;
+            OfService { told: false, service: Arc::new(Service { name, aliases, vip: None, endpoints, ports }) }
         })
-        .collect();
+    }
+
+    /// As the overlay takes it.
+    fn network(&mut self) -> Option<Arc<Network>> {
+        if self.built.is_none() {
+            self.services.retain(|_, known| known.told || !known.service.endpoints.is_empty());
+            let mut network = self.frame.clone()?;
+            network.stations.clone_from(&self.stations);
+            let told = self.services.values().filter(|known| known.told);
+            network.services = told.map(|known| Arc::clone(&known.service)).collect();
+            self.built = Some(Arc::new(network));
+        }
+        self.built.clone()
+    }
+
+    /// Nothing of it is told any more.
+    fn is_empty(&self) -> bool {
+        let nothing = |known: &OfService| !known.told && known.service.endpoints.is_empty();
+        self.frame.is_none() && self.stations.is_empty() && self.services.values().all(nothing)
+    }
+}
+
+impl OfService {
+    /// Where the endpoint of a task is, or would be.
+    fn place(&self, task: &TaskId) -> Result<usize, usize> {
+        self.service.endpoints.binary_search_by(|endpoint| endpoint.task.as_str().cmp(task.as_str()))
+    }
+}
+
+/// A network without stations and services.
+fn frame(info: &NetworkInfo) -> Option<Network> {
     Some(Network {
         id: info.id.to_string(),
         name: info.name.clone(),
@@ -57,9 +186,13 @@ fn network(set: &AssignmentSet, info: &NetworkInfo) -> Option<Network> {
         internal: info.internal,
         ingress: info.ingress,
         host_address: address(&info.own_address),
-        stations,
-        services,
+        stations: Vec::new(),
+        services: Vec::new(),
     })
+}
+
+fn station(info: &dispatcher::Station) -> Option<Station> {
+    Some(Station { address: address(&info.address)?, host: info.data_path_addr.parse().ok()? })
 }
 
 fn endpoint(info: &EndpointInfo) -> Option<Endpoint> {
@@ -75,26 +208,6 @@ fn endpoint(info: &EndpointInfo) -> Option<Endpoint> {
 fn service_port(port: &dispatcher::ServicePort) -> Option<ServicePort> {
     let (protocol, target) = (protocol(port.protocol()), u16::try_from(port.target).ok()?);
     Some(ServicePort { name: port.name.clone(), protocol, target })
-}
-
-fn ingress_ports(set: &AssignmentSet) -> Vec<PublishedPort> {
-    let ingress = set.networks().find(|network| network.ingress).map(|network| &network.id);
-    let mut backends: BTreeMap<&ServiceId, Vec<Ipv4Addr>> = BTreeMap::new();
-    for info in set.endpoints().filter(|e| e.serving && Some(&e.network) == ingress) {
-        backends.entry(&info.service).or_default().extend(address(&info.address));
-    }
-    set.ports()
-        .filter_map(|port| {
-            Some(PublishedPort {
-                published: u16::try_from(port.published).ok()?,
-                target: u16::try_from(port.target).ok()?,
-                protocol: protocol(port.protocol()),
-                mode: PortMode::Ingress,
-                backends: backends.get(&port.service).cloned().unwrap_or_default(),
-                task: None,
-            })
-        })
-        .collect()
 }
 
 fn host_ports(set: &AssignmentSet, serving_here: &BTreeSet<TaskId>) -> Vec<PublishedPort> {
@@ -173,8 +286,9 @@ fn protocol(protocol: PortProtocol) -> Protocol {
 
 #[cfg(test)]
 mod tests {
-    use deploy::dispatcher::{Body, Delta, ServiceInfo};
-    use deploy::model::NetworkId;
+    use deploy::dispatcher::{Delta, Item, PublishedPort as Port, ServiceInfo};
+    use deploy::model::NodeId;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -199,7 +313,7 @@ mod tests {
         ];
         let mut set = AssignmentSet::default();
         set.apply(Delta { put: put.map(Into::into).to_vec(), remove: Vec::new() });
-        let desired = desired(&set, 7, &BTreeSet::new());
+        let desired = Networks::default().desired(&set, 7, &BTreeSet::new());
         let check = |network: &str, last: u8, expected| {
             let at =
                 Attachment { network: network.into(), address: Ipv4Addr::new(10, 0, 1, last), aliases: Vec::new() };
@@ -210,5 +324,70 @@ mod tests {
         check("net", 7, false);
         check("other", 6, false);
         assert!(!is_given(None, "a", &[]));
+    }
+
+    /// One of the items that could be told: of two networks, one of them the ingress network, with few ids.
+    fn item() -> impl Strategy<Value = Item> {
+        let network = |n: u8| NetworkId::new(format!("net{n}"));
+        let service = |s: u8| ServiceId::new(format!("s{s}"));
+        let at = |net: u8, last: u8| format!("10.0.{net}.{last}/24");
+        (0u8..6, 0u8..2, 0u8..4, 2u8..12, any::<bool>()).prop_map(move |(kind, net, of, last, flag)| match kind {
+            0 => Body::Network(NetworkInfo {
+                id: network(net),
+                subnet: if flag || of > 0 { format!("10.0.{net}.0/24") } else { "nonsense".into() },
+                gateway: at(net, 1).replace("/24", ""),
+                ingress: net == 0,
+                vni: 5 + u32::from(net),
+                ..NetworkInfo::default()
+            })
+            .into(),
+            1 => Body::Station(dispatcher::Station {
+                network: network(net),
+                address: at(net, last),
+                node: NodeId::new("node"),
+                data_path_addr: if flag { format!("192.168.0.{of}") } else { String::new() },
+            })
+            .into(),
+            2 => Body::Service(ServiceInfo {
+                network: network(net),
+                id: service(of),
+                name: format!("name{of}{flag}"),
+                vip: at(net, 200 + of),
+                ..ServiceInfo::default()
+            })
+            .into(),
+            3 => Body::Port(Port { published: u32::from(last), target: 80, service: service(of), ..Port::default() })
+                .into(),
+            _ => Body::Endpoint(EndpointInfo {
+                network: network(net),
+                task: TaskId::new(format!("t{last}")),
+                service: service(of),
+                address: if last == 11 { "nowhere".into() } else { at(net, last + of) },
+                serving: flag,
+                ..EndpointInfo::default()
+            })
+            .into(),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn changes_lead_where_a_new_beginning_would(
+            steps in proptest::collection::vec(
+                (proptest::collection::vec(item(), 0..12), proptest::collection::vec(item(), 0..8), 0u8..8), 1..8,
+            ),
+        ) {
+            let (mut set, mut networks) = (AssignmentSet::default(), Networks::default());
+            for (put, remove, whole) in steps {
+                if whole == 0 {
+                    set = AssignmentSet::default();
+                }
+                set.apply(Delta { put, remove: remove.iter().filter_map(Item::key).collect() });
+                let desired = networks.desired(&set, 7, &BTreeSet::new());
+                prop_assert_eq!(&desired, &Networks::default().desired(&set, 7, &BTreeSet::new()));
+                let again = networks.desired(&set, 7, &BTreeSet::new());
+                prop_assert!(desired.networks.iter().zip(&again.networks).all(|(one, other)| Arc::ptr_eq(one, other)));
+            }
+        }
     }
 }

@@ -23,10 +23,11 @@ pub mod verdict;
 mod whereabouts;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use deploy::control::{Reply, Request};
+use deploy::dispatcher::Parts;
 use deploy::model::NodeId;
 use deploy::store::Store;
 use gossip::Gossip;
@@ -150,6 +151,8 @@ struct Inner {
     contact: liveness::Contact,
     holdings: holdings::Holdings,
     drains: drain::Drains,
+    /// What sessions tell their hosts, as far as they share it.
+    parts: Mutex<Parts>,
     timing: Timing,
     gossip: Gossip,
     /// Nobody becomes a voter any more: this manager is about to begin anew.
@@ -185,6 +188,7 @@ impl Manager {
                 contact: liveness::Contact::new(config.timing.out_of_touch()),
                 holdings: holdings::Holdings::default(),
                 drains,
+                parts: Mutex::default(),
                 timing: config.timing,
                 gossip,
                 closed: AtomicBool::new(false),

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deploy::control::{
     ErrorKind, NodeCertified, NodeSession, Op, ReportStatuses, Request as ControlRequest, TaskReport,
 };
-use deploy::dispatcher::{self, AssignmentSet, Stamp, Update};
+use deploy::dispatcher::{self, HostSet, Parts, Stamp, Update};
 use deploy::model::{NodeCertificate, NodeDescription, NodeId, NodeRole, NodeState, TaskId};
 use deploy::store::{Key, Store};
 use futures_util::Stream;
@@ -374,6 +375,19 @@ impl Session {
         }
     }
 
+    /// What the host is to know.
+    fn set(&self, current: &Published, sent: Option<&Told>) -> HostSet {
+        let shared = self.manager.parts().shared(&current.store, self.node_id());
+        match shared {
+            Some(shared) => {
+                let before = sent.map(|told| (&told.store, &told.set));
+                HostSet::new(&current.store, self.node_id(), shared, before)
+            }
+            // Another session has seen a newer state already; this one will see it right away.
+            None => HostSet::alone(&current.store, self.node_id()),
+        }
+    }
+
     /// What the agent must be told so that it knows what `current` says; `None` if it knows.
     fn difference(&self, current: &Published, sent: &mut Option<Told>) -> Option<pb::ManagerMessage> {
         let cluster = current.store.cluster()?;
@@ -384,18 +398,19 @@ impl Session {
             let ours = changed.contains(&Key::Cluster)
                 || changed.contains(&Key::Node(self.node_id().clone()))
                 || dispatcher::affects(&told.store, &current.store, &changed, self.node_id());
-            told.store = current.store.clone();
             if !ours {
+                told.store = current.store.clone();
                 return None;
             }
         }
+        let set = self.set(current, sent.as_ref());
         let told = Told {
             stamp: Stamp {
                 incarnation: cluster.status.incarnation,
                 term: current.term,
                 revision: current.store.revision(),
             },
-            set: dispatcher::assignment(&current.store, self.node_id()),
+            set,
             keys: gossip_keys(cluster),
             manager: node.spec.role() == NodeRole::Manager,
             store: current.store.clone(),
@@ -404,8 +419,15 @@ impl Session {
             certificate: node.certificate.as_ref().map(|certificate| certificate.key.clone()).unwrap_or_default(),
         };
         let update = match &*sent {
-            Some(old) if old.same_as(&told) => return None,
-            Some(old) => Update { stamp: told.stamp, base: Some(old.stamp), delta: old.set.diff(&told.set) },
+            Some(old) => {
+                let delta = self.manager.parts().difference(&old.set, &told.set);
+                if delta.is_empty() && old.same_beside_the_set(&told) {
+                    // What it was told, as of that time, is what is so now.
+                    *sent = Some(Told { stamp: old.stamp, ..told });
+                    return None;
+                }
+                Update { stamp: told.stamp, base: Some(old.stamp), delta }
+            }
             None => told.set.to_update(told.stamp),
         };
         let message = pb::Assignments {
@@ -425,6 +447,12 @@ impl Session {
     }
 }
 
+impl Manager {
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.inner.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 fn out_of_touch() -> Status {
     Status::unavailable("this manager is not in touch with a leader")
 }
@@ -432,7 +460,7 @@ fn out_of_touch() -> Status {
 /// What an agent knows.
 struct Told {
     stamp: Stamp,
-    set: AssignmentSet,
+    set: HostSet,
     keys: Vec<pb::GossipKey>,
     manager: bool,
     /// The store that says so; nothing of it that this agent must know is newer than what it was told.
@@ -446,10 +474,9 @@ struct Told {
 }
 
 impl Told {
-    /// Whether they say the same, as of whatever time.
-    fn same_as(&self, other: &Told) -> bool {
-        self.set == other.set
-            && self.keys == other.keys
+    /// Whether they say the same beside the set, as of whatever time.
+    fn same_beside_the_set(&self, other: &Told) -> bool {
+        self.keys == other.keys
             && self.manager == other.manager
             && self.trust == other.trust
             && self.root == other.root
