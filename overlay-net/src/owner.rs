@@ -66,8 +66,8 @@ struct Task {
     /// The underlay's MTU when its links were made or looked at last.
     underlay: u32,
     rules: Rules,
-    /// What leads to its resolver.
-    resolver: Arc<Table>,
+    /// Its own table.
+    own: Arc<Table>,
 }
 
 /// Where tasks are that have the same tables: their networks, and their place on the ingress network.
@@ -374,14 +374,23 @@ impl Owner {
             tasks: self.way_out.clone(),
             replies: self.replies,
             tunnel: Some(self.config.data_path_port),
+            apart: self.stage.apart().to_vec(),
         }
     }
 
+    /// The host's own table, and forwarding, which begins only when the table says what is not to be forwarded.
     fn apply_host_table(&mut self) -> io::Result<()> {
-        let table = self.balance.host_table(&self.config.node, &self.host_side());
+        let mut side = self.host_side();
+        let needed = side.ingress.is_some() || side.egress.is_some();
+        let was_off = needed && self.stage.note_forwarding()?;
+        side.apart = self.stage.apart().to_vec();
+        let table = self.balance.host_table(&self.config.node, &side);
         let wanted = table.into_iter().map(Arc::new).collect();
         let foreign = self.host_rules.ensure(wanted, &mut Transitions::default())?;
         self.audit.report_repairs("the host's rules", foreign);
+        if was_off && self.stage.forward()? {
+            self.audit.report_repairs("the host's values", ["net/ipv4/ip_forward was off".to_owned()]);
+        }
         Ok(())
     }
 
@@ -471,6 +480,11 @@ impl Owner {
         if let Err(source) = self.firewall.ensure(&[]) {
             errors.push(ObjectError { object: "rules in the firewall of others".into(), source });
         }
+        // Who else forwards may count on it by now.
+        let others = legacy_filter() || self.firewall.others_forward().unwrap_or(true);
+        if !others && let Err(source) = self.stage.stop_forwarding() {
+            errors.push(ObjectError { object: "net/ipv4/ip_forward".into(), source });
+        }
         if let Err(source) = self.host_rules.remove() {
             errors.push(ObjectError { object: "table of the host".into(), source });
         }
@@ -484,11 +498,12 @@ impl Owner {
 /// its own. All hosts of a cluster should agree: a task on a host that cannot does not find the way back to a client
 /// whose address another host has kept.
 fn replies() -> io::Result<Return> {
-    let side = IngressSide { interface: "lo".into(), subnet: Ipv4Net::from(Ipv4Addr::LOCALHOST) };
+    let subnet = Ipv4Net::from(Ipv4Addr::LOCALHOST);
+    let side = IngressSide { interface: "lo".into(), subnet };
     let probe = NetNs::anonymous()?;
     let mut tables = Tables::open(&probe)?;
-    let both = [Balance::default().task_table(&[], Some(&side)), Balance::frame_table(&side)];
-    for table in &both {
+    let own = Balance::own_table((53, 53), Some(&side), Some(Ipv4Addr::LOCALHOST));
+    for table in &[Balance::default().task_table(&[], Some(&side)), own, Balance::frame_table(&side)] {
         if let Err(error) = tables.replace(table) {
             tracing::warn!(%error, "published ports will not show clients' addresses: the kernel lacks a feature");
             return Ok(Return::Masquerade);
@@ -510,7 +525,7 @@ impl TaskTables {
             self.known.len() - 1
         });
         let mut tables = self.known[place].1.clone();
-        tables.push(Arc::clone(&task.resolver));
+        tables.push(Arc::clone(&task.own));
         tables
     }
 

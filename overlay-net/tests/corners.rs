@@ -70,7 +70,7 @@ fn udp_exchange(from: &NetNs, to: (Ipv4Addr, u16), packet: &[u8]) -> std::io::Re
 }
 
 /// Sends an ICMP echo request and waits for its reply.
-fn ping(from: &NetNs, to: Ipv4Addr) -> std::io::Result<()> {
+fn ping(from: &NetNs, asked: Ipv4Addr) -> std::io::Result<()> {
     use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sockopt};
     let socket = from.visit(|| {
         Ok(nix::sys::socket::socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp)?)
@@ -80,13 +80,14 @@ fn ping(from: &NetNs, to: Ipv4Addr) -> std::io::Result<()> {
     let checksum = !(0x0800u16 + 0x5348 + 1);
     let [high, low] = checksum.to_be_bytes();
     let packet = [8, 0, high, low, 0x53, 0x48, 0, 1];
-    let to = SockaddrIn::from(std::net::SocketAddrV4::new(to, 0));
+    let to = SockaddrIn::from(std::net::SocketAddrV4::new(asked, 0));
     nix::sys::socket::sendto(socket.as_raw_fd(), &packet, &to, MsgFlags::empty())?;
     let mut buffer = [0; 256];
     loop {
         let length = nix::sys::socket::recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
         let reply = &buffer[..length];
         if reply.get(20) == Some(&0) && reply.get(24..26) == Some(&[0x53, 0x48]) {
+            assert_eq!(reply.get(12..16), Some(&asked.octets()[..]), "who was asked answers");
             return Ok(());
         }
     }
@@ -203,13 +204,34 @@ fn udp_ports_and_ports_of_one_host() {
         task: Some("web.2".into()),
     });
     world.set_desired_everywhere(&more);
-    let _mesh = Responder::start(&web_task.namespace, Ipv4Addr::UNSPECIFIED, 80, |_, _| b"mesh".to_vec());
     let seen = |_: &[u8], from: SocketAddr| from.ip().to_string().into_bytes();
+    // From a socket without an address, which is the harder case: the kernel chooses one for what it sends.
+    let _mesh = Responder::start(&web_task.namespace, Ipv4Addr::UNSPECIFIED, 80, seen);
     let _own = Responder::start(&web_task.namespace, Ipv4Addr::UNSPECIFIED, 90, seen);
-    for host in [1, 2] {
-        let reply = udp_exchange(&world.client, (host_address(host), 8080), b"?").unwrap();
-        assert_eq!(reply, b"mesh");
+    for number in [1, 2] {
+        let asked = |from: &NetNs, address: Ipv4Addr| {
+            // Longer than one packet.
+            let reply = udp_exchange(from, (address, 8080), &[7; 2000]).unwrap();
+            String::from_utf8(reply).unwrap()
+        };
+        assert_eq!(asked(&world.client, host_address(number)), CLIENT.to_string());
+        for other in [1, 2] {
+            let seen = asked(&world.host(other).namespace, host_address(number));
+            assert_eq!(seen, host_address(other).to_string(), "host {other} through host {number}");
+        }
+        let own = asked(&world.host(number).namespace, Ipv4Addr::LOCALHOST);
+        assert_eq!(own, ingress_address(number).to_string(), "as its host");
+        for (task, host) in [(&app, 1), (&web_task, 2)] {
+            let expected = if host == number { ingress_address(host) } else { host_address(host) };
+            assert_eq!(asked(&task.namespace, host_address(number)), expected.to_string(), "as its host");
+        }
     }
+    // To a port that nobody has open, the answer finds the way as well.
+    more.ports[0].target = 81;
+    more.revision += 1;
+    world.set_desired_everywhere(&more);
+    let closed = udp_exchange(&world.client, (host_address(1), 8080), b"?").unwrap_err();
+    assert_eq!(closed.kind(), std::io::ErrorKind::ConnectionRefused);
     let reply = udp_exchange(&world.client, (host_address(2), 9000), b"?").unwrap();
     assert_eq!(String::from_utf8(reply).unwrap(), CLIENT.to_string(), "the client's own address");
     udp_exchange(&world.host(2).namespace, (Ipv4Addr::LOCALHOST, 9000), b"?").unwrap();
@@ -236,6 +258,63 @@ fn an_internal_network_leads_nowhere() {
     let refused = greet(&app.namespace, CLIENT, 7000).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::NetworkUnreachable);
     assert_eq!(look_up(&app.namespace, "example.com").unwrap().0, 3);
+}
+
+#[test]
+fn what_is_on_an_internal_network_is_reached_by_its_published_ports_and_reaches_nobody() {
+    if !possible() {
+        return;
+    }
+    let world = World::new(2);
+    let mut inside = desired(1, &PLACES, 2);
+    Arc::make_mut(&mut inside.networks[0]).internal = true;
+    let mut datagrams = inside.ports[0].clone();
+    datagrams.protocol = Protocol::Udp;
+    inside.ports.push(datagrams);
+    world.set_desired_everywhere(&inside);
+    let web_task = Task::new("web.2", 12, true);
+    let attached = world.attach(2, &web_task, None);
+    assert_eq!(attached.gateway_address, None);
+    let _greeter = Greeter::start(&web_task.namespace, 80, "web.2");
+    let seen = |_: &[u8], from: SocketAddr| from.ip().to_string().into_bytes();
+    let _responder = Responder::start(&web_task.namespace, Ipv4Addr::UNSPECIFIED, 80, seen);
+    for number in [1, 2] {
+        assert_eq!(greet(&world.client, host_address(number), 8080).unwrap(), format!("web.2 {CLIENT}"));
+        let reply = udp_exchange(&world.client, (host_address(number), 8080), b"?").unwrap();
+        assert_eq!(String::from_utf8(reply).unwrap(), CLIENT.to_string());
+    }
+    let _outside = Greeter::start(&world.client, 7000, "outside");
+    for address in [CLIENT, host_address(2)] {
+        let refused = greet(&web_task.namespace, address, 7000).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::NetworkUnreachable, "{address}");
+        udp_exchange(&web_task.namespace, (address, 7000), b"?").unwrap_err();
+    }
+    assert_eq!(look_up(&web_task.namespace, "example.com").unwrap().0, 3);
+}
+
+#[test]
+fn virtual_addresses_take_datagrams_and_answer_as_themselves() {
+    if !possible() {
+        return;
+    }
+    let (world, app, web_task) = pair();
+    let seen = |_: &[u8], from: SocketAddr| from.ip().to_string().into_bytes();
+    let _responder = Responder::start(&web_task.namespace, Ipv4Addr::UNSPECIFIED, 80, seen);
+    // The socket takes what comes from the virtual address and nothing else.
+    for from in [&app.namespace, &web_task.namespace] {
+        let reply = udp_exchange(from, (web(2), 80), &[7; 2000]).unwrap();
+        let own = if std::ptr::eq(from, &app.namespace) { app.address } else { web_task.address };
+        assert_eq!(String::from_utf8(reply).unwrap(), own.to_string());
+    }
+    let closed = udp_exchange(&app.namespace, (web(2), 81), b"?").unwrap_err();
+    assert_eq!(closed.kind(), std::io::ErrorKind::ConnectionRefused);
+    ping(&app.namespace, web(2)).unwrap();
+    let mut none = desired(2, &PLACES, 2);
+    service_of(&mut none).endpoints[0].serving = false;
+    world.set_desired_everywhere(&none);
+    // What a rule refuses is told to whoever sends it.
+    let unserved = udp_exchange(&web_task.namespace, (web(2), 81), b"?").unwrap_err();
+    assert_eq!(unserved.kind(), std::io::ErrorKind::PermissionDenied);
 }
 
 #[test]

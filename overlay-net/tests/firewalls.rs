@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use overlay_net::kernel::{Links, NetNs};
+use overlay_net::kernel::{Links, NetNs, Peer};
 use world::*;
 
 const PLACES: [(&str, u8, u8); 3] = [("app.1", 21, 1), ("web.1", 11, 1), ("web.2", 12, 2)];
@@ -170,4 +170,67 @@ fn tasks_are_reached_by_what_they_publish_alone() {
         let error = greet(&scene.world.client, address, 80).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut, "{address}");
     }
+}
+
+/// A wire of its own between a host and a neighbour, who knows the way to the client of the first wire through the host.
+fn neighbour(host: &NetNs, link: &str, net: u8) -> NetNs {
+    let other = NetNs::anonymous().unwrap();
+    let (mut near, mut far) = (Links::open(host).unwrap(), Links::open(&other).unwrap());
+    near.create_veth_into(link, None, 1500, &Peer { namespace: &other, name: "n0", mac: None }).unwrap();
+    near.add_address(link, format!("10.{net}.0.1/24").parse().unwrap()).unwrap();
+    far.add_address("n0", format!("10.{net}.0.2/24").parse().unwrap()).unwrap();
+    near.set_up(link).unwrap();
+    far.set_up("n0").unwrap();
+    far.wait_running("n0", PATIENCE).unwrap();
+    far.add_route("10.77.0.0/24".parse().unwrap(), Some(Ipv4Addr::new(10, net, 0, 1)), "n0").unwrap();
+    other
+}
+
+#[test]
+fn a_host_that_was_no_router_does_not_become_one() {
+    if !possible() {
+        return;
+    }
+    let mut world = World::new(2);
+    let off = |host: &NetNs| host.set_sysctl("ipv4/ip_forward", "0").unwrap();
+    world.hosts.iter().for_each(|host| off(&host.namespace));
+    let mut client = Links::open(&world.client).unwrap();
+    let before: Vec<NetNs> = [(1, 101), (2, 102)]
+        .map(|(number, net)| {
+            let route = format!("10.{net}.0.0/24").parse().unwrap();
+            client.add_route(route, Some(host_address(number)), "u0").unwrap();
+            neighbour(&world.host(number).namespace, "lan", net)
+        })
+        .into();
+    // Host 2 is a router.
+    world.host(2).namespace.set_sysctl("ipv4/ip_forward", "1").unwrap();
+    let _outside = Greeter::start(&world.client, 7000, "outside");
+    let passes = |from: &NetNs| greet_within(from, CLIENT, 7000, Duration::from_millis(400)).is_ok();
+    assert!(!passes(&before[0]) && passes(&before[1]));
+
+    world.set_desired_everywhere(&desired(1, &PLACES, 2));
+    let web = Task::new("web.1", 11, true);
+    world.attach(1, &web, None);
+    let _greeter = Greeter::start(&web.namespace, 80, "web.1");
+    let check = |world: &World| {
+        assert!(greet(&world.client, host_address(1), 8080).unwrap().starts_with("web.1"));
+        assert!(!passes(&before[0]), "it routes");
+        assert!(passes(&before[1]), "it was a router, and is none any more");
+        // What is published is for everybody who reaches the host.
+        assert!(greet(&before[0], Ipv4Addr::new(10, 101, 0, 1), 8080).unwrap().starts_with("web.1"));
+    };
+    // A port of the second task would be on host 2, where nothing is.
+    world.set_desired_everywhere(&desired(2, &PLACES[..2], 2));
+    check(&world);
+    // Links of others who came later, and know that the host forwards.
+    client.add_route("10.103.0.0/24".parse().unwrap(), Some(host_address(1)), "u0").unwrap();
+    assert!(passes(&neighbour(&world.host(1).namespace, "docker0", 103)));
+    world.restart(1);
+    world.set_desired(1, &for_host(&desired(3, &PLACES[..2], 2), 1));
+    world.attach(1, &web, None);
+    check(&world);
+    for number in [1, 2] {
+        world.runtime.block_on(world.host(number).overlay.clone().destroy()).unwrap();
+    }
+    assert!(!passes(&before[0]) && passes(&before[1]), "as it was");
 }

@@ -32,8 +32,9 @@ const STATE_NEW: u32 = 8;
 const STATUS_DESTINATION_TRANSLATED: u32 = 32;
 /// `NF_NAT_MANIP_DST`'s number in the nat expression.
 const NAT_DESTINATION: u32 = 1;
-/// ICMP code "port unreachable".
+/// ICMP codes "port unreachable" and "network unreachable".
 const PORT_UNREACHABLE: u8 = 3;
+const NETWORK_UNREACHABLE: u8 = 0;
 /// Byte offsets in the IPv4 header, and of the destination port in TCP, UDP and SCTP.
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
@@ -144,6 +145,10 @@ fn lower_match(m: &mut Message, condition: &Match) {
         Match::From(name) => interface(m, NFT_META_IIFNAME, NFT_CMP_EQ, name),
         Match::To(name) => interface(m, NFT_META_OIFNAME, NFT_CMP_EQ, name),
         Match::NotTo(name) => interface(m, NFT_META_OIFNAME, NFT_CMP_NEQ, name),
+        Match::ToIn(set) => {
+            meta(m, NFT_META_OIFNAME);
+            look_up(m, set, None);
+        }
         Match::Source(net) => network(m, SOURCE, *net),
         Match::Destination(net) => network(m, DESTINATION, *net),
         Match::DestinationIsLocal => {
@@ -217,6 +222,12 @@ fn verdict(m: &mut Message, code: u32) {
     });
 }
 
+fn reject(m: &mut Message, code: u8) {
+    expression(m, "reject", |m| {
+        m.put_be32(1, number(NFT_REJECT_ICMP_UNREACH)).put(2, &[code]);
+    });
+}
+
 fn lower_action(m: &mut Message, action: &Action) {
     match action {
         Action::Drop => verdict(m, NF_DROP),
@@ -230,9 +241,8 @@ fn lower_action(m: &mut Message, action: &Action) {
         Action::RejectTcp => expression(m, "reject", |m| {
             m.put_be32(1, number(NFT_REJECT_TCP_RST));
         }),
-        Action::RejectPort => expression(m, "reject", |m| {
-            m.put_be32(1, number(NFT_REJECT_ICMP_UNREACH)).put(2, &[PORT_UNREACHABLE]);
-        }),
+        Action::RejectPort => reject(m, PORT_UNREACHABLE),
+        Action::RejectNetwork => reject(m, NETWORK_UNREACHABLE),
         Action::Masquerade => expression(m, "masq", |_| {}),
         Action::Translate { address, port } => {
             expression(m, "immediate", |m| {

@@ -194,6 +194,11 @@ impl Firewall {
         Ok(found)
     }
 
+    /// Whether anybody else has rules for what is forwarded.
+    pub(crate) fn others_forward(&mut self) -> io::Result<bool> {
+        Ok(!self.forward_chains()?.is_empty())
+    }
+
     /// The foreign chains of IPv4 at the forward hook, and whether their policy is to drop.
     fn forward_chains(&mut self) -> io::Result<Vec<(Chain, bool)>> {
         let mut found = Vec::new();

@@ -44,6 +44,11 @@ impl Links {
         Ok(found)
     }
 
+    /// Gives answers to clients a route where there is no other: see [`Links::remember_stations`].
+    pub(crate) fn route_of_replies(&mut self, gateway: std::net::Ipv4Addr, interface: &str) -> io::Result<()> {
+        self.route_through(libc::RT_TABLE_MAIN.into(), gateway, interface)
+    }
+
     /// Lets a task answer clients through the host that they came by: replies that carry a mark leave by the ingress
     /// interface, to a gateway that stands for all hosts.
     pub(crate) fn remember_stations(&mut self, namespace: &NetNs, side: &IngressSide) -> io::Result<()> {

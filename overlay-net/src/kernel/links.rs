@@ -539,14 +539,7 @@ impl Links {
     /// # Errors
     /// `NotFound` when the link is missing, or what the kernel says.
     pub fn route_marked(&mut self, marks: Ipv4Net, table: u32, via: Ipv4Addr, name: &str) -> io::Result<()> {
-        let index = self.index(name)?;
-        let mut fixed = [0; 12];
-        (fixed[0], fixed[5], fixed[7]) = (libc::AF_INET as u8, RTPROT_STATIC, RTN_UNICAST);
-        fixed[8..12].copy_from_slice(&ONLINK.to_ne_bytes());
-        let mut route = Message::new(RTM_NEWROUTE, CREATE | REPLACE, &fixed);
-        route.put(libc::RTA_GATEWAY, &via.octets()).put_u32(libc::RTA_OIF, index).put_u32(libc::RTA_TABLE, table);
-        self.socket.request(route)?;
-
+        self.route_through(table, via, name)?;
         let mut fixed = [0; 12];
         (fixed[0], fixed[7]) = (libc::AF_INET as u8, TO_TABLE);
         let mut rule = Message::new(libc::RTM_NEWRULE, CREATE | EXCL, &fixed);
@@ -556,6 +549,17 @@ impl Links {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// The default route of a table, through a gateway that is on the link although no address of the link says so.
+    pub(super) fn route_through(&mut self, table: u32, via: Ipv4Addr, name: &str) -> io::Result<()> {
+        let index = self.index(name)?;
+        let mut fixed = [0; 12];
+        (fixed[0], fixed[5], fixed[7]) = (libc::AF_INET as u8, RTPROT_STATIC, RTN_UNICAST);
+        fixed[8..12].copy_from_slice(&ONLINK.to_ne_bytes());
+        let mut route = Message::new(RTM_NEWROUTE, CREATE | REPLACE, &fixed);
+        route.put(libc::RTA_GATEWAY, &via.octets()).put_u32(libc::RTA_OIF, index).put_u32(libc::RTA_TABLE, table);
+        self.socket.request(route).map(drop)
     }
 
     /// All IPv4 destinations in the main table, with the number of their link; the default route is `0.0.0.0/0`.

@@ -6,6 +6,7 @@
 mod conntrack;
 mod expressions;
 mod firewall;
+mod forwarding;
 mod inside;
 mod links;
 mod neighbours;

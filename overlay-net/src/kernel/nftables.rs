@@ -62,10 +62,13 @@ pub(super) const ELEM_DATA: u16 = 2;
 pub(super) const GOTO: u32 = (-4i32).cast_unsigned();
 /// `NFT_DATA_VERDICT`: the data type of maps to chains.
 const TYPE_VERDICT: u32 = 0xffff_ff00;
+/// `IFNAMSIZ`.
+const INTERFACE_BYTES: usize = 16;
 // What the nft tool calls these types; only tools that list the table read them.
 const TYPE_INTEGER: u32 = 4;
 const TYPE_IPV4: u32 = 7;
 const TYPE_PORT: u32 = 13;
+const TYPE_INTERFACE: u32 = 41;
 
 /// A handle on the nf_tables of one namespace.
 #[derive(Debug)]
@@ -427,16 +430,25 @@ pub(super) fn types(set: &Set) -> (u32, u32, Option<(u32, u32)>) {
     match set {
         Set::Addresses(_) => (TYPE_IPV4, 4, None),
         Set::Ports(_) => (TYPE_PORT, 2, None),
+        Set::Links(_) => (TYPE_INTERFACE, INTERFACE_BYTES as u32, None),
         Set::AddressChains(_) => (TYPE_IPV4, 4, Some((TYPE_VERDICT, 16))),
         Set::PortChains(_) => (TYPE_PORT, 2, Some((TYPE_VERDICT, 16))),
         Set::Backends(_) => (TYPE_INTEGER, 4, Some((TYPE_IPV4, 4))),
     }
 }
 
+/// An interface's name as it is compared.
+fn padded(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(INTERFACE_BYTES, 0);
+    bytes
+}
+
 /// The elements of a set as they are on the wire.
 pub(super) fn elements(set: &Set) -> BTreeMap<Vec<u8>, Element<'_>> {
     match set {
         Set::Addresses(all) => all.iter().map(|a| (a.octets().to_vec(), Element::Key)).collect(),
+        Set::Links(all) => all.iter().map(|name| (padded(name), Element::Key)).collect(),
         Set::Ports(all) => all.iter().map(|p| (p.to_be_bytes().to_vec(), Element::Key)).collect(),
         Set::AddressChains(all) => all.iter().map(|(a, c)| (a.octets().to_vec(), Element::Chain(c))).collect(),
         Set::PortChains(all) => all.iter().map(|(p, c)| (p.to_be_bytes().to_vec(), Element::Chain(c))).collect(),

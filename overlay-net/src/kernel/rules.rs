@@ -207,12 +207,15 @@ mod tests {
             tasks: [("t1".to_owned(), address(77))].into(),
             replies: Return::Remember,
             tunnel: Some(4789),
+            apart: vec!["eth0".into(), "a-long-name-15b".into()],
         };
         let host = balance.host_table("n1", &host).unwrap();
+        let own = |way_out| Balance::own_table((1053, 1054), side.as_ref(), way_out);
+        table.chains.extend(own(None).chains.into_iter().filter(|(name, _)| name == "no-way-out"));
         table.chains.extend(host.chains);
         table.sets.extend(host.sets);
         let frames = side.as_ref().map(Balance::frame_table).into_iter();
-        frames.chain([table, Balance::resolver_table((1053, 1054))]).map(Arc::new).collect()
+        frames.chain([table, own(Some(address(78)))]).map(Arc::new).collect()
     }
 
     fn ensure(rules: &mut Rules, wanted: Vec<Arc<Table>>) -> io::Result<Vec<String>> {
@@ -296,7 +299,7 @@ mod tests {
         }
         other.delete(&names::TABLES).unwrap();
         let named = ensure(&mut rules, wanted.clone()).unwrap();
-        assert_eq!(named, ["table shoal is missing", "table shoal is missing", "table shoal-names is missing"]);
+        assert_eq!(named, ["table shoal is missing", "table shoal is missing", "table shoal-own is missing"]);
         check(&mut rules, &wanted);
         assert_eq!(ensure(&mut rules, wanted).unwrap(), Vec::<String>::new(), "and told once");
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
+use super::forwarding::Forwarding;
 use super::links::{BridgePort, Link, Links, Peer, Vxlan};
 use super::mac_of;
 use super::netlink::{LINKS, NEIGHBOURS, Watch};
@@ -30,6 +31,9 @@ const TUNNEL_PORT: BridgePort = BridgePort { flood: false, learning: false, neig
 /// A task's port on the way out: it reaches the host and no other task.
 const EGRESS_PORT: BridgePort = BridgePort { flood: true, learning: true, neigh_suppress: false, isolated: true };
 
+/// Below `/proc/sys/net`.
+const FORWARDING: &str = "ipv4/ip_forward";
+
 /// Handles on both namespaces.
 #[derive(Debug)]
 pub(crate) struct Stage {
@@ -40,6 +44,7 @@ pub(crate) struct Stage {
     inner_links: Links,
     /// Notices of what happens in the node's own namespace, and in the host's.
     watches: [Watch; 2],
+    forwarding: Forwarding,
 }
 
 /// How a bridge treats a task's port on a network.
@@ -73,7 +78,8 @@ impl Stage {
         }
         let (host_links, inner_links) = (Links::open(&host)?, Links::open(&inner)?);
         let watches = [inner.visit(|| Watch::with_room(LINKS | NEIGHBOURS, ROOM))?, host.visit(|| Watch::open(LINKS))?];
-        Ok(Stage { node: node.to_owned(), host, inner, host_links, inner_links, watches })
+        let forwarding = Forwarding::open(pin)?;
+        Ok(Stage { node: node.to_owned(), host, inner, host_links, inner_links, watches, forwarding })
     }
 
     /// Whether anything happened in either namespace since the last call, but for our own changes of entries. (Those of
@@ -187,7 +193,7 @@ impl Stage {
         let mut lacks = Vec::new();
         for link in [names::egress_link(&self.node), names::ingress_link(&self.node)] {
             if self.host_links.find(&link)?.is_some() {
-                for name in [format!("ipv4/conf/{link}/route_localnet"), "ipv4/ip_forward".into()] {
+                for name in [format!("ipv4/conf/{link}/route_localnet"), FORWARDING.into()] {
                     // The thread that asks is in the host's namespace, and so sees its values.
                     if std::fs::read_to_string(format!("/proc/sys/net/{name}"))?.trim() != "1" {
                         lacks.push(name);
@@ -198,9 +204,11 @@ impl Stage {
         Ok(lacks)
     }
 
-    /// Sets these values; gives those that had another one, for people.
+    /// Sets these values, but for forwarding, which begins after the rules about it; gives those that had another one, for
+    /// people.
     pub(crate) fn host_values(&mut self) -> io::Result<Vec<String>> {
-        let lacks = self.host_lacks()?;
+        let mut lacks = self.host_lacks()?;
+        lacks.retain(|name| name != FORWARDING);
         for name in &lacks {
             self.host.set_sysctl(name, "1")?;
         }
@@ -335,12 +343,40 @@ impl Stage {
         }
     }
 
-    /// A link of ours in the host's namespace: an address, forwarding, and published ports on localhost.
+    /// The links between which this host did not forward before it had to for us.
+    pub(crate) fn apart(&self) -> &[String] {
+        &self.forwarding.apart
+    }
+
+    /// Notes those links if the host does not forward; says whether it does not.
+    pub(crate) fn note_forwarding(&mut self) -> io::Result<bool> {
+        // The thread that asks is in the host's namespace, and so sees its values.
+        if std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?.trim() != "0" {
+            self.forwarding.begun = true;
+            return Ok(false);
+        }
+        let ours = [names::egress_link(&self.node), names::ingress_link(&self.node), "lo".to_owned()];
+        let links = self.host_links.list()?.into_iter().map(|link| link.name).filter(|name| !ours.contains(name));
+        self.forwarding.note(links.collect())?;
+        Ok(true)
+    }
+
+    /// Lets the host forward; says whether it had done so before, and somebody has stopped it.
+    pub(crate) fn forward(&mut self) -> io::Result<bool> {
+        self.host.set_sysctl(FORWARDING, "1")?;
+        Ok(std::mem::replace(&mut self.forwarding.begun, true))
+    }
+
+    /// Ends the host's forwarding if it began with ours.
+    pub(crate) fn stop_forwarding(&mut self) -> io::Result<()> {
+        if self.forwarding.noted { self.host.set_sysctl(FORWARDING, "0") } else { Ok(()) }
+    }
+
+    /// A link of ours in the host's namespace: an address, and published ports on localhost.
     fn host_side(&mut self, link: &str, address: Ipv4Net) -> io::Result<()> {
         // The kernel's own IPv6 chatter has nobody to talk to there.
         self.host.set_sysctl(&format!("ipv6/conf/{link}/disable_ipv6"), "1").ok();
         self.host.set_sysctl(&format!("ipv4/conf/{link}/route_localnet"), "1")?;
-        self.host.set_sysctl("ipv4/ip_forward", "1")?;
         self.host_links.add_address(link, address)?;
         self.host_links.set_up(link)?;
         self.host_links.wait_running(link, PATIENCE)
@@ -447,6 +483,9 @@ impl Stage {
                 }
             }
             Err(error) => errors.push(("the node's links".into(), error)),
+        }
+        if let Err(error) = self.forwarding.forget() {
+            errors.push((self.forwarding.path.display().to_string(), error));
         }
         if let Err(error) = NetNs::delete(pin) {
             errors.push((pin.display().to_string(), error));

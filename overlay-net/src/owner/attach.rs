@@ -56,6 +56,7 @@ impl Owner {
         let deadline = Instant::now() + PATIENCE;
         match self.connect(namespace, config, sockets) {
             Ok(attached) => {
+                self.flows.stir();
                 if adopted {
                     self.flows.adopted(&id);
                 }
@@ -161,7 +162,8 @@ impl Owner {
             None => DnsSockets::open(&namespace).map_err(failed("open the resolver's sockets"))?,
         };
         let ports = sockets.ports().map_err(failed("use the resolver's sockets"))?;
-        let resolver = Arc::new(Balance::resolver_table(ports));
+        let own = Balance::own_table(ports, inside.ingress.as_ref(), egress.map(|net| net.addr()));
+        let own = Arc::new(own);
         let view = View::new(&config, egress.is_some());
         let shared = sockets.try_clone().map_err(failed("share the resolver's sockets"))?;
         self.dns.serve(&id, shared, view).map_err(failed("serve the resolver's sockets"))?;
@@ -176,7 +178,7 @@ impl Owner {
             gateway_address: egress.map(|net| net.addr()),
         };
         let rules = Rules::open(&namespace).map_err(failed("open the task's nf_tables"))?;
-        let mut task = Task { config, namespace, links, watch, inside, lacking: Vec::new(), underlay, rules, resolver };
+        let mut task = Task { config, namespace, links, watch, inside, lacking: Vec::new(), underlay, rules, own };
         let wanted = self.tables.of(&self.balance, &task);
         apply_task_tables(wanted, &id, &mut task, &mut Transitions::default(), &mut self.audit)
             .map_err(failed("set the task's virtual addresses"))?;
@@ -211,7 +213,9 @@ impl Owner {
                 .connect(id, namespace, links, interface, mtu)
                 .map_err(failed(&format!("connect {} to {}", interface.name, interface.bridge)))?;
         }
-        if let Some((gateway, interface)) = inside.default_route() {
+        if let (None, Some((gateway, interface))) = (inside.way_out, inside.default_route()) {
+            links.route_of_replies(gateway, interface).map_err(failed("set the route of replies"))?;
+        } else if let Some((gateway, interface)) = inside.default_route() {
             let everything = Ipv4Net::new(Ipv4Addr::UNSPECIFIED, 0).expect("a prefix below 32");
             links.add_route(everything, Some(gateway), interface).map_err(failed("set the default route"))?;
         }

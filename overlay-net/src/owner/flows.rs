@@ -5,6 +5,7 @@
 //! requests, and after what the change asked of the rules: those lead nobody else there by then.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Owner;
@@ -24,8 +25,10 @@ enum Place {
 
 /// Who was there, and where connections to those that have gone are still to be looked for.
 pub(super) struct Flows {
-    /// By network, and [`names::EGRESS`] for the way out.
-    present: BTreeMap<String, Present>,
+    /// Who was there when it was looked at last: by network, and [`names::EGRESS`] for the way out.
+    before: Arc<BTreeMap<String, Present>>,
+    /// Who is there; nothing when that may have changed.
+    now: Option<Arc<BTreeMap<String, Present>>>,
     /// Somebody may have gone since then.
     stirred: bool,
     /// Not to be looked at before.
@@ -36,17 +39,19 @@ pub(super) struct Flows {
 impl Flows {
     pub(super) fn new(now: Instant) -> Flows {
         // What the host led to before this daemon began is looked at once.
-        Flows { present: BTreeMap::new(), stirred: false, earliest: now, places: VecDeque::from([Place::Host]) }
+        let before = Arc::default();
+        Flows { before, now: None, stirred: false, earliest: now, places: VecDeque::from([Place::Host]) }
     }
 
-    /// Somebody may have gone.
+    /// Somebody may have gone, or come.
     pub(super) fn stir(&mut self) {
         self.stirred = true;
+        self.now = None;
     }
 
     /// Hosts may have gone, and that happens seldom enough.
     pub(super) fn stir_at_once(&mut self, now: Instant) {
-        self.stirred = true;
+        self.stir();
         self.earliest = now;
     }
 
@@ -99,7 +104,7 @@ impl Owner {
     /// Notes where connections to those may be that have gone since the last time.
     fn find_gone(&mut self) {
         let now = self.present();
-        let before = std::mem::take(&mut self.flows.present);
+        let before = std::mem::replace(&mut self.flows.before, Arc::clone(&now));
         let lost = |id: &str| before.get(id).zip(now.get(id)).is_some_and(|(before, now)| before.lost_any(now));
         let ingress = self.desired.networks.iter().find(|network| network.ingress);
         if ingress.is_some_and(|network| lost(&network.id)) || lost(names::EGRESS) {
@@ -110,11 +115,13 @@ impl Owner {
                 self.flows.look_at(Place::Task(id.clone()));
             }
         }
-        self.flows.present = now;
     }
 
     /// Who is there, as far as this host knows: its own tasks are, whether it was told of them or not.
-    fn present(&self) -> BTreeMap<String, Present> {
+    fn present(&mut self) -> Arc<BTreeMap<String, Present>> {
+        if let Some(now) = &self.flows.now {
+            return Arc::clone(now);
+        }
         let mut all = present(&self.desired, &self.balance, &self.suspects);
         for attachment in self.tasks.values().flat_map(|task| &task.config.attachments) {
             if let Some(network) = all.get_mut(&attachment.network) {
@@ -125,12 +132,12 @@ impl Owner {
             let addresses = self.way_out.values().copied().chain([way_out.addr()]).collect();
             all.insert(names::EGRESS.to_owned(), Present { subnet: way_out.trunc(), addresses });
         }
-        all
+        Arc::clone(self.flows.now.insert(Arc::new(all)))
     }
 
     fn end_in_task(&mut self, id: &str) -> std::io::Result<usize> {
-        let Some(task) = self.tasks.get(id) else { return Ok(0) };
         let all = self.present();
+        let Some(task) = self.tasks.get(id) else { return Ok(0) };
         let own: Vec<&Present> = task.config.attachments.iter().filter_map(|a| all.get(&a.network)).collect();
         let lost = |flow: &Flow| {
             let on = |network: &&Present| network.lacks(flow.answers) && network.subnet.contains(flow.asked.ip());

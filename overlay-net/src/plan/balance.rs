@@ -47,7 +47,7 @@ pub enum Return {
     /// By address: the host puts its own in place of the client's. Works everywhere, and hides the client.
     #[default]
     Masquerade,
-    /// By hardware address, which the task's namespace remembers. With TCP the task sees the client's own address.
+    /// By hardware address, which the task's namespace remembers. The task sees the client's own address.
     Remember,
 }
 
@@ -73,6 +73,8 @@ pub struct HostSide {
     pub replies: Return,
     /// The UDP port that hosts exchange the tasks' frames at, unless it is not known.
     pub tunnel: Option<u16>,
+    /// The links between which this host did not forward before it had to for the overlay.
+    pub apart: Vec<String>,
 }
 
 impl Balance {
@@ -155,16 +157,37 @@ impl Balance {
         table
     }
 
-    /// The table of one task's namespace that leads to its resolver's ports (UDP, TCP).
+    /// The table of one task's namespace that is no other's: it leads to its resolver's ports (UDP, TCP), and sees to it
+    /// that clients of published ports are answered where the task's address on the way out would be in the way, or is
+    /// missing.
     #[must_use]
-    pub fn resolver_table(dns_ports: (u16, u16)) -> Table {
-        let mut table = Table::new(Family::Ip, names::RESOLVER_TABLE, COMMENT.into());
+    pub fn own_table(dns_ports: (u16, u16), ingress: Option<&IngressSide>, way_out: Option<Ipv4Addr>) -> Table {
+        let mut table = Table::new(Family::Ip, names::OWN_TABLE, COMMENT.into());
         let translate = [(Protocol::Udp, dns_ports.0), (Protocol::Tcp, dns_ports.1)].map(|(protocol, port)| {
             let resolver = Match::Destination(Ipv4Net::from(dns::ADDRESS));
             let matches = [resolver, Match::Protocol(protocol), Match::Port(53)];
             Rule::new(matches, Action::Translate { address: dns::ADDRESS, port: Some(port) })
         });
         table.hook("resolver", Kind::Nat, Point::Output, PRIORITY_TRANSLATE, translate.into());
+        let Some(IngressSide { interface, subnet }) = ingress else { return table };
+        let (from, to) = (Match::From(interface.clone()), Match::To(interface.clone()));
+        match way_out {
+            // A server that answers datagrams from a socket without an address answers from the address that its route
+            // to the client has. So that is the address that they arrive at.
+            Some(own) => {
+                let known = [from.clone(), Match::Source(*subnet)];
+                let datagrams = [from, Match::FromStation, Match::Protocol(Protocol::Udp)];
+                let answerable = Action::Translate { address: own, port: None };
+                let rules = vec![Rule::new(known, Action::Accept), Rule::new(datagrams, answerable)];
+                table.hook("datagrams", Kind::Nat, Point::Prerouting, PRIORITY_TRANSLATE, rules);
+            }
+            // The route of replies is the only one that leads to clients, and it is there for replies alone.
+            None => {
+                let known = [to.clone(), Match::Destination(*subnet)];
+                let rules = vec![Rule::new(known, Action::Accept), Rule::new([to, Match::New], Action::RejectNetwork)];
+                table.hook("no-way-out", Kind::Filter, Point::Output, PRIORITY_FILTER, rules);
+            }
+        }
         table
     }
 
@@ -233,6 +256,17 @@ impl Balance {
             .map(|link| Rule::new([Match::To(link.clone()), Match::New, Match::Untranslated], Action::Drop))
             .collect();
         table.hook("unpublished", Kind::Filter, Point::Forward, PRIORITY_FILTER, rules);
+        // What this host did not forward before it had to for us, it does not forward now. Links that came later are
+        // not ours to judge: who made them knows that the host forwards, and may count on it.
+        if !side.apart.is_empty() {
+            table.sets.insert("apart".into(), Set::Links(side.apart.clone()));
+            let between = |link: &String| {
+                let matches = [Match::From(link.clone()), Match::NotTo(link.clone()), Match::ToIn("apart".into())];
+                Rule::new(matches, Action::Drop)
+            };
+            let rules = side.apart.iter().map(between).collect();
+            table.hook("apart", Kind::Filter, Point::Forward, PRIORITY_FILTER, rules);
+        }
         Some(table)
     }
 }
@@ -255,10 +289,8 @@ fn source_rules(side: &HostSide) -> Vec<Rule> {
             Return::Remember => {
                 let own = [Some(loopback), egress, Some(*subnet)].into_iter().flatten();
                 rules.extend(own.map(|net| hides(Some(Match::Source(net)))));
-                // A server that answers datagrams from a socket without an address answers from the address that
-                // its route to the client has. That is the right one only for a client on the ingress network.
-                let unconnected = [Protocol::Udp, Protocol::Sctp];
-                rules.extend(unconnected.map(|protocol| hides(Some(Match::Protocol(protocol)))));
+                // Which of its addresses a server of this protocol answers from is its own choice.
+                rules.push(hides(Some(Match::Protocol(Protocol::Sctp))));
             }
         }
     }

@@ -58,10 +58,15 @@ pub struct FoundLink {
 }
 
 impl Inside {
-    /// The gateway of the default route, and the link that it is on.
+    /// The gateway of the default route, and the link that it is on. Who has no way out answers clients all the same,
+    /// and what answers needs a route before anything looks at it.
     #[must_use]
     pub fn default_route(&self) -> Option<(Ipv4Addr, &str)> {
-        Some((gateway(self.way_out?), &self.interfaces.last()?.name))
+        match (self.way_out, &self.ingress) {
+            (Some(way_out), _) => Some((gateway(way_out), &self.interfaces.last()?.name)),
+            (None, Some(side)) => Some((names::RETURN_GATEWAY, &side.interface)),
+            (None, None) => None,
+        }
     }
 
     /// What is not as it must be, each as a text; `underlay` is the MTU of what carries the tunnels, `tunnel` the one
@@ -90,7 +95,7 @@ impl Inside {
                 }
             }
         }
-        if self.way_out.is_some() && !found.default_route {
+        if self.default_route().is_some() && !found.default_route {
             lacks.push("the default route is missing".to_owned());
         }
         if let Some(side) = &self.ingress {

@@ -20,11 +20,11 @@ pub const RETURN_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 83, 72);
 pub const RETURN_TABLE: u32 = 21_320;
 /// Our nf_tables table, in the host's namespace and in each task's.
 pub const TABLE: &str = "shoal";
-/// The one that leads to the resolver, in each task's namespace: it is the task's own, while the other one is the same for
-/// all tasks that are on the same networks.
-pub const RESOLVER_TABLE: &str = "shoal-names";
+/// The one that leads to the resolver, and datagrams to where they are answered, in each task's namespace: it is the
+/// task's own, while the other one is the same for all tasks that are on the same networks.
+pub const OWN_TABLE: &str = "shoal-own";
 /// All tables that are ours.
-pub const TABLES: [&str; 2] = [TABLE, RESOLVER_TABLE];
+pub const TABLES: [&str; 2] = [TABLE, OWN_TABLE];
 
 /// The host's end of the way out, in the host's namespace.
 #[must_use]

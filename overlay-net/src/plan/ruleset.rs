@@ -47,6 +47,8 @@ pub enum Set {
     Addresses(Vec<Ipv4Addr>),
     /// Port numbers.
     Ports(Vec<u16>),
+    /// Names of interfaces.
+    Links(Vec<String>),
     /// IPv4 address to the chain that handles it.
     AddressChains(BTreeMap<Ipv4Addr, String>),
     /// Port to the chain that handles it.
@@ -119,6 +121,8 @@ pub enum Match {
     To(String),
     /// It leaves by another interface.
     NotTo(String),
+    /// It leaves by one of a set of interfaces.
+    ToIn(String),
     /// Its source is in this network.
     Source(Ipv4Net),
     /// Its destination is in this network.
@@ -162,6 +166,8 @@ pub enum Action {
     RejectTcp,
     /// Answer with ICMP port unreachable.
     RejectPort,
+    /// Answer with ICMP network unreachable.
+    RejectNetwork,
     /// Translate the source to the address of the interface that it leaves by.
     Masquerade,
     /// Translate the destination.
