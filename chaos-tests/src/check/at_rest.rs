@@ -84,6 +84,7 @@ fn check_host(store: &Store, id: &NodeId, host: &HostState, wrong: &mut Vec<Stri
     if host.set != dispatcher::assignment(store, id) {
         wrong.push(format!("{id} has another assignment set than the store gives it"));
     }
+    check_networks(store, id, host, wrong);
     let told: BTreeSet<TaskId> = host.set.tasks().map(|a| a.task.id.clone()).collect();
     if host.tasks != told {
         wrong.push(format!("{id} keeps the tasks {:?}, but was told of {told:?}", host.tasks));
@@ -94,6 +95,40 @@ fn check_host(store: &Store, id: &NodeId, host: &HostState, wrong: &mut Vec<Stri
     }
     if let Some(left) = host.containers.difference(&told).next() {
         wrong.push(format!("{id} still has the container of {left}"));
+    }
+}
+
+/// Whether the host was told of its networks what the objects of the store say, counted here from these alone: behind
+/// which host each address is, and which tasks serve at which one.
+fn check_networks(store: &Store, id: &NodeId, host: &HostState, wrong: &mut Vec<String>) {
+    let there = || store.tasks().filter(|task| task.is_placed() && !task.has_ended());
+    let own = there().filter(|task| task.node_id == *id).flat_map(|task| &task.attachments);
+    let mut carried: BTreeSet<&str> = own.map(|attachment| attachment.network.as_str()).collect();
+    carried.extend(store.networks().filter(|network| network.spec.ingress).map(|network| network.id.as_str()));
+    carried.retain(|network| store.networks().any(|n| n.id.as_str() == *network && n.allocation.is_some()));
+
+    let (mut places, mut serving) = (BTreeSet::new(), BTreeSet::new());
+    for task in there() {
+        for at in task.attachments.iter().filter(|at| carried.contains(at.network.as_str())) {
+            places.insert((at.network.as_str(), at.address.as_str(), task.node_id.as_str()));
+            let serves = task.state() == TaskState::Running && !task.status.unhealthy && task.is_wanted();
+            serving.insert((at.network.as_str(), at.address.as_str(), task.id.as_str(), serves));
+        }
+    }
+    for node in store.nodes() {
+        for at in node.attachments.iter().filter(|at| carried.contains(at.network.as_str())) {
+            places.insert((at.network.as_str(), at.address.as_str(), node.id.as_str()));
+        }
+    }
+    let networks: BTreeSet<&str> = host.set.networks().map(|network| network.id.as_str()).collect();
+    let stations = host.set.stations().map(|s| (s.network.as_str(), s.address.as_str(), s.node.as_str()));
+    let endpoints = host.set.endpoints().map(|e| (e.network.as_str(), e.address.as_str(), e.task.as_str(), e.serving));
+    let (stations, endpoints): (BTreeSet<_>, BTreeSet<_>) = (stations.collect(), endpoints.collect());
+    if (&networks, &stations, &endpoints) != (&carried, &places, &serving) {
+        wrong.push(format!(
+            "{id} was told of networks {networks:?}, addresses {stations:?} and tasks {endpoints:?}; the store has \
+             {carried:?}, {places:?} and {serving:?}"
+        ));
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod backup;
 mod certificates;
+mod compare;
 mod cut_off;
 mod draining;
 mod elections;

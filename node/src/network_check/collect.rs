@@ -82,7 +82,7 @@ pub async fn check<E: Engine>(engine: &E, only: Option<&str>) -> Result<Report, 
     seen.way_out = ask_outside(&seen, &view).await;
     seen.networks = networks;
     // What was carried out meanwhile is in force now.
-    read_back(&overlay, &mut seen).await.map_err(failed)?;
+    read_back(&overlay, &mut seen, end).await.map_err(failed)?;
     Ok(Report { node_id: agent.node_id.to_string(), checks: evaluate(&seen) })
 }
 
@@ -305,8 +305,9 @@ fn try_paths(network: &Network, own: Ipv4Addr, from: &NetNs, mtu: u16) -> Option
     Some(paths)
 }
 
-/// Reads back what the kernel has, place by place, so that the overlay's other work goes on between.
-async fn read_back(overlay: &Overlay, seen: &mut Observed) -> Result<(), overlay_net::OverlayError> {
+/// Reads back what the kernel has, place by place, so that the overlay's other work goes on between. What there is no time
+/// for is not read.
+async fn read_back(overlay: &Overlay, seen: &mut Observed, end: Instant) -> Result<(), overlay_net::OverlayError> {
     let view = overlay.observe().await?;
     let text = |error: overlay_net::OverlayError| crate::chain(&error);
     seen.audit = view.audit;
@@ -318,9 +319,10 @@ async fn read_back(overlay: &Overlay, seen: &mut Observed) -> Result<(), overlay
     let tasks =
         view.tasks.iter().map(|task| (format!("task {}", task.config.task), Place::Task(task.config.task.clone())));
     let places = [("links".to_owned(), Place::Links), ("host".to_owned(), Place::Host)];
-    for (name, place) in places.into_iter().chain(tasks) {
-        seen.kernel.insert(name, overlay.examine(place).await.map_err(text));
-    }
     seen.firewalls = overlay.examine(Place::Firewalls).await.map_err(text);
+    for (name, place) in places.into_iter().chain(tasks) {
+        let Ok(read) = timeout_at(end, overlay.examine(place)).await else { break };
+        seen.kernel.insert(name, read.map_err(text));
+    }
     Ok(())
 }
