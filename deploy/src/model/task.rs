@@ -97,7 +97,7 @@ impl Task {
     }
 
     /// Whether there is a way to it: a network, or a port of its host.
-    fn can_be_reached(&self) -> bool {
+    pub fn can_be_reached(&self) -> bool {
         !self.attachments.is_empty() || self.ports.iter().any(|port| port.mode() == PublishMode::Host)
     }
 

@@ -483,7 +483,7 @@ impl Executor {
                 }
                 self.taken_down(id, event).await;
             }
-            None if task.attachments.is_empty() => self.taken_down(id, event).await,
+            None if !task.can_be_reached() => self.taken_down(id, event).await,
             None => self.ended_by_itself(task, event).await,
         }
     }
@@ -546,7 +546,7 @@ impl Executor {
                 // The end is reported by whoever watches the container.
                 Status::Running => {
                     end = None;
-                    if !task.attachments.is_empty()
+                    if task.can_be_reached()
                         && let Ok(netns) = self.inner.runtime.netns(&container.id).await
                     {
                         self.stopping(|stopping| stopping.insert(task.id.clone(), netns));

@@ -12,8 +12,9 @@ use overlay_net::kernel::NetNs;
 
 /// A client that takes nothing any more keeps nothing up for longer than this.
 const LIMIT: Duration = Duration::from_secs(1);
-/// Between two looks.
+/// Between two looks at first, and at the most: each walks through all connections of the machine.
 const LOOK: Duration = Duration::from_millis(5);
+const LAST_LOOK: Duration = Duration::from_millis(50);
 
 /// Waits until the other sides have everything that was sent from the namespace, or the time is over. Blocks.
 ///
@@ -22,6 +23,7 @@ const LOOK: Duration = Duration::from_millis(5);
 pub(super) fn last_bytes(netns: OwnedFd) -> io::Result<()> {
     NetNs::from_fd(netns)?.visit(|| {
         let deadline = Instant::now() + LIMIT;
+        let mut wait = LOOK;
         loop {
             let mut table = std::fs::read_to_string("/proc/thread-self/net/tcp")?;
             match std::fs::read_to_string("/proc/thread-self/net/tcp6") {
@@ -32,7 +34,8 @@ pub(super) fn last_bytes(netns: OwnedFd) -> io::Result<()> {
             if !is_sending(&table) || Instant::now() >= deadline {
                 return Ok(());
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(wait);
+            wait = (wait * 2).min(LAST_LOOK);
         }
     })
 }

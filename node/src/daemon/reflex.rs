@@ -24,9 +24,11 @@ const EARLY: usize = 128;
 const AGAIN: Duration = Duration::from_secs(2);
 /// and by all hosts together so often: an interval is this much longer for each host of the cluster.
 const SHARE: Duration = Duration::from_millis(10);
-/// Hosts of the cluster that gossip does not know may only not have been met yet, or have said goodbye and be back in a
-/// moment. Asked after this time.
+/// Hosts of the cluster that gossip does not know may only not have been met yet. Asked after this time.
 const UNMET: Duration = Duration::from_secs(5);
+/// Who has said goodbye is asked at once, and again this much sooner than others: its daemon may only start again, or
+/// its machine be on its way down, and the kernel is the last to go.
+const GOODBYE: u32 = 4;
 
 /// What a host said when it was knocked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,8 @@ enum Word {
     Dead,
     /// Gossip does not know it, though it is one of the cluster's.
     Unmet,
+    /// Gossip knew it, and does not any more.
+    Left,
 }
 
 /// What this host found out by itself.
@@ -87,25 +91,32 @@ pub(super) struct Reflex {
     own_id: String,
     hosts: usize,
     doubts: BTreeMap<String, Doubt>,
+    /// Hosts of the cluster that gossip has known.
+    met: BTreeSet<String>,
     under_way: usize,
     knocks: u64,
 }
 
 impl Reflex {
     pub(super) fn new(own_id: String) -> Self {
-        Self { own_id, hosts: 0, doubts: BTreeMap::new(), under_way: 0, knocks: 0 }
+        Self { own_id, hosts: 0, doubts: BTreeMap::new(), met: BTreeSet::new(), under_way: 0, knocks: 0 }
     }
 
     /// Takes in what gossip says of the cluster's hosts (`ip:port` by node id). To be called after each change of either.
     pub(super) fn look(&mut self, members: &Members, hosts: &BTreeMap<String, String>, now: Instant) {
         self.hosts = hosts.len();
+        self.met.retain(|node_id| hosts.contains_key(node_id));
         let mut before = std::mem::take(&mut self.doubts);
         for (node_id, addr) in hosts.iter().filter(|(node_id, _)| **node_id != self.own_id) {
             let member = members.get(node_id);
+            if member.is_some() {
+                self.met.insert(node_id.clone());
+            }
             let word = match member {
                 Some(member) if member.alive && !member.suspect => continue,
                 Some(member) if member.alive => Word::Suspect,
                 Some(_) => Word::Dead,
+                None if self.met.contains(node_id) => Word::Left,
                 None => Word::Unmet,
             };
             let addr = member.map(|member| member.identity.addr).or_else(|| addr.parse().ok());
@@ -114,7 +125,7 @@ impl Reflex {
             let known = before.remove(node_id).filter(|doubt| doubt.generation == generation && doubt.addr == addr);
             let due = match word {
                 Word::Suspect if self.hosts > EARLY => now + self.again(),
-                Word::Suspect | Word::Dead => now,
+                Word::Suspect | Word::Dead | Word::Left => now,
                 Word::Unmet => now + UNMET.max(self.again()),
             };
             let doubt = match known {
@@ -150,7 +161,7 @@ impl Reflex {
         let asked = self.doubts.get_mut(&knock.node_id).filter(|doubt| doubt.asking == Some(knock.number));
         let Some(doubt) = asked else { return };
         doubt.asking = None;
-        doubt.due = now + again;
+        doubt.due = now + if doubt.word == Word::Left { again / GOODBYE } else { again };
         match answer {
             Answer::Opened => doubt.found = Found::Lives,
             // A host that was away and has only just started again has none of its tasks.
@@ -379,14 +390,38 @@ mod tests {
     #[test]
     fn hosts_that_gossip_has_not_met_are_asked_after_a_while() {
         let mut world = World::new(3);
-        world.members.remove("n3");
+        world.hosts.insert("n4".into(), format!("{}:2377", ip(4)));
+        world.data_paths.insert("n4".into(), ip(4));
         world.look(0);
         assert_eq!(world.knocks(4999), []);
         assert_eq!(world.all_say(5000, Answer::Nothing), 1);
-        world.check(&[3]);
-        world.says(3, 1, true, false);
+        world.check(&[4]);
+        world.says(4, 1, true, false);
         world.look(5010);
         world.check(&[]);
+    }
+
+    #[test]
+    fn who_has_said_goodbye_is_asked_at_once_and_more_often() {
+        let mut world = World::new(3);
+        world.members.remove("n3");
+        world.look(10);
+        // Its kernel is still there.
+        assert_eq!(world.all_say(10, Answer::Refused), 1);
+        world.check(&[]);
+        assert_eq!(world.knocks(509), []);
+        assert_eq!(world.all_say(510, Answer::Nothing), 1);
+        world.check(&[3]);
+        world.says(3, 2, true, false);
+        world.look(600);
+        world.check(&[]);
+        // Removed from the cluster, and back with the same id: not met.
+        world.hosts.remove("n3");
+        world.members.remove("n3");
+        world.look(700);
+        world.hosts.insert("n3".into(), format!("{}:2377", ip(3)));
+        world.look(800);
+        assert_eq!(world.knocks(800), []);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 use super::Manager;
 use crate::rpc::pb;
@@ -27,7 +27,7 @@ use crate::rpc::pb;
 /// Sessions that ask within this time ask together.
 const GATHER: Duration = Duration::from_millis(2);
 /// Questions under way at once; those that come meanwhile wait, and are asked together.
-const ROUNDS: usize = 32;
+const ROUNDS: usize = 128;
 /// Sessions that wait for the collector. One that finds no room is not answered, and its agent waits for its own time.
 const QUEUE: usize = 4096;
 /// Hosts in one question.
@@ -233,13 +233,6 @@ pub(super) async fn collect(manager: Manager, mut asked: mpsc::Receiver<Ask>) {
     }
 }
 
-/// What a round hears.
-enum Heard {
-    Covered(Vec<u32>),
-    /// A manager of a release that does not know the question: it cannot be known how far its hosts are.
-    Unknown,
-}
-
 /// Asks all managers for those that several sessions wait for.
 async fn round(manager: &Manager, asks: Vec<Ask>) {
     // Who asked first goes by its own time, should it be over before.
@@ -264,16 +257,10 @@ async fn round(manager: &Manager, asks: Vec<Ask>) {
     while !collection.is_empty() {
         let done: Vec<Ask> = tokio::select! {
             biased;
-            Some(heard) = hears.recv() => match heard {
-                Heard::Covered(places) => {
-                    let hosts = places.into_iter().filter_map(|place| hosts.get(usize::try_from(place).ok()?));
-                    hosts.flat_map(|host| collection.covered(host)).collect()
-                }
-                Heard::Unknown => {
-                    tracing::info!("a manager of an older release does not say how far its hosts are; tasks stop at once");
-                    collection.give_up().into_iter().map(|(ask, _)| ask).collect()
-                }
-            },
+            Some(places) = hears.recv() => {
+                let hosts = places.into_iter().filter_map(|place: u32| hosts.get(usize::try_from(place).ok()?));
+                hosts.flat_map(|host| collection.covered(host)).collect()
+            }
             // Never the last: they go on until the time is over.
             Some(()) = asking.next() => continue,
             () = tokio::time::sleep_until(until) => {
@@ -312,7 +299,7 @@ async fn ask_one(
     revision: u64,
     hosts: Vec<NodeId>,
     until: Instant,
-    heard: mpsc::Sender<Heard>,
+    heard: mpsc::Sender<Vec<u32>>,
 ) {
     let left = || until.saturating_duration_since(Instant::now());
     let Some(peer) = peer else {
@@ -320,7 +307,7 @@ async fn ask_one(
         let telling = async {
             while let Some(places) = answers.recv().await {
                 // Who asked has got all that it needs.
-                let _ = heard.send(Heard::Covered(places)).await;
+                let _ = heard.send(places).await;
             }
         };
         tokio::join!(watching, telling);
@@ -333,13 +320,11 @@ async fn ask_one(
         match manager.client(&peer).covered(Request::new(question)).await.map(tonic::Response::into_inner) {
             Ok(mut answers) => {
                 while let Ok(Some(reply)) = answers.message().await {
-                    let _ = heard.send(Heard::Covered(reply.places)).await;
+                    let _ = heard.send(reply.places).await;
                 }
             }
-            Err(status) if status.code() == Code::Unimplemented => {
-                let _ = heard.send(Heard::Unknown).await;
-                return;
-            }
+            // Also one of an older release, and one that is just beginning anew and does not know the question yet: its
+            // hosts may lead somebody there, and are waited for.
             Err(status) => tracing::debug!(addr = peer.addr, reason = status.message(), "a manager did not answer"),
         }
         tokio::time::sleep(RETRY).await;

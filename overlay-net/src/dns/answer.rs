@@ -83,6 +83,11 @@ impl Answer {
         matches!(self.code(), 0 | 3)
     }
 
+    /// Whether it has records that answer, and not only says that there are none.
+    pub(crate) fn has_records(&self) -> bool {
+        u16_at(&self.packet, 6).is_some_and(|count| count > 0)
+    }
+
     /// Whether something was left out.
     pub(crate) fn is_cut_short(&self) -> bool {
         self.packet[2] & 0x02 != 0

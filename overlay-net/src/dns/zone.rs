@@ -122,10 +122,12 @@ impl Zone {
             return Known::Missing;
         }
         let ours = self.of(view).any(|network| !network.shared && below(base, &network.name).is_some());
+        // Of a task that is gone. No top-level domain is that long.
+        let of_a_task = base.rsplit_once('.').is_some_and(|(_, last)| is_task_id(last));
         let of_a_service = base.strip_prefix("tasks.").is_some_and(|rest| !rest.contains('.') && !tlds::is_one(rest));
         match base {
             "" if labels.is_empty() => Known::Foreign,
-            _ if ours || of_a_service || !base.contains('.') => Known::Missing,
+            _ if ours || of_a_service || of_a_task || !base.contains('.') => Known::Missing,
             _ => Known::Foreign,
         }
     }
@@ -177,6 +179,11 @@ impl Zone {
         };
         Some(Known::Places(port, at))
     }
+}
+
+/// Whether a label has the form of a task's id, as in `web.1.ID`.
+fn is_task_id(label: &str) -> bool {
+    label.len() == 25 && label.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase())
 }
 
 /// The labels in front that begin with an underscore, and the rest.

@@ -1,5 +1,6 @@
 //! Asking upstreams, on loopback.
 
+use std::collections::BTreeSet;
 use std::net::UdpSocket as StdUdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -158,6 +159,75 @@ fn a_client_is_told_before_it_gives_up() {
 }
 
 #[test]
+fn who_asks_the_same_meanwhile_waits_for_the_same_answer() {
+    run(async {
+        let world = Rc::new(upstreams(&[answers]));
+        let packet = query(NAME, 1);
+        let mut clients = JoinSet::new();
+        for _ in 0..20 {
+            let (world, packet) = (Rc::clone(&world), packet.clone());
+            clients.spawn_local(async move { world.ask(&packet).await });
+        }
+        while let Some(reply) = clients.join_next().await {
+            assert_eq!(reply.unwrap(), response(&packet, 60));
+        }
+        assert_eq!(world.counts(), [1]);
+        assert!(world.forwarder.asking.borrow().is_empty());
+        // One that is given up leaves the question to the others.
+        let world = Rc::new(upstreams(&[answers]));
+        let other = world.clone();
+        let first = spawn_local(async move { other.ask(&query(NAME, 1)).await });
+        tokio::task::yield_now().await;
+        first.abort();
+        assert_eq!(world.ask(&packet).await, response(&packet, 60));
+        assert!(world.forwarder.asking.borrow().is_empty());
+    });
+}
+
+#[test]
+fn that_there_is_no_such_name_is_believed_of_the_second_only_after_a_while() {
+    run(async {
+        fn knows_nothing(asked: &[u8]) -> Option<Vec<u8>> {
+            let mut reply = asked.to_vec();
+            (reply[2], reply[3]) = (0x81, 0x83);
+            Some(reply)
+        }
+        let world = upstreams(&[is_silent, knows_nothing]);
+        let began = Instant::now();
+        assert_eq!(world.ask(&query(NAME, 1)).await[3] & 15, 3);
+        let took = began.elapsed();
+        assert!(took >= STAGGER * 2 && took < BUDGET, "{took:?}");
+        // The first says nothing to anybody: it is believed at once, then.
+        let began = Instant::now();
+        assert_eq!(world.ask(&query("other.example", 1)).await[3] & 15, 3);
+        assert!(began.elapsed() < STAGGER);
+    });
+}
+
+#[test]
+fn who_only_does_not_know_one_name_is_not_lame() {
+    run(async {
+        fn is_silent_about_some(asked: &[u8]) -> Option<Vec<u8>> {
+            if asked[HEADER + 1] == b'x' { None } else { Some(response(asked, 60)) }
+        }
+        fn knows_nothing(asked: &[u8]) -> Option<Vec<u8>> {
+            let mut reply = asked.to_vec();
+            (reply[2], reply[3]) = (0x81, 0x83);
+            Some(reply)
+        }
+        let world = Rc::new(upstreams(&[is_silent_about_some, knows_nothing]));
+        let other = world.clone();
+        let stuck = spawn_local(async move { other.ask(&query("xyz.example", 1)).await });
+        tokio::time::sleep(STAGGER / 2).await;
+        assert_eq!(world.ask(&query("a.example", 1)).await[3] & 15, 0);
+        tokio::time::sleep(STAGGER).await;
+        // The second has been asked by now, and the first is still the one that is believed.
+        assert_eq!(world.ask(&query("b.example", 1)).await[3] & 15, 0);
+        assert_eq!(stuck.await.unwrap()[3] & 15, 3);
+    });
+}
+
+#[test]
 fn an_answer_with_another_id_is_none() {
     run(async {
         let world = upstreams(&[is_forged_first, answers]);
@@ -199,7 +269,12 @@ fn what_is_cut_short_is_asked_for_over_a_stream() {
 fn too_much_at_a_time_fails_at_once() {
     run(async {
         let world = upstreams(&[is_silent]);
-        let all = world.forwarder.forwards.try_acquire_many(u32::try_from(FORWARDS_PER_NODE).unwrap()).unwrap();
+        let all = world
+            .forwarder
+            .own
+            .forwards
+            .try_acquire_many(u32::try_from(FORWARDS_PER_NODE / SHARE_OF_OWN).unwrap())
+            .unwrap();
         let began = Instant::now();
         assert_eq!(world.ask(&query(NAME, 1)).await[3] & 15, 2);
         assert!(began.elapsed() < STAGGER);
