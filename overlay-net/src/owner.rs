@@ -40,6 +40,8 @@ mod flows;
 const VXLAN_BYTES: u32 = 50;
 /// Errors that one answer carries; the rest are as likely to be the same.
 const ERRORS_MAX: usize = 32;
+/// What an error of it is said to be about.
+const HOST_TABLE: &str = "table of the host";
 
 /// One request; the answer goes back through its channel.
 pub(crate) enum Request {
@@ -79,6 +81,13 @@ struct TaskTables {
     known: Vec<(Place, Vec<Arc<Table>>)>,
 }
 
+/// What came of setting rules.
+struct Applied {
+    errors: Vec<ObjectError>,
+    /// Whoever is led somewhere is led by these rules.
+    leads: bool,
+}
+
 /// The state of the overlay.
 pub(crate) struct Owner {
     config: Config,
@@ -110,6 +119,13 @@ pub(crate) struct Owner {
     settled: bool,
     /// What failed of it then.
     failing: BTreeSet<String>,
+    /// Tasks whose links an earlier process has made, until they are connected again or gone: what leads their callers is
+    /// not known before. Nothing before the first look.
+    unadopted: Option<BTreeSet<String>>,
+    /// Tasks whose rules could not be set at the last try.
+    stubborn: BTreeSet<String>,
+    /// The revision that rules and names are of, once all of them are.
+    carried_out: u64,
     /// It was said that there are rules that cannot be read.
     legacy_told: bool,
     audit: Audit,
@@ -148,6 +164,9 @@ impl Owner {
             underlay: 0,
             settled: false,
             failing: BTreeSet::new(),
+            unadopted: None,
+            stubborn: BTreeSet::new(),
+            carried_out: 0,
             legacy_told: false,
             audit: Audit::new(Instant::now()),
             flows: Flows::new(Instant::now()),
@@ -207,17 +226,35 @@ impl Owner {
         let wired = self.reconcile(Some(&before));
         let tables = self.apply_tables();
         self.dns.follow(&self.desired, &self.suspects);
+        if tables.leads {
+            self.carried_out = self.desired.revision;
+        }
+        self.acknowledge();
         let mut errors = wired?;
-        errors.extend(tables);
+        errors.extend(tables.errors);
         self.outcome(errors)
+    }
+
+    /// Says how far this host is: nobody is led by anything older than that. Links that could not be made, or a firewall
+    /// that could not be opened, lead nobody anywhere, and hold nothing up.
+    fn acknowledge(&self) {
+        if self.unadopted.as_ref().is_some_and(BTreeSet::is_empty) && self.carried_out == self.desired.revision {
+            let revision = self.carried_out;
+            self.applied.send_if_modified(|applied| std::mem::replace(applied, revision) != revision);
+        }
+    }
+
+    /// A task of an earlier process is connected again, or gone.
+    fn adopted(&mut self, task: &str) {
+        if self.unadopted.as_mut().is_some_and(|unadopted| unadopted.remove(task)) {
+            self.acknowledge();
+        }
     }
 
     /// What is refused holds nothing up: nobody can ever put it in force, and nothing leads to it.
     fn outcome(&self, mut errors: Vec<ObjectError>) -> Result<(), OverlayError> {
         let refused = || self.refused.iter().take(ERRORS_MAX).cloned();
         if errors.is_empty() {
-            let revision = self.desired.revision;
-            self.applied.send_if_modified(|applied| std::mem::replace(applied, revision) != revision);
             return if self.refused.is_empty() { Ok(()) } else { Err(OverlayError::Refused(refused().collect())) };
         }
         errors.truncate(ERRORS_MAX);
@@ -238,6 +275,10 @@ impl Owner {
     fn observe(&mut self) -> Result<Picture, OverlayError> {
         let failed = |source| OverlayError::Start { step: "read the overlay's links", source };
         let picture = self.stage.observe().map_err(failed)?;
+        if self.unadopted.is_none() {
+            let found = picture.ports.values().map(|port| &port.task).filter(|task| !self.tasks.contains_key(*task));
+            self.unadopted = Some(found.cloned().collect());
+        }
         let way_out = picture.ports.values().filter(|port| port.network == names::EGRESS);
         self.way_out = way_out.map(|port| (port.task.clone(), port.address)).collect();
         Ok(picture)
@@ -351,17 +392,29 @@ impl Owner {
     }
 
     /// Changes the tables that are not as they should be.
-    fn apply_tables(&mut self) -> Vec<ObjectError> {
-        let mut errors = Vec::new();
+    fn apply_tables(&mut self) -> Applied {
+        let (mut errors, mut leads, mut stubborn) = (Vec::new(), true, BTreeSet::new());
         let mut transitions = Transitions::default();
         for (id, task) in &mut self.tasks {
             let wanted = self.tables.of(&self.balance, task);
             if let Err(source) = apply_task_tables(wanted, id, task, &mut transitions, &mut self.audit) {
                 errors.push(ObjectError { object: format!("table of task {id}"), source });
+                // A task with the rights to can spoil its own rules for good, which harms itself; it is not to hold up
+                // all others.
+                leads &= self.stubborn.contains(id);
+                stubborn.insert(id.clone());
             }
         }
-        errors.extend(self.apply_host_rules());
-        errors
+        self.stubborn = stubborn;
+        match self.apply_host_table() {
+            Ok(()) => {}
+            Err(source) => {
+                leads = false;
+                errors.push(ObjectError { object: HOST_TABLE.into(), source });
+            }
+        }
+        errors.extend(self.apply_firewalls());
+        Applied { errors, leads }
     }
 
     /// What the host's own table depends on.
@@ -411,13 +464,13 @@ impl Owner {
 
     /// All of ours in the host's nf_tables.
     fn apply_host_rules(&mut self) -> Vec<ObjectError> {
-        let error = |object: &str| {
-            let object = object.to_owned();
-            move |source| ObjectError { object, source }
-        };
-        let table = self.apply_host_table().map_err(error("table of the host"));
-        let firewalls = self.open_firewalls().map_err(error("rules in the firewall of others"));
-        [table, firewalls].into_iter().filter_map(Result::err).collect()
+        let table = self.apply_host_table().map_err(|source| ObjectError { object: HOST_TABLE.into(), source });
+        table.err().into_iter().chain(self.apply_firewalls()).collect()
+    }
+
+    fn apply_firewalls(&mut self) -> Option<ObjectError> {
+        let source = self.open_firewalls().err()?;
+        Some(ObjectError { object: "rules in the firewall of others".into(), source })
     }
 
     fn detach(&mut self, id: &str) -> Result<(), OverlayError> {
@@ -435,6 +488,7 @@ impl Owner {
             errors.push(ObjectError { object: format!("links of task {id}"), source });
         }
         self.way_out.remove(id);
+        self.adopted(id);
         self.flows.stir();
         errors.extend(self.apply_host_rules());
         if errors.is_empty() { Ok(()) } else { Err(OverlayError::Partial(errors)) }
@@ -465,7 +519,7 @@ impl Owner {
         self.flows.stir_at_once(Instant::now());
         self.rebalance();
         self.dns.follow(&self.desired, &self.suspects);
-        let errors = self.apply_tables();
+        let Applied { errors, .. } = self.apply_tables();
         if errors.is_empty() { Ok(()) } else { Err(OverlayError::Partial(errors)) }
     }
 

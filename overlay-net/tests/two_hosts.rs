@@ -188,6 +188,9 @@ fn a_restarted_daemon_adopts_what_is_there() {
     greet(&tasks["app.1"].namespace, web(2), 80).unwrap();
     world.set_desired(1, &for_host(&usual_desired(2), 1));
     assert_eq!(link_names(&world.host(1).namespace), before);
+    // Its tasks still have the rules of before: the host must not say that it is as far.
+    let applied = world.host(1).overlay.applied_revision();
+    assert_eq!(*applied.borrow(), 0);
     // A new task does not get what one that is not adopted yet has.
     let late = world.attach(1, &Task::new("app.3", 23, false), None);
     assert!(late.gateway_address.is_some() && late.gateway_address != attached.gateway_address);
@@ -197,10 +200,12 @@ fn a_restarted_daemon_adopts_what_is_there() {
     let attached = world.attach(1, &tasks["app.1"], Some(attached.sockets));
     assert_eq!(attached.sockets.ports().unwrap(), ports);
     assert_eq!(waiting.join().unwrap().unwrap(), (0, vec![web(2)]));
+    assert_eq!(*applied.borrow(), 0);
     // What is not retained goes, with all of its links.
     world.runtime.block_on(world.host(1).overlay.retain(&["app.1".into()])).unwrap();
     assert_eq!(link_names(&tasks["web.1"].namespace), Vec::<String>::new());
     assert_eq!(link_names(&tasks["app.1"].namespace), ["eth0", "eth1"]);
+    assert_eq!(*applied.borrow(), 2);
     greet(&tasks["app.1"].namespace, web(12), 80).unwrap();
 }
 

@@ -25,7 +25,7 @@ use port::HostPorts;
 pub(crate) use reserved::{own_ports, reserved_port};
 pub(crate) use subnet::{overlapping_hosts, plan_network};
 pub use trouble::Troubles;
-pub(crate) use trouble::ingress_obstacle;
+pub(crate) use trouble::{host_inside, ingress_obstacle};
 
 /// Gives what can be given to all objects that lack something. Idempotent; never fails.
 pub fn reconcile(cx: &mut Cx<'_>, txn: &mut Txn) {

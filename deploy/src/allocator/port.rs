@@ -36,14 +36,9 @@ pub(super) fn given(store: &Store, service: &Service) -> (Vec<PortConfig>, Optio
             // In host mode an open number is chosen for each task, on its host.
             ports.push(port);
         } else if port.published != 0 {
-            match store.published_port_owner(port.protocol(), port.published).filter(|owner| owner.id != service.id) {
+            match holder(store, service, &port) {
                 None => ports.push(port),
-                Some(owner) => {
-                    problem = Some(format!(
-                        "port '{}' is already in use by service '{}' ({}) as an ingress port",
-                        port.published, owner.spec.name, owner.id
-                    ));
-                }
+                Some(holder) => problem = Some(format!("port '{}' is already in use by {holder}", port.published)),
             }
         } else {
             let protocol = port.protocol();
@@ -64,6 +59,20 @@ pub(super) fn given(store: &Store, service: &Service) -> (Vec<PortConfig>, Optio
         }
     }
     (ports, problem)
+}
+
+/// Who has the number that a service wants for the mesh. What a user asks for was checked before; what an update that
+/// failed goes back to may have been given to others meanwhile.
+fn holder(store: &Store, service: &Service, port: &PortConfig) -> Option<String> {
+    let (protocol, number) = (port.protocol(), port.published);
+    if let Some(owner) = store.published_port_owner(protocol, number) {
+        let other = owner.id != service.id;
+        return other.then(|| format!("service '{}' ({}) as an ingress port", owner.spec.name, owner.id));
+    }
+    if store.chosen_port_holder(protocol, number).is_some() || host_mode_uses(store, protocol, number) {
+        return Some("another service as a host-mode port".to_owned());
+    }
+    reserved_ports(store).contains(&(protocol, number)).then(|| "hosts of the cluster themselves".to_owned())
 }
 
 fn is_free(store: &Store, service: &ServiceId, protocol: PortProtocol, port: u32) -> bool {

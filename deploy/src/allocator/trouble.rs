@@ -19,11 +19,16 @@ pub(crate) fn ingress_obstacle(node: &Node, ingress: &Network) -> Option<String>
 /// Why no host at all can have a place on the ingress network: it holds the address of one, whom the others would lose.
 pub(super) fn swallowed_host(store: &Store, ingress: &Network) -> Option<String> {
     let subnet = Subnet::parse(&ingress.allocation.as_ref()?.subnet)?;
+    host_inside(store, &ingress.spec.name, subnet)
+}
+
+/// See [`swallowed_host`]; of a network that may not be there yet.
+pub(crate) fn host_inside(store: &Store, network: &str, subnet: Subnet) -> Option<String> {
     let inside = |node: &&Arc<Node>| {
         parse_ipv4(&node.description.data_path_addr).is_some_and(|address| subnet.contains(address))
     };
     let node = &store.nodes().find(inside)?.description;
-    let (network, addr) = (&ingress.spec.name, &node.data_path_addr);
+    let addr = &node.data_path_addr;
     Some(format!("network {network} ({subnet}) has the address {addr} of node '{}'", node.hostname))
 }
 

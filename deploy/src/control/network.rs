@@ -31,6 +31,12 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Resu
         let kind = if network.spec.ipam.is_empty() { ErrorKind::Exhausted } else { ErrorKind::Invalid };
         return Err(ControlError::new(kind, dry));
     }
+    if network.spec.ingress
+        && let Some(subnet) = network.spec.ipam4().and_then(|ipam| Subnet::parse(&ipam.subnet))
+        && let Some(why) = allocator::host_inside(txn, &network.spec.name, subnet)
+    {
+        return Err(ControlError::new(ErrorKind::Invalid, format!("{why}: hosts would lose the way to each other")));
+    }
     let warnings = overlap_warning(txn, &network).into_iter().collect();
     let id = network.id.clone();
     txn.put_network(network);

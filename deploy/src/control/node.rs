@@ -8,8 +8,8 @@ use super::{
 };
 use crate::allocator;
 use crate::model::{
-    Cluster, DesiredState, ManagerStatus, Node, NodeAvailability, NodeCertificate, NodeId, NodeRole, NodeSpec,
-    NodeState, NodeStatus, RemovedNode, TaskState, Timestamp, is_id,
+    Cluster, DesiredState, ManagerStatus, Node, NodeAvailability, NodeCertificate, NodeDescription, NodeId, NodeRole,
+    NodeSpec, NodeState, NodeStatus, RemovedNode, Subnet, TaskState, Timestamp, is_id, parse_ipv4,
 };
 use crate::store::Txn;
 
@@ -37,6 +37,7 @@ pub(super) fn register(txn: &mut Txn, op: &RegisterNode) -> Result<Reply, Contro
     validate::node_description(&op.description)?;
     validate::text("Addr", &op.addr, 256)?;
     refuse_published_ports(txn, op)?;
+    refuse_ingress_address(txn, &op.description)?;
     if role == NodeRole::Manager {
         refuse_old_release(&cluster, op.description.feature_level)?;
     }
@@ -63,6 +64,21 @@ pub(super) fn register(txn: &mut Txn, op: &RegisterNode) -> Result<Reply, Contro
         ..Node::default()
     });
     Ok(named(&op.node_id))
+}
+
+/// A host with an address of the ingress network's would be lost to the others, or the network to all of them. One whose
+/// address changes to that later has the network taken down (see `allocator::trouble`).
+fn refuse_ingress_address(txn: &Txn, description: &NodeDescription) -> Result<(), ControlError> {
+    let Some(ingress) = txn.ingress_network() else { return Ok(()) };
+    let Some(subnet) = ingress.allocation.as_ref().and_then(|it| Subnet::parse(&it.subnet)) else { return Ok(()) };
+    match parse_ipv4(&description.data_path_addr).filter(|address| subnet.contains(*address)) {
+        None => Ok(()),
+        Some(_) => Err(precondition(format!(
+            "this host's address {} is one of network {} ({subnet}), which carries published ports: join with another \
+             --data-path-addr, or replace that network by one with another subnet first",
+            description.data_path_addr, ingress.spec.name
+        ))),
+    }
 }
 
 /// A host that listens at a port of the mesh would not be reached there. It can join with another port; one that comes

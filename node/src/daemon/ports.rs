@@ -4,7 +4,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-use nix::sys::socket::{Backlog, listen};
+use nix::sys::socket::{self, Backlog};
 
 use crate::engine::EngineError;
 
@@ -34,7 +34,7 @@ impl Ports {
             listen.parse().map_err(|_| EngineError::Invalid(format!("{listen:?} is not an address to listen at")))?;
         let tcp = TcpListener::bind(addr).map_err(|e| taken("TCP", e))?;
         // Once more, with a longer queue than the library's 128.
-        let queue = Backlog::new(QUEUE).and_then(|queue| listen(&tcp, queue)).map_err(io::Error::from);
+        let queue = Backlog::new(QUEUE).and_then(|queue| socket::listen(&tcp, queue)).map_err(io::Error::from);
         queue.and_then(|()| tcp.set_nonblocking(true)).map_err(|e| taken("TCP", e))?;
         let udp = UdpSocket::bind(addr).map_err(|e| taken("UDP", e))?;
         udp.set_nonblocking(true).map_err(|e| taken("UDP", e))?;

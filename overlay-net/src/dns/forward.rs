@@ -46,6 +46,9 @@ const UPSTREAMS_MAX: usize = 256;
 /// The longest datagram that is read; we ask for less than a third of it.
 const DATAGRAM_MAX: usize = 4096;
 
+/// The answer that somebody waits for; nothing if nobody gives one.
+type Asking = Rc<OnceCell<Option<Answer>>>;
+
 /// What the node knows of upstreams. Shared by the resolver's tasks, which all run on one thread.
 #[derive(Debug)]
 pub(crate) struct Forwarder {
@@ -54,7 +57,7 @@ pub(crate) struct Forwarder {
     upstreams: RefCell<BTreeMap<IpAddr, Seen>>,
     /// Questions that are being asked: who asks the same meanwhile waits for the same answer. Were each asked by itself,
     /// somebody who forges answers would have as many guesses.
-    asking: RefCell<BTreeMap<Vec<u8>, Rc<OnceCell<Option<Answer>>>>>,
+    asking: RefCell<BTreeMap<Vec<u8>, Asking>>,
     /// For the host's upstreams.
     shared: Bounds,
     /// For those of tasks that have their own.

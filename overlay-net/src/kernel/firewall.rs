@@ -119,9 +119,11 @@ impl Firewall {
         }
         self.settled = None;
         let (mut done, mut open) = (Vec::new(), BTreeSet::new());
-        let mut batch = Batch::default();
+        let (mut changed, mut failed) = (false, None);
         let ours = wanted(links);
         for (chain, drops) in self.forward_chains()? {
+            // Each by itself: that one takes no rules of ours, or is gone by now, is no reason to leave out the others.
+            let mut batch = Batch::default();
             let mut placed = self.placed(&chain)?;
             let (mut added, mut again) = (false, false);
             for (text, wanted) in ours.iter().filter(|_| drops) {
@@ -142,18 +144,23 @@ impl Firewall {
                 m.put(RULE_HANDLE, &old.handle);
                 batch.push(format!("old rule {:?} of chain {}", old.comment, chain_name(&chain)), m);
             }
-            if added {
-                done.push(Opened { chain: chain_name(&chain), again });
+            if batch.messages().next().is_none() {
+                continue;
+            }
+            changed = true;
+            match batch.send(&mut self.tables.socket) {
+                Ok(()) if added => done.push(Opened { chain: chain_name(&chain), again }),
+                Ok(()) => {}
+                Err(error) => failed = Some(error),
             }
         }
-        if batch.messages().next().is_none() {
+        if !changed {
             self.settled = Some((generation, links.to_vec()));
         }
-        batch.send(&mut self.tables.socket)?;
         // A chain that is gone for now, as during a restart of its owner, is remembered: that it comes back without our
         // rules is no news of the same kind as a new one.
         self.opened.extend(open);
-        Ok(done)
+        failed.map_or(Ok(done), Err)
     }
 
     /// What of others' rules drops what these links forward, as far as that can be said of a rule by itself: a policy

@@ -330,6 +330,7 @@ impl Socket {
             datagram.extend_from_slice(&message.bytes);
         }
         self.send(&datagram)?;
+        let count = self.sequence.wrapping_sub(first);
         let mut replies = Vec::new();
         loop {
             match self.receive(MsgFlags::MSG_DONTWAIT, &mut replies) {
@@ -339,7 +340,10 @@ impl Socket {
             }
         }
         for reply in replies {
-            if reply.kind == NLMSG_ERROR
+            // Not the late answer to something that was given up.
+            let ours = reply.sequence.wrapping_sub(first) <= count;
+            if ours
+                && reply.kind == NLMSG_ERROR
                 && let Some(error) = errno(&reply.body)
             {
                 let place = describe(reply.sequence.wrapping_sub(first) as usize);

@@ -183,6 +183,7 @@ impl Owner {
         apply_task_tables(wanted, &id, &mut task, &mut Transitions::default(), &mut self.audit)
             .map_err(failed("set the task's virtual addresses"))?;
         self.tasks.insert(id.clone(), task);
+        self.adopted(&id);
         match egress {
             Some(address) => self.way_out.insert(id.clone(), address.addr()),
             None => self.way_out.remove(&id),
@@ -253,11 +254,14 @@ impl Owner {
         };
         let subnet = host.trunc();
         let mut ports = observed.ports.values().filter(|port| port.network == names::EGRESS);
-        if let Some(own) = ports.clone().find(|port| port.task == task && subnet.contains(&port.address)) {
+        if let Some(own) = ports.find(|port| port.task == task && subnet.contains(&port.address)) {
             return Ok(Ipv4Net::new(own.address, subnet.prefix_len()).expect("a subnet's own prefix"));
         }
-        let taken = ports.by_ref().map(|port| port.address);
-        choose_address(subnet, taken)
+        // Also that of a task whose link somebody has just taken away: it gets the same one back.
+        let linked = observed.ports.values().filter(|port| port.network == names::EGRESS).map(|port| port.address);
+        let held = self.tasks.values().flat_map(|task| &task.inside.interfaces);
+        let held = held.filter(|interface| interface.network == names::EGRESS).map(|i| i.address.addr());
+        choose_address(subnet, linked.chain(held))
             .ok_or_else(|| failed(io::Error::new(io::ErrorKind::AddrNotAvailable, "all addresses are taken")))
     }
 }

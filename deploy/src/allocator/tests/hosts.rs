@@ -3,7 +3,7 @@
 use super::{network, subnet};
 use crate::allocator::Troubles;
 use crate::control::fixture::{World, init};
-use crate::control::{CreateNetwork, NodeSession, Op};
+use crate::control::{CreateNetwork, NodeSession, Op, RegisterNode, RemoveNetwork};
 use crate::model::*;
 
 fn strings(texts: &[&str]) -> Vec<String> {
@@ -101,6 +101,35 @@ fn nobody_has_a_place_on_an_ingress_network_that_holds_a_host() {
         let said = troubles(&world, id);
         assert!(said.len() == 1 && said[0].contains("10.0.0.77") && said[0].contains("'host-1'"), "{said:?}");
     }
+}
+
+#[test]
+fn neither_a_host_nor_an_ingress_network_comes_into_the_others_way() {
+    let mut world = World::new();
+    let description = NodeDescription { data_path_addr: "10.0.0.77".into(), ..description(&[], &[], "") };
+    let register = RegisterNode { node_id: NodeId::from(5), description, ..RegisterNode::default() };
+    let error = world.run(Op::RegisterNode(Box::new(register))).expect_err("refused");
+    assert!(
+        error.message.contains("10.0.0.77") && error.message.contains("ingress (10.0.0.0/24)"),
+        "{}",
+        error.message
+    );
+    let node = world.join(1);
+    session(&mut world, &node, NodeDescription { data_path_addr: "10.7.0.1".into(), ..NodeDescription::default() });
+    let old = world.store.ingress_network().expect("one").id.clone();
+    world.run(Op::RemoveNetwork(RemoveNetwork { id: old })).expect("removed");
+    let ingress = |world: &mut World, addresses: &str| {
+        let ipam = subnet(addresses).into_iter().collect();
+        let spec = NetworkSpec { name: "mesh".into(), ingress: true, ipam, ..NetworkSpec::default() };
+        world.run(Op::CreateNetwork(Box::new(CreateNetwork { spec }))).map_err(|error| error.message)
+    };
+    let refused = ingress(&mut world, "10.7.0.0/16").expect_err("refused");
+    assert!(refused.contains("10.7.0.1"), "{refused}");
+    for special in ["127.0.0.0/16", "224.0.0.0/8", "0.0.0.0/8", "169.254.0.0/16", "169.254.83.0/24"] {
+        let refused = ingress(&mut world, special).expect_err("refused");
+        assert!(refused.contains("another meaning"), "{special}: {refused}");
+    }
+    ingress(&mut world, "10.8.0.0/16").expect("made");
 }
 
 #[test]

@@ -148,3 +148,25 @@ fn a_host_that_comes_later_listens_elsewhere_or_keeps_its_port_to_itself() {
     let update = UpdateService { id: service, version: current.meta.version, spec, rollback: false };
     world.run(Op::UpdateService(Box::new(update))).expect("updated");
 }
+
+#[test]
+fn an_update_that_is_rolled_back_takes_no_port_from_others() {
+    let mut world = World::new();
+    let node = world.join(1);
+    let service = world.create(publish(web("web"), 30000, PublishMode::Ingress)).expect("made");
+    let update = |world: &mut World, spec: ServiceSpec, rollback: bool| {
+        let version = world.service(&service).meta.version;
+        let update = UpdateService { id: service.clone(), version, spec, rollback };
+        world.run(Op::UpdateService(Box::new(update)))
+    };
+    update(&mut world, web("web"), false).expect("updated");
+    let other = world.create(publish(web("other"), 0, PublishMode::Host)).expect("made");
+    let task = world.place(&other, &node);
+    assert_eq!(ports_of(&world, &task), [30000]);
+    // As an update that fails does it, whom nobody asks.
+    let mut back = world.service(&service);
+    assert!(back.roll_back(Timestamp::from_millis(1), "it failed"));
+    let (ports, problem) = super::super::port::given(&world.store, &back);
+    assert_eq!(ports, []);
+    assert_eq!(problem.as_deref(), Some("port '30000' is already in use by another service as a host-mode port"));
+}

@@ -215,6 +215,12 @@ fn ipam(config: &crate::model::IpamConfig) -> Result<(), ControlError> {
     if !(8..=29).contains(&subnet.prefix()) {
         return Err(invalid(format!("invalid subnet {subnet}: between 8 and 29 bits")));
     }
+    // This network, loopback, one link (our own way back to clients is there), groups and what is reserved.
+    let special = [([0, 0, 0, 0], 8), ([127, 0, 0, 0], 8), ([169, 254, 0, 0], 16), ([224, 0, 0, 0], 3)];
+    let special = special.map(|(first, prefix)| Subnet::containing(u32::from_be_bytes(first), prefix));
+    if special.into_iter().flatten().any(|special| special.overlaps(subnet)) {
+        return Err(invalid(format!("invalid subnet {subnet}: these addresses have another meaning")));
+    }
     let inside = |address: u32| address > subnet.first() && address < subnet.last();
     if !config.gateway.is_empty() && !parse_ipv4(&config.gateway).is_some_and(inside) {
         return Err(invalid(format!("invalid gateway {:?}: not in subnet {subnet}", shorten(&config.gateway))));
