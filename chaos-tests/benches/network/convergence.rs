@@ -17,11 +17,9 @@ use chaos_tests::bench::{self, Report, Samples};
 use chaos_tests::hosts::{Api, Binaries, Client, Cluster, SOON};
 use tokio::task::JoinSet;
 
-use crate::Options;
 use crate::service::{on_network, one_task, virtual_address};
+use crate::{MANAGERS, Options};
 
-const MANAGERS: usize = 3;
-const HOSTS: usize = 5;
 /// Where the service is published.
 const DOOR: u16 = 8080;
 /// Each task's resolver.
@@ -141,7 +139,7 @@ async fn noted(api: &Api) -> Result<SystemTime> {
 }
 
 pub(crate) async fn measure(binaries: &Binaries, options: &Options, report: &mut Report) -> Result<()> {
-    let cluster = Cluster::start(binaries, MANAGERS, HOSTS - MANAGERS).await?;
+    let cluster = Cluster::start(binaries, MANAGERS, options.hosts - MANAGERS).await?;
     let api = cluster.api(0);
     let network = api.create_overlay("net").await?;
     api.create_service(&on_network("web", 0).publish(DOOR, 80).build()).await?;
@@ -177,7 +175,7 @@ pub(crate) async fn measure(binaries: &Binaries, options: &Options, report: &mut
     let met = everywhere.percentile(99) <= Duration::from_millis(250);
     let told = millis(&everywhere);
     report.target(
-        "task Running → answers through VIP, DNS and mesh from all of 5 hosts",
+        &format!("task Running → answers through VIP, DNS and mesh from all of {} hosts", options.hosts),
         "p99 ≤ 250 ms",
         told,
         "-",

@@ -8,19 +8,18 @@ use chaos_tests::hosts::{Api, Binaries, Cluster, Freshness};
 use chaos_tests::peers::{self, Rig, Swarm, until};
 
 use crate::service::{NETWORK, on_network};
+use crate::{MANAGERS, Options};
 
-const MANAGERS: usize = 3;
-const HOSTS: usize = 5;
 const TASKS: usize = 50;
 /// Runs of each system.
 const RUNS: usize = 3;
 /// After what was there before has gone.
 const CALM: Duration = Duration::from_secs(1);
 
-pub(crate) async fn measure(binaries: &Binaries, report: &mut Report) -> Result<()> {
-    let cluster = Cluster::start(binaries, MANAGERS, HOSTS - MANAGERS).await?;
-    let swarm = docker(binaries).await;
-    let ours: Vec<Api> = (0..HOSTS).map(|index| cluster.api(index)).collect();
+pub(crate) async fn measure(binaries: &Binaries, options: &Options, report: &mut Report) -> Result<()> {
+    let cluster = Cluster::start(binaries, MANAGERS, options.hosts - MANAGERS).await?;
+    let swarm = docker(binaries, options.hosts).await;
+    let ours: Vec<Api> = (0..options.hosts).map(|index| cluster.api(index)).collect();
     ours[0].create_overlay(NETWORK).await?;
     let (mut shoal, mut peer) = (Samples::default(), Samples::default());
     for run in 0..RUNS {
@@ -28,7 +27,7 @@ pub(crate) async fn measure(binaries: &Binaries, report: &mut Report) -> Result<
         bench::say(format_args!("service of {TASKS}, run {run}: shoal {:.2} s", took.as_secs_f64()));
         shoal.push(took);
         if let Ok(swarm) = &swarm {
-            let apis: Vec<Api> = (0..HOSTS).map(|index| swarm.api(index)).collect();
+            let apis: Vec<Api> = (0..options.hosts).map(|index| swarm.api(index)).collect();
             let took = fifty(&apis).await.context("Docker Swarm")?;
             bench::say(format_args!("service of {TASKS}, run {run}: swarm {:.2} s", took.as_secs_f64()));
             peer.push(took);
@@ -39,18 +38,19 @@ pub(crate) async fn measure(binaries: &Binaries, report: &mut Report) -> Result<
         Err(error) => format!("{error:#}"),
     };
     let met = shoal.percentile(50) <= Duration::from_millis(1500);
-    report.target("a service of 50 on an overlay network → all Running, 5 hosts", "≤ 1.5 s", &shoal, told, met);
+    let what = format!("a service of 50 on an overlay network → all Running, {} hosts", options.hosts);
+    report.target(&what, "≤ 1.5 s", &shoal, told, met);
     if let Ok(swarm) = swarm {
         swarm.clean_up()?;
     }
     cluster.clean_up()
 }
 
-async fn docker(binaries: &Binaries) -> Result<Swarm> {
+async fn docker(binaries: &Binaries, hosts: usize) -> Result<Swarm> {
     if let Some(missing) = peers::missing() {
         anyhow::bail!("Docker is not installed ({missing})");
     }
-    let swarm = Swarm::unformed(HOSTS).await?;
+    let swarm = Swarm::unformed(hosts).await?;
     peers::form(&swarm, MANAGERS).await?;
     peers::load_images(&swarm, &binaries.whoami).await?;
     swarm.api(0).create_overlay(NETWORK).await?;

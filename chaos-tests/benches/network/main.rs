@@ -33,6 +33,7 @@ cargo bench -p chaos-tests --bench network -- [OPTIONS]
                           rolling      updates and changes of scale under load
                           endpoints    1 000 services, 5 000 endpoints (runs the benchmark of that name, by cargo)
                       all of them when none is named
+  --hosts N           of fifty, convergence and rolling, three of them managers (default 5; 4 at least)
   --rounds N          of lines whose ways take turns (default 10)
   --seconds S         of one stream of iperf3 (default 2)
   --samples N         of convergence (default 100)
@@ -44,6 +45,9 @@ All of it takes about half an hour; each line by itself, rolling apart, one to f
 
 Needs root; iperf3, iproute2 and nsenter for throughput; dockerd, containerd and runc for the peer.
 The exit code is 1 when a target was missed or could not be measured.";
+
+/// Managers of clusters of [`Options::hosts`].
+const MANAGERS: usize = 3;
 
 /// Something that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +84,7 @@ impl Line {
 #[derive(Debug, Clone)]
 struct Options {
     only: Vec<Line>,
+    hosts: usize,
     rounds: usize,
     /// One stream of iperf3 takes so long.
     stream: Duration,
@@ -98,6 +103,12 @@ fn main() -> ExitCode {
                     options.only.push(Line::named(name)?);
                 }
             }
+            "--hosts" => {
+                options.hosts = argument.count()?;
+                if options.hosts <= MANAGERS {
+                    return Err(format!("--hosts {}: too few", options.hosts));
+                }
+            }
             "--rounds" => options.rounds = argument.count()?,
             "--seconds" => options.stream = Duration::from_secs(argument.count()? as u64),
             "--samples" => options.samples = argument.count()?,
@@ -109,6 +120,7 @@ fn main() -> ExitCode {
     };
     let defaults = Options {
         only: Vec::new(),
+        hosts: 5,
         rounds: 10,
         stream: Duration::from_secs(2),
         samples: 100,
@@ -134,7 +146,7 @@ async fn measure(options: &Options) -> Result<Report> {
             Line::Throughput => throughput::measure(&binaries, options, &mut report).await,
             Line::Vip => paths::vip(&binaries, options, &mut report).await,
             Line::Mesh => paths::mesh(&binaries, options, &mut report).await,
-            Line::Fifty => fifty::measure(&binaries, &mut report).await,
+            Line::Fifty => fifty::measure(&binaries, options, &mut report).await,
             Line::Convergence => convergence::measure(&binaries, options, &mut report).await,
             Line::DeadHost => others::dead_host(&binaries, &mut report).await,
             Line::Rolling => rolling::measure(&binaries, options, &mut report).await,

@@ -1,7 +1,7 @@
 //! Updates and changes of scale under load, throughout: nobody may notice.
 //!
 //! Half of the clients ask through the virtual address, from tasks on two hosts, the others through the published port of
-//! each of five hosts, from outside. A request that was not answered with 200, a connection that was refused or that ended
+//! each host, from outside. A request that was not answered with 200, a connection that was refused or that ended
 //! without a word is a failure.
 
 use std::net::SocketAddr;
@@ -12,11 +12,9 @@ use chaos_tests::bench::clients::{Clients, Kind};
 use chaos_tests::bench::{self, Report};
 use chaos_tests::hosts::{Api, Binaries, Client, Cluster, SOON, graceful, update};
 
-use crate::Options;
 use crate::service::{on_network, one_task, virtual_address};
+use crate::{MANAGERS, Options};
 
-const MANAGERS: usize = 3;
-const HOSTS: usize = 5;
 const REPLICAS: u64 = 10;
 /// Where the service is published.
 const DOOR: u16 = 8080;
@@ -29,7 +27,7 @@ const NEW: (u32, Duration) = (40, Duration::from_millis(180));
 const SHOWN: usize = 20;
 
 pub(crate) async fn measure(binaries: &Binaries, options: &Options, report: &mut Report) -> Result<()> {
-    let cluster = Cluster::start(binaries, MANAGERS, HOSTS - MANAGERS).await?;
+    let cluster = Cluster::start(binaries, MANAGERS, options.hosts - MANAGERS).await?;
     let api = cluster.api(0);
     let network = api.create_overlay("net").await?;
     api.create_service(&graceful(on_network("web", REPLICAS).publish(DOOR, 80))).await?;
@@ -38,7 +36,7 @@ pub(crate) async fn measure(binaries: &Binaries, options: &Options, report: &mut
     // Where clients stand, and whom they ask.
     let vip = SocketAddr::new(virtual_address(&api, "web", &network).await?, 80);
     let mut places = Vec::new();
-    for index in [1, HOSTS - 1] {
+    for index in [1, options.hosts - 1] {
         let probe = one_task(&api, on_network(&format!("probe-{index}"), 1), cluster.host(index).name()).await?;
         places.push((Client::beside(probe.pid)?, vip));
     }
@@ -53,7 +51,7 @@ pub(crate) async fn measure(binaries: &Binaries, options: &Options, report: &mut
     for (number, (place, door)) in (0..).zip(&places) {
         let sharing = 2 * if number < inside { inside } else { outside };
         for (kind, (count, pace)) in [(Kind::Kept, KEPT), (Kind::New, NEW)] {
-            threads.extend(clients.start(place, *door, kind, count / sharing, pace)?);
+            threads.extend(clients.start(place, *door, kind, (count / sharing).max(1), pace)?);
         }
     }
     let changed = changes(&api, &clients, Duration::from_secs(60 * options.minutes)).await;

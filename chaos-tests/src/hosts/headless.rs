@@ -18,6 +18,9 @@ const LOOK: Duration = Duration::from_millis(20);
 const ROUND: Duration = Duration::from_secs(1);
 /// A request to a task that asks another one takes so long at the most.
 const ANSWER: Duration = Duration::from_secs(4);
+/// A request that took longer went astray at first: a lost first packet is sent again after a second, and then led to somebody
+/// else.
+const ASTRAY: Duration = Duration::from_millis(950);
 /// Requests in a row that must succeed before a dead host counts as dropped: by chance, none of them would meet it.
 const IN_A_ROW: usize = 30;
 /// Requests of one host that are under way: as many as are begun while one of them goes astray, and more.
@@ -36,8 +39,8 @@ pub struct Seen {
     pub headless: Duration,
     /// From a task's end to its next attempt's process.
     pub restarted: Duration,
-    /// From a host's death to the beginning of the last request that failed, by any of the living hosts; zero if none
-    /// did. A request that goes astray takes seconds to fail, and others are made meanwhile.
+    /// From a host's death to the beginning of the last request that failed or was led there at first, by any of the living
+    /// hosts; zero if none was. A request that goes astray takes seconds to fail, and others are made meanwhile.
     pub dropped: Duration,
     /// The same of another host that dies when there are managers again.
     pub dropped_led: Duration,
@@ -107,12 +110,7 @@ pub async fn survive(cluster: &Cluster, managers: usize, headless: Duration) -> 
     ensure!(kept == others(&before), "other tasks were touched: {kept} of {} are left", others(&before));
 
     // A host dies.
-    let dead = Instant::now();
-    cluster.host(*dying).power_off()?;
-    let asked = living.iter().map(|host| last_failure(cluster, &client, *host));
-    let failures = try_join_all(asked).await.context("after the death of a host")?;
-    let dropped =
-        failures.into_iter().flatten().max().map_or(Duration::ZERO, |last| last.saturating_duration_since(dead));
+    let dropped = death(cluster, &client, living, *dying).await.context("after the death of a host")?;
 
     // The rest of the time.
     let running = processes(cluster, living);
@@ -145,11 +143,20 @@ pub async fn survive(cluster: &Cluster, managers: usize, headless: Duration) -> 
         wait_answers(cluster, &client, *host, IN_A_ROW).await.context("with managers again")?;
     }
     let [asking, .., next] = living else { unreachable!("two workers are left") };
-    let dead = Instant::now();
-    cluster.host(*next).power_off()?;
-    let failed = last_failure(cluster, &client, *asking).await.context("after a death under managers")?;
-    let dropped_led = failed.map_or(Duration::ZERO, |last| last.saturating_duration_since(dead));
+    let dropped_led = death(cluster, &client, &[*asking], *next).await.context("after a death under managers")?;
     Ok(Seen { headless: without, restarted, dropped, dropped_led, requests, whole_again })
+}
+
+/// Lets a host die, and lets others ask from that moment on; answers how long after it the last request was begun that
+/// went astray.
+async fn death(cluster: &Cluster, client: &Client, living: &[usize], dying: usize) -> Result<Duration> {
+    let dead = Instant::now();
+    // To the others it is dead without its cable. Killing what it runs takes a while, in which nobody would be asked.
+    cluster.host(dying).link_down()?;
+    let failures = try_join_all(living.iter().map(|host| last_failure(cluster, client, *host))).await;
+    cluster.host(dying).power_off()?;
+    let last = failures?.into_iter().flatten().max();
+    Ok(last.map_or(Duration::ZERO, |last| last.saturating_duration_since(dead)))
 }
 
 /// The tasks of living hosts are those from before, the one that ended with another container.
@@ -181,7 +188,7 @@ async fn ask(cluster: &Cluster, client: &Client, host: usize) -> Result<()> {
 }
 
 /// Asks again and again, without waiting for answers, until so many requests in a row were answered; answers when the
-/// last one that failed was begun.
+/// last one that went astray was begun.
 async fn last_failure(cluster: &Cluster, client: &Client, host: usize) -> Result<Option<Instant>> {
     let began = Instant::now();
     let (mut asked, mut good, mut failed) = (FuturesOrdered::new(), 0, None);
@@ -190,7 +197,12 @@ async fn last_failure(cluster: &Cluster, client: &Client, host: usize) -> Result
     while good < IN_A_ROW {
         tokio::select! {
             Some((at, answer)) = asked.next() => match answer {
-                Ok(()) => good += 1,
+                Ok(took) if took < ASTRAY => good += 1,
+                Ok(took) => {
+                    (good, failed) = (0, Some(at));
+                    let name = cluster.host(host).name();
+                    ensure!(began.elapsed() < SOON, "{name} still reaches the service only after {took:?}");
+                }
                 Err(error) => {
                     (good, failed) = (0, Some(at));
                     let name = cluster.host(host).name();
@@ -199,7 +211,7 @@ async fn last_failure(cluster: &Cluster, client: &Client, host: usize) -> Result
             },
             _ = pace.tick(), if asked.len() < UNANSWERED => {
                 let at = Instant::now();
-                asked.push_back(async move { (at, ask(cluster, client, host).await) });
+                asked.push_back(async move { (at, ask(cluster, client, host).await.map(|()| at.elapsed())) });
             }
         }
     }
