@@ -135,6 +135,9 @@ impl Swim {
             }
             Exchange::Want(wanted) => {
                 let most = self.exchanges.budget.take(ENTRIES, self.io.now);
+                if most == 0 {
+                    return Ok(());
+                }
                 let table = self.foca.iter_membership_state();
                 let view = &self.view;
                 let table = table.filter(|member| !view.is_forgotten(member.id().node_id()));

@@ -47,11 +47,10 @@ impl View {
         if peer.left || self.is_forgotten(peer.node_id()) {
             return;
         }
-        let identity = Identity::clone(&peer.identity);
-        let member = Member { identity: identity.clone(), alive: true, suspect: false, since: now };
+        let member = Member { identity: Arc::clone(&peer.identity), alive: true, suspect: false, since: now };
         self.suspects.remove(peer.node_id());
-        Arc::make_mut(&mut self.members).insert(identity.node_id.clone(), member);
-        self.events.push_back(Event::Up(identity));
+        Arc::make_mut(&mut self.members).insert(peer.node_id().to_owned(), member);
+        self.events.push_back(Event::Up(Identity::clone(&peer.identity)));
     }
 
     pub(super) fn down(&mut self, peer: &PeerId, now: Instant) {
@@ -63,9 +62,9 @@ impl View {
             return;
         }
         if let Some(member) = Arc::make_mut(&mut self.members).get_mut(peer.node_id()) {
-            *member = Member { identity: Identity::clone(&peer.identity), alive: false, suspect: false, since: now };
+            *member = Member { identity: Arc::clone(&peer.identity), alive: false, suspect: false, since: now };
             self.told.deaths += 1;
-            self.events.push_back(Event::Down(member.identity.clone()));
+            self.events.push_back(Event::Down(Identity::clone(&peer.identity)));
         }
     }
 
@@ -78,12 +77,12 @@ impl View {
             return;
         }
         let Some(member) = Arc::make_mut(&mut self.members).get_mut(peer.node_id()) else { return };
-        if member.identity == *peer.identity {
+        if member.identity == peer.identity {
             return;
         }
-        member.identity = Identity::clone(&peer.identity);
+        member.identity = Arc::clone(&peer.identity);
         if member.alive {
-            self.events.push_back(Event::Renewed(member.identity.clone()));
+            self.events.push_back(Event::Renewed(Identity::clone(&peer.identity)));
         }
     }
 
@@ -105,14 +104,14 @@ impl View {
             if let Some(member) = members.get_mut(node_id).filter(|member| member.alive) {
                 member.suspect = true;
                 self.told.suspicions += 1;
-                self.events.push_back(Event::Suspect(member.identity.clone()));
+                self.events.push_back(Event::Suspect(Identity::clone(&member.identity)));
             }
         }
         for node_id in self.suspects.difference(&current) {
             if let Some(member) = members.get_mut(node_id).filter(|member| member.alive) {
                 member.suspect = false;
                 self.told.refutations += 1;
-                self.events.push_back(Event::Alive(member.identity.clone()));
+                self.events.push_back(Event::Alive(Identity::clone(&member.identity)));
             }
         }
         self.suspects = current;

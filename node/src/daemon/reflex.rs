@@ -254,7 +254,7 @@ mod tests {
             let node_id = format!("n{number}");
             let addr = format!("{}:2377", ip(number)).parse().unwrap();
             let identity = Identity { node_id: node_id.clone(), addr, generation };
-            self.members.insert(node_id, Member { identity, alive, suspect, since: at(0) });
+            self.members.insert(node_id, Member { identity: identity.into(), alive, suspect, since: at(0) });
         }
 
         fn look(&mut self, ms: u64) {
