@@ -14,6 +14,7 @@
 //! Integers are big-endian, `generation` and `bump` LEB128. Everything read here was authenticated already, and is
 //! nevertheless checked: ids and addresses keep [`Identity::validate`]'s bounds.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytes::{Buf, BufMut};
@@ -188,6 +189,17 @@ pub(crate) fn write_entries<'a>(
         packet[count_at..count_at + 2].copy_from_slice(&count.to_be_bytes());
     }
     Ok(packets.into_iter().map(|(_, packet)| packet).collect())
+}
+
+/// A packet that this process built, without the deaths of these lives ([`PeerId::life_hash`]). `None` if it tells of none.
+pub(crate) fn without_deaths(packet: &[u8], lives: &BTreeSet<u64>) -> Option<Vec<u8>> {
+    if lives.is_empty() {
+        return None;
+    }
+    let mut read = Packet::read(packet).ok()?;
+    let count = read.members.len();
+    read.members.retain(|member| member.state() != State::Down || !lives.contains(&member.id().life_hash()));
+    if read.members.len() == count { None } else { read.write().ok() }
 }
 
 /// The node and its boot generation that a packet says it comes from, without reading the rest.
@@ -509,6 +521,18 @@ mod tests {
         }
         let wanted = Wanted([0x80; 32]);
         assert!(wanted.contains(7) && !wanted.contains(8) && wanted.contains(255));
+    }
+
+    #[test]
+    fn deaths_can_be_left_out() {
+        let packet = sample();
+        let bytes = packet.write().unwrap();
+        let dead = packet.members[1].id().life_hash();
+        let suspect = packet.members[0].id().life_hash();
+        assert_eq!(without_deaths(&bytes, &BTreeSet::new()), None);
+        assert_eq!(without_deaths(&bytes, &BTreeSet::from([suspect])), None);
+        let muted = without_deaths(&bytes, &BTreeSet::from([dead])).unwrap();
+        assert_eq!(Packet::read(&muted).unwrap().members, packet.members[..1]);
     }
 
     #[test]

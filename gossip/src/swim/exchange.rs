@@ -25,6 +25,10 @@ const DOUBTS: usize = 4;
 /// first: what is behind them would be told too late to be news. Exchanges spread it anyhow.
 const CROWDED: usize = 128;
 
+/// How long a node that was away keeps the deaths to itself that it saw then: until foca has forgotten to tell of them,
+/// which takes this long for a thousand.
+const MUTED: Duration = Duration::from_secs(30);
+
 /// What is kept from one packet to the next.
 #[derive(Debug, Default)]
 pub(super) struct Exchanges {
@@ -201,19 +205,43 @@ impl Swim {
 
     /// Suspects members that another host holds dead, and tells them. Who does not refute it in the usual time is dead.
     fn doubt(&mut self, suspects: Vec<Member<PeerId>>) {
-        let until = self.io.now + self.health.suspicion(self.timing.suspect);
         for suspect in suspects {
             let (peer, incarnation) = (suspect.id().clone(), suspect.incarnation());
             self.apply(vec![suspect], true);
             self.warn(peer.clone(), incarnation, WARNINGS - 1);
-            self.io.timers.push(until, Task::Doubt { suspect: peer, incarnation });
+            self.plan_doubt(peer, incarnation, WARNINGS - 1);
         }
     }
 
-    /// The time of a doubt is over.
-    pub(super) fn end_doubt(&mut self, suspect: PeerId, incarnation: u16) {
-        if self.leave == Leave::No && self.is_suspect(&suspect, incarnation) {
-            self.apply(vec![Member::new(suspect, incarnation, State::Down)], true);
+    fn plan_doubt(&mut self, suspect: PeerId, incarnation: u16, again: u8) {
+        let wait = self.health.suspicion(self.timing.suspect) / u32::from(WARNINGS);
+        self.io.timers.push(self.io.now + wait, Task::Doubt { suspect, incarnation, again });
+    }
+
+    /// A quarter of the time that a suspect has is over. What was said to him by his name may have been said to a life
+    /// that he has left behind, so he is asked who he is now.
+    pub(super) fn go_on_doubting(&mut self, suspect: PeerId, incarnation: u16, again: u8) {
+        if self.leave != Leave::No || !self.is_suspect(&suspect, incarnation) {
+            return;
+        }
+        if again == 0 {
+            return self.apply(vec![Member::new(suspect, incarnation, State::Down)], true);
+        }
+        let result = self.foca.announce(PeerId::anyone_at(suspect.identity.addr), &mut self.io);
+        self.note_failure(result);
+        self.plan_doubt(suspect, incarnation, again - 1);
+    }
+
+    /// This node was away, as the others know. The deaths that it saw meanwhile are none, mostly, and not to be passed on.
+    pub(super) fn mute_deaths(&mut self) {
+        let dead =
+            self.foca.iter_membership_state().filter(|member| member.state() == State::Down && !member.id().left);
+        self.io.muted = dead.map(|member| member.id().life_hash()).collect();
+        self.io.muted_until = self.io.now + MUTED;
+        for (_, packet) in &mut self.io.packets {
+            if let Some(muted) = wire::without_deaths(packet, &self.io.muted) {
+                *packet = Bytes::from(muted);
+            }
         }
     }
 

@@ -184,6 +184,9 @@ struct Io {
     probe: Option<Awaited>,
     /// Until a ping is repeated.
     ping_again: Duration,
+    /// Lives whose end is not told until then; see `Swim::mute_deaths`.
+    muted: BTreeSet<u64>,
+    muted_until: Duration,
 }
 
 #[derive(Debug)]
@@ -208,7 +211,11 @@ impl foca::Runtime<PeerId> for Io {
             self.probe = Some(Awaited { peer: to.clone(), number, sent: self.now, repeated: false });
             self.timers.push(self.now + self.ping_again, Task::Ping { number, again: PINGS_AGAIN - 1 });
         }
-        self.packets.push_back((to.identity.addr, Bytes::copy_from_slice(data)));
+        if self.now >= self.muted_until {
+            self.muted.clear();
+        }
+        let muted = wire::without_deaths(data, &self.muted);
+        self.packets.push_back((to.identity.addr, muted.map_or_else(|| Bytes::copy_from_slice(data), Bytes::from)));
     }
 
     fn submit_after(&mut self, event: foca::Timer<PeerId>, after: Duration) {
@@ -486,7 +493,7 @@ impl Swim {
             Task::Announce { .. } => {}
             Task::Ask { epoch } if self.exchanges.is_current(epoch) => self.ask(),
             Task::Ask { .. } => {}
-            Task::Doubt { suspect, incarnation } => self.end_doubt(suspect, incarnation),
+            Task::Doubt { suspect, incarnation, again } => self.go_on_doubting(suspect, incarnation, again),
             Task::Ping { number, again } => self.ping_again(number, again),
             Task::Warn { suspect, incarnation, again } => self.warn(suspect, incarnation, again),
             Task::Leave { again: 0 } => self.leave = Leave::Gone,
@@ -622,6 +629,7 @@ impl Swim {
                 OwnedNotification::Rejoin(_) => {
                     self.counters.rejoins += 1;
                     self.last_rejoin = Some(self.io.now);
+                    self.mute_deaths();
                     // A new identity starts at incarnation 0, which is no refutation.
                     self.io.incarnation = 0;
                     self.io.refuted = false;

@@ -17,8 +17,8 @@ pub(super) enum Task {
     Announce { epoch: u64 },
     /// Ask a member whether it knows the same others. Only the newest of these is not stale.
     Ask { epoch: u64 },
-    /// A member is dead if it has not refuted that.
-    Doubt { suspect: PeerId, incarnation: u16 },
+    /// Ask a suspect who it is, or declare it dead in the end.
+    Doubt { suspect: PeerId, incarnation: u16, again: u8 },
     /// Repeat a ping that was not answered.
     Ping { number: u8, again: u8 },
     /// Tell a suspect of the suspicion once more.

@@ -119,8 +119,10 @@ fn who_was_away_convinces_nobody_and_learns() {
         println!("seed {seed}: blamed {blamed}, whole after {:?}", net.now - healed);
         net.run(healed + 30 * S, |_| false);
         assert!(net.is_whole());
-        let false_downs = false_downs(&net, healed + 2 * S, &[30]);
-        assert_eq!(false_downs, Vec::<String>::new(), "seed {seed}");
+        // Its own last suspicions still ran out.
+        let false_downs = false_downs(&net, healed, &[30]);
+        let told: Vec<_> = false_downs.iter().filter(|down| !down.contains(" node 9: ")).collect();
+        assert_eq!(told, Vec::<&String>::new(), "seed {seed}");
         let others = net.events.iter().filter(|(at, node, _)| *at >= healed && *node != 9);
         let revived = others.filter(|(_, _, event)| matches!(event, Event::Up(id) if *id == identity(30, 1)));
         assert_eq!(revived.count(), 0, "seed {seed}");
@@ -134,15 +136,13 @@ fn halves_of_a_split_are_one_within_seconds() {
         net.run(net.now + 10 * S, |_| false);
         net.cut(&(0..60).filter(|at| at % 2 == 0).collect::<Vec<_>>());
         assert!(net.run(net.now + 60 * S, |net| (0..60).all(|at| net.alive(at) == 29)), "seed {seed}: two clusters");
-        // News that is still passed on is gossip's, which is believed.
-        assert!(net.run(net.now + 20 * S, is_quiet), "seed {seed}");
         net.cut(&[]);
         let healed = net.now;
         assert!(net.run(healed + 15 * S, Net::is_whole), "seed {seed}");
         println!("seed {seed}: whole after {:?}", net.now - healed);
         net.run(healed + 30 * S, |_| false);
         assert!(net.is_whole());
-        assert_eq!(false_downs(&net, healed, &[]), Vec::<String>::new(), "seed {seed}");
+        assert_eq!(false_downs(&net, healed + MS, &[]), Vec::<String>::new(), "seed {seed}");
     }
 }
 
