@@ -113,6 +113,8 @@ pub(crate) struct Owner {
     egress: Option<Ipv4Net>,
     /// The tasks' addresses on the way out, also of those that are not adopted yet.
     way_out: BTreeMap<String, Ipv4Addr>,
+    /// The address on the way out that was given last.
+    last_way_out: Option<Ipv4Addr>,
     /// The underlay's MTU when it was read last.
     underlay: u32,
     /// All operations towards the desired state were tried once; what differs later was changed by others.
@@ -161,6 +163,7 @@ impl Owner {
             waiting: Vec::new(),
             egress,
             way_out: BTreeMap::new(),
+            last_way_out: None,
             underlay: 0,
             settled: false,
             failing: BTreeSet::new(),

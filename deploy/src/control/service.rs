@@ -27,6 +27,7 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateService) -> Resu
     }
     let id: ServiceId = cx.id();
     check_ports(txn, &id, &spec)?;
+    check_host_ports(txn, &spec)?;
     txn.put_service(Service { id: id.clone(), spec, spec_version: 1, ..Service::default() });
     Ok(named(id))
 }
@@ -45,6 +46,7 @@ pub(super) fn update(txn: &mut Txn, op: &UpdateService) -> Result<Reply, Control
         check_ingress(txn, previous)?;
         check_payloads(txn, previous)?;
         check_ports(txn, &op.id, previous)?;
+        check_host_ports(txn, previous)?;
         service.roll_back(txn.now(), "manually requested rollback");
         txn.put_service(service);
         return Ok(named(&op.id));
@@ -61,6 +63,7 @@ pub(super) fn update(txn: &mut Txn, op: &UpdateService) -> Result<Reply, Control
     check_ingress(txn, &spec)?;
     check_payloads(txn, &spec)?;
     check_ports(txn, &op.id, &spec)?;
+    check_host_ports(txn, &spec)?;
     change(&mut service, spec, txn);
     txn.put_service(service);
     Ok(named(&op.id))
@@ -229,6 +232,24 @@ fn check_payloads(store: &Store, spec: &ServiceSpec) -> Result<(), ControlError>
             1 => return Err(invalid(format!("{kind} {} not found", missing[0]))),
             _ => return Err(invalid(format!("{kind}s {} not found", missing.join(", ")))),
         }
+    }
+    Ok(())
+}
+
+/// Refuses ports of the hosts of tasks that no host leads to: what is on internal networks alone has no way to its host.
+fn check_host_ports(store: &Store, spec: &ServiceSpec) -> Result<(), ControlError> {
+    let mut networks =
+        spec.task.cluster_networks().filter_map(|n| store.network(&NetworkId::new(&n.target))).peekable();
+    let is_host = |port: &&PortConfig| port.mode() == PublishMode::Host;
+    if networks.peek().is_some()
+        && networks.all(|network| network.spec.internal)
+        && let Some(port) = spec.endpoint_spec().ports.iter().find(is_host)
+    {
+        return Err(invalid(format!(
+            "port '{}' in host mode cannot be reached: the service is on internal networks alone; publish it in ingress \
+             mode, or add another network",
+            port.target
+        )));
     }
     Ok(())
 }

@@ -235,6 +235,7 @@ pub(super) fn ports(service: &Service) -> impl Iterator<Item = Item> + use<'_> {
             published: port.published,
             target: port.target,
             service: service.id.clone(),
+            local: service.spec.publishes_locally(),
         })
         .into()
     })

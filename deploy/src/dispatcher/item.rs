@@ -246,6 +246,9 @@ pub struct PublishedPort {
     /// The service.
     #[prost(message, required, tag = "4")]
     pub service: ServiceId,
+    /// Each host leads to its own tasks alone.
+    #[prost(bool, tag = "5")]
+    pub local: bool,
 }
 
 /// A host of the cluster.

@@ -139,7 +139,16 @@ pub struct ReplicatedJob {
     pub total_completions: Option<u64>,
 }
 
+/// The label by which a service says how its published ports are served: `local` or `cluster`, which is the default.
+/// Docker's spec has no field for that, and its clients keep labels through updates.
+pub const PUBLISH_LABEL: &str = "shoal.publish";
+
 impl ServiceSpec {
+    /// Whether each host leads to its own tasks alone at the ports that every host opens.
+    pub fn publishes_locally(&self) -> bool {
+        self.labels.get(PUBLISH_LABEL).is_some_and(|how| how == "local")
+    }
+
     /// Number of replicas wanted, if the service is replicated.
     pub fn replicas(&self) -> Option<u64> {
         match &self.mode {

@@ -118,10 +118,12 @@ impl Networks {
     fn ingress_ports(&self, set: &AssignmentSet) -> Vec<PublishedPort> {
         let is_ingress = |known: &&OnNetwork| known.frame.as_ref().is_some_and(|frame| frame.ingress);
         let ingress = self.known.values().find(is_ingress);
-        let backends = |service: &ServiceId| {
+        let own: BTreeSet<&str> = set.tasks().map(|assignment| assignment.task.id.as_str()).collect();
+        let backends = |service: &ServiceId, local: bool| {
             let known = ingress.and_then(|network| network.services.get(service));
             let endpoints = known.into_iter().flat_map(|known| &known.service.endpoints);
-            endpoints.filter(|endpoint| endpoint.serving).map(|endpoint| endpoint.address).collect()
+            let leads = |e: &&Endpoint| e.serving && (!local || own.contains(e.task.as_str()));
+            endpoints.filter(leads).map(|endpoint| endpoint.address).collect()
         };
         set.ports()
             .filter_map(|port| {
@@ -130,7 +132,7 @@ impl Networks {
                     target: u16::try_from(port.target).ok()?,
                     protocol: protocol(port.protocol()),
                     mode: PortMode::Ingress,
-                    backends: backends(&port.service),
+                    backends: backends(&port.service, port.local),
                     task: None,
                 })
             })
@@ -291,6 +293,43 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_local_port_leads_to_the_tasks_of_this_host_alone() {
+        let (id, service) = (NetworkId::new("mesh"), ServiceId::new("web"));
+        let (subnet, gateway) = ("10.0.0.0/24".to_owned(), "10.0.0.1".to_owned());
+        let network = NetworkInfo { id: id.clone(), subnet, gateway, ingress: true, ..NetworkInfo::default() };
+        let endpoint = |task: &str, last: u8| EndpointInfo {
+            network: id.clone(),
+            task: TaskId::new(task),
+            service: service.clone(),
+            address: format!("10.0.0.{last}/24"),
+            serving: true,
+            ..EndpointInfo::default()
+        };
+        let port = |published, local| {
+            let service = service.clone();
+            Body::Port(dispatcher::PublishedPort { protocol: 0, published, target: 80, service, local })
+        };
+        let own = Task { id: TaskId::new("own"), ..Task::default() };
+        let put = [
+            Body::Network(network),
+            Body::Endpoint(endpoint("own", 5)),
+            Body::Endpoint(endpoint("other", 6)),
+            port(8080, false),
+            port(8081, true),
+            Body::Task(Box::new(dispatcher::Assignment { task: own, ..dispatcher::Assignment::default() })),
+        ];
+        let mut set = AssignmentSet::default();
+        set.apply(Delta { put: put.map(Into::into).to_vec(), remove: Vec::new() });
+        let backends: BTreeMap<u16, Vec<u8>> = Networks::default()
+            .desired(&set, 7, &BTreeSet::new())
+            .ports
+            .iter()
+            .map(|port| (port.published, port.backends.iter().map(|address| address.octets()[3]).collect()))
+            .collect();
+        assert_eq!(backends, BTreeMap::from([(8080, vec![6, 5]), (8081, vec![5])]));
+    }
 
     #[test]
     fn an_address_is_given_when_another_task_has_it() {

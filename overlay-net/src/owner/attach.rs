@@ -261,7 +261,9 @@ impl Owner {
         let linked = observed.ports.values().filter(|port| port.network == names::EGRESS).map(|port| port.address);
         let held = self.tasks.values().flat_map(|task| &task.inside.interfaces);
         let held = held.filter(|interface| interface.network == names::EGRESS).map(|i| i.address.addr());
-        choose_address(subnet, linked.chain(held))
-            .ok_or_else(|| failed(io::Error::new(io::ErrorKind::AddrNotAvailable, "all addresses are taken")))
+        let given = choose_address(subnet, linked.chain(held), self.last_way_out)
+            .ok_or_else(|| failed(io::Error::new(io::ErrorKind::AddrNotAvailable, "all addresses are taken")))?;
+        self.last_way_out = Some(given.addr());
+        Ok(given)
     }
 }

@@ -95,11 +95,17 @@ pub fn choose_egress(taken: &[Ipv4Net]) -> Option<Ipv4Net> {
     )
 }
 
-/// The lowest address of the way out that no task has; the first one is the gateway's.
+/// The next address of the way out that no task has, counted from the one that was given last, so that one is given
+/// again as late as can be; the first one is the gateway's.
 #[must_use]
-pub fn choose_address(subnet: Ipv4Net, taken: impl Iterator<Item = Ipv4Addr>) -> Option<Ipv4Net> {
+pub fn choose_address(
+    subnet: Ipv4Net,
+    taken: impl Iterator<Item = Ipv4Addr>,
+    last: Option<Ipv4Addr>,
+) -> Option<Ipv4Net> {
     let taken: std::collections::BTreeSet<Ipv4Addr> = taken.collect();
-    let address = subnet.hosts().skip(1).find(|address| !taken.contains(address))?;
+    let free = || subnet.hosts().skip(1).filter(|address| !taken.contains(address));
+    let address = free().find(|address| Some(*address) > last).or_else(|| free().next())?;
     Ipv4Net::new(address, subnet.prefix_len()).ok()
 }
 

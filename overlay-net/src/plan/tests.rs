@@ -407,9 +407,15 @@ fn the_way_out_avoids_what_is_taken() {
     assert_eq!(choose_egress(&nets(&["0.0.0.0/0"])), None);
     let subnet = nets(&["172.30.0.0/29"])[0];
     assert_eq!(gateway(subnet), Ipv4Addr::new(172, 30, 0, 1));
-    let given = choose_address(subnet, [Ipv4Addr::new(172, 30, 0, 2)].into_iter());
-    assert_eq!(given, Some("172.30.0.3/29".parse().unwrap()));
-    assert_eq!(choose_address(subnet, subnet.hosts()), None);
+    let given = |last: Option<u8>| {
+        let taken = [Ipv4Addr::new(172, 30, 0, 2)].into_iter();
+        choose_address(subnet, taken, last.map(|last| Ipv4Addr::new(172, 30, 0, last))).unwrap().to_string()
+    };
+    assert_eq!(given(None), "172.30.0.3/29");
+    // Not again what was given a moment ago, as long as there are others.
+    assert_eq!(given(Some(3)), "172.30.0.4/29");
+    assert_eq!(given(Some(6)), "172.30.0.3/29");
+    assert_eq!(choose_address(subnet, subnet.hosts(), None), None);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Numbers of published ports: chosen on hosts, kept from the hosts' own.
 
-use crate::control::fixture::{World, publish, web};
-use crate::control::{NodeSession, Op, RegisterNode, ReportStatuses, TaskReport, UpdateService};
+use crate::control::fixture::{World, on_network, publish, web};
+use crate::control::{CreateNetwork, NodeSession, Op, RegisterNode, ReportStatuses, TaskReport, UpdateService};
 use crate::dispatcher::{Body, assignment};
 use crate::model::*;
 
@@ -169,4 +169,43 @@ fn an_update_that_is_rolled_back_takes_no_port_from_others() {
     let (ports, problem) = super::super::port::given(&world.store, &back);
     assert_eq!(ports, []);
     assert_eq!(problem.as_deref(), Some("port '30000' is already in use by another service as a host-mode port"));
+}
+
+#[test]
+fn ports_of_hosts_are_refused_where_no_host_could_lead_to_them() {
+    let mut world = World::new();
+    for (name, internal) in [("inside", true), ("deep", true), ("open", false)] {
+        let spec = NetworkSpec { name: name.into(), internal, ..NetworkSpec::default() };
+        world.run(Op::CreateNetwork(Box::new(CreateNetwork { spec }))).expect("a network");
+    }
+    let hidden = |name: &str| on_network(on_network(web(name), "inside"), "deep");
+    let error = world.create(publish(hidden("a"), 8080, PublishMode::Host)).expect_err("nobody gets there");
+    assert!(error.message.contains("host mode cannot be reached"), "{}", error.message);
+    // The mesh reaches everybody, and so does a host where there is one network that is not internal, or none.
+    world.create(publish(hidden("b"), 8080, PublishMode::Ingress)).expect("made");
+    world.create(publish(on_network(hidden("c"), "open"), 8081, PublishMode::Host)).expect("made");
+    let service = world.create(publish(web("d"), 8082, PublishMode::Host)).expect("made");
+    let version = world.service(&service).meta.version;
+    let spec = publish(hidden("d"), 8082, PublishMode::Host);
+    let update = UpdateService { id: service, version, spec, rollback: false };
+    world.run(Op::UpdateService(Box::new(update))).expect_err("nobody would get there any more");
+}
+
+#[test]
+fn a_service_says_with_a_label_that_its_ports_are_served_locally() {
+    let mut world = World::new();
+    let node = world.join(1);
+    let labelled = |name: &str, port, how: &str| {
+        let mut spec = publish(web(name), port, PublishMode::Ingress);
+        spec.labels.insert(PUBLISH_LABEL.into(), how.into());
+        spec
+    };
+    let error = world.create(labelled("a", 8080, "near")).expect_err("no such way");
+    assert!(error.message.contains("local or cluster"), "{}", error.message);
+    world.create(labelled("b", 8081, "local")).expect("made");
+    world.create(labelled("c", 8082, "cluster")).expect("made");
+    let set = assignment(&world.store, &node);
+    let mut seen: Vec<(u32, bool)> = set.ports().map(|port| (port.published, port.local)).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, [(8081, true), (8082, false)]);
 }

@@ -6,8 +6,8 @@ use super::super::{ControlError, invalid, unimplemented};
 use super::{count, labels, service_name, shorten, text, unsupported};
 use crate::logging::{Logging, LoggingError};
 use crate::model::{
-    EndpointMode, EndpointSpec, FailureAction, LogDriver, Placement, PortProtocol, PublishMode, Resources,
-    RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    EndpointMode, EndpointSpec, FailureAction, LogDriver, PUBLISH_LABEL, Placement, PortProtocol, PublishMode,
+    Resources, RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 use crate::scheduler::Constraint;
 
@@ -31,6 +31,9 @@ pub(in crate::control) fn service_spec(spec: &ServiceSpec) -> Result<(), Control
         return Err(invalid(format!("the service spec has {bytes} bytes, more than {MAX_SPEC_BYTES}")));
     }
     labels("Labels", &spec.labels)?;
+    if let Some(how) = spec.labels.get(PUBLISH_LABEL).filter(|how| !["local", "cluster"].contains(&how.as_str())) {
+        return Err(invalid(format!("label {PUBLISH_LABEL}={}: it is local or cluster", shorten(how))));
+    }
     mode(spec)?;
     task_spec(&spec.task)?;
     for (field, config) in [("UpdateConfig", &spec.update), ("RollbackConfig", &spec.rollback)] {
