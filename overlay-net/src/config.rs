@@ -97,6 +97,12 @@ impl Beside {
         self.six
     }
 
+    /// Whether these are the addresses that others are beside.
+    #[must_use]
+    pub fn is_of(self, four: Ipv4Net) -> bool {
+        self.four == four.trunc()
+    }
+
     /// The address beside this one; nothing for one of another network.
     #[must_use]
     pub fn address(self, four: Ipv4Addr) -> Option<Ipv6Addr> {

@@ -434,14 +434,22 @@ impl Owner {
         }
     }
 
+    /// The tables of the host's namespace.
+    fn host_tables(&self) -> Vec<Arc<Table>> {
+        let (node, mut side) = (&self.config.node, self.host_side());
+        side.apart = self.stage.apart().to_vec();
+        let ingress = self.desired.networks.iter().find(|network| network.ingress);
+        let beside = ingress.and_then(|network| network.beside());
+        let six = beside.and_then(|beside| self.balance.host_table6(node, &side, beside));
+        self.balance.host_table(node, &side).into_iter().chain(six).map(Arc::new).collect()
+    }
+
     /// The host's own table, and forwarding, which begins only when the table says what is not to be forwarded.
     fn apply_host_table(&mut self) -> io::Result<()> {
-        let mut side = self.host_side();
+        let side = self.host_side();
         let needed = side.ingress.is_some() || side.egress.is_some();
         let was_off = needed && self.stage.note_forwarding()?;
-        side.apart = self.stage.apart().to_vec();
-        let table = self.balance.host_table(&self.config.node, &side);
-        let wanted = table.into_iter().map(Arc::new).collect();
+        let wanted = self.host_tables();
         let foreign = self.host_rules.ensure(wanted, &mut Transitions::default())?;
         self.audit.report_repairs("the host's rules", foreign);
         if was_off && self.stage.forward()? {
@@ -591,9 +599,12 @@ impl TaskTables {
         // What no task has any more goes.
         self.known.retain(|(_, tables)| tables.iter().any(|table| Arc::strong_count(table) > 1));
         for (key, tables) in &mut self.known {
-            for (known, table) in tables.iter_mut().zip(tables_of(balance, key)) {
-                if **known != table {
-                    *known = Arc::new(table);
+            let before = std::mem::take(tables);
+            // In the same order; the last one may come or go.
+            *tables = tables_of(balance, key).map(Arc::new).collect();
+            for (table, known) in tables.iter_mut().zip(before) {
+                if *table == known {
+                    *table = known;
                 }
             }
         }
@@ -602,7 +613,8 @@ impl TaskTables {
 
 fn tables_of<'a>(balance: &'a Balance, (networks, ingress): &'a Place) -> impl Iterator<Item = Table> + 'a {
     let ingress = ingress.as_ref();
-    ingress.map(Balance::frame_table).into_iter().chain([balance.task_table(networks, ingress)])
+    let frames = ingress.map(Balance::frame_table).into_iter();
+    frames.chain([balance.task_table(networks, ingress)]).chain(balance.task_table6(networks, ingress))
 }
 
 fn apply_task_tables(

@@ -1,7 +1,7 @@
 //! Ports and names, asked for from everywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -99,6 +99,100 @@ async fn ports_and_names_from_everywhere() {
             if answer.status == 502 && answer.body.contains("resolve") { Ok(()) } else { Err(format!("{answer:?}")) }
         })
         .await?;
+        Ok(())
+    })
+    .await;
+}
+
+/// The IPv6 addresses of a service's tasks on a network, with their prefix.
+async fn addresses6(cluster: &Cluster, service: &str, network: &str) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for (task, _) in tasks_with_hosts(cluster, service).await? {
+        let attachments = task["NetworksAttachments"].as_array().cloned().unwrap_or_default();
+        let on = |attachment: &&Value| attachment["Network"]["Spec"]["Name"] == network;
+        let own = attachments.iter().find(on).with_context(|| format!("{task} is not on {network}"))?;
+        let six = own["Addresses"].as_array().into_iter().flatten().filter_map(Value::as_str).find(|a| a.contains(':'));
+        let six = six.with_context(|| format!("no IPv6 address: {own}"))?;
+        found.push(six.split('/').next().unwrap_or_default().to_owned());
+    }
+    Ok(found)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn networks_and_published_ports_with_ipv6() {
+    with(Cluster::start(&binaries(), 1, 2), async |cluster| {
+        let api = cluster.api(0);
+        // A wire with IPv6, and an ingress network with IPv6.
+        let outside = cluster.client()?;
+        let address = |last: u8| Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, last.into());
+        for host in cluster.hosts() {
+            let own = format!("{}/64", address(host.address().octets()[3]));
+            let done = host.run(&["ip", "address", "add", &own, "dev", "eth0", "nodad"])?;
+            ensure!(done.status.success(), "{done:?}");
+        }
+        outside.visit(|| {
+            let own = format!("{}/64", address(1));
+            let args = ["address", "add", &own, "dev", "wire", "nodad"];
+            std::process::Command::new("ip").args(args).output().map(drop)
+        })?;
+        api.delete("/networks/ingress").await?;
+        for (name, ingress, subnets) in
+            [("mesh", true, ["10.11.0.0/24", "fd00:11::/64"]), ("net", false, ["10.12.0.0/24", "fd00:12::/64"])]
+        {
+            let config: Vec<Value> = subnets.iter().map(|subnet| value!({"Subnet": subnet})).collect();
+            let create = value!({"Name": name, "Driver": "overlay", "Ingress": ingress, "EnableIPv6": true,
+                                 "IPAM": {"Config": config}});
+            api.post("/networks/create", &create).await?;
+        }
+        for (name, port, replicas) in [("web", 8080, 2), ("probe", 8081, 3)] {
+            let spec = ServiceDraft::new(name, IMAGE, replicas).network("net").publish(port, 80).build();
+            api.create_service(&spec).await?;
+        }
+        for (name, count) in [("web", 2), ("probe", 3)] {
+            api.wait_running(name, count, &[], SOON).await?;
+            cluster.wait_port(if name == "web" { 8080 } else { 8081 }).await?;
+        }
+
+        // Between tasks: each by its address, all by the virtual one, which names lead to as well.
+        let tasks = addresses6(cluster, "web", "net").await?;
+        ensure!(tasks.len() == 2 && tasks.iter().all(|a| a.starts_with("fd00:12::")), "{tasks:?}");
+        let service = api.get("/services/web").await?;
+        let vips = service["Endpoint"]["VirtualIPs"].as_array().cloned().unwrap_or_default();
+        let vip = vips.iter().filter_map(|vip| vip["Addr"].as_str()).find(|addr| addr.starts_with("fd00:12::"));
+        let vip = vip.and_then(|addr| addr.split('/').next()).with_context(|| format!("{service}"))?.to_owned();
+        for host in cluster.hosts() {
+            let door = host.at(8081);
+            for to in tasks.iter().chain([&vip]) {
+                let seen = fetch(&outside, door, &format!("http://[{to}]/json")).await?;
+                let who: Value = serde_json::from_str(seen["body"].as_str().unwrap_or_default())?;
+                let client = who["client"].as_str().unwrap_or_default();
+                ensure!(client.starts_with("[fd00:12::"), "{to} was asked by {who}");
+            }
+            let seen = fetch(&outside, door, "http://web/json").await?;
+            let resolved = seen["resolved"].as_str().unwrap_or_default();
+            ensure!(resolved == vip || resolved.starts_with("10.12.0."), "{seen}");
+        }
+
+        // From outside, and from each host, by IPv6: who serves sees who asked.
+        for host in cluster.hosts() {
+            let door = SocketAddr::from((address(host.address().octets()[3]), 8080));
+            let who = json(&outside, door, "/json").await?;
+            let client = who["client"].as_str().unwrap_or_default();
+            ensure!(client.starts_with("[fd99::1]:"), "{} hides the client: {who}", host.name());
+            for from in cluster.hosts() {
+                json(&from.client()?, door, "/json").await.with_context(|| format!("from {}", from.name()))?;
+            }
+        }
+
+        // A host whose daemon is started anew goes on where it was.
+        let host = cluster.host(2);
+        host.stop_daemon().await?;
+        host.start_daemon()?;
+        host.wait_ready().await?;
+        let door = SocketAddr::from((address(host.address().octets()[3]), 8080));
+        for _ in 0..10 {
+            json(&outside, door, "/json").await?;
+        }
         Ok(())
     })
     .await;

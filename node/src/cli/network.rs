@@ -1,8 +1,9 @@
 //! `shoal network`: networks between tasks.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use clap::{Args, Subcommand};
+use ipnet::IpNet;
 use serde_json::Value;
 
 use super::client::{Client, route};
@@ -22,6 +23,7 @@ Examples:
   shoal network create back
   shoal network create --subnet 10.20.0.0/24 --gateway 10.20.0.1 back
   shoal service create --name db --network back db:1
+  shoal network create --ipv6 --subnet 10.22.0.0/24 --subnet fd00:22::/64 six
   shoal network create --subnet 10.21.0.0/24 --aux-address printer=10.21.0.9 front
   shoal network rm ingress && shoal network create --ingress --subnet 10.11.0.0/16 ingress
   shoal network ls
@@ -77,12 +79,15 @@ struct CreateArgs {
     /// The driver; overlay is the one there is
     #[arg(short, long, default_value = "overlay", value_parser = ["overlay"])]
     driver: String,
-    /// Its subnet, CIDR [default: chosen from the cluster's pool]
+    /// IPv6 as well: each address of the network has an IPv6 address beside it
+    #[arg(long)]
+    ipv6: bool,
+    /// Its subnet, CIDR, and with --ipv6 one of each family [default: chosen from the cluster's pools]
     #[arg(long, value_name = "CIDR")]
-    subnet: Option<ipnet::Ipv4Net>,
+    subnet: Vec<IpNet>,
     /// Its gateway; needs --subnet
     #[arg(long, value_name = "IP", requires = "subnet")]
-    gateway: Option<Ipv4Addr>,
+    gateway: Vec<IpAddr>,
     /// Part of the subnet that tasks get addresses from, CIDR; needs --subnet
     #[arg(long, value_name = "CIDR", requires = "subnet")]
     ip_range: Option<ipnet::Ipv4Net>,
@@ -199,40 +204,55 @@ fn map(pairs: Vec<KeyValue>) -> Option<crate::docker_api::wire::Map> {
     (!pairs.is_empty()).then(|| pairs.into_iter().map(|p| (p.key, p.value)).collect())
 }
 
-fn request(args: CreateArgs) -> Result<NetworkCreate, CliError> {
-    let config = match args.subnet {
-        None => None,
-        Some(subnet) => {
-            if subnet.addr() != subnet.network() {
-                return Err(CliError::usage(format!("--subnet {subnet}: did you mean {}?", subnet.trunc())));
-            }
-            if let Some(gateway) = args.gateway.filter(|g| !subnet.contains(g)) {
-                return Err(CliError::usage(format!("--gateway {gateway} is not in {subnet}")));
-            }
-            if let Some(range) = args.ip_range.filter(|r| !subnet.contains(r)) {
-                return Err(CliError::usage(format!("--ip-range {range} is not in {subnet}")));
-            }
-            for aux in &args.aux_address {
-                let fits = aux.value.parse::<Ipv4Addr>().is_ok_and(|address| subnet.contains(&address));
-                if !fits {
-                    let text = format!("--aux-address {}={}: not an address in {subnet}", aux.key, aux.value);
-                    return Err(CliError::usage(text));
-                }
-            }
-            Some(IpamConfig {
-                subnet: Some(subnet.to_string()),
-                ip_range: args.ip_range.map(|r| r.to_string()),
-                gateway: args.gateway.map(|g| g.to_string()),
-                auxiliary: map(args.aux_address),
-            })
+/// The subnets, each with what was said of its addresses.
+fn configs(args: &CreateArgs) -> Result<Vec<IpamConfig>, CliError> {
+    let mut configs = Vec::new();
+    for (at, subnet) in args.subnet.iter().enumerate() {
+        if subnet.addr() != subnet.network() {
+            return Err(CliError::usage(format!("--subnet {subnet}: did you mean {}?", subnet.trunc())));
         }
-    };
+        let is_six = |subnet: &IpNet| subnet.addr().is_ipv6();
+        if args.subnet[..at].iter().any(|other| is_six(other) == is_six(subnet)) {
+            return Err(CliError::usage(format!("--subnet {subnet}: another subnet of the same family")));
+        }
+        if is_six(subnet) && !args.ipv6 {
+            return Err(CliError::usage(format!("--subnet {subnet} needs --ipv6")));
+        }
+        configs.push(IpamConfig { subnet: Some(subnet.to_string()), ..IpamConfig::default() });
+    }
+    let all = || args.subnet.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+    let place = |address: IpAddr| args.subnet.iter().position(|subnet| subnet.contains(&address));
+    for gateway in &args.gateway {
+        let Some(at) = place(*gateway).filter(|at| configs[*at].gateway.is_none()) else {
+            return Err(CliError::usage(format!("--gateway {gateway} is not in {}, or not alone there", all())));
+        };
+        configs[at].gateway = Some(gateway.to_string());
+    }
+    if let Some(range) = args.ip_range {
+        let Some(at) = args.subnet.iter().position(|subnet| subnet.contains(&IpNet::V4(range))) else {
+            return Err(CliError::usage(format!("--ip-range {range} is not in {}", all())));
+        };
+        configs[at].ip_range = Some(range.to_string());
+    }
+    for aux in &args.aux_address {
+        let Some(at) = aux.value.parse().ok().and_then(place) else {
+            let text = format!("--aux-address {}={}: not an address in {}", aux.key, aux.value, all());
+            return Err(CliError::usage(text));
+        };
+        configs[at].auxiliary.get_or_insert_default().insert(aux.key.clone(), aux.value.clone());
+    }
+    Ok(configs)
+}
+
+fn request(args: CreateArgs) -> Result<NetworkCreate, CliError> {
+    let configs = configs(&args)?;
     Ok(NetworkCreate {
         name: Some(args.name),
         driver: Some(args.driver),
         internal: Some(args.internal),
         ingress: args.ingress.then_some(true),
-        ipam: config.map(|config| Ipam { config: Some(vec![config]), ..Ipam::default() }),
+        enable_ipv6: args.ipv6.then_some(true),
+        ipam: (!configs.is_empty()).then(|| Ipam { config: Some(configs), ..Ipam::default() }),
         options: map(args.opt),
         labels: map(args.label),
         ..NetworkCreate::default()
@@ -293,6 +313,17 @@ mod tests {
             json!({"Name": "mesh", "Driver": "overlay", "Internal": false, "Ingress": true, "IPAM": {"Config": [
                    {"Subnet": "10.20.0.0/24", "AuxiliaryAddresses": {"a": "10.20.0.9", "b": "10.20.0.8"}}]}})
         );
+        assert_eq!(
+            create("--ipv6 back").unwrap(),
+            json!({"Name": "back", "Driver": "overlay", "Internal": false, "EnableIPv6": true})
+        );
+        assert_eq!(
+            create("--ipv6 --subnet 10.20.0.0/24 --subnet fd00::/64 --gateway fd00::9 --aux-address a=fd00::8 back")
+                .unwrap(),
+            json!({"Name": "back", "Driver": "overlay", "Internal": false, "EnableIPv6": true, "IPAM": {"Config": [
+                   {"Subnet": "10.20.0.0/24"},
+                   {"Subnet": "fd00::/64", "Gateway": "fd00::9", "AuxiliaryAddresses": {"a": "fd00::8"}}]}})
+        );
     }
 
     #[test]
@@ -305,6 +336,11 @@ mod tests {
             ("--subnet 10.20.0.0/24 --aux-address a=10.21.0.9 back", "a=10.21.0.9"),
             ("--subnet 10.20.0.0/24 --aux-address 10.20.0.9 back", "10.20.0.9"),
             ("--driver bridge back", "bridge"),
+            ("--subnet fd00::/64 back", "--ipv6"),
+            ("--ipv6 --subnet fd00::1/64 back", "fd00::/64"),
+            ("--subnet 10.20.0.0/24 --subnet 10.21.0.0/24 back", "same family"),
+            ("--ipv6 --subnet fd00::/64 --gateway fd01::1 back", "fd01::1"),
+            ("--subnet 10.20.0.0/24 --gateway 10.20.0.1 --gateway 10.20.0.2 back", "not alone"),
             ("", "NAME"),
         ] {
             let error = create(bad).unwrap_err();

@@ -360,10 +360,13 @@ fn split_url(url: &str) -> Option<(String, u16, String)> {
         Some(slash) => rest.split_at(slash),
         None => (rest, "/"),
     };
-    let (host, port) = match authority.split_once(':') {
-        Some((host, port)) => (host, port.parse().ok()?),
-        None => (authority, 80),
+    // An IPv6 address stands in brackets.
+    let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, "")) => (host, None),
+        Some((host, port)) => (host, Some(port.strip_prefix(':')?)),
+        None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
     };
+    let port = port.map_or(Some(80), |port| port.parse().ok())?;
     // What goes into the request line must not begin another line.
     let clean = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
     (clean(host) && clean(path)).then(|| (host.to_owned(), port, path.to_owned()))

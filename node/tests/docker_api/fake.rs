@@ -329,7 +329,7 @@ impl Engine for Fake {
             gossip_keys: vec![deploy::model::GossipKey { id: 1, bytes: vec![7; 32] }],
             next_raft_id: 2,
             incarnation: 5,
-            feature_level: 1,
+            feature_level: 2,
             ..ClusterStatus::default()
         };
         let cluster = Cluster {

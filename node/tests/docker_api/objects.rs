@@ -421,6 +421,57 @@ async fn without_a_leader_only_local_reads_work() {
 }
 
 #[tokio::test]
+async fn networks_with_ipv6() {
+    let served = Served::cluster().await;
+    let s = &served.socket;
+    let create = json!({"Driver": "overlay", "EnableIPv6": true, "Name": "six", "IPAM": {"Config":
+        [{"Subnet": "10.78.0.0/24"}, {"Subnet": "fd00:78::/64", "AuxiliaryAddresses": {"printer": "fd00:78::9"}}]}});
+    let created = post(s, "/networks/create", create).await;
+    assert_eq!(created.status, 201, "{}", created.text());
+    let network = get(s, "/networks/six").await.json();
+    assert_eq!((&network["EnableIPv4"], &network["EnableIPv6"]), (&json!(true), &json!(true)));
+    let config = json!([{"Subnet": "10.78.0.0/24", "Gateway": "10.78.0.1"},
+        {"Subnet": "fd00:78::/64", "Gateway": "fd00:78::1", "AuxiliaryAddresses": {"printer": "fd00:78::9"}}]);
+    assert_eq!(network["IPAM"]["Config"], config);
+    // Nothing asked for is something of the cluster's own; IPv4 alone is as before.
+    assert_eq!(
+        post(s, "/networks/create", json!({"Driver": "overlay", "EnableIPv6": true, "Name": "own"})).await.status,
+        201
+    );
+    let own = get(s, "/networks/own").await.json();
+    assert!(own["IPAM"]["Config"][1]["Subnet"].as_str().unwrap().starts_with("fd"), "{own}");
+    assert_eq!(get(s, "/networks/ingress").await.json()["EnableIPv6"], false);
+    for (config, word) in [
+        (json!([{"Subnet": "fd00:78::/80"}]), "overlaps"),
+        (json!([{"Subnet": "fe80::/64"}]), "another meaning"),
+        (json!([{"Subnet": "fd01::/64", "IPRange": "fd01::/80"}]), "not supported"),
+        (json!([{"Subnet": "10.79.0.0/16"}, {"Subnet": "fd01::/120"}]), "too small"),
+    ] {
+        let bad = json!({"Driver": "overlay", "EnableIPv6": true, "Name": "bad", "IPAM": {"Config": config}});
+        let refused = post(s, "/networks/create", bad).await;
+        assert!(refused.status >= 400 && refused.message().contains(word), "{word}: {}", refused.text());
+    }
+    let unasked = json!({"Driver": "overlay", "Name": "bad", "IPAM": {"Config": [{"Subnet": "fd01::/64"}]}});
+    assert!(post(s, "/networks/create", unasked).await.message().contains("EnableIPv6"));
+
+    let mut spec = small_spec("web");
+    spec["TaskTemplate"]["Networks"] = json!([{"Target": "six"}]);
+    assert_eq!(post(s, "/services/create", spec).await.status, 201);
+    let vips: Vec<String> = get(s, "/services/web").await.json()["Endpoint"]["VirtualIPs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|vip| vip["Addr"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(vips, ["10.78.0.2/24", "fd00:78::2/64"]);
+    let task = get(s, "/tasks").await.json()[0].clone();
+    let addresses = task["NetworksAttachments"][0]["Addresses"].as_array().unwrap().clone();
+    let [four, six] = [0, 1].map(|at| addresses[at].as_str().unwrap().to_owned());
+    let number = four.strip_prefix("10.78.0.").and_then(|rest| rest.strip_suffix("/24")).unwrap();
+    assert_eq!(six, format!("fd00:78::{:x}/64", number.parse::<u8>().unwrap()));
+}
+
+#[tokio::test]
 async fn networks() {
     let served = Served::cluster().await;
     let s = &served.socket;

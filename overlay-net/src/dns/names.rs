@@ -11,7 +11,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 
 use super::tlds;
-use crate::config::{Network, Service, ServicePort};
+use crate::config::{Beside, Network, Service, ServicePort};
 use crate::plan::balance::trusted;
 
 /// What a service adds to a name: its own name, and that.
@@ -26,6 +26,8 @@ pub(super) struct Names {
     pub(super) shared: bool,
     /// The network's addresses.
     pub(super) subnet: IpNet,
+    /// Its IPv6 addresses, each beside one of the others.
+    beside: Option<Beside>,
     forward: OrdMap<Arc<str>, Name>,
     /// By name and alias; of services that share one, the first has the ports.
     services: OrdMap<Arc<str>, Vec<Part<Places>>>,
@@ -72,11 +74,13 @@ impl Names {
     /// A network's names, made of those that it had if it had any.
     pub(super) fn following(before: Option<&Names>, network: &Network, suspects: &BTreeSet<Ipv4Addr>) -> Names {
         let name = network.name.to_ascii_lowercase();
-        let mut names = match before.filter(|before| before.name == name) {
+        let beside = network.beside();
+        let mut names = match before.filter(|before| before.name == name && before.beside == beside) {
             Some(before) => before.clone(),
             None => Names {
                 shared: tlds::is_one(&name),
                 subnet: network.subnet.into(),
+                beside,
                 forward: OrdMap::new(),
                 services: OrdMap::new(),
                 reverse: OrdMap::new(),
@@ -133,13 +137,18 @@ impl Names {
         }
     }
 
+    /// Whether an address is one of the network's.
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
+        self.subnet.contains(&address) || self.beside.is_some_and(|six| IpNet::V6(six.subnet()).contains(&address))
+    }
+
     /// The name of an address.
     pub(super) fn reverse(&self, address: IpAddr) -> Option<&str> {
         self.reverse.get(&address)?.last().map(|name| &**name)
     }
 
     fn add(&mut self, known: &Known) {
-        let parts = Parts::of(known, &self.name);
+        let parts = Parts::of(known, &self.name, self.beside);
         for (name, addresses) in parts.forward {
             let entry = self.forward.entry(name.into()).or_default();
             let at = entry.parts.partition_point(|(service, _)| *service <= parts.service);
@@ -159,7 +168,7 @@ impl Names {
     }
 
     fn remove(&mut self, known: &Known) {
-        let parts = Parts::of(known, &self.name);
+        let parts = Parts::of(known, &self.name, self.beside);
         for (name, addresses) in &parts.forward {
             let Some(entry) = self.forward.get_mut(name.as_str()) else { continue };
             let ours = |(service, part): &Part<[IpAddr]>| *service == parts.service && **part == **addresses;
@@ -217,7 +226,7 @@ impl Name {
 }
 
 impl Parts {
-    fn of(Known { service, serving }: &Known, network: &str) -> Parts {
+    fn of(Known { service, serving }: &Known, network: &str, beside: Option<Beside>) -> Parts {
         let full = |name: &str| format!("{}.{network}", name.to_ascii_lowercase());
         let whole = service.vip.map(|vip| (full(&service.name), IpAddr::from(vip)));
         let named: BTreeMap<Ipv4Addr, &str> =
@@ -251,6 +260,19 @@ impl Parts {
             reverse.insert((address, full(&endpoint.name)));
         }
         let places = Arc::new(Places { ports: service.ports.clone(), whole, tasks });
+        if let Some(beside) = beside {
+            let six = |address: &IpAddr| match address {
+                IpAddr::V4(four) => beside.address(*four).map(IpAddr::V6),
+                IpAddr::V6(_) => None,
+            };
+            for addresses in forward.values_mut() {
+                let more: Vec<IpAddr> = addresses.iter().filter_map(six).collect();
+                addresses.extend(more);
+            }
+            let more: Vec<(IpAddr, String)> =
+                reverse.iter().filter_map(|(address, name)| Some((six(address)?, name.clone()))).collect();
+            reverse.extend(more);
+        }
         Parts { service: service.name.as_str().into(), forward, aliases, places, reverse }
     }
 }

@@ -140,7 +140,7 @@ impl Zone {
             if let Some(name) = network.reverse(address) {
                 return Reverse::Name(name);
             }
-            ours |= network.subnet.contains(&address);
+            ours |= network.contains(address);
         }
         if ours { Reverse::Unused } else { Reverse::Foreign }
     }
@@ -256,5 +256,18 @@ impl View {
             (true, false) => Upstream::Own(config.dns_servers.clone()),
         };
         View { networks: config.attachments.iter().map(|a| a.network.clone()).collect(), own, upstream }
+    }
+
+    /// The same with the IPv6 addresses beside its own.
+    #[must_use]
+    pub fn with_ipv6(mut self, config: &EndpointConfig, desired: &Desired) -> View {
+        for attachment in &config.attachments {
+            let beside = desired.network(&attachment.network).and_then(Network::beside);
+            let Some(six) = beside.and_then(|beside| beside.address(attachment.address)) else { continue };
+            for addresses in self.own.values_mut().filter(|all| all.contains(&attachment.address.into())) {
+                addresses.push(six.into());
+            }
+        }
+        self
     }
 }

@@ -8,7 +8,7 @@ use libc::{
 };
 
 use super::netlink::Message;
-use crate::plan::ruleset::{Action, Match, Rule};
+use crate::plan::ruleset::{Action, Family, Match, Rule, Table};
 
 // Attribute numbers of linux/netfilter/nf_tables.h.
 pub(super) const EXPR_NAME: u16 = 1;
@@ -20,6 +20,7 @@ pub(super) const DATA_VERDICT: u16 = 2;
 pub(super) const VERDICT_CODE: u16 = 1;
 pub(super) const VERDICT_CHAIN: u16 = 2;
 const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 /// `RTN_LOCAL`.
@@ -32,12 +33,16 @@ const STATE_NEW: u32 = 8;
 const STATUS_DESTINATION_TRANSLATED: u32 = 32;
 /// `NF_NAT_MANIP_DST`'s number in the nat expression.
 const NAT_DESTINATION: u32 = 1;
-/// ICMP codes "port unreachable" and "network unreachable".
+/// ICMP codes "port unreachable" and "network unreachable", and ICMPv6's.
 const PORT_UNREACHABLE: u8 = 3;
 const NETWORK_UNREACHABLE: u8 = 0;
-/// Byte offsets in the IPv4 header, and of the destination port in TCP, UDP and SCTP.
+const PORT_UNREACHABLE_6: u8 = 4;
+const NETWORK_UNREACHABLE_6: u8 = 0;
+/// Byte offsets in the IPv4 header, in the IPv6 header, and of the destination port in TCP, UDP and SCTP.
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
+const SOURCE_6: u32 = 8;
+const DESTINATION_6: u32 = 24;
 const DESTINATION_PORT: u32 = 2;
 /// Byte offsets in the Ethernet header: the source address, and the last four bytes of both.
 const MAC_SOURCE: u32 = 6;
@@ -108,9 +113,47 @@ fn interface(m: &mut Message, key: i32, operator: i32, name: &str) {
     compare(m, operator, &bytes);
 }
 
-fn network(m: &mut Message, offset: u32, network: ipnet::Ipv4Net) {
-    payload(m, NFT_PAYLOAD_NETWORK_HEADER, offset, 4);
-    in_network(m, network);
+/// How addresses are said in a table.
+#[derive(Clone, Copy)]
+pub(super) struct Terms<'a> {
+    /// The table, if its addresses stand for those beside them.
+    six: Option<&'a Table>,
+}
+
+impl Terms<'_> {
+    /// As they are, in four bytes.
+    pub(super) const FOUR: Terms<'static> = Terms { six: None };
+
+    pub(super) fn of(table: &Table) -> Terms<'_> {
+        Terms { six: (table.family == Family::Ip6).then_some(table) }
+    }
+
+    /// The bytes of an address. One that has none beside it, which [`Table::six`] leaves no place for, is nobody's.
+    pub(super) fn address(self, address: std::net::Ipv4Addr) -> Vec<u8> {
+        match self.six {
+            None => address.octets().to_vec(),
+            Some(table) => table.address6(address).unwrap_or(std::net::Ipv6Addr::UNSPECIFIED).octets().to_vec(),
+        }
+    }
+
+    fn protocol(self) -> u8 {
+        if self.six.is_some() { NFPROTO_IPV6 } else { NFPROTO_IPV4 }
+    }
+
+    /// Loads an address of the packet's: the one at these offsets in the headers of both families.
+    fn load(self, m: &mut Message, four: u32, six: u32) {
+        let (offset, length) = if self.six.is_some() { (six, 16) } else { (four, 4) };
+        payload(m, NFT_PAYLOAD_NETWORK_HEADER, offset, length);
+    }
+
+    fn in_network(self, m: &mut Message, network: ipnet::Ipv4Net) {
+        let Some(table) = self.six else { return in_network(m, network) };
+        let network = table.network6(network).unwrap_or(std::net::Ipv6Addr::UNSPECIFIED.into());
+        if network.prefix_len() < 128 {
+            mask(m, &network.netmask().octets());
+        }
+        compare(m, NFT_CMP_EQ, &network.network().octets());
+    }
 }
 
 fn in_network(m: &mut Message, network: ipnet::Ipv4Net) {
@@ -133,14 +176,14 @@ fn connection_bit(m: &mut Message, key: i32, bit: u32, operator: i32) {
 }
 
 /// Writes a rule's list of expressions.
-pub(super) fn lower(m: &mut Message, rule: &Rule) {
+pub(super) fn lower(m: &mut Message, terms: Terms<'_>, rule: &Rule) {
     for condition in &rule.matches {
-        lower_match(m, condition);
+        lower_match(m, terms, condition);
     }
-    lower_action(m, &rule.action);
+    lower_action(m, terms, &rule.action);
 }
 
-fn lower_match(m: &mut Message, condition: &Match) {
+fn lower_match(m: &mut Message, terms: Terms<'_>, condition: &Match) {
     match condition {
         Match::From(name) => interface(m, NFT_META_IIFNAME, NFT_CMP_EQ, name),
         Match::To(name) => interface(m, NFT_META_OIFNAME, NFT_CMP_EQ, name),
@@ -149,8 +192,14 @@ fn lower_match(m: &mut Message, condition: &Match) {
             meta(m, NFT_META_OIFNAME);
             look_up(m, set, None);
         }
-        Match::Source(net) => network(m, SOURCE, *net),
-        Match::Destination(net) => network(m, DESTINATION, *net),
+        Match::Source(net) => {
+            terms.load(m, SOURCE, SOURCE_6);
+            terms.in_network(m, *net);
+        }
+        Match::Destination(net) => {
+            terms.load(m, DESTINATION, DESTINATION_6);
+            terms.in_network(m, *net);
+        }
         Match::DestinationIsLocal => {
             expression(m, "fib", |m| {
                 m.put_be32(1, number(NFT_REG_1)).put_be32(2, FIB_ADDRESS_TYPE).put_be32(3, FIB_DESTINATION);
@@ -158,7 +207,7 @@ fn lower_match(m: &mut Message, condition: &Match) {
             compare(m, NFT_CMP_EQ, &ADDRESS_LOCAL.to_ne_bytes());
         }
         Match::DestinationIn(set) => {
-            payload(m, NFT_PAYLOAD_NETWORK_HEADER, DESTINATION, 4);
+            terms.load(m, DESTINATION, DESTINATION_6);
             look_up(m, set, None);
         }
         Match::Protocol(protocol) => {
@@ -184,7 +233,7 @@ fn lower_match(m: &mut Message, condition: &Match) {
             payload(m, NFT_PAYLOAD_LL_HEADER, MAC_SOURCE, 2);
             compare(m, NFT_CMP_EQ, &STATION_PREFIX);
         }
-        // A mark is the address as it stands in the packet, so the network's bytes are compared as they are.
+        // A mark is a host's IPv4 address as it stands in a packet, also for IPv6, so the network's bytes are compared as they are.
         Match::Marked(net) => {
             meta(m, NFT_META_MARK);
             in_network(m, *net);
@@ -196,7 +245,7 @@ fn lower_match(m: &mut Message, condition: &Match) {
     }
 }
 
-fn translate(m: &mut Message, port: Option<u16>) {
+fn translate(m: &mut Message, terms: Terms<'_>, port: Option<u16>) {
     if let Some(port) = port {
         expression(m, "immediate", |m| {
             m.put_be32(1, number(NFT_REG_2));
@@ -204,7 +253,7 @@ fn translate(m: &mut Message, port: Option<u16>) {
         });
     }
     expression(m, "nat", |m| {
-        m.put_be32(1, NAT_DESTINATION).put_be32(2, u32::from(NFPROTO_IPV4)).put_be32(3, number(NFT_REG_1));
+        m.put_be32(1, NAT_DESTINATION).put_be32(2, u32::from(terms.protocol())).put_be32(3, number(NFT_REG_1));
         if port.is_some() {
             m.put_be32(5, number(NFT_REG_2));
         }
@@ -228,7 +277,8 @@ fn reject(m: &mut Message, code: u8) {
     });
 }
 
-fn lower_action(m: &mut Message, action: &Action) {
+fn lower_action(m: &mut Message, terms: Terms<'_>, action: &Action) {
+    let six = terms.six.is_some();
     match action {
         Action::Drop => verdict(m, NF_DROP),
         Action::Accept => verdict(m, NF_ACCEPT),
@@ -241,22 +291,22 @@ fn lower_action(m: &mut Message, action: &Action) {
         Action::RejectTcp => expression(m, "reject", |m| {
             m.put_be32(1, number(NFT_REJECT_TCP_RST));
         }),
-        Action::RejectPort => reject(m, PORT_UNREACHABLE),
-        Action::RejectNetwork => reject(m, NETWORK_UNREACHABLE),
+        Action::RejectPort => reject(m, if six { PORT_UNREACHABLE_6 } else { PORT_UNREACHABLE }),
+        Action::RejectNetwork => reject(m, if six { NETWORK_UNREACHABLE_6 } else { NETWORK_UNREACHABLE }),
         Action::Masquerade => expression(m, "masq", |_| {}),
         Action::Translate { address, port } => {
             expression(m, "immediate", |m| {
                 m.put_be32(1, number(NFT_REG_1));
-                value(m, 2, &address.octets());
+                value(m, 2, &terms.address(*address));
             });
-            translate(m, *port);
+            translate(m, terms, *port);
         }
         Action::Balance { map, count, port } => {
             expression(m, "numgen", |m| {
                 m.put_be32(1, number(NFT_REG_1)).put_be32(2, *count).put_be32(3, number(NFT_NG_RANDOM));
             });
             look_up(m, map, Some(NFT_REG_1));
-            translate(m, *port);
+            translate(m, terms, *port);
         }
         Action::RememberStation => {
             payload(m, NFT_PAYLOAD_LL_HEADER, STATION_SOURCE, 4);
@@ -280,7 +330,7 @@ fn lower_action(m: &mut Message, action: &Action) {
             });
         }
         Action::ChainOfAddress(map) => {
-            payload(m, NFT_PAYLOAD_NETWORK_HEADER, DESTINATION, 4);
+            terms.load(m, DESTINATION, DESTINATION_6);
             look_up(m, map, Some(NFT_REG_VERDICT));
         }
         Action::ChainOfPort(map) => {

@@ -10,12 +10,12 @@ use std::io;
 
 use libc::{NFT_MSG_DELRULE, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_NEWRULE};
 
-use super::expressions::{DATA_VALUE, DATA_VERDICT, EXPR_DATA, EXPR_NAME, LIST_ELEM, VERDICT_CODE, lower};
+use super::expressions::{DATA_VALUE, DATA_VERDICT, EXPR_DATA, EXPR_NAME, LIST_ELEM, Terms, VERDICT_CODE, lower};
 use super::netlink::{APPEND, CREATE, Message, attributes, be32_of, says, str_of};
 use super::netns::NetNs;
 use super::nftables::{
-    Batch, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, HOOK_NUM, NFPROTO_IPV4, RULE_CHAIN, RULE_EXPRESSIONS,
-    RULE_HANDLE, RULE_TABLE, RULE_USERDATA, Tables, kind,
+    Batch, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, HOOK_NUM, NFPROTO_IPV4, NFPROTO_IPV6, RULE_CHAIN,
+    RULE_EXPRESSIONS, RULE_HANDLE, RULE_TABLE, RULE_USERDATA, Tables, kind,
 };
 use super::readback::attribute;
 use crate::plan::names;
@@ -98,7 +98,7 @@ fn start(chain: &Chain, message: i32, flags: u16) -> Message {
 
 fn rule(chain: &Chain, text: &str, rule: &Rule) -> Message {
     let mut m = start(chain, NFT_MSG_NEWRULE, CREATE | APPEND);
-    m.nest(RULE_EXPRESSIONS, |m| lower(m, rule));
+    m.nest(RULE_EXPRESSIONS, |m| lower(m, Terms::FOUR, rule));
     let mut data = vec![0, u8::try_from(text.len() + 1).expect("a comment with a link's name is short")];
     data.extend(text.bytes().chain([0]));
     m.put(RULE_USERDATA, &data);
@@ -203,13 +203,13 @@ impl Firewall {
 
     /// Whether anybody else has rules for what is forwarded.
     pub(crate) fn others_forward(&mut self) -> io::Result<bool> {
-        Ok(!self.forward_chains()?.is_empty())
+        Ok(self.forward_chains()?.iter().any(|((family, ..), _)| *family != NFPROTO_IPV6))
     }
 
-    /// The foreign chains of IPv4 at the forward hook, and whether their policy is to drop.
+    /// The foreign chains at the forward hook, and whether their policy is to drop.
     fn forward_chains(&mut self) -> io::Result<Vec<(Chain, bool)>> {
         let mut found = Vec::new();
-        for family in [NFPROTO_IPV4, NFPROTO_INET] {
+        for family in [NFPROTO_IPV4, NFPROTO_INET, NFPROTO_IPV6] {
             for reply in self.tables.dump(NFT_MSG_GETCHAIN, family, |_| {})? {
                 let Some(body) = reply.body.get(4..) else { continue };
                 let text = |kind| attribute(body, kind).map(str_of).unwrap_or_default();

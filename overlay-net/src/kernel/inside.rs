@@ -1,8 +1,9 @@
 //! A task's namespace: what is in it, and the way back to clients of published ports.
 
 use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 
-use super::links::Links;
+use super::links::{FRA_FWMARK, FRA_SRC, Links};
 use super::mac_of;
 use super::netns::NetNs;
 use crate::plan::balance::IngressSide;
@@ -15,6 +16,7 @@ impl Links {
         let mut found = Found::default();
         let links = self.list()?;
         let (addresses, checking) = (self.addresses()?, self.checking_sources()?);
+        let addresses6 = self.addresses6()?;
         let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| &link.name);
         for link in &links {
             let own = addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, net)| *net);
@@ -24,6 +26,7 @@ impl Links {
                 mtu: link.mtu,
                 mac: link.address.clone(),
                 addresses: own.collect(),
+                addresses6: addresses6.iter().filter(|(index, _)| *index == link.index).map(|(_, net)| *net).collect(),
                 checks_sources: checking.contains(&link.index),
             };
             found.links.insert(link.name.clone(), known);
@@ -37,10 +40,18 @@ impl Links {
             .and_then(|route| name(route.link))
             .cloned();
         found.default_route = defaults.any(|route| route.table != names::RETURN_TABLE);
-        found.return_rule = self.marked_tables()?.contains(&names::RETURN_TABLE);
-        let gateway = mac_of(std::net::Ipv4Addr::UNSPECIFIED);
-        found.return_gateway =
-            self.neighbours()?.iter().any(|(_, address, mac)| (*address, *mac) == (names::RETURN_GATEWAY, gateway));
+        found.return_rule = self.ruled_tables(libc::AF_INET, FRA_FWMARK)?.contains(&names::RETURN_TABLE);
+        let nobody = mac_of(std::net::Ipv4Addr::UNSPECIFIED);
+        let neighbours = self.neighbours()?;
+        let known = |gateway: IpAddr| neighbours.iter().any(|(_, address, mac)| (*address, *mac) == (gateway, nobody));
+        found.return_gateway = known(names::RETURN_GATEWAY.into());
+        let mut ruled6 =
+            |by| -> io::Result<bool> { Ok(self.ruled_tables(libc::AF_INET6, by)?.contains(&names::RETURN_TABLE)) };
+        if known(names::RETURN_GATEWAY_6.into()) && ruled6(FRA_FWMARK)? && ruled6(FRA_SRC)? {
+            let mut routes = self.routes6()?.into_iter();
+            let link = routes.find(|(table, net, _)| *table == names::RETURN_TABLE && net.prefix_len() == 0);
+            found.return6 = link.and_then(|(_, _, link)| name(link)).cloned();
+        }
         Ok(found)
     }
 
@@ -51,13 +62,24 @@ impl Links {
 
     /// Lets a task answer clients through the host that they came by: replies that carry a mark leave by the ingress
     /// interface, to a gateway that stands for all hosts.
-    pub(crate) fn remember_stations(&mut self, namespace: &NetNs, side: &IngressSide) -> io::Result<()> {
+    pub(crate) fn remember_stations(
+        &mut self,
+        namespace: &NetNs,
+        side: &IngressSide,
+        six: Option<Ipv6Addr>,
+    ) -> io::Result<()> {
         // A client's packets come in where no route to the client leads out.
         for scope in ["all", side.interface.as_str()] {
             namespace.set_sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
         }
         let index = self.index(&side.interface)?;
-        self.set_neighbour(index, names::RETURN_GATEWAY, mac_of(std::net::Ipv4Addr::UNSPECIFIED))?;
-        self.route_marked(side.subnet, names::RETURN_TABLE, names::RETURN_GATEWAY, &side.interface)
+        let nobody = mac_of(std::net::Ipv4Addr::UNSPECIFIED);
+        self.set_neighbour(index, names::RETURN_GATEWAY.into(), nobody)?;
+        self.route_marked(side.subnet, names::RETURN_TABLE, names::RETURN_GATEWAY, &side.interface)?;
+        if let Some(own) = six {
+            self.set_neighbour(index, names::RETURN_GATEWAY_6.into(), nobody)?;
+            self.route_marked6((side.subnet, own), names::RETURN_TABLE, names::RETURN_GATEWAY_6, &side.interface)?;
+        }
+        Ok(())
     }
 }

@@ -4,11 +4,11 @@
 //! that is what is stable across a restart of ours.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use libc::{
     IFLA_ADDRESS, IFLA_GROUP, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER,
     IFLA_MTU, IFLA_NET_NS_FD, IFLA_OPERSTATE, IFLA_PROTINFO, RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_GETADDR,
@@ -50,6 +50,8 @@ const BR_MCAST_SNOOPING: u16 = 23;
 // `IFA_*` of linux/if_addr.h.
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+/// `IFA_F_NODAD`: an address is used at once, without asking whether somebody else has it.
+const IFA_F_NODAD: u8 = 2;
 const IFF_UP: u32 = 1;
 /// `IF_OPER_UP`.
 const OPERATIONAL: u8 = 6;
@@ -62,11 +64,14 @@ const RT_SCOPE_LINK: u8 = 253;
 /// `RTNH_F_ONLINK`: the gateway is on the link, whatever the link's addresses say.
 const ONLINK: u32 = 4;
 // `FRA_*` and `FR_ACT_TO_TBL` of linux/fib_rules.h.
+pub(super) const FRA_SRC: u16 = 2;
 const FRA_PRIORITY: u16 = 6;
-const FRA_FWMARK: u16 = 10;
+pub(super) const FRA_FWMARK: u16 = 10;
 const FRA_TABLE: u16 = 15;
 const FRA_FWMASK: u16 = 16;
 const TO_TABLE: u8 = 1;
+/// Behind the main table (32766) and the default one.
+const AFTER_ALL: u32 = 32_800;
 
 /// What the kernel says about a link.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -480,6 +485,36 @@ impl Links {
         Ok(replies.iter().filter_map(parse_address).collect())
     }
 
+    /// Gives a link an IPv6 address with its prefix, for use at once; an address that is there already is fine.
+    ///
+    /// # Errors
+    /// `NotFound`, or what the kernel says: a link without IPv6 takes none.
+    pub fn add_address6(&mut self, name: &str, address: Ipv6Net) -> io::Result<()> {
+        let index = self.index(name)?;
+        let mut fixed = [libc::AF_INET6 as u8, address.prefix_len(), IFA_F_NODAD, 0, 0, 0, 0, 0];
+        fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+        let mut message = Message::new(RTM_NEWADDR, CREATE | REPLACE, &fixed);
+        message.put(IFA_LOCAL, &address.addr().octets()).put(IFA_ADDRESS, &address.addr().octets());
+        self.socket.request(message).map(drop)
+    }
+
+    /// All IPv6 addresses with the number of their link, but for those that each link makes for itself (`fe80::`).
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn addresses6(&mut self) -> io::Result<Vec<(u32, Ipv6Net)>> {
+        let fixed = [libc::AF_INET6 as u8, 0, 0, 0, 0, 0, 0, 0];
+        let replies = self.socket.request(Message::new(RTM_GETADDR, DUMP, &fixed))?;
+        let address = |reply: &Reply| {
+            let fixed = reply.body.get(..8)?;
+            let address = attributes(&reply.body[8..]).find(|(kind, _)| *kind == IFA_ADDRESS)?.1;
+            let net = Ipv6Net::new(ipv6_of(address)?, fixed[1]).ok()?;
+            let counts = i32::from(fixed[0]) == libc::AF_INET6 && !net.addr().is_unicast_link_local();
+            counts.then_some((u32_of(&fixed[4..8]), net))
+        };
+        Ok(replies.iter().filter_map(address).collect())
+    }
+
     /// Adds a route in the main table, or replaces the one to the same destination.
     ///
     /// # Errors
@@ -540,11 +575,48 @@ impl Links {
     /// `NotFound` when the link is missing, or what the kernel says.
     pub fn route_marked(&mut self, marks: Ipv4Net, table: u32, via: Ipv4Addr, name: &str) -> io::Result<()> {
         self.route_through(table, via, name)?;
+        self.rule_of_marks(libc::AF_INET, marks, table)
+    }
+
+    fn rule_of_marks(&mut self, family: i32, marks: Ipv4Net, table: u32) -> io::Result<()> {
         let mut fixed = [0; 12];
-        (fixed[0], fixed[7]) = (libc::AF_INET as u8, TO_TABLE);
+        (fixed[0], fixed[7]) = (u8::try_from(family).expect("address families are small"), TO_TABLE);
         let mut rule = Message::new(libc::RTM_NEWRULE, CREATE | EXCL, &fixed);
         rule.put_u32(FRA_PRIORITY, table).put_u32(FRA_TABLE, table);
         rule.put(FRA_FWMARK, &marks.network().octets()).put(FRA_FWMASK, &marks.netmask().octets());
+        self.add_rule(rule)
+    }
+
+    /// The same for IPv6 packets. `marks` are IPv4 addresses here too: those of hosts. Packets from `source` that no
+    /// other route leads anywhere take this one: the kernel asks for the way of a connection's first reply before
+    /// anybody could mark it, and where there is no default route it would not be sent.
+    ///
+    /// # Errors
+    /// `NotFound` when the link is missing, or what the kernel says.
+    pub fn route_marked6(
+        &mut self,
+        (marks, source): (Ipv4Net, Ipv6Addr),
+        table: u32,
+        via: Ipv6Addr,
+        name: &str,
+    ) -> io::Result<()> {
+        let index = self.index(name)?;
+        let mut fixed = [0; 12];
+        (fixed[0], fixed[5], fixed[7]) = (libc::AF_INET6 as u8, RTPROT_STATIC, RTN_UNICAST);
+        fixed[8..12].copy_from_slice(&ONLINK.to_ne_bytes());
+        let mut route = Message::new(RTM_NEWROUTE, CREATE | REPLACE, &fixed);
+        route.put(libc::RTA_GATEWAY, &via.octets()).put_u32(libc::RTA_OIF, index).put_u32(libc::RTA_TABLE, table);
+        self.socket.request(route)?;
+        self.rule_of_marks(libc::AF_INET6, marks, table)?;
+        let mut fixed = [0; 12];
+        (fixed[0], fixed[2], fixed[7]) = (libc::AF_INET6 as u8, 128, TO_TABLE);
+        let mut rule = Message::new(libc::RTM_NEWRULE, CREATE | EXCL, &fixed);
+        rule.put_u32(FRA_PRIORITY, AFTER_ALL).put_u32(FRA_TABLE, table).put(FRA_SRC, &source.octets());
+        self.add_rule(rule)
+    }
+
+    /// Adds a rule; one that is there already is fine.
+    fn add_rule(&mut self, rule: Message) -> io::Result<()> {
         match self.socket.request(rule) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => Ok(()),
@@ -579,14 +651,42 @@ impl Links {
         Ok(replies.iter().filter_map(parse_route).collect())
     }
 
-    /// The tables that IPv4 rules by mark lead to.
-    pub(super) fn marked_tables(&mut self) -> io::Result<Vec<u32>> {
+    /// The IPv6 destinations of all tables, with the table and the number of the link.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn routes6(&mut self) -> io::Result<Vec<(u32, Ipv6Net, u32)>> {
         let mut fixed = [0; 12];
-        fixed[0] = libc::AF_INET as u8;
+        fixed[0] = libc::AF_INET6 as u8;
+        let replies = self.socket.request(Message::new(RTM_GETROUTE, DUMP, &fixed))?;
+        let route = |reply: &Reply| {
+            let fixed = reply.body.get(..12)?;
+            let (mut to, mut link, mut table) = (Ipv6Addr::UNSPECIFIED, 0, u32::from(fixed[4]));
+            for (kind, value) in attributes(&reply.body[12..]) {
+                match kind {
+                    libc::RTA_DST => to = ipv6_of(value)?,
+                    libc::RTA_OIF => link = u32_of(value),
+                    libc::RTA_TABLE => table = u32_of(value),
+                    _ => {}
+                }
+            }
+            let net = Ipv6Net::new(to, fixed[1]).ok()?;
+            (i32::from(fixed[0]) == libc::AF_INET6).then_some((table, net, link))
+        };
+        Ok(replies.iter().filter_map(route).collect())
+    }
+
+    /// The tables that rules of a family lead to that go by this attribute: a mark, a source.
+    pub(super) fn ruled_tables(&mut self, family: i32, by: u16) -> io::Result<Vec<u32>> {
+        let mut fixed = [0; 12];
+        fixed[0] = u8::try_from(family).expect("address families are small");
         let replies = self.socket.request(Message::new(libc::RTM_GETRULE, DUMP, &fixed))?;
         let table = |reply: &Reply| {
+            if i32::from(*reply.body.first()?) != family {
+                return None;
+            }
             let all = || attributes(reply.body.get(12..).unwrap_or_default());
-            all().find(|(kind, _)| *kind == FRA_FWMARK)?;
+            all().find(|(kind, _)| *kind == by)?;
             all().find(|(kind, _)| *kind == FRA_TABLE).map(|(_, value)| u32_of(value))
         };
         Ok(replies.iter().filter_map(table).collect())
@@ -686,6 +786,19 @@ fn parse_info(value: &[u8], link: &mut Link) {
 pub(super) fn ipv4_of(value: &[u8]) -> Option<Ipv4Addr> {
     let octets: [u8; 4] = value.get(0..4)?.try_into().ok()?;
     Some(octets.into())
+}
+
+fn ipv6_of(value: &[u8]) -> Option<Ipv6Addr> {
+    let octets: [u8; 16] = value.get(0..16)?.try_into().ok()?;
+    Some(octets.into())
+}
+
+/// An address of the family that its length says.
+pub(super) fn ip_of(value: &[u8]) -> Option<IpAddr> {
+    match value.len() {
+        16 => ipv6_of(value).map(IpAddr::V6),
+        _ => ipv4_of(value).map(IpAddr::V4),
+    }
 }
 
 fn parse_address(reply: &Reply) -> Option<(u32, Ipv4Net)> {

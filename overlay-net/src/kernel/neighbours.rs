@@ -1,19 +1,19 @@
 //! Static forwarding entries (FDB) and permanent neighbours.
 //!
 //! Three tables make an overlay that never floods: the VXLAN's own (which host has a hardware address), the bridge's
-//! (which port), and the bridge's neighbours (which hardware address an IPv4 address has), from which the bridge
-//! answers ARP itself.
+//! (which port), and the bridge's neighbours (which hardware address an IP address has), from which the bridge
+//! answers ARP and neighbour solicitations itself.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use libc::{
     NDA_DST, NDA_LLADDR, NTF_MASTER, NTF_SELF, NUD_FAILED, NUD_NOARP, NUD_PERMANENT, RTM_DELNEIGH, RTM_GETNEIGH,
     RTM_NEWNEIGH,
 };
 
-use super::links::{Links, ipv4_of};
+use super::links::{Links, ip_of, ipv4_of};
 use super::netlink::{CREATE, DUMP, Message, REPLACE, Reply, attributes, u32_of};
 
 /// One forwarding entry as the kernel lists it.
@@ -150,24 +150,24 @@ impl Links {
         missing_is_fine(self.change_entry(message))
     }
 
-    /// Says which hardware address an IPv4 address has, for good. Replaces an older entry.
+    /// Says which hardware address an address has, for good. Replaces an older entry.
     ///
     /// # Errors
-    /// `NotFound` when the link is missing, or what the kernel says.
-    pub fn set_neighbour(&mut self, link: u32, address: Ipv4Addr, mac: [u8; 6]) -> io::Result<()> {
-        let fixed = ndmsg(libc::AF_INET, link, NUD_PERMANENT, 0);
+    /// `NotFound` when the link is missing, or what the kernel says: it knows no IPv6 neighbours on links without IPv6.
+    pub fn set_neighbour(&mut self, link: u32, address: IpAddr, mac: [u8; 6]) -> io::Result<()> {
+        let fixed = ndmsg(family_of(address), link, NUD_PERMANENT, 0);
         let mut message = Message::new(RTM_NEWNEIGH, CREATE | REPLACE, &fixed);
-        message.put(NDA_DST, &address.octets()).put(NDA_LLADDR, &mac);
+        put_address(&mut message, address).put(NDA_LLADDR, &mac);
         self.change_entry(message)
     }
 
-    /// Forgets an IPv4 neighbour; a missing one is fine.
+    /// Forgets a neighbour; a missing one is fine.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn delete_neighbour(&mut self, link: u32, address: Ipv4Addr) -> io::Result<()> {
-        let mut message = Message::new(RTM_DELNEIGH, 0, &ndmsg(libc::AF_INET, link, 0, 0));
-        message.put(NDA_DST, &address.octets());
+    pub fn delete_neighbour(&mut self, link: u32, address: IpAddr) -> io::Result<()> {
+        let mut message = Message::new(RTM_DELNEIGH, 0, &ndmsg(family_of(address), link, 0, 0));
+        put_address(&mut message, address);
         missing_is_fine(self.change_entry(message))
     }
 
@@ -204,12 +204,14 @@ impl Links {
             .collect())
     }
 
-    /// All permanent IPv4 neighbours: link, address, hardware address.
+    /// All permanent neighbours of both families: link, address, hardware address.
     ///
     /// # Errors
     /// When the kernel refuses the dump.
-    pub fn neighbours(&mut self) -> io::Result<Vec<(u32, Ipv4Addr, [u8; 6])>> {
-        let replies = self.socket.request(Message::new(RTM_GETNEIGH, DUMP, &ndmsg(libc::AF_INET, 0, 0, 0)))?;
+    pub fn neighbours(&mut self) -> io::Result<Vec<(u32, IpAddr, [u8; 6])>> {
+        let mut replies = self.socket.request(Message::new(RTM_GETNEIGH, DUMP, &ndmsg(libc::AF_INET, 0, 0, 0)))?;
+        // (A kernel without IPv6 lists its IPv4 neighbours again; a neighbour listed twice is one neighbour.)
+        replies.extend(self.socket.request(Message::new(RTM_GETNEIGH, DUMP, &ndmsg(libc::AF_INET6, 0, 0, 0)))?);
         Ok(replies
             .iter()
             .filter_map(|reply| {
@@ -221,13 +223,24 @@ impl Links {
                 for (kind, value) in attributes(&reply.body[12..]) {
                     match kind {
                         NDA_LLADDR => mac = value.get(0..6).and_then(|b| b.try_into().ok()),
-                        NDA_DST => address = ipv4_of(value),
+                        NDA_DST => address = ip_of(value),
                         _ => {}
                     }
                 }
                 Some((u32_of(&fixed[4..8]), address?, mac?))
             })
             .collect())
+    }
+}
+
+fn family_of(address: IpAddr) -> i32 {
+    if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
+}
+
+fn put_address(message: &mut Message, address: IpAddr) -> &mut Message {
+    match address {
+        IpAddr::V4(address) => message.put(NDA_DST, &address.octets()),
+        IpAddr::V6(address) => message.put(NDA_DST, &address.octets()),
     }
 }
 

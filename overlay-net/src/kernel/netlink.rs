@@ -361,11 +361,12 @@ pub(crate) struct Watch {
 }
 
 /// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR`: links and their addresses.
-pub(crate) const LINKS: u32 = 1 | 1 << 4;
+pub(crate) const LINKS: u32 = 1 | 1 << 4 | 1 << 8;
 /// `RTNLGRP_NEIGH`: neighbours and forwarding entries.
 pub(crate) const NEIGHBOURS: u32 = 1 << 2;
-/// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV4_RULE`, `RTNLGRP_IPV4_NETCONF`: routes, their rules and some values of sysctl.
-pub(crate) const ROUTES: u32 = 1 << 6 | 1 << 7 | 1 << 23;
+/// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV4_RULE`, `RTNLGRP_IPV4_NETCONF`, `RTNLGRP_IPV6_ROUTE`, `RTNLGRP_IPV6_RULE`: routes,
+/// their rules and some values of sysctl.
+pub(crate) const ROUTES: u32 = 1 << 6 | 1 << 7 | 1 << 23 | 1 << 10 | 1 << 18;
 
 impl Watch {
     /// Listens to groups of notices from now on, and has room for a few: that there were too many says as much.

@@ -14,7 +14,7 @@ use libc::{
 };
 use nix::sys::socket::SockProtocol;
 
-use super::expressions::{DATA_VALUE, DATA_VERDICT, LIST_ELEM, VERDICT_CHAIN, VERDICT_CODE, lower, number};
+use super::expressions::{DATA_VALUE, DATA_VERDICT, LIST_ELEM, Terms, VERDICT_CHAIN, VERDICT_CODE, lower, number};
 use super::netlink::{APPEND, CREATE, DUMP, Message, Socket, attributes, be32_of, str_of};
 use super::netns::NetNs;
 use crate::plan::ruleset::{Chain, Family, Hook, Kind, Point, Rule, Set, Table};
@@ -22,6 +22,7 @@ use crate::plan::ruleset::{Chain, Family, Hook, Kind, Point, Rule, Set, Table};
 pub(super) const NFPROTO_UNSPEC: u8 = 0;
 pub(super) const NFPROTO_IPV4: u8 = 2;
 pub(super) const NFPROTO_NETDEV: u8 = 5;
+pub(super) const NFPROTO_IPV6: u8 = 10;
 /// Attributes are at most 64 KiB, an element with a chain's name at most about 170 bytes.
 const ELEMENTS_PER_MESSAGE: usize = 300;
 // Attribute numbers of linux/netfilter/nf_tables.h.
@@ -67,6 +68,7 @@ const INTERFACE_BYTES: usize = 16;
 // What the nft tool calls these types; only tools that list the table read them.
 const TYPE_INTEGER: u32 = 4;
 const TYPE_IPV4: u32 = 7;
+const TYPE_IPV6: u32 = 8;
 const TYPE_PORT: u32 = 13;
 const TYPE_INTERFACE: u32 = 41;
 
@@ -153,6 +155,7 @@ pub(super) fn kind(message: i32) -> u16 {
 pub(super) fn protocol(family: Family) -> u8 {
     match family {
         Family::Ip => NFPROTO_IPV4,
+        Family::Ip6 => NFPROTO_IPV6,
         Family::Netdev => NFPROTO_NETDEV,
     }
 }
@@ -198,8 +201,10 @@ impl Batch {
     /// Leads from one value of a table to another by what differs alone. New things come before what refers to them,
     /// and references go before what they refer to. False, with nothing added, where that cannot be.
     pub(super) fn difference(&mut self, old: &Table, new: &Table) -> bool {
-        let remade = |(name, old): (&String, &Set)| new.sets.get(name).is_some_and(|new| types(old) != types(new));
-        if old.comment != new.comment || old.sets.iter().any(remade) {
+        let remade = |(name, old): (&String, &Set)| {
+            new.sets.get(name).is_some_and(|changed| types(new.family, old) != types(new.family, changed))
+        };
+        if old.comment != new.comment || old.beside != new.beside || old.sets.iter().any(remade) {
             return false;
         }
         let moved = |name: &String, chain: &Chain| old.chains.get(name).is_some_and(|old| old.hook != chain.hook);
@@ -250,7 +255,7 @@ impl Batch {
     }
 
     fn changed_elements(&mut self, table: &Table, name: &str, old: &Set, new: &Set) {
-        let (before, after) = (elements(old), elements(new));
+        let (before, after) = (elements(table, old), elements(table, new));
         let gone = before.iter().filter(|(key, element)| after.get(*key) != Some(element));
         self.elements(table, name, NFT_MSG_DELSETELEM, gone.map(|(key, _)| (key, &Element::Key)));
         let added = after.iter().filter(|(key, element)| before.get(*key) != Some(element));
@@ -339,7 +344,7 @@ impl Batch {
     }
 
     fn set(&mut self, table: &Table, name: &str, set: &Set) {
-        let (key_type, key_length, data) = types(set);
+        let (key_type, key_length, data) = types(table.family, set);
         let mut m = Batch::start(table.family, NFT_MSG_NEWSET, CREATE);
         m.put_str(SET_TABLE, &table.name).put_str(SET_NAME, name);
         m.put_be32(SET_FLAGS, if data.is_some() { number(NFT_SET_MAP) } else { 0 });
@@ -351,7 +356,7 @@ impl Batch {
         m.put_be32(SET_ID, self.sets);
         self.push(format!("set {name}"), m);
 
-        self.elements(table, name, NFT_MSG_NEWSETELEM, &elements(set));
+        self.elements(table, name, NFT_MSG_NEWSETELEM, &elements(table, set));
     }
 
     fn elements<'a, 'b: 'a>(
@@ -389,7 +394,7 @@ impl Batch {
     fn rule(&mut self, table: &Table, chain: &str, rule: &Rule) {
         let mut m = Batch::start(table.family, NFT_MSG_NEWRULE, CREATE | APPEND);
         m.put_str(RULE_TABLE, &table.name).put_str(RULE_CHAIN, chain);
-        m.nest(RULE_EXPRESSIONS, |m| lower(m, rule));
+        m.nest(RULE_EXPRESSIONS, |m| lower(m, Terms::of(table), rule));
         self.push(format!("rule {rule:?} of chain {chain}"), m);
     }
 }
@@ -400,7 +405,7 @@ pub(super) enum Element<'a> {
     /// Nothing: it is in the set.
     Key,
     /// A value.
-    Value([u8; 4]),
+    Value(Vec<u8>),
     /// A chain.
     Chain(&'a str),
 }
@@ -426,14 +431,15 @@ impl Element<'_> {
 }
 
 /// Type and length of a set's keys, and of what they lead to.
-pub(super) fn types(set: &Set) -> (u32, u32, Option<(u32, u32)>) {
+pub(super) fn types(family: Family, set: &Set) -> (u32, u32, Option<(u32, u32)>) {
+    let (address, length) = if family == Family::Ip6 { (TYPE_IPV6, 16) } else { (TYPE_IPV4, 4) };
     match set {
-        Set::Addresses(_) => (TYPE_IPV4, 4, None),
+        Set::Addresses(_) => (address, length, None),
         Set::Ports(_) => (TYPE_PORT, 2, None),
         Set::Links(_) => (TYPE_INTERFACE, INTERFACE_BYTES as u32, None),
-        Set::AddressChains(_) => (TYPE_IPV4, 4, Some((TYPE_VERDICT, 16))),
+        Set::AddressChains(_) => (address, length, Some((TYPE_VERDICT, 16))),
         Set::PortChains(_) => (TYPE_PORT, 2, Some((TYPE_VERDICT, 16))),
-        Set::Backends(_) => (TYPE_INTEGER, 4, Some((TYPE_IPV4, 4))),
+        Set::Backends(_) => (TYPE_INTEGER, 4, Some((address, length))),
     }
 }
 
@@ -445,16 +451,17 @@ fn padded(name: &str) -> Vec<u8> {
 }
 
 /// The elements of a set as they are on the wire.
-pub(super) fn elements(set: &Set) -> BTreeMap<Vec<u8>, Element<'_>> {
+pub(super) fn elements<'a>(table: &Table, set: &'a Set) -> BTreeMap<Vec<u8>, Element<'a>> {
+    let octets = |address: &std::net::Ipv4Addr| Terms::of(table).address(*address);
     match set {
-        Set::Addresses(all) => all.iter().map(|a| (a.octets().to_vec(), Element::Key)).collect(),
+        Set::Addresses(all) => all.iter().map(|a| (octets(a), Element::Key)).collect(),
         Set::Links(all) => all.iter().map(|name| (padded(name), Element::Key)).collect(),
         Set::Ports(all) => all.iter().map(|p| (p.to_be_bytes().to_vec(), Element::Key)).collect(),
-        Set::AddressChains(all) => all.iter().map(|(a, c)| (a.octets().to_vec(), Element::Chain(c))).collect(),
+        Set::AddressChains(all) => all.iter().map(|(a, c)| (octets(a), Element::Chain(c))).collect(),
         Set::PortChains(all) => all.iter().map(|(p, c)| (p.to_be_bytes().to_vec(), Element::Chain(c))).collect(),
         // numgen's numbers are in host byte order.
         Set::Backends(all) => {
-            (0u32..).zip(all).map(|(n, a)| (n.to_ne_bytes().to_vec(), Element::Value(a.octets()))).collect()
+            (0u32..).zip(all).map(|(n, a)| (n.to_ne_bytes().to_vec(), Element::Value(octets(a)))).collect()
         }
     }
 }

@@ -213,21 +213,21 @@ impl SeenTable {
         for (name, set) in &wanted.sets {
             match self.sets.get(name) {
                 None => found.push(format!("set {name} is missing")),
-                Some(seen) => seen.differences(name, set, found),
+                Some(seen) => seen.differences(wanted, name, set, found),
             }
         }
     }
 }
 
 impl SeenSet {
-    fn differences(&self, name: &str, wanted: &Set, found: &mut Vec<String>) {
-        let (key_type, key_length, data) = types(wanted);
+    fn differences(&self, table: &Table, name: &str, wanted: &Set, found: &mut Vec<String>) {
+        let (key_type, key_length, data) = types(table.family, wanted);
         let flags = if data.is_some() { MAP } else { 0 };
         if self.types != [flags, key_type, key_length, data.map_or(0, |(kind, _)| kind)] {
             found.push(format!("set {name} was changed"));
             return;
         }
-        let wanted = elements(wanted);
+        let wanted = elements(table, wanted);
         let missing = wanted.iter().filter(|(key, element)| !self.elements.get(*key).is_some_and(|e| e.is(element)));
         let foreign = self.elements.keys().filter(|key| !wanted.contains_key(*key));
         match (missing.count(), foreign.count()) {

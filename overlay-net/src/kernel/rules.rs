@@ -161,13 +161,13 @@ impl Rules {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::net::Ipv4Addr;
 
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::Protocol;
+    use crate::config::{Beside, Protocol};
     use crate::kernel::NetNs;
     use crate::plan::balance::{Balance, HostSide, IngressSide, Return, Target};
     use crate::plan::ruleset::Set;
@@ -196,6 +196,7 @@ mod tests {
                 .map(|(k, backends)| (k, Target { port: 80, backends }))
                 .collect(),
             host_ports: [((Protocol::Udp, 53), (53, "t1".to_owned()))].into(),
+            beside: BTreeMap::new(),
         };
         let side = IngressSide { interface: "lo".into(), subnet: "10.0.9.0/24".parse().unwrap() };
         let side = ingress.then_some(side);
@@ -214,8 +215,10 @@ mod tests {
         table.chains.extend(own(None).chains.into_iter().filter(|(name, _)| name == "no-way-out"));
         table.chains.extend(host.chains);
         table.sets.extend(host.sets);
+        let beside = Beside::new("10.0.9.0/24".parse().unwrap(), "fd00:9::/64".parse().unwrap()).unwrap();
+        let six = table.clone().six(vec![beside]);
         let frames = side.as_ref().map(Balance::frame_table).into_iter();
-        frames.chain([table, own(Some(address(78)))]).map(Arc::new).collect()
+        frames.chain([table, six, own(Some(address(78)))]).map(Arc::new).collect()
     }
 
     fn ensure(rules: &mut Rules, wanted: Vec<Arc<Table>>) -> io::Result<Vec<String>> {
@@ -298,8 +301,10 @@ mod tests {
             check(&mut rules, &wanted);
         }
         other.delete(&names::TABLES).unwrap();
-        let named = ensure(&mut rules, wanted.clone()).unwrap();
-        assert_eq!(named, ["table shoal is missing", "table shoal is missing", "table shoal-own is missing"]);
+        let mut named = ensure(&mut rules, wanted.clone()).unwrap();
+        named.sort();
+        let gone = ["shoal is missing", "shoal is missing", "shoal is missing", "shoal-own is missing"];
+        assert_eq!(named, gone.map(|what| format!("table {what}")));
         check(&mut rules, &wanted);
         assert_eq!(ensure(&mut rules, wanted).unwrap(), Vec::<String>::new(), "and told once");
     }

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::forwarding::Forwarding;
 use super::links::{BridgePort, Link, Links, Peer, Vxlan};
@@ -20,6 +20,10 @@ use crate::plan::attachment::{Interface, choose_egress, gateway};
 use crate::plan::names;
 use crate::plan::picture::{HostPort, Operation, Picture, Port, Switch, Tunnel};
 
+/// Whether the host forwards IPv6 packets.
+const FORWARDING_6: &str = "ipv6/conf/all/forwarding";
+/// The main routing table.
+const MAIN_TABLE: u32 = 254;
 /// How long a new link may take until it carries packets; a millisecond is usual.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Room for some hundred notices, in bytes: those of our own changes, too, wait there until somebody looks.
@@ -47,6 +51,21 @@ pub(crate) struct Stage {
     forwarding: Forwarding,
 }
 
+/// Gives a task's interface its IPv6 address, or sees to it that it has none, not even one of its own making.
+fn family6(namespace: &NetNs, links: &mut Links, interface: &Interface) -> io::Result<()> {
+    let value = |value: &str| format!("ipv6/conf/{}/{value}", interface.name);
+    let Some(address) = interface.address6 else {
+        // A task that may change its values may have changed this one; a kernel without IPv6 has none.
+        namespace.set_sysctl(&value("disable_ipv6"), "1").ok();
+        return Ok(());
+    };
+    // Nobody else can have the address: it need not be asked for, and there is no router who could tell of others.
+    for (value, wanted) in [(value("accept_ra"), "0"), (value("accept_dad"), "0"), (value("disable_ipv6"), "0")] {
+        namespace.set_sysctl(&value, wanted)?;
+    }
+    links.add_address6(&interface.name, address)
+}
+
 /// How a bridge treats a task's port on a network.
 fn treatment(network: &str) -> BridgePort {
     if network == names::EGRESS { EGRESS_PORT } else { LOCAL_PORT }
@@ -67,9 +86,12 @@ impl Stage {
             }
             Err(error) => return Err(error),
         };
-        // A switch speaks no IPv6 itself; a kernel without it is as good.
-        for scope in ["all", "default"] {
-            inner.set_sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "1").ok();
+        // A switch has no addresses, so that it speaks no IPv6 itself; but where IPv6 is off, the kernel lets nobody
+        // say which neighbours there are. A kernel without IPv6 is as good until a network has it.
+        for (value, wanted) in [("addr_gen_mode", "1"), ("accept_ra", "0"), ("disable_ipv6", "0")] {
+            for scope in ["all", "default"] {
+                inner.set_sysctl(&format!("ipv6/conf/{scope}/{value}"), wanted).ok();
+            }
         }
         // Frames between tasks are not for the rules of routers, which the kernel takes bridged ones through wherever it
         // can, and which there are none of here. Without that ability there is nothing to turn off.
@@ -179,10 +201,12 @@ impl Stage {
         let vni = port
             .and_then(|port| links.iter().find(|link| link.index == port.controller))
             .and_then(|bridge| names::vni_of(&bridge.name));
+        let address6 = self.host_links.addresses6()?.into_iter().find(|(index, _)| *index == link.index);
         let nowhere = Ipv4Net::from(Ipv4Addr::UNSPECIFIED);
         Ok(Some(HostPort {
             vni: vni.unwrap_or(0),
             address: address.map_or(nowhere, |(_, net)| net),
+            address6: address6.map(|(_, net)| net),
             mtu: if link.up { link.mtu } else { 0 },
         }))
     }
@@ -191,6 +215,10 @@ impl Stage {
     /// that are not set.
     pub(crate) fn host_lacks(&mut self) -> io::Result<Vec<String>> {
         let mut lacks = Vec::new();
+        let forwards = std::fs::read_to_string(format!("/proc/sys/net/{FORWARDING_6}")).unwrap_or_default();
+        if forwards.trim() != "1" && self.observe_host_port(&[])?.is_some_and(|port| port.address6.is_some()) {
+            lacks.push(FORWARDING_6.to_owned());
+        }
         for link in [names::egress_link(&self.node), names::ingress_link(&self.node)] {
             if self.host_links.find(&link)?.is_some() {
                 for name in [format!("ipv4/conf/{link}/route_localnet"), FORWARDING.into()] {
@@ -210,7 +238,7 @@ impl Stage {
         let mut lacks = self.host_lacks()?;
         lacks.retain(|name| name != FORWARDING);
         for name in &lacks {
-            self.host.set_sysctl(name, "1")?;
+            if name == FORWARDING_6 { self.forward6()? } else { self.host.set_sysctl(name, "1")? }
         }
         Ok(lacks.into_iter().map(|name| format!("net/{name} was off")).collect())
     }
@@ -314,12 +342,44 @@ impl Stage {
     fn create_host_port(&mut self, host: &HostPort) -> io::Result<()> {
         let link = names::ingress_link(&self.node);
         self.refuse_taken(host.address)?;
+        host.address6.map_or(Ok(()), |address| self.refuse_taken6(address))?;
         let peer = Peer { namespace: &self.inner, name: names::HOST_PORT, mac: None };
         self.host_links.create_veth_into(&link, Some(mac_of(host.address.addr())), host.mtu, &peer)?;
         self.inner_links.set_controller(names::HOST_PORT, Some(&names::bridge(host.vni)))?;
         self.inner_links.set_up(names::HOST_PORT)?;
-        self.host_side(&link, host.address)?;
+        self.host_side(&link, host.address, host.address6)?;
         self.inner_links.wait_running(names::HOST_PORT, PATIENCE)
+    }
+
+    /// The same for IPv6.
+    fn refuse_taken6(&mut self, ours: Ipv6Net) -> io::Result<()> {
+        let subnet = ours.trunc();
+        let connected = self.host_links.addresses6()?.into_iter().map(|(_, net)| net.trunc());
+        let connected = connected.filter(|net| net.contains(&subnet) || subnet.contains(net));
+        let routed = self.host_links.routes6()?.into_iter().filter(|(table, ..)| *table == MAIN_TABLE);
+        let routed = routed.map(|(_, net, _)| net).filter(|net| subnet.contains(net));
+        match connected.chain(routed).next() {
+            Some(net) => Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("the ingress network {subnet} has addresses of this host's own network {net}"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets the host forward IPv6 packets. A router heeds no other router's announcements, so
+    /// that a host that has its own way out from those is told to heed them all the same.
+    fn forward6(&mut self) -> io::Result<()> {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/{name}"));
+        if read(FORWARDING_6)?.trim() == "1" {
+            return Ok(());
+        }
+        for link in self.host_links.list()? {
+            if read(&format!("ipv6/conf/{}/accept_ra", link.name)).is_ok_and(|value| value.trim() == "1") {
+                self.host.set_sysctl(&format!("ipv6/conf/{}/accept_ra", link.name), "2")?;
+            }
+        }
+        self.host.set_sysctl(FORWARDING_6, "1")
     }
 
     /// The host's own networks come first: an ingress network with the same addresses would cut the host off from them.
@@ -372,12 +432,24 @@ impl Stage {
         if self.forwarding.noted { self.host.set_sysctl(FORWARDING, "0") } else { Ok(()) }
     }
 
-    /// A link of ours in the host's namespace: an address, and published ports on localhost.
-    fn host_side(&mut self, link: &str, address: Ipv4Net) -> io::Result<()> {
-        // The kernel's own IPv6 chatter has nobody to talk to there.
-        self.host.set_sysctl(&format!("ipv6/conf/{link}/disable_ipv6"), "1").ok();
+    /// A link of ours in the host's namespace: addresses, and published ports on localhost.
+    fn host_side(&mut self, link: &str, address: Ipv4Net, address6: Option<Ipv6Net>) -> io::Result<()> {
+        let six = |value: &str| format!("ipv6/conf/{link}/{value}");
+        match address6 {
+            // The kernel's own IPv6 chatter has nobody to talk to there.
+            None => self.host.set_sysctl(&six("disable_ipv6"), "1").unwrap_or_default(),
+            Some(_) => {
+                self.forward6()?;
+                for (value, wanted) in [("accept_ra", "0"), ("disable_ipv6", "0"), ("accept_dad", "0")] {
+                    self.host.set_sysctl(&six(value), wanted)?;
+                }
+            }
+        }
         self.host.set_sysctl(&format!("ipv4/conf/{link}/route_localnet"), "1")?;
         self.host_links.add_address(link, address)?;
+        if let Some(address) = address6 {
+            self.host_links.add_address6(link, address)?;
+        }
         self.host_links.set_up(link)?;
         self.host_links.wait_running(link, PATIENCE)
     }
@@ -423,7 +495,7 @@ impl Stage {
         self.inner_links.set_mtu(names::EGRESS_UPLINK, mtu)?;
         self.inner_links.set_controller(names::EGRESS_UPLINK, Some(names::EGRESS_BRIDGE))?;
         self.inner_links.set_up(names::EGRESS_UPLINK)?;
-        self.host_side(&link, address)?;
+        self.host_side(&link, address, None)?;
         self.inner_links.wait_running(names::EGRESS_UPLINK, PATIENCE)
     }
 
@@ -450,6 +522,7 @@ impl Stage {
         }
         links.set_mtu(&interface.name, mtu)?;
         links.add_address(&interface.name, interface.address)?;
+        family6(namespace, links, interface)?;
         links.set_up(&interface.name)?;
         self.inner_links.set_mtu(&interface.port, mtu)?;
         let (port, bridge) = (interface.port.clone(), interface.bridge.clone());
@@ -532,11 +605,11 @@ mod tests {
         let ours = [
             Operation::SetHost { vni, mac, host: host(1) },
             Operation::SetForward { vni, mac },
-            Operation::SetNeighbour { vni, address, mac },
+            Operation::SetNeighbour { vni, address: address.into(), mac },
             Operation::SetHost { vni, mac, host: host(2) },
             Operation::DeleteHost { vni, mac },
             Operation::DeleteForward { vni, mac },
-            Operation::DeleteNeighbour { vni, address },
+            Operation::DeleteNeighbour { vni, address: address.into() },
         ];
         let (set, gone) = ours.split_at(4);
         for operations in [&set[..3], &set[3..], gone, &set[..3]] {
@@ -545,7 +618,7 @@ mod tests {
         }
         let (bridge, device) = (other.index("br-5").unwrap(), other.index("vx-5").unwrap());
         let theirs: [&mut dyn FnMut() -> io::Result<()>; 3] = [
-            &mut || other.delete_neighbour(bridge, address),
+            &mut || other.delete_neighbour(bridge, address.into()),
             &mut || Links::open(&stage_inner(&pin))?.delete_forward(device, mac),
             &mut || Links::open(&stage_inner(&pin))?.set_tunnel(device, mac, host(9)),
         ];

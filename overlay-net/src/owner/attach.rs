@@ -164,7 +164,7 @@ impl Owner {
         let ports = sockets.ports().map_err(failed("use the resolver's sockets"))?;
         let own = Balance::own_table(ports, inside.ingress.as_ref(), egress.map(|net| net.addr()));
         let own = Arc::new(own);
-        let view = View::new(&config, egress.is_some());
+        let view = View::new(&config, egress.is_some()).with_ipv6(&config, &self.desired);
         let shared = sockets.try_clone().map_err(failed("share the resolver's sockets"))?;
         self.dns.serve(&id, shared, view).map_err(failed("serve the resolver's sockets"))?;
 
@@ -221,7 +221,9 @@ impl Owner {
             links.add_route(everything, Some(gateway), interface).map_err(failed("set the default route"))?;
         }
         if let Some(side) = &inside.ingress {
-            links.remember_stations(namespace, side).map_err(failed("prepare the way back to clients"))?;
+            links
+                .remember_stations(namespace, side, inside.ingress6())
+                .map_err(failed("prepare the way back to clients"))?;
         }
         Ok(())
     }

@@ -1,7 +1,6 @@
 //! Answers who asks what the overlay believes and whether the kernel agrees. Changes nothing.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Owner, VXLAN_BYTES};
@@ -84,8 +83,7 @@ impl Owner {
     }
 
     fn examine_host(&mut self) -> io::Result<Vec<String>> {
-        let table = self.balance.host_table(&self.config.node, &self.host_side());
-        let wanted: Vec<_> = table.into_iter().map(Arc::new).collect();
+        let wanted = self.host_tables();
         let mut lacks: Vec<String> = self.stage.host_lacks()?.iter().map(|name| format!("net/{name} is off")).collect();
         lacks.extend(self.host_rules.differences(&wanted)?);
         Ok(lacks)

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::names;
 use crate::config::{Desired, EndpointConfig};
@@ -21,6 +21,8 @@ pub struct Interface {
     pub network: String,
     /// The address, with the network's prefix.
     pub address: Ipv4Net,
+    /// The IPv6 address beside it, on a network that has such.
+    pub address6: Option<Ipv6Net>,
     /// The hardware address.
     pub mac: [u8; 6],
 }
@@ -66,6 +68,7 @@ pub fn interfaces(
             bridge: names::bridge(network.vni),
             network: id.clone(),
             address: Ipv4Net::new(attachment.address, network.subnet.prefix_len()).map_err(|_| outside())?,
+            address6: network.beside().and_then(|beside| beside.interface(attachment.address)),
             mac: mac_of(attachment.address),
         });
     }
@@ -76,6 +79,8 @@ pub fn interfaces(
             bridge: names::EGRESS_BRIDGE.into(),
             network: names::EGRESS.into(),
             address,
+            // The way out is of IPv4 alone, as Docker's is.
+            address6: None,
             mac: mac_of(address.addr()),
         });
     }

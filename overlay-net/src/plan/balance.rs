@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 
 use super::names;
 use super::ruleset::{Action, Family, Kind, Match, Point, Rule, Set, Table};
-use crate::config::{Desired, PortMode, Protocol};
+use crate::config::{Beside, Desired, PortMode, Protocol};
 use crate::dns;
 
 /// nf_tables priorities: destination translation, and our filters after connection tracking and before it.
@@ -30,6 +30,8 @@ pub struct Balance {
     pub ports: BTreeMap<(Protocol, u16), Target>,
     /// Ports of this host's own tasks: the port in the task, and the task.
     pub host_ports: BTreeMap<(Protocol, u16), (u16, String)>,
+    /// By network id: the IPv6 addresses beside its others, where it has any.
+    pub beside: BTreeMap<String, Beside>,
 }
 
 /// Where a published port goes.
@@ -86,6 +88,7 @@ impl Balance {
         for network in &desired.networks {
             // Nobody is looked for where nobody is suspected.
             let hosts = if suspects.is_empty() { BTreeMap::new() } else { network.hosts() };
+            balance.beside.extend(network.beside().map(|beside| (network.id.clone(), beside)));
             let vips = balance.vips.entry(network.id.clone()).or_default();
             for service in &network.services {
                 if let Some(vip) = service.vip {
@@ -268,6 +271,38 @@ impl Balance {
             table.hook("apart", Kind::Filter, Point::Forward, PRIORITY_FILTER, rules);
         }
         Some(table)
+    }
+
+    /// The table of a task's namespace for IPv6, where any of its networks has it.
+    #[must_use]
+    pub fn task_table6(&self, networks: &[String], ingress: Option<&IngressSide>) -> Option<Table> {
+        let with = |id: &String| Some((id.clone(), *self.beside.get(id)?));
+        let (networks, beside): (Vec<String>, Vec<Beside>) = networks.iter().filter_map(with).unzip();
+        let ingress = ingress.filter(|side| beside.iter().any(|beside| beside.is_of(side.subnet)));
+        (!networks.is_empty()).then(|| self.task_table(&networks, ingress).six(beside))
+    }
+
+    /// The same for IPv6 clients, where the ingress network has IPv6; nothing otherwise. The way out, and with it the
+    /// ports of single hosts, is of IPv4 alone.
+    #[must_use]
+    pub fn host_table6(&self, node: &str, side: &HostSide, beside: Beside) -> Option<Table> {
+        let (link, _) = side.ingress.as_ref()?;
+        let datagrams = [Match::To(link.clone()), Match::Translated, Match::Protocol(Protocol::Udp)];
+        let hidden = Rule::new(datagrams, Action::Masquerade);
+        let side = HostSide { egress: None, tasks: BTreeMap::new(), ..side.clone() };
+        let mut table = self.host_table(node, &side)?;
+        // The kernel lets nothing from `::1` leave by any link, so that such connections would hang. Refused at once,
+        // they are tried at 127.0.0.1.
+        let itself = Ipv4Net::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("a prefix below 32");
+        if let Some(chain) = table.chains.get_mut("from-here") {
+            chain.rules.insert(0, Rule::new([Match::Destination(itself)], Action::Accept));
+        }
+        // Tasks have no route to IPv6 clients but for connections that are known to come from there; a server that
+        // answers datagrams from a socket without an address would not find it.
+        if let Some(chain) = table.chains.get_mut("source") {
+            chain.rules.push(hidden);
+        }
+        Some(table.six(vec![beside]))
     }
 }
 

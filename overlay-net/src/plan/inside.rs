@@ -4,9 +4,9 @@
 //! added beside (other links, other routes, a default route of its own) is the task's business.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::attachment::{Interface, gateway};
 use super::balance::IngressSide;
@@ -38,6 +38,8 @@ pub struct Found {
     pub return_link: Option<String>,
     /// See `return_rule`.
     pub return_gateway: bool,
+    /// All three for IPv6: the link that marked replies leave by, by a rule, a route and a known gateway.
+    pub return6: Option<String>,
 }
 
 /// A link in a namespace.
@@ -53,6 +55,8 @@ pub struct FoundLink {
     pub mac: Vec<u8>,
     /// Its IPv4 addresses.
     pub addresses: Vec<Ipv4Net>,
+    /// Its IPv6 addresses.
+    pub addresses6: Vec<Ipv6Net>,
     /// It checks where packets come from.
     pub checks_sources: bool,
 }
@@ -67,6 +71,14 @@ impl Inside {
             (None, Some(side)) => Some((names::RETURN_GATEWAY, &side.interface)),
             (None, None) => None,
         }
+    }
+
+    /// The address that clients of published ports come to over IPv6, if they do.
+    #[must_use]
+    pub fn ingress6(&self) -> Option<Ipv6Addr> {
+        let side = self.ingress.as_ref()?;
+        let interface = self.interfaces.iter().find(|interface| interface.name == side.interface)?;
+        interface.address6.map(|net| net.addr())
     }
 
     /// What is not as it must be, each as a text; `underlay` is the MTU of what carries the tunnels, `tunnel` the one
@@ -89,6 +101,10 @@ impl Inside {
                 (link.mtu != mtu, "has another MTU"),
                 (link.mac != interface.mac, "has another hardware address"),
                 (!link.addresses.contains(&interface.address), "has lost its address"),
+                (
+                    interface.address6.is_some_and(|address| !link.addresses6.contains(&address)),
+                    "has lost its IPv6 address",
+                ),
             ] {
                 if wrong {
                     lacks.push(format!("{name} {what}"));
@@ -105,6 +121,10 @@ impl Inside {
                 (!found.return_rule, "the rule of marked replies is missing"),
                 (found.return_link.as_ref() != Some(&side.interface), "the route of marked replies is missing"),
                 (!found.return_gateway, "the gateway of marked replies is missing"),
+                (
+                    self.ingress6().is_some() && found.return6.as_ref() != Some(&side.interface),
+                    "the way of marked IPv6 replies is missing",
+                ),
             ] {
                 if wrong {
                     lacks.push(what.to_owned());

@@ -3,7 +3,7 @@
 //! In the node's own namespace names need not be unique beyond it; in the host's they carry the node's short name.
 //! Whose a link is stands in its alias, where there is room.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The bridge of the way out, in the node's namespace.
 pub const EGRESS_BRIDGE: &str = "egress";
@@ -16,6 +16,8 @@ pub const EGRESS: &str = "/egress";
 /// The gateway of marked replies in a task's namespace: a link-local address that nobody has. Its hardware address is
 /// overwritten with the right host's in each frame.
 pub const RETURN_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 83, 72);
+/// The same for IPv6.
+pub const RETURN_GATEWAY_6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x5348, 1);
 /// The routing table of marked replies in a task's namespace, and the priority of the rule that leads there.
 pub const RETURN_TABLE: u32 = 21_320;
 /// Our nf_tables table, in the host's namespace and in each task's.

@@ -4,10 +4,10 @@
 //! namespace in hand; here they are only kept, moved or removed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::names;
 use crate::config::{Desired, Network, Station};
@@ -43,8 +43,8 @@ pub struct Switch {
     pub hosts: BTreeMap<Mac, Ipv4Addr>,
     /// The bridge's table: what is behind the VXLAN device.
     pub forwards: BTreeSet<Mac>,
-    /// Which hardware address an address has; the bridge answers ARP from it.
-    pub neighbours: BTreeMap<Ipv4Addr, Mac>,
+    /// Which hardware address an address has; the bridge answers ARP and neighbour solicitations from it.
+    pub neighbours: BTreeMap<IpAddr, Mac>,
 }
 
 /// A VXLAN device.
@@ -80,6 +80,8 @@ pub struct HostPort {
     pub vni: u32,
     /// The address, with the network's prefix.
     pub address: Ipv4Net,
+    /// The IPv6 address beside it.
+    pub address6: Option<Ipv6Net>,
     /// MTU in bytes.
     pub mtu: u32,
 }
@@ -166,7 +168,7 @@ pub enum Operation {
         /// VNI.
         vni: u32,
         /// The station.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Its hardware address.
         mac: Mac,
     },
@@ -175,7 +177,7 @@ pub enum Operation {
         /// VNI.
         vni: u32,
         /// The station.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
 }
 
@@ -198,11 +200,12 @@ impl Picture {
                 let mac = mac_of(station.address);
                 switch.hosts.insert(mac, station.host);
                 switch.forwards.insert(mac);
-                switch.neighbours.insert(station.address, mac);
+                switch.neighbours.extend(addresses(network, station.address).map(|address| (address, mac)));
             }
             if let (true, Some(address), None) = (network.ingress, network.host_address, network.swallows()) {
+                let address6 = network.beside().and_then(|beside| beside.interface(address));
                 let address = Ipv4Net::new(address, network.subnet.prefix_len()).expect("a subnet's own prefix");
-                wanted.host = Some(HostPort { vni: network.vni, address, mtu: facts.mtu });
+                wanted.host = Some(HostPort { vni: network.vni, address, address6, mtu: facts.mtu });
             }
             wanted.switches.insert(network.vni, switch);
         }
@@ -314,14 +317,16 @@ impl Picture {
                     let (address, mac) = (station.address, mac_of(station.address));
                     operations.push(Operation::DeleteHost { vni, mac });
                     operations.push(Operation::DeleteForward { vni, mac });
-                    operations.push(Operation::DeleteNeighbour { vni, address });
+                    let addresses = addresses(new, address);
+                    operations.extend(addresses.map(|address| Operation::DeleteNeighbour { vni, address }));
                 }
             }
             for station in come.iter().filter(|station| elsewhere(station)) {
                 let (address, mac) = (station.address, mac_of(station.address));
                 operations.push(Operation::SetHost { vni, mac, host: station.host });
                 operations.push(Operation::SetForward { vni, mac });
-                operations.push(Operation::SetNeighbour { vni, address, mac });
+                let addresses = addresses(new, address);
+                operations.extend(addresses.map(|address| Operation::SetNeighbour { vni, address, mac }));
             }
         }
         Some(operations)
@@ -398,6 +403,12 @@ fn difference(old: &[Station], new: &[Station]) -> Option<(Vec<Station>, Vec<Sta
     let twice = |list: &[Station], one: &Station| list.iter().filter(|other| other.address == one.address).count() > 1;
     let unclear = gone.iter().chain(&come).any(|one| twice(old, one) || twice(new, one));
     (!unclear).then_some((gone, come))
+}
+
+/// The addresses that a station has on a network: this one, and the IPv6 address beside it.
+fn addresses(network: &Network, address: Ipv4Addr) -> impl Iterator<Item = IpAddr> + use<> {
+    let six = network.beside().and_then(|beside| beside.address(address)).map(IpAddr::V6);
+    std::iter::once(IpAddr::V4(address)).chain(six)
 }
 
 fn entries(vni: u32, old: &Switch, new: &Switch, operations: &mut Vec<Operation>) {

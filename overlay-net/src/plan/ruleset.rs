@@ -5,24 +5,26 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::config::Protocol;
+use crate::config::{Beside, Protocol};
 
 /// What a table's chains see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// IPv4 packets.
     Ip,
+    /// IPv6 packets. An IPv4 address in such a table stands for the IPv6 address beside it.
+    Ip6,
     /// Frames of one device.
     Netdev,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Family; 2] = [Family::Ip, Family::Netdev];
+    pub const ALL: [Family; 3] = [Family::Ip, Family::Ip6, Family::Netdev];
 }
 
 /// A whole table.
@@ -38,6 +40,8 @@ pub struct Table {
     pub sets: BTreeMap<String, Set>,
     /// Chains by name. Those without a hook are jumped to.
     pub chains: BTreeMap<String, Chain>,
+    /// Which IPv6 addresses are beside which; for [`Family::Ip6`].
+    pub beside: Vec<Beside>,
 }
 
 /// A named set or map.
@@ -202,7 +206,62 @@ impl Table {
     /// An empty table.
     #[must_use]
     pub fn new(family: Family, name: &str, comment: String) -> Table {
-        Table { family, name: name.to_owned(), comment, sets: BTreeMap::new(), chains: BTreeMap::new() }
+        Table {
+            family,
+            name: name.to_owned(),
+            comment,
+            sets: BTreeMap::new(),
+            chains: BTreeMap::new(),
+            beside: Vec::new(),
+        }
+    }
+
+    /// The same for IPv6: every address stands for the one beside it, and what is said of an address that has none
+    /// beside it is left out.
+    #[must_use]
+    pub fn six(mut self, beside: Vec<Beside>) -> Table {
+        (self.family, self.beside) = (Family::Ip6, beside);
+        let mut chains = std::mem::take(&mut self.chains);
+        for chain in chains.values_mut() {
+            chain.rules.retain(|rule| self.can_say(rule));
+        }
+        self.chains = chains;
+        let has_one = |address: &Ipv4Addr| self.beside.iter().any(|beside| beside.address(*address).is_some());
+        for set in self.sets.values_mut() {
+            match set {
+                Set::Addresses(all) | Set::Backends(all) => all.retain(has_one),
+                Set::AddressChains(all) => all.retain(|address, _| has_one(address)),
+                Set::Ports(_) | Set::PortChains(_) | Set::Links(_) => {}
+            }
+        }
+        self
+    }
+
+    fn can_say(&self, rule: &Rule) -> bool {
+        let matches = rule.matches.iter().all(|condition| match condition {
+            Match::Source(net) | Match::Destination(net) => self.network6(*net).is_some(),
+            _ => true,
+        });
+        matches
+            && match &rule.action {
+                Action::Translate { address, .. } => self.address6(*address).is_some(),
+                _ => true,
+            }
+    }
+
+    /// The address beside this one.
+    #[must_use]
+    pub fn address6(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.beside.iter().find_map(|beside| beside.address(address))
+    }
+
+    /// The network beside this one: that of a whole network of ours, and what a host is to itself.
+    #[must_use]
+    pub fn network6(&self, net: Ipv4Net) -> Option<Ipv6Net> {
+        if net.network().is_loopback() && net.prefix_len() == 8 {
+            return Some(Ipv6Net::from(Ipv6Addr::LOCALHOST));
+        }
+        self.beside.iter().find(|beside| beside.is_of(net)).map(|beside| beside.subnet())
     }
 
     /// Adds a base chain.

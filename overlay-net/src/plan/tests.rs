@@ -164,7 +164,7 @@ fn switch_strategy() -> impl Strategy<Value = Switch> {
                 switch.forwards.insert(mac);
             }
             if in_neighbours {
-                switch.neighbours.insert(address(last), mac);
+                switch.neighbours.insert(address(last).into(), mac);
             }
         }
         switch
@@ -186,7 +186,7 @@ fn picture_strategy() -> impl Strategy<Value = Picture> {
             .collect();
         let host = host.and_then(|(place, last)| {
             let vni = *switches.keys().nth(place)?;
-            Some(HostPort { vni, address: Ipv4Net::new(address(last), 24).unwrap(), mtu: 1450 })
+            Some(HostPort { vni, address: Ipv4Net::new(address(last), 24).unwrap(), address6: None, mtu: 1450 })
         });
         Picture { switches, ports, host }
     })

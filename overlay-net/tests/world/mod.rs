@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "this is test code throughout")]
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -259,7 +259,11 @@ pub struct Greeter {
 
 impl Greeter {
     pub fn start(namespace: &NetNs, port: u16, name: &str) -> Greeter {
-        let listener = namespace.visit(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap();
+        Greeter::at(namespace, Ipv4Addr::UNSPECIFIED.into(), port, name)
+    }
+
+    pub fn at(namespace: &NetNs, address: IpAddr, port: u16, name: &str) -> Greeter {
+        let listener = namespace.visit(|| TcpListener::bind((address, port))).unwrap();
         listener.set_nonblocking(true).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, name) = (Arc::clone(&stop), name.to_owned());
@@ -286,13 +290,13 @@ impl Drop for Greeter {
 }
 
 /// Connects from a namespace and gives what the greeter said.
-pub fn greet(from: &NetNs, address: Ipv4Addr, port: u16) -> io::Result<String> {
+pub fn greet(from: &NetNs, address: impl Into<IpAddr>, port: u16) -> io::Result<String> {
     greet_within(from, address, port, Duration::from_secs(3))
 }
 
-pub fn greet_within(from: &NetNs, address: Ipv4Addr, port: u16, patience: Duration) -> io::Result<String> {
+pub fn greet_within(from: &NetNs, address: impl Into<IpAddr>, port: u16, patience: Duration) -> io::Result<String> {
+    let to = SocketAddr::new(address.into(), port);
     from.visit(|| {
-        let to = SocketAddr::V4(SocketAddrV4::new(address, port));
         let mut stream = TcpStream::connect_timeout(&to, patience)?;
         stream.set_read_timeout(Some(patience))?;
         let mut said = String::new();

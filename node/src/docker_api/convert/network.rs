@@ -31,7 +31,9 @@ pub fn network_spec_from_wire(w: wire::NetworkCreate) -> Result<NetworkSpec, Api
         return Err(ApiError::not_supported("ConfigOnly and ConfigFrom networks are not supported yet"));
     }
     if w.enable_ipv4 == Some(false) {
-        return Err(ApiError::not_supported("EnableIPv4 = false is not supported yet"));
+        return Err(ApiError::not_supported(
+            "EnableIPv4 = false is not supported yet: a network with IPv6 has IPv4 addresses beside it",
+        ));
     }
     let ipam = w.ipam.unwrap_or_default();
     match ipam.driver.as_deref() {
@@ -40,9 +42,6 @@ pub fn network_spec_from_wire(w: wire::NetworkCreate) -> Result<NetworkSpec, Api
     }
     if ipam.options.is_some_and(|o| !o.is_empty()) {
         return Err(ApiError::not_supported("IPAM.Options is not supported yet"));
-    }
-    if w.enable_ipv6 == Some(true) {
-        return Err(ApiError::not_supported("EnableIPv6 is not supported yet"));
     }
     Ok(NetworkSpec {
         name: w.name.unwrap_or_default(),
