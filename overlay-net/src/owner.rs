@@ -469,6 +469,8 @@ impl Owner {
                  ports and the way out do not work"
             );
         }
+        let six = |network: &Arc<Network>| network.ingress && network.beside().is_some();
+        self.firewall.set_six(self.desired.networks.iter().any(six));
         self.firewall.ensure(&links)?.iter().for_each(audit::report_opened);
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! IPv6 on overlay networks, with the real kernel: addresses beside those of IPv4, virtual addresses, names, published
 //! ports, repairs; and that networks without it have none.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are test code")]
+
 mod world;
 
 use std::collections::BTreeSet;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use chaos_tests::hosts::{Client, Cluster, IMAGE, SOON, ServiceDraft, encode};
+use overlay_net::kernel::Links;
 use serde_json::{Value, json as value};
 
 use crate::{binaries, with};
@@ -118,6 +119,12 @@ async fn addresses6(cluster: &Cluster, service: &str, network: &str) -> Result<V
     Ok(found)
 }
 
+/// Gives a link of a namespace an IPv6 address.
+fn give(place: &Client, link: &str, address: Ipv6Addr) -> Result<()> {
+    let net = format!("{address}/64").parse()?;
+    Ok(place.visit(|| Links::current()?.add_address6(link, net))?)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn networks_and_published_ports_with_ipv6() {
     with(Cluster::start(&binaries(), 1, 2), async |cluster| {
@@ -126,15 +133,9 @@ async fn networks_and_published_ports_with_ipv6() {
         let outside = cluster.client()?;
         let address = |last: u8| Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, last.into());
         for host in cluster.hosts() {
-            let own = format!("{}/64", address(host.address().octets()[3]));
-            let done = host.run(&["ip", "address", "add", &own, "dev", "eth0", "nodad"])?;
-            ensure!(done.status.success(), "{done:?}");
+            give(&host.client()?, "eth0", address(host.address().octets()[3]))?;
         }
-        outside.visit(|| {
-            let own = format!("{}/64", address(1));
-            let args = ["address", "add", &own, "dev", "wire", "nodad"];
-            std::process::Command::new("ip").args(args).output().map(drop)
-        })?;
+        give(&outside, "wire", address(1))?;
         api.delete("/networks/ingress").await?;
         for (name, ingress, subnets) in
             [("mesh", true, ["10.11.0.0/24", "fd00:11::/64"]), ("net", false, ["10.12.0.0/24", "fd00:12::/64"])]

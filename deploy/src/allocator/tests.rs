@@ -206,6 +206,28 @@ fn networks_with_ipv6_have_addresses_of_both_families() {
 }
 
 #[test]
+fn hosts_of_an_older_release_get_no_tasks_on_networks_with_ipv6() {
+    let mut world = world6();
+    let node = world.join(1);
+    network6(&mut world, "six", &[]).expect("made");
+    network(&mut world, "four", None).expect("made");
+    let release = |world: &World, service: &ServiceId| {
+        let verdicts = crate::scheduler::explain(&world.store, service);
+        let on = verdicts.into_iter().find(|verdict| verdict.node == node).expect("the host");
+        on.reasons.into_iter().any(|(filter, _)| filter == crate::scheduler::Filter::Release)
+    };
+    let service = world.create(on_network(web("web"), "six")).expect("made");
+    let plain = world.create(on_network(web("plain"), "four")).expect("made");
+    assert!(release(&world, &service) && !release(&world, &plain));
+    world.change(|_, txn| {
+        let mut host = Node::clone(txn.node(&node).expect("the host"));
+        host.description.feature_level = IPV6_LEVEL;
+        txn.put_node(host);
+    });
+    assert!(!release(&world, &service));
+}
+
+#[test]
 fn ipv6_subnets_are_chosen_apart_from_each_other() {
     let mut world = world6();
     let first = network6(&mut world, "a", &[]).expect("made");

@@ -207,6 +207,7 @@ fn description(hostname: &str) -> NodeDescription {
         resources: NodeResources { nano_cpus: 4_000_000_000, memory_bytes: 8 << 30 },
         engine_version: "0.1.0".to_owned(),
         data_path_addr: "10.9.0.1".to_owned(),
+        feature_level: 2,
         ..NodeDescription::default()
     }
 }

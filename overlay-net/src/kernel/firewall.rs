@@ -52,6 +52,8 @@ pub(crate) struct Firewall {
     opened: BTreeSet<(Chain, String)>,
     /// The state of the rules in which nothing was to do, and for which links.
     settled: Option<(u32, Vec<String>)>,
+    /// The links carry IPv6 packets too.
+    six: bool,
 }
 
 /// What was done about a chain.
@@ -108,7 +110,14 @@ fn rule(chain: &Chain, text: &str, rule: &Rule) -> Message {
 impl Firewall {
     /// Opens a handle on a namespace.
     pub(crate) fn open(namespace: &NetNs) -> io::Result<Firewall> {
-        Ok(Firewall { tables: Tables::open(namespace)?, opened: BTreeSet::new(), settled: None })
+        Ok(Firewall { tables: Tables::open(namespace)?, opened: BTreeSet::new(), settled: None, six: false })
+    }
+
+    /// Whether the links carry IPv6 packets too. Chains that see nothing else are left alone otherwise.
+    pub(crate) fn set_six(&mut self, six: bool) {
+        if std::mem::replace(&mut self.six, six) != six {
+            self.settled = None;
+        }
     }
 
     /// Lets what comes from these links of ours and goes to them pass; rules for other links go.
@@ -217,6 +226,7 @@ impl Firewall {
                 let table = text(CHAIN_TABLE);
                 if hook == Some(FORWARD) && table != names::TABLE {
                     let drops = attribute(body, CHAIN_POLICY).map(be32_of) == Some(POLICY_DROP);
+                    let drops = drops && (family != NFPROTO_IPV6 || self.six);
                     found.push(((family, table, text(CHAIN_NAME)), drops));
                 }
             }
