@@ -35,7 +35,7 @@ pub enum Event {
 /// What is known of another node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Its latest identity; the protocol's own table has the same one, which is a third less memory for large clusters.
+    /// Its latest identity; the protocol's own table has the same one, which saves a quarter of the memory.
     pub identity: Arc<Identity>,
     /// Not declared dead.
     pub alive: bool,
