@@ -2,14 +2,14 @@
 //! who does not let go in time is named.
 
 use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use chaos_tests::bench::clients::{Clients, Kind};
-use chaos_tests::hosts::{Api, Client, Cluster, Freshness, IMAGE, SOON, ServiceDraft, TaskView, graceful, update};
+use chaos_tests::hosts::{Api, Client, Cluster, Freshness, IMAGE, SOON, ServiceDraft, graceful, update};
 use serde_json::{Value, json};
 
 use crate::{binaries, with};
@@ -44,7 +44,7 @@ async fn set_availability(api: &Api, id: &str, availability: &str) -> Result<()>
 }
 
 /// The virtual address of a service on a network.
-async fn virtual_ip(api: &Api, service: &str, network: &str) -> Result<SocketAddr> {
+pub(crate) async fn virtual_ip(api: &Api, service: &str, network: &str) -> Result<SocketAddr> {
     let found = api.get(&format!("/services/{service}")).await?;
     let all = found["Endpoint"]["VirtualIPs"].as_array().context("virtual addresses")?;
     let one = all.iter().find(|one| one["NetworkID"] == network).context("one on the network")?;
@@ -198,23 +198,6 @@ async fn a_healthy_cluster_lets_go_at_once_and_a_late_host_is_named() {
     .await;
 }
 
-/// The task with the lowest address on a network. (The highest would be given again at once, and only its next holder could
-/// answer for the one before.)
-async fn lowest<'a>(api: &Api, tasks: &'a [TaskView], network: &str) -> Result<&'a TaskView> {
-    let mut lowest: Option<(Ipv4Addr, &TaskView)> = None;
-    for task in tasks {
-        let found = api.get(&format!("/tasks/{}", task.id)).await?;
-        let all = found["NetworksAttachments"].as_array().context("networks")?;
-        let one = all.iter().find(|one| one["Network"]["ID"] == network).context("the network")?;
-        let address = one["Addresses"][0].as_str().and_then(|address| address.split('/').next());
-        let address = address.context("an address")?.parse()?;
-        if lowest.is_none_or(|(other, _)| address < other) {
-            lowest = Some((address, task));
-        }
-    }
-    Ok(lowest.context("a task")?.1)
-}
-
 /// Nobody can wait for a task that is killed. Who asks it is told so at once, and does not ask into the void until all
 /// hosts know.
 #[tokio::test(flavor = "multi_thread")]
@@ -235,7 +218,7 @@ async fn who_asks_a_task_that_died_is_told_at_once() {
         threads.extend(start(&load, &Client::beside(probe[0].pid)?, &[address, address])?);
         for _ in 0..6 {
             let tasks = api.wait_running("web", 3, &[], SOON).await?;
-            let victim = lowest(&api, &tasks, &network).await?;
+            let victim = tasks.first().context("a task")?;
             let host = (0..3).find(|index| cluster.id(*index) == victim.node).context("its host")?;
             cluster.host(host).kill_in_container(i32::try_from(victim.pid)?)?;
             api.wait_for("the next task", SOON, || async {

@@ -1,17 +1,21 @@
 //! Ports and names, asked for from everywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use chaos_tests::hosts::{Client, Cluster, IMAGE, SOON, ServiceDraft, encode};
 use overlay_net::kernel::Links;
 use serde_json::{Value, json as value};
 
+use crate::draining::virtual_ip;
 use crate::{binaries, with};
 
 const LIMIT: Duration = Duration::from_secs(3);
+/// How long a client of a dead host waits at the most, on a machine that is busy with debug builds. About 1 s is usual.
+const RESET: Duration = Duration::from_millis(2_500);
 
 async fn json(client: &Client, door: SocketAddr, path: &str) -> Result<Value> {
     let answer = client.get(door, path, LIMIT).await.with_context(|| format!("{path} at {door}"))?;
@@ -245,6 +249,22 @@ async fn ports_on_hosts_networks_of_hosts_and_another_ingress_network() {
         }
         ensure!(seen.len() == 4, "{seen:?}");
 
+        // A service that is served locally is served where its tasks are, and nowhere else.
+        let mut spec =
+            ServiceDraft::new("near", IMAGE, 1).publish(8090, 80).constraint("node.hostname==host-2").build();
+        spec["Labels"] = value!({"shoal.publish": "local"});
+        api.create_service(&spec).await?;
+        api.wait_running("near", 1, &[], SOON).await?;
+        let door = cluster.host(1).at(8090);
+        let answers = || async { json(&outside, door, "/json").await.map_err(|error| format!("{error:#}")) };
+        api.wait_for("the local port", SOON, answers).await?;
+        for elsewhere in [0, 2] {
+            let door = cluster.host(elsewhere).at(8090);
+            let refused = outside.get(door, "/json", LIMIT).await.err().context("a task elsewhere answers")?;
+            ensure!(refused.kind() == ErrorKind::ConnectionRefused, "{refused}");
+        }
+        api.delete("/services/near").await?;
+
         // What the hosts listen at is theirs.
         for (port, protocol) in [(2377, "tcp"), (4789, "udp")] {
             let mut spec = ServiceDraft::new("greedy", IMAGE, 1).publish(port, 80).build();
@@ -288,6 +308,105 @@ async fn ports_on_hosts_networks_of_hosts_and_another_ingress_network() {
             ensure!(client.starts_with("10.99.0.1:"), "{} hides the client: {who}", host.name());
             let on_new = |all: &Vec<Value>| all.iter().any(|a| a.as_str().is_some_and(|a| a.starts_with("10.11.0.")));
             ensure!(who["addresses"].as_array().is_some_and(on_new), "{who}");
+        }
+        Ok(())
+    })
+    .await;
+}
+
+/// One request over a connection that stays open; what the task says of itself.
+fn ask(stream: &mut TcpStream) -> io::Result<Value> {
+    stream.write_all(b"GET /json HTTP/1.1\r\nHost: web\r\n\r\n")?;
+    let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let count = stream.read(&mut buffer)?;
+        said.extend_from_slice(&buffer[..count]);
+        let text = String::from_utf8_lossy(&said);
+        if let Some((_, body)) = text.split_once("\r\n\r\n")
+            && let Ok(who) = serde_json::from_str(body)
+        {
+            return Ok(who);
+        }
+        if count == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Waits for what comes next, and says what and how long after `since`.
+fn wait(mut stream: TcpStream, since: Instant) -> (Duration, io::Result<usize>) {
+    let outcome = stream.read(&mut [0; 64]);
+    (since.elapsed(), outcome)
+}
+
+/// The death of a host ends what its tasks were being asked, for those too who only wait for an answer; and nobody else's
+/// connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_connected_to_a_host_that_dies_is_reset() {
+    with(Cluster::start(&binaries(), 1, 2), async |cluster| {
+        let api = cluster.api(0);
+        let network = api.create_overlay("net").await?;
+        let mut spec = ServiceDraft::new("web", IMAGE, 1).network("net").publish(8080, 80).build();
+        spec["Mode"] = value!({"Global": {}});
+        api.create_service(&spec).await?;
+        let probe = ServiceDraft::new("probe", IMAGE, 1).network("net").constraint("node.hostname==host-1");
+        api.create_service(&probe.build()).await?;
+        let probe = api.wait_running("probe", 1, &[], SOON).await?;
+        let webs = api.wait_running("web", 3, &[], SOON).await?;
+        cluster.wait_port(8080).await?;
+        let vip = virtual_ip(&api, "web", &network).await?;
+        let victim = webs.iter().find(|task| task.node == cluster.id(2)).context("a task on host-3")?;
+
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
+        let doors = [
+            ("a task", Client::beside(probe[0].pid)?, vip),
+            ("outside", cluster.client()?, cluster.host(0).at(8080)),
+            ("a host", cluster.host(0).client()?, loopback),
+        ];
+        let (mut waiting, mut others) = (Vec::new(), Vec::new());
+        for (name, client, door) in &doors {
+            let (mut led_there, mut tries) = (0, 0);
+            while led_there < 4 {
+                tries += 1;
+                ensure!(tries < 200, "{name} is never led to host-3");
+                let mut stream = client.visit(|| TcpStream::connect_timeout(door, LIMIT))?;
+                stream.set_read_timeout(Some(4 * LIMIT))?;
+                let who = ask(&mut stream).with_context(|| format!("{name} at {door}"))?;
+                if !victim.container.starts_with(who["hostname"].as_str().context("a name")?) {
+                    others.push((name, stream));
+                    continue;
+                }
+                led_there += 1;
+                // One half waits for an answer, the other half for nothing in particular.
+                if led_there % 2 == 0 {
+                    stream.write_all(b"GET /slow?ms=10000 HTTP/1.1\r\nHost: web\r\n\r\n")?;
+                }
+                waiting.push((name, stream));
+            }
+        }
+        others.truncate(20);
+
+        let since = Instant::now();
+        let threads: Vec<_> =
+            waiting.into_iter().map(|(name, stream)| (name, std::thread::spawn(move || wait(stream, since)))).collect();
+        cluster.host(2).power_off()?;
+        let mut longest = Duration::ZERO;
+        for (name, thread) in threads {
+            let (took, outcome) = thread.join().expect("no client panics");
+            let reset = matches!(&outcome, Err(error) if error.kind() == ErrorKind::ConnectionReset);
+            ensure!(reset, "{name}, after {took:?}: {outcome:?}");
+            longest = longest.max(took);
+        }
+        println!("all clients of the dead host were reset within {longest:?}");
+        ensure!(longest < RESET, "{longest:?}");
+        // By now nobody is led there, and nobody else has noticed.
+        for (name, client, door) in &doors {
+            for _ in 0..10 {
+                client.get(*door, "/json", LIMIT).await.with_context(|| format!("{name} at {door}"))?;
+            }
+        }
+        for (name, stream) in &mut others {
+            ask(stream).with_context(|| format!("{name}: a connection to a living host"))?;
         }
         Ok(())
     })
