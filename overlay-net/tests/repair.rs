@@ -127,7 +127,7 @@ fn changed_rules_are_changed_back() {
     let Some(scene) = Scene::new().filter(|_| has_nft()) else { return };
     let (host, app, web) = (&scene.world.host(1).namespace, &scene.app.namespace, &scene.web.namespace);
     for (namespace, family, words, told) in [
-        (app, "ip", "delete element ip shoal vips { 10.0.1.2 }", "1 elements of vips are missing"),
+        (app, "ip", "delete element ip shoal vips-of-1 { 10.0.1.2 }", "1 elements of vips-of-1 are missing"),
         (app, "ip", "flush chain ip shoal translate", "rules of chain translate were changed"),
         (app, "ip", "insert rule ip shoal translate ip daddr 10.0.1.2 counter accept", "rules of chain translate"),
         (app, "ip", "chain ip shoal translate { policy drop; }", "chain translate was changed"),

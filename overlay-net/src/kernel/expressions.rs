@@ -50,6 +50,8 @@ const STATION_SOURCE: u32 = 8;
 const STATION_DESTINATION: u32 = 2;
 /// The two bytes that every derived hardware address begins with.
 const STATION_PREFIX: [u8; 2] = [0x02, 0x42];
+/// `NFT_REG32_01`: the four bytes behind an address in the first register.
+const BEHIND_ADDRESS: u32 = 9;
 /// `IP_CT_DIR_REPLY`.
 const DIRECTION_REPLY: u8 = 1;
 
@@ -134,6 +136,11 @@ impl Terms<'_> {
             None => address.octets().to_vec(),
             Some(table) => table.address6(address).unwrap_or(std::net::Ipv6Addr::UNSPECIFIED).octets().to_vec(),
         }
+    }
+
+    /// The register behind that of an address: a longer one fills all of its own.
+    fn behind_address(self) -> u32 {
+        if self.six.is_some() { number(NFT_REG_2) } else { BEHIND_ADDRESS }
     }
 
     fn protocol(self) -> u8 {
@@ -329,9 +336,13 @@ fn lower_action(m: &mut Message, terms: Terms<'_>, action: &Action) {
                 m.put_be32(6, 0).put_be32(7, 0);
             });
         }
-        Action::ChainOfAddress(map) => {
+        Action::BalanceOf { map, count } => {
             terms.load(m, DESTINATION, DESTINATION_6);
-            look_up(m, map, Some(NFT_REG_VERDICT));
+            expression(m, "numgen", |m| {
+                m.put_be32(1, terms.behind_address()).put_be32(2, *count).put_be32(3, number(NFT_NG_RANDOM));
+            });
+            look_up(m, map, Some(NFT_REG_1));
+            translate(m, terms, None);
         }
         Action::ChainOfPort(map) => {
             payload(m, NFT_PAYLOAD_TRANSPORT_HEADER, DESTINATION_PORT, 2);

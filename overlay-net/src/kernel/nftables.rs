@@ -4,8 +4,9 @@
 //! the old tables or the new ones and never anything between. Established connections keep their translation: it lives
 //! in conntrack. No table of others is touched here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::Ipv4Addr;
 
 use libc::{
     NFNL_SUBSYS_NFTABLES, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE,
@@ -71,6 +72,8 @@ const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
 const TYPE_PORT: u32 = 13;
 const TYPE_INTERFACE: u32 = 41;
+/// A number of four bytes. Types of keys that have parts are put together six bits a part.
+const TYPE_MARK: u32 = 19;
 
 /// A handle on the nf_tables of one namespace.
 #[derive(Debug)]
@@ -255,7 +258,8 @@ impl Batch {
     }
 
     fn changed_elements(&mut self, table: &Table, name: &str, old: &Set, new: &Set) {
-        let (before, after) = (elements(table, old), elements(table, new));
+        let (old, new) = (without(old, new), without(new, old));
+        let (before, after) = (elements(table, &old), elements(table, &new));
         let gone = before.iter().filter(|(key, element)| after.get(*key) != Some(element));
         self.elements(table, name, NFT_MSG_DELSETELEM, gone.map(|(key, _)| (key, &Element::Key)));
         let added = after.iter().filter(|(key, element)| before.get(*key) != Some(element));
@@ -430,6 +434,21 @@ impl Element<'_> {
     }
 }
 
+/// What of a set is not the same in another one, at least.
+fn without(set: &Set, other: &Set) -> Set {
+    match (set, other) {
+        (Set::Addresses(all), Set::Addresses(others)) => {
+            let others: BTreeSet<&Ipv4Addr> = others.iter().collect();
+            Set::Addresses(all.iter().filter(|address| !others.contains(address)).copied().collect())
+        }
+        (Set::BackendsOf(all), Set::BackendsOf(others)) => {
+            let differs = |(of, list): &(&Ipv4Addr, &Vec<Ipv4Addr>)| others.get(*of) != Some(*list);
+            Set::BackendsOf(all.iter().filter(differs).map(|(of, list)| (*of, list.clone())).collect())
+        }
+        _ => set.clone(),
+    }
+}
+
 /// Type and length of a set's keys, and of what they lead to.
 pub(super) fn types(family: Family, set: &Set) -> (u32, u32, Option<(u32, u32)>) {
     let (address, length) = if family == Family::Ip6 { (TYPE_IPV6, 16) } else { (TYPE_IPV4, 4) };
@@ -437,7 +456,7 @@ pub(super) fn types(family: Family, set: &Set) -> (u32, u32, Option<(u32, u32)>)
         Set::Addresses(_) => (address, length, None),
         Set::Ports(_) => (TYPE_PORT, 2, None),
         Set::Links(_) => (TYPE_INTERFACE, INTERFACE_BYTES as u32, None),
-        Set::AddressChains(_) => (address, length, Some((TYPE_VERDICT, 16))),
+        Set::BackendsOf(_) => (address << 6 | TYPE_MARK, length + 4, Some((address, length))),
         Set::PortChains(_) => (TYPE_PORT, 2, Some((TYPE_VERDICT, 16))),
         Set::Backends(_) => (TYPE_INTEGER, 4, Some((address, length))),
     }
@@ -457,11 +476,17 @@ pub(super) fn elements<'a>(table: &Table, set: &'a Set) -> BTreeMap<Vec<u8>, Ele
         Set::Addresses(all) => all.iter().map(|a| (octets(a), Element::Key)).collect(),
         Set::Links(all) => all.iter().map(|name| (padded(name), Element::Key)).collect(),
         Set::Ports(all) => all.iter().map(|p| (p.to_be_bytes().to_vec(), Element::Key)).collect(),
-        Set::AddressChains(all) => all.iter().map(|(a, c)| (octets(a), Element::Chain(c))).collect(),
         Set::PortChains(all) => all.iter().map(|(p, c)| (p.to_be_bytes().to_vec(), Element::Chain(c))).collect(),
         // numgen's numbers are in host byte order.
         Set::Backends(all) => {
             (0u32..).zip(all).map(|(n, a)| (n.to_ne_bytes().to_vec(), Element::Value(octets(a)))).collect()
+        }
+        Set::BackendsOf(all) => {
+            let numbered = |of: &Ipv4Addr, all: &Vec<Ipv4Addr>| -> Vec<(Vec<u8>, Element<'a>)> {
+                let key = |n: u32| [octets(of), n.to_ne_bytes().to_vec()].concat();
+                (0u32..).zip(all).map(|(n, a)| (key(n), Element::Value(octets(a)))).collect()
+            };
+            all.iter().flat_map(|(of, all)| numbered(of, all)).collect()
         }
     }
 }

@@ -123,23 +123,32 @@ impl Balance {
     #[must_use]
     pub fn task_table(&self, networks: &[String], ingress: Option<&IngressSide>) -> Table {
         let mut table = Table::new(Family::Ip, names::TABLE, COMMENT.into());
-        let mut chains = BTreeMap::new();
+        let mut backends = BTreeMap::new();
+        let mut sizes: BTreeMap<u32, Vec<Ipv4Addr>> = BTreeMap::new();
         let mut refused = Vec::new();
         for (vip, endpoints) in networks.iter().filter_map(|id| self.vips.get(id)).flatten() {
             if endpoints.is_empty() {
                 refused.push(*vip);
             } else {
-                let chain = format!("vip-{vip}");
-                table.balance(&chain, endpoints, None, None);
-                chains.insert(*vip, chain);
+                let count = u32::try_from(endpoints.len()).expect("endpoints are bounded far below 2^32");
+                sizes.entry(count).or_default().push(*vip);
+                backends.insert(*vip, endpoints.clone());
             }
         }
-        // The kernel takes its time to attach a chain to a hook and to detach it, so this one stays.
+        // A rule must say how many there are to choose from. One for each number of endpoints that a service has, and not
+        // for each service: whenever a rule changes, the kernel walks all that any rule leads to, for half a millisecond
+        // with a thousand services. A change of elements is not looked at like that.
         let mut translate = Vec::new();
-        if !chains.is_empty() {
-            table.sets.insert("vips".into(), Set::AddressChains(chains));
-            translate.push(Rule::new([], Action::ChainOfAddress("vips".into())));
+        for (count, vips) in sizes {
+            let name = format!("vips-of-{count}");
+            let action = Action::BalanceOf { map: "backends".into(), count };
+            translate.push(Rule::new([Match::DestinationIn(name.clone())], action));
+            table.sets.insert(name, Set::Addresses(vips));
         }
+        if !backends.is_empty() {
+            table.sets.insert("backends".into(), Set::BackendsOf(backends));
+        }
+        // The kernel takes its time to attach a chain to a hook and to detach it, so this one stays.
         table.hook("translate", Kind::Nat, Point::Output, PRIORITY_TRANSLATE, translate);
         if !refused.is_empty() {
             // Only new connections: those that a draining task still has may end in peace.

@@ -53,8 +53,8 @@ pub enum Set {
     Ports(Vec<u16>),
     /// Names of interfaces.
     Links(Vec<String>),
-    /// IPv4 address to the chain that handles it.
-    AddressChains(BTreeMap<Ipv4Addr, String>),
+    /// IPv4 address and the numbers 0, 1, 2, … to IPv4 addresses.
+    BackendsOf(BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>),
     /// Port to the chain that handles it.
     PortChains(BTreeMap<u16, String>),
     /// The numbers 0, 1, 2, … to IPv4 addresses.
@@ -196,8 +196,13 @@ pub enum Action {
     RecallStation,
     /// Send the frame to the station that is its mark.
     ToStation,
-    /// Look the destination address up in an `AddressChains` map and go on there.
-    ChainOfAddress(String),
+    /// Translate the destination to a random one of those that a `BackendsOf` map has for it.
+    BalanceOf {
+        /// The map.
+        map: String,
+        /// How many it has for this destination; not 0.
+        count: u32,
+    },
     /// Look the destination port up in a `PortChains` map and go on there.
     ChainOfPort(String),
 }
@@ -230,7 +235,7 @@ impl Table {
         for set in self.sets.values_mut() {
             match set {
                 Set::Addresses(all) | Set::Backends(all) => all.retain(has_one),
-                Set::AddressChains(all) => all.retain(|address, _| has_one(address)),
+                Set::BackendsOf(all) => all.retain(|address, list| has_one(address) && list.iter().all(has_one)),
                 Set::Ports(_) | Set::PortChains(_) | Set::Links(_) => {}
             }
         }
