@@ -110,6 +110,14 @@ impl Beside {
         Some(Ipv6Addr::from(u128::from(self.six.network()) | u128::from(place)))
     }
 
+    /// The address that this one is beside; nothing for one of another network.
+    #[must_use]
+    pub fn opposite(self, six: Ipv6Addr) -> Option<Ipv4Addr> {
+        let place = self.six.contains(&six).then(|| u128::from(six) - u128::from(self.six.network()))?;
+        let four = u32::from(self.four.network()).checked_add(u32::try_from(place).ok()?)?;
+        Some(Ipv4Addr::from(four)).filter(|four| self.four.contains(four))
+    }
+
     /// The same with the network's prefix.
     #[must_use]
     pub fn interface(self, four: Ipv4Addr) -> Option<Ipv6Net> {

@@ -6,8 +6,8 @@
 mod world;
 
 use std::collections::BTreeSet;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -170,6 +170,46 @@ fn published_ports_answer_ipv6_clients_who_keep_their_address() {
         }
         other => println!("not asked past the ports: {other:?}"),
     }
+}
+
+#[test]
+fn connections_to_a_dead_host_are_reset() {
+    if !possible() {
+        return;
+    }
+    let world = World::new(2);
+    let wire = [(&world.host(1).namespace, 1), (&world.host(2).namespace, 2), (&world.client, 99)];
+    for (namespace, last) in wire {
+        let net = ipnet::Ipv6Net::new(outside(last), 64).unwrap();
+        Links::open(namespace).unwrap().add_address6("u0", net).unwrap();
+    }
+    // The one on host 2 alone serves, then both do.
+    let mut one = six(1);
+    service_of(&mut one).endpoints.iter_mut().for_each(|e| e.serving = e.name == "web.2");
+    one.ports.iter_mut().for_each(|port| port.backends.retain(|address| address.octets()[3] == 12));
+    world.set_desired_everywhere(&one);
+    let tasks = PLACES.map(|(name, last, host)| {
+        let task = Task::new(name, last, name.starts_with("web"));
+        world.attach(host, &task, None);
+        task
+    });
+    let listen = || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80));
+    let [first, second] = [0, 1].map(|number: usize| tasks[number].namespace.visit(listen).unwrap());
+    let doors = [(&tasks[2].namespace, web6(2), 80), (&world.client, outside(1), 8080)];
+    let mut ends = doors.map(|(from, to, port)| {
+        let near = from.visit(|| TcpStream::connect_timeout(&(to, port).into(), PATIENCE)).unwrap();
+        near.set_read_timeout(Some(PATIENCE)).unwrap();
+        (near, second.accept().unwrap())
+    });
+    world.set_desired_everywhere(&six(2));
+    Links::open(&world.wire).unwrap().delete("h2").unwrap();
+    world.runtime.block_on(world.host(1).overlay.leave_out([host_address(2)].into())).unwrap();
+    for (near, _) in &mut ends {
+        // They only wait, and are told all the same.
+        let error = near.read(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+    drop(first);
 }
 
 #[test]

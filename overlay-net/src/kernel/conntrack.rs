@@ -6,6 +6,8 @@
 //! middle of a TCP connection is answered there by a reset, with the right numbers, since nobody knows the connection.
 //! A client that only waits sends nothing, and so nobody would tell it: it is prodded into saying where it stands.
 
+mod six;
+
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -109,21 +111,8 @@ impl Connections {
 
     /// Forgets connections, and prods the clients that may wait for an answer.
     pub(crate) fn reset(&mut self, flows: &[Flow], prod: Prod) -> io::Result<()> {
-        for flow in flows {
-            let mut message = Message::new(DELETE, 0, &[IPV4, 0, 0, 0]);
-            message.nest(TUPLE_ORIGINAL, |m| {
-                m.raw(&flow.tuple);
-            });
-            // Not another one that has taken its place meanwhile.
-            message.put(ID, &flow.id);
-            match self.socket.request(message) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        let tcp = |flow: &&Flow| flow.protocol == Protocol::Tcp.number();
-        let waiting = |flow: &&Flow| flow.state.is_some_and(|state| WAITING.contains(&state));
-        let mut waiting = flows.iter().filter(tcp).filter(waiting).take(PRODS_MAX).peekable();
+        flows.iter().try_for_each(|flow| self.forget(IPV4, flow))?;
+        let mut waiting = flows.iter().filter(|flow| flow.client_waits()).take(PRODS_MAX).peekable();
         if waiting.peek().is_none() {
             return Ok(());
         }
@@ -137,6 +126,26 @@ impl Connections {
         }
         Ok(())
     }
+
+    fn forget(&mut self, family: u8, flow: &Flow) -> io::Result<()> {
+        let mut message = Message::new(DELETE, 0, &[family, 0, 0, 0]);
+        message.nest(TUPLE_ORIGINAL, |m| {
+            m.raw(&flow.tuple);
+        });
+        // Not another one that has taken its place meanwhile.
+        message.put(ID, &flow.id);
+        match self.socket.request(message) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Flow {
+    /// Whether its client may wait for an answer.
+    fn client_waits(&self) -> bool {
+        self.protocol == Protocol::Tcp.number() && self.state.is_some_and(|state| WAITING.contains(&state))
+    }
 }
 
 fn send(raw: &OwnedFd, flow: &Flow, prod: Prod) -> nix::Result<usize> {
@@ -147,26 +156,33 @@ fn send(raw: &OwnedFd, flow: &Flow, prod: Prod) -> nix::Result<usize> {
 
 /// A TCP segment without data, in an IPv4 packet, with numbers that are not the connection's.
 fn prodding(from: SocketAddrV4, to: SocketAddrV4, prod: Prod) -> Vec<u8> {
-    // The flags FIN and SYN; ACK.
-    let flags = match prod {
-        Prod::Inside => 0x03,
-        Prod::Outside => 0x10,
-    };
-    let mut segment = Vec::with_capacity(20);
-    segment.extend(from.port().to_be_bytes());
-    segment.extend(to.port().to_be_bytes());
-    // Sequence and acknowledgement numbers, a header of 5 words, no window, the checksum, no urgent data.
-    segment.extend([0, 0, 0, 0, 0, 0, 0, 0, 5 << 4, flags, 0, 0, 0, 0, 0, 0]);
-    let mut summed = [from.ip().octets(), to.ip().octets()].concat();
-    summed.extend([0, Protocol::Tcp.number(), 0, 20]);
-    summed.extend(&segment);
-    segment[16..18].copy_from_slice(&checksum(&summed).to_be_bytes());
+    let mut pseudo = [from.ip().octets(), to.ip().octets()].concat();
+    pseudo.extend([0, Protocol::Tcp.number(), 0, 20]);
+    let segment = segment((from.port(), to.port()), prod, pseudo);
     // Version 4 and 5 words; the kernel fills in length, identification and checksum; it lives for 64 hops.
     let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, Protocol::Tcp.number(), 0, 0];
     packet.extend(from.ip().octets());
     packet.extend(to.ip().octets());
     packet.extend(segment);
     packet
+}
+
+/// The segment itself; its checksum is of a pseudo header as well, in which the two families differ.
+fn segment(ports: (u16, u16), prod: Prod, pseudo: Vec<u8>) -> Vec<u8> {
+    // The flags FIN and SYN; ACK.
+    let flags = match prod {
+        Prod::Inside => 0x03,
+        Prod::Outside => 0x10,
+    };
+    let mut segment = Vec::with_capacity(20);
+    segment.extend(ports.0.to_be_bytes());
+    segment.extend(ports.1.to_be_bytes());
+    // Sequence and acknowledgement numbers, a header of 5 words, no window, the checksum, no urgent data.
+    segment.extend([0, 0, 0, 0, 0, 0, 0, 0, 5 << 4, flags, 0, 0, 0, 0, 0, 0]);
+    let mut summed = pseudo;
+    summed.extend(&segment);
+    segment[16..18].copy_from_slice(&checksum(&summed).to_be_bytes());
+    segment
 }
 
 /// The checksum of IP's protocols, over an even number of bytes.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Owner;
+use crate::config::Beside;
 use crate::kernel::{Connections, Flow, NetNs, Prod};
 use crate::plan::flows::{Present, present};
 use crate::plan::names;
@@ -143,7 +144,8 @@ impl Owner {
             let on = |network: &&Present| network.lacks(flow.answers) && network.subnet.contains(flow.asked.ip());
             own.iter().any(on)
         };
-        end(&task.namespace, lost, Prod::Inside)
+        let six = task.config.attachments.iter().filter_map(|a| self.balance.beside.get(&a.network)).copied();
+        end(&task.namespace, &six.collect::<Vec<_>>(), lost, Prod::Inside)
     }
 
     fn end_in_host(&mut self) -> std::io::Result<usize> {
@@ -152,14 +154,16 @@ impl Owner {
         let led_to: Vec<&Present> =
             ingress.into_iter().chain([names::EGRESS]).filter_map(|network| all.get(network)).collect();
         let lost = |flow: &Flow| led_to.iter().any(|network| network.lacks(flow.answers));
-        end(self.stage.host(), lost, Prod::Outside)
+        let six = ingress.and_then(|network| self.balance.beside.get(network)).copied();
+        end(self.stage.host(), six.as_slice(), lost, Prod::Outside)
     }
 }
 
 /// Ends those connections of a namespace; gives how many there were.
-fn end(namespace: &NetNs, lost: impl Fn(&Flow) -> bool, prod: Prod) -> std::io::Result<usize> {
+fn end(namespace: &NetNs, beside: &[Beside], lost: impl Fn(&Flow) -> bool, prod: Prod) -> std::io::Result<usize> {
     let mut connections = Connections::open(namespace)?;
-    let flows = connections.list(lost)?;
+    let flows = connections.list(&lost)?;
     connections.reset(&flows, prod)?;
-    Ok(flows.len())
+    let six = if beside.is_empty() { 0 } else { connections.end6(beside, lost, prod)? };
+    Ok(flows.len() + six)
 }
