@@ -224,13 +224,33 @@ impl Rules {
 
     /// Where virtual addresses lead; to nobody those that are refused.
     pub(super) fn vips(&self) -> BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>> {
-        let served = self
-            .verdicts("vips")
-            .into_iter()
-            .filter_map(|(vip, chain)| Some((vip.parse().ok()?, self.chain(&chain).0)));
-        let unserved = self.named("set", "unserved").map(|set| list(&set["elem"])).into_iter().flatten();
-        let unserved = unserved.filter_map(|vip| Some((text(vip).parse().ok()?, BTreeSet::new())));
-        served.chain(unserved).collect()
+        let elements = |kind: &str, name: &str| {
+            let elements = self.named(kind, name.trim_start_matches('@')).map(|it| list(&it["elem"]));
+            elements.into_iter().flatten().collect::<Vec<_>>()
+        };
+        let mut found = BTreeMap::new();
+        // What a map has beyond what rules draw from it is as wrong as a wrong address.
+        let all = elements("map", "backends").into_iter().filter_map(|pair| text(&pair[0]["concat"][0]).parse().ok());
+        found.extend(all.map(|vip: Ipv4Addr| (vip, BTreeSet::new())));
+        for rule in self.listed.iter().map(|item| &item["rule"]).filter(|rule| rule["chain"] == "translate") {
+            let choices = list(&rule["expr"]).map(|expression| &expression["dnat"]["addr"]["map"]);
+            let Some(choice) = choices.into_iter().find(|choice| !choice.is_null()) else { continue };
+            let drawn = choice["key"]["concat"][1]["numgen"]["mod"].as_u64().unwrap_or(0);
+            let pairs = elements("map", text(&choice["data"]));
+            let sets = list(&rule["expr"]).map(|expression| text(&expression["match"]["right"]).to_owned());
+            for vip in sets.flat_map(|set| elements("set", &set)).filter_map(|vip| text(vip).parse::<Ipv4Addr>().ok()) {
+                let own = pairs.iter().filter(|pair| text(&pair[0]["concat"][0]).parse() == Ok(vip));
+                let numbered: BTreeMap<u64, Ipv4Addr> = own
+                    .filter_map(|pair| Some((number(&pair[0]["concat"][1], drawn)?, text(&pair[1]).parse().ok()?)))
+                    .collect();
+                // One that is never drawn, or a number that leads nowhere, is as wrong.
+                let exact = numbered.keys().copied().eq(0..drawn);
+                found.insert(vip, if exact { numbered.into_values().collect() } else { BTreeSet::new() });
+            }
+        }
+        let unserved = elements("set", "unserved").into_iter().filter_map(|vip| text(vip).parse().ok());
+        found.extend(unserved.map(|vip: Ipv4Addr| (vip, BTreeSet::new())));
+        found
     }
 
     /// Published ports: protocol and port, to the port in the tasks and their addresses.
