@@ -163,20 +163,27 @@ fn attach_task(txn: &mut Txn, addresses: &mut Addresses, ports: &mut HostPorts, 
     }
     let wanted: Vec<(NetworkId, Vec<String>)> = wanted.chain(ingress).collect();
     let mut attachments = Vec::with_capacity(wanted.len());
-    for (network, aliases) in wanted {
-        if let Some(has) = task.attachments.iter().find(|has| has.network == network) {
+    for (network, aliases) in &wanted {
+        if let Some(has) = task.attachments.iter().find(|has| has.network == *network) {
             attachments.push(has.clone());
             continue;
         }
-        match addresses.next(txn, &network) {
+        match addresses.next(txn, network) {
             Ok(Given { address, address6 }) => {
+                let (network, aliases) = (network.clone(), aliases.clone());
                 attachments.push(NetworkAttachment { network, address, aliases, address6 });
             }
             Err(why) => {
                 // All or nothing: a task must not start with half of its networks. What was reserved in this pass
-                // is free again in the next one.
-                next.status.message = why;
-                txn.put_task(next);
+                // is free again in the next one. Which of its networks is dry first then may be another one, which is
+                // no news.
+                let is_said = |(network, _): &(NetworkId, _)| {
+                    txn.network(network).is_some_and(|network| task.status.message == address::dry(&network.spec.name))
+                };
+                if !wanted.iter().any(is_said) {
+                    next.status.message = why;
+                    txn.put_task(next);
+                }
                 return false;
             }
         }
