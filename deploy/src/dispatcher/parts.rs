@@ -194,7 +194,8 @@ impl HostSet {
     /// A host's set. What it was before saves computing what has not changed since.
     pub fn new(store: &Store, node: &NodeId, shared: Shared, before: Option<(&Store, &HostSet)>) -> HostSet {
         let own = match before {
-            Some((then, set)) if is_own_the_same(then, store, node) => set.own.clone(),
+            // A set that shared nothing has all of it for its own.
+            Some((then, set)) if !set.is_alone() && is_own_the_same(then, store, node) => set.own.clone(),
             _ => AssignmentSet::new(store.node(node).into_iter().flat_map(|node| own_items(store, node))),
         };
         HostSet { own, shared }
@@ -203,6 +204,11 @@ impl HostSet {
     /// One that shares nothing.
     pub fn alone(store: &Store, node: &NodeId) -> HostSet {
         HostSet { own: assignment(store, node), shared: Shared::default() }
+    }
+
+    /// Every other one shares the hosts of the cluster.
+    fn is_alone(&self) -> bool {
+        self.shared.0.is_empty()
     }
 
     /// The whole set as a message.
@@ -243,4 +249,42 @@ fn on_networks(store: &Store, task: Option<&Arc<Task>>) -> Vec<(NetworkId, Item)
 fn networks_of(service: &Service) -> BTreeSet<NetworkId> {
     let wished = service.spec.task.cluster_networks().map(|network| NetworkId::new(&network.target));
     wished.chain(service.endpoint.virtual_ips.iter().map(|vip| vip.network.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::fixture::{World, publish, web};
+    use crate::model::PublishMode;
+
+    /// A session that was overtaken by another one in between, and is even again: what it had for its own then is not
+    /// its own any more.
+    #[test]
+    fn who_shared_nothing_for_a_while_loses_nothing_afterwards() {
+        let mut world = World::new();
+        let (node, other) = (world.join(1), world.join(2));
+        let service = world.create(publish(web("web"), 8080, PublishMode::Ingress)).expect("made");
+        let mut parts = Parts::default();
+        let mut told = AssignmentSet::default();
+        let mut sent: Option<(Store, HostSet)> = None;
+        let mut tell = |store: &Store, alone: bool| {
+            let set = if alone {
+                HostSet::alone(store, &node)
+            } else {
+                let shared = parts.shared(store, &node).expect("new enough");
+                HostSet::new(store, &node, shared, sent.as_ref().map(|(store, set)| (store, set)))
+            };
+            let before = sent.take().map(|(_, set)| set).unwrap_or_default();
+            told.apply(parts.difference(&before, &set));
+            assert!(told.items().eq(assignment(store, &node).items()));
+            sent = Some((store.clone(), set));
+        };
+        tell(&world.store, false);
+        tell(&world.store, true);
+        // Something that is not the host's own, and then something that is.
+        world.place(&service, &other);
+        tell(&world.store, false);
+        world.place(&service, &node);
+        tell(&world.store, false);
+    }
 }
