@@ -482,6 +482,9 @@ impl Swim {
 
     fn run(&mut self, task: Task) {
         match task {
+            // foca would tell a suspect that it is dead even if it has refuted that, and so make it take a new life.
+            Task::Foca(foca::Timer::ChangeSuspectToDown { member_id, incarnation, .. })
+                if !self.is_suspect(&member_id, incarnation) => {}
             Task::Foca(timer) => {
                 let result = self.foca.handle_timer(timer, &mut self.io);
                 if matches!(result, Err(foca::Error::IncompleteProbeCycle)) {

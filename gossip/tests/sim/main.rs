@@ -104,6 +104,24 @@ fn what_happens_is_counted() {
 }
 
 #[test]
+fn who_refutes_a_suspicion_goes_on_as_he_is() {
+    let mut net = joined(20, 15, 50);
+    net.run(net.now + 10 * S, |_| false);
+    let counted = |net: &Net| (0..20).map(|at| net.swim(at).counters()).collect::<Vec<_>>();
+    let before = counted(&net);
+    net.loss = 200;
+    net.run(net.now + 60 * S, |_| false);
+    net.loss = 0;
+    net.run(net.now + 5 * S, |_| false);
+    let after = counted(&net);
+    let sum =
+        |of: fn(&gossip::swim::Counters) -> u64| after.iter().map(of).sum::<u64>() - before.iter().map(of).sum::<u64>();
+    assert_eq!(sum(|c| c.deaths), 0, "this seed is one without a false alarm");
+    assert!(sum(|c| c.refutations) > 20, "{} refutations", sum(|c| c.refutations));
+    assert_eq!(sum(|c| c.rejoins), 0);
+}
+
+#[test]
 fn the_same_seed_is_the_same_run() {
     let run = |seed| {
         let mut net = joined(10, seed, 50);
