@@ -253,17 +253,42 @@ impl Cluster {
     /// What runs instead, after a minute.
     pub async fn wait_processes(&self, indexes: &[usize], tasks: &[TaskView]) -> Result<()> {
         let deadline = Instant::now() + SOON;
-        let mut wanted: Vec<i32> = tasks.iter().filter_map(|task| i32::try_from(task.pid).ok()).collect();
-        wanted.sort_unstable();
+        let wanted = processes_of(tasks);
         loop {
-            let mut seen: Vec<i32> = indexes.iter().flat_map(|index| self.host(*index).container_processes()).collect();
-            seen.sort_unstable();
+            let seen = self.processes(indexes);
             if seen == wanted {
                 return Ok(());
             }
             ensure!(Instant::now() < deadline, "processes {seen:?} run instead of {wanted:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Waits until so many tasks of a service run as a host sees it, and their processes, and no others, run in
+    /// containers of all hosts. For after a fault that managers may learn of only after they were asked: what they say
+    /// then is replaced a moment later.
+    ///
+    /// # Errors
+    /// [`HostError::Late`] with what is seen instead.
+    pub async fn wait_settled(&self, witness: usize, service: &str, count: usize) -> Result<Vec<TaskView>> {
+        let settled = self
+            .api(witness)
+            .wait_for(&format!("{count} tasks of {service} and no other processes"), SOON, || async {
+                let tasks =
+                    self.api(witness).wait_running(service, count, &[], SOON).await.map_err(|e| e.to_string())?;
+                let wanted = processes_of(&tasks);
+                let seen = self.processes(&(0..self.hosts().len()).collect::<Vec<_>>());
+                if seen == wanted { Ok(tasks) } else { Err(format!("{seen:?} instead of {wanted:?}")) }
+            })
+            .await?;
+        Ok(settled)
+    }
+
+    /// The processes in containers of these hosts, in order.
+    fn processes(&self, indexes: &[usize]) -> Vec<i32> {
+        let mut seen: Vec<i32> = indexes.iter().flat_map(|index| self.host(*index).container_processes()).collect();
+        seen.sort_unstable();
+        seen
     }
 
     /// Waits until nothing of tasks and networks is left on these hosts.
@@ -316,4 +341,11 @@ pub fn refused<T: std::fmt::Debug>(done: Result<T, HostError>, status: u16, part
         }
         other => bail!("not refused: {other:?}"),
     }
+}
+
+/// The processes of these tasks, in order.
+fn processes_of(tasks: &[TaskView]) -> Vec<i32> {
+    let mut processes: Vec<i32> = tasks.iter().filter_map(|task| i32::try_from(task.pid).ok()).collect();
+    processes.sort_unstable();
+    processes
 }
