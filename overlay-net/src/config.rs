@@ -17,6 +17,8 @@ pub const NETWORKS_MAX: usize = 4096;
 pub const MEMBERS_MAX: usize = 1 << 20;
 /// Published ports in one desired state; there are no more.
 pub const PORTS_MAX: usize = 3 * 65536;
+/// The bytes that VXLAN adds to a frame over IPv4.
+pub const VXLAN_BYTES: u32 = 50;
 /// Bytes in a task's or network's id; both are written into an interface's 255-byte alias together.
 pub const ID_MAX: usize = 64;
 
@@ -68,6 +70,8 @@ pub struct Network {
     pub internal: bool,
     /// It carries the traffic of published ports.
     pub ingress: bool,
+    /// The MTU of the underlay that it is made for, in bytes, where that is not simply the underlay's own.
+    pub mtu: Option<u32>,
     /// This host's own address on it; for the ingress network. Other hosts' own addresses are among the stations.
     pub host_address: Option<Ipv4Addr>,
     /// Who has which address. Those on this host may be among them.
@@ -122,6 +126,32 @@ impl Beside {
     #[must_use]
     pub fn interface(self, four: Ipv4Addr) -> Option<Ipv6Net> {
         Ipv6Net::new(self.address(four)?, self.six.prefix_len()).ok()
+    }
+}
+
+/// How long packets may be on a link, depending on what carries it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// No more of the underlay's MTU is used than that.
+    limit: Option<u32>,
+    /// What tunnels add to each packet.
+    overhead: u32,
+}
+
+impl Room {
+    /// What goes out as it is.
+    pub const WHOLE: Room = Room { limit: None, overhead: 0 };
+
+    /// The MTU of the link in bytes, on an underlay of this one.
+    #[must_use]
+    pub fn mtu(self, underlay: u32) -> u32 {
+        self.limit.map_or(underlay, |limit| limit.min(underlay)).saturating_sub(self.overhead)
+    }
+
+    /// The underlay's MTU that would be needed, if this one is less.
+    #[must_use]
+    pub fn lacks(self, underlay: u32) -> Option<u32> {
+        self.limit.filter(|limit| *limit > underlay)
     }
 }
 
@@ -453,6 +483,12 @@ impl Network {
     #[must_use]
     pub fn beside(&self) -> Option<Beside> {
         Beside::new(self.subnet, self.subnet6?)
+    }
+
+    /// How long packets may be on its links.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        Room { limit: self.mtu, overhead: VXLAN_BYTES }
     }
 
     /// A host whose data path address is among the network's own. This host could not have a place on such a network

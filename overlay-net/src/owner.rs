@@ -36,8 +36,6 @@ mod audit;
 mod examine;
 mod flows;
 
-/// The bytes that VXLAN adds to a frame over IPv4.
-const VXLAN_BYTES: u32 = 50;
 /// Errors that one answer carries; the rest are as likely to be the same.
 const ERRORS_MAX: usize = 32;
 /// What an error of it is said to be about.
@@ -117,6 +115,8 @@ pub(crate) struct Owner {
     last_way_out: Option<Ipv4Addr>,
     /// The underlay's MTU when it was read last.
     underlay: u32,
+    /// Networks of which it was said that the underlay has less than they are made for.
+    cramped: BTreeSet<String>,
     /// All operations towards the desired state were tried once; what differs later was changed by others.
     settled: bool,
     /// What failed of it then.
@@ -165,6 +165,7 @@ impl Owner {
             way_out: BTreeMap::new(),
             last_way_out: None,
             underlay: 0,
+            cramped: BTreeSet::new(),
             settled: false,
             failing: BTreeSet::new(),
             unadopted: None,
@@ -310,6 +311,7 @@ impl Owner {
         // Without networks there is nothing that the underlay would be needed for.
         let needed = !self.desired.networks.is_empty() || way_out.is_some();
         let underlay = if needed { self.underlay_mtu()? } else { 0 };
+        self.tell_cramped();
         let mut errors = self.unusable_ingress();
         if let Some(address) = way_out {
             let object = "the way out".to_owned();
@@ -322,11 +324,8 @@ impl Owner {
                 }
             }
         }
-        let facts = Facts {
-            data_path_addr: self.config.data_path_addr,
-            data_path_port: self.config.data_path_port,
-            mtu: underlay.saturating_sub(VXLAN_BYTES),
-        };
+        let facts =
+            Facts { data_path_addr: self.config.data_path_addr, data_path_port: self.config.data_path_port, underlay };
         let wanted = Picture::wanted(&self.desired, &facts, &observed);
         let operations = observed.operations_to(&wanted);
         if settled && (before.is_none() || stirred) {
@@ -357,6 +356,26 @@ impl Owner {
                 self.failing.insert(operation.to_string());
                 errors.push(ObjectError { object: operation.to_string(), source });
             }
+        }
+    }
+
+    /// Says once of each network that it is made for longer packets than this host's underlay carries. It gets what the
+    /// underlay has: packets that nobody carries would vanish.
+    fn tell_cramped(&mut self) {
+        let (underlay, data_path_addr) = (self.underlay, self.config.data_path_addr);
+        let networks = self.desired.networks.iter();
+        let cramped = networks.filter_map(|network| Some((network, network.room().lacks(underlay)?)));
+        let before = std::mem::take(&mut self.cramped);
+        for (network, asked) in cramped {
+            if !before.contains(&network.id) {
+                let (name, mtu) = (&network.name, network.room().mtu(underlay));
+                tracing::warn!(
+                    network = name,
+                    "the network is made for an MTU of {asked} bytes, and the interface with {data_path_addr} has \
+                     {underlay}: on this host its links have {mtu}"
+                );
+            }
+            self.cramped.insert(network.id.clone());
         }
     }
 

@@ -7,8 +7,10 @@ mod world;
 
 use std::net::Ipv4Addr;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use overlay_net::Desired;
 use overlay_net::kernel::{Links, NetNs, Tables};
 use world::*;
 
@@ -66,12 +68,16 @@ struct Scene {
 
 impl Scene {
     fn new() -> Option<Scene> {
+        Scene::of(&desired(1, &PLACES, 2))
+    }
+
+    fn of(desired: &Desired) -> Option<Scene> {
         if !possible() {
             return None;
         }
         listen_to_warnings();
         let world = World::new(2);
-        world.set_desired_everywhere(&desired(1, &PLACES, 2));
+        world.set_desired_everywhere(desired);
         let (app, web) = (Task::new("app.1", 21, false), Task::new("web.2", 12, true));
         world.attach(1, &app, None);
         world.attach(2, &web, None);
@@ -210,6 +216,28 @@ fn links_that_are_bent_are_straightened() {
     app.delete_route(default, Some(Ipv4Addr::new(172, 30, 0, 1)), "eth1").unwrap();
     repaired("a default route", || scene.works());
     logged(&["the default route is missing"]);
+}
+
+#[test]
+fn a_network_made_for_a_narrow_underlay_follows_only_a_narrower_one() {
+    let mut all = desired(1, &PLACES, 2);
+    let networks = all.networks.iter_mut().map(Arc::make_mut);
+    networks.for_each(|network| network.mtu = Some(1300));
+    let Some(scene) = Scene::of(&all) else { return };
+    let mtu = |namespace: &NetNs, link: &str| Links::open(namespace).unwrap().find(link).unwrap().unwrap().mtu;
+    let (host, inner, app) = (&scene.world.host(1).namespace, scene.inner(1), &scene.app.namespace);
+    for (namespace, link) in [(app, "eth0"), (&inner, "vx-100001"), (&inner, "br-100001"), (host, "shi-n1")] {
+        assert_eq!(mtu(namespace, link), 1250, "{link}");
+    }
+    assert_eq!(mtu(app, "eth1"), 1500, "the way out");
+    assert_eq!(told_of(&["made for an MTU of 1300"]), 0);
+    Links::open(host).unwrap().set_mtu("u0", 1400).unwrap();
+    repaired("MTU of the way out", || mtu(app, "eth1") == 1400);
+    assert_eq!(mtu(app, "eth0"), 1250);
+    Links::open(host).unwrap().set_mtu("u0", 1200).unwrap();
+    repaired("MTU of the network", || mtu(app, "eth0") == 1150);
+    repaired("everything", || scene.works() && mtu(host, "shi-n1") == 1150);
+    assert_eq!(told_of(&["made for an MTU of 1300", "has 1200", "links have 1150"]), 2, "once of each network");
 }
 
 #[test]

@@ -261,6 +261,21 @@ fn networks_that_cannot_be_are_refused() {
         ErrorKind::Unimplemented,
         "encrypted",
     );
+    let option = |key: &'static str, value: &'static str| {
+        move |spec: &mut NetworkSpec| drop(spec.driver_options.insert(key.into(), value.into()))
+    };
+    check(option("com.docker.network.driver.mtus", "1400"), ErrorKind::Unimplemented, "driver.mtus");
+    for bad in ["", "big", "117", "65536", "-1", "1400.5", "4294967297"] {
+        check(option(MTU_OPTION, bad), ErrorKind::Invalid, "between 118 and 65535");
+    }
+    check(
+        |spec| {
+            spec.ipv6 = true;
+            option(MTU_OPTION, "1329")(spec);
+        },
+        ErrorKind::Invalid,
+        "between 1330 and 65535 for a network with IPv6",
+    );
     check(|spec| spec.ipam = vec![ipam("10.0.0.1/24", "")], ErrorKind::Invalid, "invalid subnet");
     check(|spec| spec.ipam = vec![ipam("10.1.0.0/31", "")], ErrorKind::Invalid, "between 8 and 29 bits");
     check(|spec| spec.ipam = vec![ipam("10.1.0.0/24", "10.2.0.1")], ErrorKind::Invalid, "not in subnet");

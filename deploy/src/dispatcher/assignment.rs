@@ -110,6 +110,7 @@ fn network_info(node: &Node, network: &Network) -> Option<Item> {
         ingress: network.spec.ingress,
         own_address: own.map(|a| a.address.clone()).unwrap_or_default(),
         subnet6: allocation.subnet6.clone(),
+        mtu: network.spec.mtu().unwrap_or_default(),
     };
     Some(Body::Network(info).into())
 }

@@ -149,6 +149,9 @@ pub struct NetworkInfo {
     /// IPv6 addresses of stations, services and endpoints follow from that.
     #[prost(string, tag = "9")]
     pub subnet6: String,
+    /// The MTU of the underlay that it is made for, in bytes; 0 where that is simply the underlay's own.
+    #[prost(uint32, tag = "10")]
+    pub mtu: u32,
 }
 
 /// Behind which host an address is.

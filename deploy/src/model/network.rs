@@ -54,6 +54,9 @@ pub struct NetworkSpec {
     pub ipam: Vec<IpamConfig>,
 }
 
+/// The driver option for the MTU, as Docker calls it.
+pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+
 /// One subnet of a network, as a user asks for it; strings are CIDR or addresses.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct IpamConfig {
@@ -95,6 +98,12 @@ impl NetworkSpec {
     /// What a user asks of the IPv4 subnet.
     pub fn ipam4(&self) -> Option<&IpamConfig> {
         self.ipam.iter().find(|ipam| !is_ipv6(&ipam.subnet))
+    }
+
+    /// The MTU of the underlay that the network is made for, in bytes: the driver option of that name, if it has one. As
+    /// with Docker it counts the tunnel's bytes in, so that packets of tasks are 50 bytes shorter.
+    pub fn mtu(&self) -> Option<u32> {
+        self.driver_options.get(MTU_OPTION)?.parse().ok()
     }
 
     /// What a user asks of the IPv6 subnet.

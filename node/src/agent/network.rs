@@ -187,6 +187,7 @@ fn frame(info: &NetworkInfo) -> Option<Network> {
         gateway: info.gateway.parse().ok()?,
         internal: info.internal,
         ingress: info.ingress,
+        mtu: Some(info.mtu).filter(|mtu| *mtu > 0),
         host_address: address(&info.own_address),
         stations: Vec::new(),
         services: Vec::new(),
@@ -329,6 +330,14 @@ mod tests {
             .map(|port| (port.published, port.backends.iter().map(|address| address.octets()[3]).collect()))
             .collect();
         assert_eq!(backends, BTreeMap::from([(8080, vec![6, 5]), (8081, vec![5])]));
+    }
+
+    #[test]
+    fn a_network_is_made_for_an_mtu_only_if_somebody_said_so() {
+        let mut info = NetworkInfo { subnet: "10.0.1.0/24".into(), gateway: "10.0.1.1".into(), ..Default::default() };
+        assert_eq!(frame(&info).unwrap().mtu, None);
+        info.mtu = 1400;
+        assert_eq!(frame(&info).unwrap().mtu, Some(1400));
     }
 
     #[test]

@@ -25,6 +25,7 @@ Examples:
   shoal service create --name db --network back db:1
   shoal network create --ipv6 --subnet 10.22.0.0/24 --subnet fd00:22::/64 six
   shoal network create --subnet 10.21.0.0/24 --aux-address printer=10.21.0.9 front
+  shoal network create --opt com.docker.network.driver.mtu=1400 narrow
   shoal network rm ingress && shoal network create --ingress --subnet 10.11.0.0/16 ingress
   shoal network ls
   shoal network inspect --verbose back
@@ -103,7 +104,8 @@ struct CreateArgs {
     /// A label; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<KeyValue>,
-    /// An option of the driver; may be repeated
+    /// An option of the driver; there is com.docker.network.driver.mtu: the MTU between the hosts that it is made for, 50
+    /// more than its tasks get [default: what each host's interface has]
     #[arg(short, long, value_name = "KEY=VALUE")]
     opt: Vec<KeyValue>,
 }
@@ -155,6 +157,7 @@ connections to other hosts' control ports that are hung up at once.
   addresses  is an address of the network held twice?
   names      does the resolver answer NAME and tasks.NAME of every service with what this host believes?
   vip        do virtual addresses answer, asked from a task of this host?
+  mtu        (only where it is wrong) does the underlay carry what a network was made for?
   path       do addresses on each other host answer through VXLAN, with packets of the network's full MTU?
 
 A line is \"ok\", \"WRONG\" with what to do, or \"-\" where something could not be tried, such as names of a network that

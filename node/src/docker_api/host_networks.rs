@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use axum::Json;
 use axum::extract::State;
 use deploy::dispatcher::AssignmentSet;
+use deploy::model::MTU_OPTION;
 use overlay_net::kernel::mac_of;
 use overlay_net::{AuditRecord, Network, Observation, Service};
 use serde_json::{Map, Value, json};
@@ -71,6 +72,17 @@ impl Here {
         )
     }
 
+    /// What is said of a network that this host cannot carry as it was asked for.
+    pub(super) fn narrower(&self, network: &Network) -> Option<String> {
+        let underlay = self.seen.underlay_mtu;
+        let asked = network.room().lacks(underlay)?;
+        Some(format!(
+            "made for an MTU of {asked} bytes, and the interface with {} has {underlay}: on this host its links have {}",
+            self.seen.data_path_addr,
+            network.room().mtu(underlay)
+        ))
+    }
+
     /// A network without what managers alone know of it: labels, options, when it was made.
     pub(super) fn base(&self, network: &Network) -> wire::Network {
         let config = |subnet: String, gateway: Option<String>| wire::IpamConfig {
@@ -84,6 +96,7 @@ impl Here {
         });
         let configs = std::iter::once(four).chain(six).collect();
         let vni = ("com.docker.network.driver.overlay.vxlanid_list".to_owned(), network.vni.to_string());
+        let mtu = network.mtu.map(|mtu| (MTU_OPTION.to_owned(), mtu.to_string()));
         wire::Network {
             name: Some(network.name.clone()),
             id: Some(network.id.clone()),
@@ -98,7 +111,7 @@ impl Here {
             ingress: Some(network.ingress),
             config_from: Some(wire::ConfigFrom { network: Some(String::new()) }),
             config_only: Some(false),
-            options: Some([vni].into()),
+            options: Some(std::iter::once(vni).chain(mtu).collect()),
             labels: Some(wire::Map::new()),
             ..wire::Network::default()
         }
@@ -176,20 +189,22 @@ impl Here {
         Value::Object(services)
     }
 
-    /// How this host stands to what it was told, and to its kernel. `missing` says why it does not carry the network.
-    pub(super) fn standing(&self, missing: Option<String>) -> Value {
+    /// How this host stands to what it was told, and to its kernel, and to a network if it carries that. `message` says
+    /// why it does not carry it, or not as it should.
+    pub(super) fn standing(&self, network: Option<&Network>, message: Option<String>) -> Value {
         let stamp = self.agent.stamp;
         let left_out: Vec<String> = self.seen.left_out.iter().map(ToString::to_string).collect();
         let refused: Vec<String> = self.seen.refused.iter().map(ToString::to_string).collect();
         json!({
             "NodeID": self.agent.node_id.as_str(),
-            "Carried": missing.is_none(),
-            "Message": missing.unwrap_or_default(),
+            "Carried": network.is_some(),
+            "Message": message.unwrap_or_default(),
             "Connected": self.agent.connected,
             "Told": {"Incarnation": stamp.incarnation, "Term": stamp.term, "Revision": stamp.revision},
             "AppliedRevision": self.seen.applied_revision,
             "DataPath": format!("{}:{}", self.seen.data_path_addr, self.seen.data_path_port),
             "UnderlayMTU": self.seen.underlay_mtu,
+            "MTU": network.map(|network| network.room().mtu(self.seen.underlay_mtu)),
             "LeftOut": left_out,
             "Refused": refused,
             "Audit": audit(self.seen.audit.as_ref()),

@@ -145,8 +145,11 @@ fn as_seen_here(w: &mut wire::Network, here: Option<&Here>) -> Result<(), ApiErr
         w.peers = Some(here.peers(network));
         w.containers = Some(here.containers(network));
     }
-    let name = w.name.as_deref().unwrap_or_default();
-    w.host = Some(here.standing(network.is_none().then(|| here.not_carried(name))));
+    let message = match network {
+        Some(network) => here.narrower(network),
+        None => Some(here.not_carried(w.name.as_deref().unwrap_or_default())),
+    };
+    w.host = Some(here.standing(network, message));
     Ok(())
 }
 

@@ -32,8 +32,6 @@ const CONNECT: Duration = Duration::from_secs(2);
 const AT_ONCE: usize = 16;
 /// Length of an ordinary small packet.
 const SMALL: u16 = 84;
-/// VXLAN over IPv4 takes so many bytes of each packet.
-const VXLAN_BYTES: u32 = 50;
 /// Addresses that are asked on each host of a network: a task may have ended a moment ago.
 const CANDIDATES: usize = 3;
 /// Virtual addresses that are tried on each network.
@@ -250,7 +248,7 @@ fn look(view: &Observation, id: &str) -> Option<NetworkSeen> {
     let network = Arc::clone(view.desired.networks.iter().find(|network| network.id == id)?);
     let on_it = |task: &&overlay_net::Connected| task.config.attachments.iter().any(|a| a.network == id);
     let task = view.tasks.iter().find(on_it);
-    let mtu = u16::try_from(view.underlay_mtu.saturating_sub(VXLAN_BYTES)).unwrap_or(u16::MAX).max(SMALL);
+    let mtu = u16::try_from(network.room().mtu(view.underlay_mtu)).unwrap_or(u16::MAX).max(SMALL);
     let mut seen = NetworkSeen {
         left_out: view.left_out.clone(),
         from: task.map(|task| task.config.task.clone()),

@@ -63,8 +63,21 @@ pub(super) fn on_network(network: &NetworkSeen, seen: &Observed) -> Vec<Line> {
     if !network.network.ingress {
         lines.extend([names(network), vips(network)]);
     }
+    lines.extend(narrow(network, seen));
     lines.extend(paths(network, seen));
     lines
+}
+
+/// A network that this host cannot carry as it was asked for.
+fn narrow(network: &NetworkSeen, seen: &Observed) -> Option<Line> {
+    let asked = network.network.room().lacks(seen.underlay_mtu)?;
+    let address = seen.data_path_addr.map(|address| address.to_string()).unwrap_or_default();
+    let detail = format!(
+        "made for an MTU of {asked} bytes, and the interface with {address} has {}: on this host its links have {}",
+        seen.underlay_mtu, network.mtu
+    );
+    let advice = format!("set the MTU of that interface to {asked}, or make the network anew for a smaller one");
+    Some(wrong("mtu", &network.network.name, detail, advice))
 }
 
 fn revision(seen: &Observed) -> Line {

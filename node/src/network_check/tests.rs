@@ -36,6 +36,7 @@ fn network() -> Network {
         gateway: at(1),
         internal: false,
         ingress: false,
+        mtu: None,
         host_address: None,
         stations: vec![Station { address: at(11), host: host(1) }, Station { address: at(12), host: host(2) }],
         services: vec![service("web", 2, vec![endpoint("t1", 11), endpoint("t2", 12)]), service("alone", 3, vec![])],
@@ -153,6 +154,9 @@ fn what_is_wrong_is_named_with_what_to_do() {
     });
     check("path", &["1450 bytes", "narrower"], |seen| {
         seen.networks[0].paths = Some([(host(2), vec![(at(12), Reached::Yes, Reached::Silence)])].into());
+    });
+    check("mtu", &["Back", "MTU of 9000", "192.168.0.1 has 1500", "links have 1450"], |seen| {
+        Arc::make_mut(&mut seen.networks[0].network).mtu = Some(9000);
     });
     check("addresses", &["10.0.1.12", "task t1", "task t2"], |seen| {
         web(Arc::make_mut(&mut seen.networks[0].network)).endpoints[0].address = at(12);

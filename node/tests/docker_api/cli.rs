@@ -200,6 +200,13 @@ async fn networks_secrets_configs() {
     cli.ok("network create -d overlay --subnet 10.77.0.0/24 --label k=v ov1").await;
     has(&cli.ok("network ls").await, &["ingress", "ov1", "overlay", "swarm"]);
     has(&cli.ok("network inspect ov1").await, &["10.77.0.0/24", "\"Scope\": \"swarm\""]);
+    cli.ok("network create -d overlay -o com.docker.network.driver.mtu=1400 narrow").await;
+    has(&cli.ok("network inspect narrow").await, &["\"com.docker.network.driver.mtu\": \"1400\""]);
+    cli.ok("network rm narrow").await;
+    cli.fails("network create -d overlay -o com.docker.network.driver.mtu=90 x", "between 118 and 65535").await;
+    cli.fails("network create -d overlay -o com.docker.network.bridge.name=x x", "bridge.name").await;
+    let option = "name=ov1,driver-opt=com.docker.network.endpoint.sysctls=net.ipv4.ip_forward=1";
+    cli.fails(&format!("service create -d --name o --network {option} web:1"), "endpoint.sysctls").await;
     cli.fails("network create br1", "only overlay networks are").await;
     cli.fails("network create -d overlay ov1", "network with name ov1 already exists").await;
     cli.ok("service create -d --name web --network name=ov1,alias=w web:1").await;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use tokio::sync::oneshot;
 
-use super::{Owner, Task, VXLAN_BYTES, apply_task_tables};
+use super::{Owner, Task, apply_task_tables};
 use crate::config::EndpointConfig;
 use crate::dns::{DnsSockets, View};
 use crate::error::OverlayError;
@@ -208,10 +208,8 @@ impl Owner {
         };
         links.set_up("lo").map_err(failed("set lo up"))?;
         for interface in &inside.interfaces {
-            let out = interface.network == names::EGRESS;
-            let mtu = if out { self.underlay } else { self.underlay.saturating_sub(VXLAN_BYTES) };
             self.stage
-                .connect(id, namespace, links, interface, mtu)
+                .connect(id, namespace, links, interface, interface.room.mtu(self.underlay))
                 .map_err(failed(&format!("connect {} to {}", interface.name, interface.bridge)))?;
         }
         if let (None, Some((gateway, interface))) = (inside.way_out, inside.default_route()) {

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::{Owner, VXLAN_BYTES, apply_task_tables};
+use super::{Owner, apply_task_tables};
 use crate::error::ObjectError;
 use crate::kernel::{Opened, Transitions};
 use crate::observation::AuditRecord;
@@ -180,8 +180,7 @@ impl Owner {
         if suspicious {
             let outcome = match task.links.inside() {
                 Ok(found) => {
-                    let tunnel = self.underlay.saturating_sub(VXLAN_BYTES);
-                    let lacks = task.inside.lacks(&found, self.underlay, tunnel);
+                    let lacks = task.inside.lacks(&found, self.underlay);
                     let before = std::mem::replace(&mut task.lacking, lacks);
                     match &task.lacking {
                         lacks if lacks.is_empty() => Ok(()),

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Instant;
 
-use super::{Owner, VXLAN_BYTES};
+use super::Owner;
 use crate::error::{ObjectError, OverlayError};
 use crate::kernel::{NetNs, legacy_filter};
 use crate::observation::{Connected, Observation, Place};
@@ -69,11 +69,8 @@ impl Owner {
         if let Some(address) = self.egress {
             lacks.extend(self.stage.egress_lacks(address, underlay)?);
         }
-        let facts = Facts {
-            data_path_addr: self.config.data_path_addr,
-            data_path_port: self.config.data_path_port,
-            mtu: underlay.saturating_sub(VXLAN_BYTES),
-        };
+        let facts =
+            Facts { data_path_addr: self.config.data_path_addr, data_path_port: self.config.data_path_port, underlay };
         let wanted = Picture::wanted(&self.desired, &facts, &observed);
         // A network that the last task has left is removed by and by.
         let left = |o: &&Operation| matches!(o, Operation::DeleteTunnel(_) | Operation::DeleteSwitch(_));
@@ -102,7 +99,7 @@ impl Owner {
     fn examine_task(&mut self, id: &str) -> io::Result<Vec<String>> {
         let Some(task) = self.tasks.get_mut(id) else { return Ok(Vec::new()) };
         let found = task.links.inside()?;
-        let mut lacks = task.inside.lacks(&found, self.underlay, self.underlay.saturating_sub(VXLAN_BYTES));
+        let mut lacks = task.inside.lacks(&found, self.underlay);
         let wanted = self.tables.of(&self.balance, task);
         lacks.extend(task.rules.differences(&wanted)?);
         Ok(lacks)

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::names;
-use crate::config::{Desired, EndpointConfig};
+use crate::config::{Desired, EndpointConfig, Room};
 use crate::kernel::mac_of;
 
 /// One interface of a task.
@@ -25,6 +25,8 @@ pub struct Interface {
     pub address6: Option<Ipv6Net>,
     /// The hardware address.
     pub mac: [u8; 6],
+    /// How long its packets may be.
+    pub room: Room,
 }
 
 /// Why a task cannot be connected.
@@ -70,6 +72,7 @@ pub fn interfaces(
             address: Ipv4Net::new(attachment.address, network.subnet.prefix_len()).map_err(|_| outside())?,
             address6: network.beside().and_then(|beside| beside.interface(attachment.address)),
             mac: mac_of(attachment.address),
+            room: network.room(),
         });
     }
     if let Some(address) = egress {
@@ -82,6 +85,7 @@ pub fn interfaces(
             // The way out is of IPv4 alone, as Docker's is.
             address6: None,
             mac: mac_of(address.addr()),
+            room: Room::WHOLE,
         });
     }
     Ok(all)

@@ -81,24 +81,22 @@ impl Inside {
         interface.address6.map(|net| net.addr())
     }
 
-    /// What is not as it must be, each as a text; `underlay` is the MTU of what carries the tunnels, `tunnel` the one
-    /// of networks.
+    /// What is not as it must be, each as a text; `underlay` is the MTU of what carries the tunnels.
     #[must_use]
-    pub fn lacks(&self, found: &Found, underlay: u32, tunnel: u32) -> Vec<String> {
+    pub fn lacks(&self, found: &Found, underlay: u32) -> Vec<String> {
         let mut lacks = Vec::new();
         if !found.links.get("lo").is_some_and(|link| link.up) {
             lacks.push("lo is down".to_owned());
         }
         for interface in &self.interfaces {
             let name = &interface.name;
-            let mtu = if interface.network == names::EGRESS { underlay } else { tunnel };
             let Some(link) = found.links.get(name).filter(|link| link.kind == "veth") else {
                 lacks.push(format!("{name} is missing"));
                 continue;
             };
             for (wrong, what) in [
                 (!link.up, "is down"),
-                (link.mtu != mtu, "has another MTU"),
+                (link.mtu != interface.room.mtu(underlay), "has another MTU"),
                 (link.mac != interface.mac, "has another hardware address"),
                 (!link.addresses.contains(&interface.address), "has lost its address"),
                 (

@@ -93,8 +93,8 @@ pub struct Facts {
     pub data_path_addr: Ipv4Addr,
     /// The UDP port of VXLAN.
     pub data_path_port: u16,
-    /// The MTU of overlay networks: the underlay's less the 50 bytes of VXLAN.
-    pub mtu: u32,
+    /// The MTU of the underlay, in bytes.
+    pub underlay: u32,
 }
 
 /// One step. Each is idempotent or comes only where the observed picture says that it will succeed.
@@ -190,7 +190,8 @@ impl Picture {
     pub fn wanted(desired: &Desired, facts: &Facts, observed: &Picture) -> Picture {
         let mut wanted = Picture::default();
         for network in &desired.networks {
-            let tunnel = Tunnel { local: facts.data_path_addr, port: facts.data_path_port, mtu: facts.mtu };
+            let mtu = network.room().mtu(facts.underlay);
+            let tunnel = Tunnel { local: facts.data_path_addr, port: facts.data_path_port, mtu };
             let mut switch =
                 Switch { network: network.id.clone(), up: true, tunnel: Some(tunnel), ..Switch::default() };
             for station in &network.stations {
@@ -205,7 +206,7 @@ impl Picture {
             if let (true, Some(address), None) = (network.ingress, network.host_address, network.swallows()) {
                 let address6 = network.beside().and_then(|beside| beside.interface(address));
                 let address = Ipv4Net::new(address, network.subnet.prefix_len()).expect("a subnet's own prefix");
-                wanted.host = Some(HostPort { vni: network.vni, address, address6, mtu: facts.mtu });
+                wanted.host = Some(HostPort { vni: network.vni, address, address6, mtu });
             }
             wanted.switches.insert(network.vni, switch);
         }
@@ -301,7 +302,7 @@ impl Picture {
             }
             let frame = |n: &Network| {
                 let swallows = if n.ingress { n.swallows() } else { None };
-                (n.id.clone(), n.vni, n.ingress, n.subnet, n.subnet6, n.host_address, swallows)
+                (n.id.clone(), n.vni, n.ingress, n.subnet, n.subnet6, n.room(), n.host_address, swallows)
             };
             if frame(old) != frame(new) {
                 return None;

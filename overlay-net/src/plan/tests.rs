@@ -20,7 +20,7 @@ use crate::kernel::mac_of;
 const ME: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
 const THIRD: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 3);
-const FACTS: Facts = Facts { data_path_addr: ME, data_path_port: 4789, mtu: 1450 };
+const FACTS: Facts = Facts { data_path_addr: ME, data_path_port: 4789, underlay: 1500 };
 
 fn address(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 9, last)
@@ -36,6 +36,7 @@ fn network(id: &str, vni: u32) -> Network {
         gateway: address(1),
         internal: false,
         ingress: false,
+        mtu: None,
         host_address: None,
         stations: vec![],
         services: vec![],
@@ -139,11 +140,31 @@ fn a_smaller_underlay_makes_the_tunnel_anew_with_its_entries() {
     net.stations = vec![Station { address: address(3), host: PEER }];
     let all = desired(vec![net]);
     let before = Picture::wanted(&all, &FACTS, &Picture::default());
-    let after = Picture::wanted(&all, &Facts { mtu: 1350, ..FACTS }, &before);
+    let after = Picture::wanted(&all, &Facts { underlay: 1400, ..FACTS }, &before);
     let operations = converge(&before, &after);
     assert_eq!(operations[0], Operation::DeleteTunnel(5));
     assert!(operations.contains(&Operation::SetHost { vni: 5, mac: mac_of(address(3)), host: PEER }));
     assert!(!operations.iter().any(|o| matches!(o, Operation::CreateSwitch { .. } | Operation::SetNeighbour { .. })));
+}
+
+#[test]
+fn a_network_uses_no_more_of_the_underlay_than_it_is_made_for() {
+    let mut net = network("net", 5);
+    (net.ingress, net.host_address) = (true, Some(address(9)));
+    for (asked, underlay, expected, lacks) in [
+        (None, 1500, 1450, None),
+        (Some(1400), 1500, 1350, None),
+        (Some(1500), 1500, 1450, None),
+        (Some(9000), 1500, 1450, Some(9000)),
+        (Some(40), 1500, 0, None),
+    ] {
+        net.mtu = asked;
+        let picture = Picture::wanted(&desired(vec![net.clone()]), &Facts { underlay, ..FACTS }, &Picture::default());
+        let tunnel = picture.switches[&5].tunnel.unwrap().mtu;
+        assert_eq!((tunnel, picture.host.unwrap().mtu), (expected, expected), "{asked:?}");
+        assert_eq!(net.room().lacks(underlay), lacks, "{asked:?}");
+    }
+    assert_eq!(crate::config::Room::WHOLE.mtu(1500), 1500);
 }
 
 fn switch_strategy() -> impl Strategy<Value = Switch> {

@@ -171,6 +171,7 @@ mod tests {
             gateway: Ipv4Addr::new(10, 1, 0, 1),
             internal: true,
             ingress: false,
+            mtu: None,
             host_address: None,
             stations: Vec::new(),
             services: vec![Arc::new(Service {

@@ -7,8 +7,8 @@ mod service;
 
 use super::{ControlError, invalid, node::known_availability, unimplemented};
 use crate::model::{
-    Labels, MAX_OWN_PORTS, MAX_OWN_SUBNETS, NetworkSpec, NodeDescription, NodeSpec, PayloadSpec, PortProtocol, Subnet,
-    Subnet6, is_id, is_ipv6, parse_cidr, parse_ipv4, parse_ipv6,
+    Labels, MAX_OWN_PORTS, MAX_OWN_SUBNETS, MTU_OPTION, NetworkSpec, NodeDescription, NodeSpec, PayloadSpec,
+    PortProtocol, Subnet, Subnet6, is_id, is_ipv6, parse_cidr, parse_ipv4, parse_ipv6,
 };
 
 pub(super) use container::registry_auth;
@@ -166,15 +166,33 @@ pub(super) fn network_spec(spec: &NetworkSpec) -> Result<(), ControlError> {
     }
     // Plain containers, which alone would attach, are not there yet.
     unsupported("Attachable", spec.attachable)?;
-    if let Some(option) = spec.driver_options.keys().next() {
-        unsupported(&format!("Options[{:?}]", shorten(option)), true)?;
-    }
+    spec.driver_options.iter().try_for_each(|(option, value)| driver_option(spec, option, value))?;
     let of6 = spec.ipam.iter().filter(|config| is_ipv6(&config.subnet)).count();
     unsupported("IPAM.Config with several subnets of a family", of6.max(spec.ipam.len() - of6) > 1)?;
     if of6 > 0 && !spec.ipv6 {
         return Err(invalid("IPAM.Config: an IPv6 subnet needs EnableIPv6"));
     }
     spec.ipam.iter().try_for_each(|config| if is_ipv6(&config.subnet) { ipam6(config) } else { ipam(config) })
+}
+
+/// What VXLAN adds to each packet.
+const TUNNEL_BYTES: u32 = 50;
+
+fn driver_option(spec: &NetworkSpec, option: &str, value: &str) -> Result<(), ControlError> {
+    if option != MTU_OPTION {
+        return unsupported(&format!("Options[{:?}] of a network", shorten(option)), true);
+    }
+    // The least that a link may have, of which IPv6 makes more.
+    let least = TUNNEL_BYTES + if spec.ipv6 { 1280 } else { 68 };
+    if spec.mtu().is_none_or(|mtu| !(least..=65535).contains(&mtu)) {
+        let with = if spec.ipv6 { "a network with IPv6" } else { "a network" };
+        return Err(invalid(format!(
+            "invalid {MTU_OPTION} {:?}: between {least} and 65535 for {with}. It is the MTU of the interfaces between \
+             the hosts; tasks get {TUNNEL_BYTES} bytes less",
+            shorten(value)
+        )));
+    }
+    Ok(())
 }
 
 fn ipam6(config: &crate::model::IpamConfig) -> Result<(), ControlError> {

@@ -96,7 +96,9 @@ fn task_spec(task: &TaskSpec) -> Result<(), ControlError> {
                 return Err(invalid(format!("TaskTemplate.Networks.Aliases: {:?} is not a name", shorten(alias))));
             }
         }
-        unsupported("TaskTemplate.Networks.DriverOpts", !network.driver_options.is_empty())?;
+        if let Some(option) = network.driver_options.keys().next() {
+            unsupported(&format!("TaskTemplate.Networks.DriverOpts[{:?}]", shorten(option)), true)?;
+        }
     }
     task.log_driver.as_ref().map_or(Ok(()), log_driver)
 }
