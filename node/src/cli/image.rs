@@ -309,7 +309,7 @@ async fn prune(client: &Client, all: bool, mut filter: Vec<String>, force: bool)
 }
 
 /// Asks a person. Who is none has to say it with a flag.
-fn confirmed(question: &str) -> Result<bool, CliError> {
+pub(super) fn confirmed(question: &str) -> Result<bool, CliError> {
     use std::io::IsTerminal;
     if !std::io::stdin().is_terminal() {
         return Err(CliError::usage("standard input is no terminal to ask at: say --force"));

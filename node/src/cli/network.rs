@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::client::{Client, route};
 use super::error::CliError;
 use super::filters;
+use super::image::confirmed;
 use super::output::{self, List, ListFormat};
 use super::values::{self, KeyValue};
 use crate::docker_api::wire::{Ipam, IpamConfig, Network, NetworkCreate};
@@ -30,7 +31,8 @@ Examples:
   shoal network ls
   shoal network inspect --verbose back
   shoal network check
-  shoal network rm back")]
+  shoal network rm back
+  shoal network prune --filter until=24h")]
 pub(super) struct NetworkArgs {
     #[command(subcommand)]
     command: NetworkCommand,
@@ -70,6 +72,15 @@ enum NetworkCommand {
     Rm {
         #[arg(required = true, value_name = "NETWORK", value_parser = values::name)]
         networks: Vec<String>,
+    },
+    /// Remove all networks that no service or task uses, but for the one that carries published ports
+    Prune {
+        /// Only those that fit, e.g. until=24h or label=app=web or label!=keep
+        #[arg(long, value_name = "KEY=VALUE")]
+        filter: Vec<String>,
+        /// Do not ask
+        #[arg(short, long)]
+        force: bool,
     },
 }
 
@@ -141,7 +152,19 @@ pub(super) async fn run(client: Client, args: NetworkArgs) -> Result<(), CliErro
             report(client.get(&route(&["shoal", "v1", "network", "check"], &query)).await?, format)
         }
         NetworkCommand::Rm { networks } => super::remove(&client, "networks", &networks, &[]).await,
+        NetworkCommand::Prune { filter, force } => prune(&client, &filter, force).await,
     }
+}
+
+async fn prune(client: &Client, filter: &[String], force: bool) -> Result<(), CliError> {
+    if !force && !confirmed("This removes all networks of the cluster that nothing uses. Go on? [y/N]")? {
+        return Ok(());
+    }
+    let filters = filters(filter)?;
+    let query: Vec<(&str, &str)> = filters.iter().map(|f| ("filters", f.as_str())).collect();
+    let pruned: Value = client.create(&route(&["networks", "prune"], &query), &serde_json::json!({})).await?;
+    let removed = pruned["NetworksDeleted"].as_array().map(Vec::as_slice).unwrap_or_default();
+    removed.iter().filter_map(Value::as_str).try_for_each(output::line)
 }
 
 const CHECK_HELP: &str = "\

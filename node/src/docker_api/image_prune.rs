@@ -35,8 +35,8 @@ pub(super) async fn prune<E: Engine>(app: &App<E>, params: &Params) -> Result<Js
     Ok(Json(json!({ "ImagesDeleted": removed, "SpaceReclaimed": pruned.freed })))
 }
 
-/// Whether an image has each of these labels, or none of them. What removes must not take one for enough, as lists do.
-fn all_labels(wanted: Option<&BTreeSet<String>>, labels: &Labels, has: bool) -> bool {
+/// Whether something has each of these labels, or none of them. What removes must not take one for enough, as lists do.
+pub(super) fn all_labels(wanted: Option<&BTreeSet<String>>, labels: &Labels, has: bool) -> bool {
     wanted.into_iter().flatten().all(|wanted| {
         let found = match wanted.split_once('=') {
             Some((name, value)) => labels.get(name).is_some_and(|v| v == value),
@@ -46,7 +46,7 @@ fn all_labels(wanted: Option<&BTreeSet<String>>, labels: &Labels, has: bool) -> 
     })
 }
 
-/// The time before which images must have been made: Unix seconds, RFC 3339, or how long ago.
+/// The time before which what is removed must have been made: Unix seconds, RFC 3339, or how long ago.
 pub(super) fn until(filters: &Filters) -> Result<Option<i64>, ApiError> {
     let Some(values) = filters.values("until") else { return Ok(None) };
     let mut values = values.iter();

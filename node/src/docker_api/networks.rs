@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use deploy::control::{CreateNetwork, Op, RemoveNetwork};
-use deploy::model::{Labels, Network, NodeState, Task};
+use deploy::control::{CreateNetwork, ErrorKind, Op, RemoveNetwork, Request};
+use deploy::model::{Labels, Network, NetworkId, NodeState, Task};
 use deploy::store::Store;
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
@@ -14,7 +14,9 @@ use super::App;
 use super::convert::{network_spec_from_wire, network_to_wire};
 use super::error::ApiError;
 use super::extract::{JsonBody, Params};
+use super::filters::Filters;
 use super::host_networks::Here;
+use super::image_prune;
 use super::predefined;
 use super::resolve::resolve;
 use super::wire;
@@ -215,8 +217,47 @@ pub(super) async fn remove<E: Engine>(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Docker's prune removes local networks only; there are none here.
-pub(super) async fn prune<E: Engine>(State(_): State<App<E>>, params: Params) -> Result<Json<Value>, ApiError> {
-    params.filters(&["until", "label", "label!"])?;
-    Ok(Json(json!({ "NetworksDeleted": null })))
+/// Removes the networks of the cluster that nothing uses, as Docker does on a manager. A host has none of its own that
+/// could be removed.
+pub(super) async fn prune<E: Engine>(State(app): State<App<E>>, params: Params) -> Result<Json<Value>, ApiError> {
+    let filters = params.filters(&["until", "label", "label!"])?;
+    let until = image_prune::until(&filters)?;
+    let store = store_if_manager(&app, &params).await?;
+    let unused = |store: &Store| -> Vec<(NetworkId, String)> {
+        let unused = store.networks().filter(|network| prunes(store, network, until, &filters));
+        unused.map(|network| (network.id.clone(), network.spec.name.clone())).collect()
+    };
+    let mut removed: Vec<String> = Vec::new();
+    for (id, name) in store.as_ref().map(unused).unwrap_or_default() {
+        let op = Op::RemoveNetwork(RemoveNetwork { id });
+        match app.engine.control(Request { op: Some(op) }).await {
+            Ok(_) => removed.push(name),
+            // Somebody began to use it a moment ago, or has removed it.
+            Err(EngineError::Refused(error))
+                if matches!(error.kind(), ErrorKind::FailedPrecondition | ErrorKind::NotFound) => {}
+            Err(error) => {
+                let mut error = ApiError::from(error);
+                if !removed.is_empty() {
+                    error.message = format!("{}; removed before that: {}", error.message, removed.join(", "));
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(Json(json!({ "NetworksDeleted": (!removed.is_empty()).then_some(removed) })))
+}
+
+/// Whether a prune takes a network: nothing has a place on it, and it is not the one that carries published ports.
+fn prunes(store: &Store, network: &Network, until: Option<i64>, filters: &Filters) -> bool {
+    let made = network.meta.created_at.nanos / 1_000_000_000;
+    let used = || {
+        store.services_on_network(&network.id).next().is_some()
+            || store.addresses_on_network(&network.id).next().is_some()
+    };
+    let labels = &network.spec.labels;
+    !network.spec.ingress
+        && until.is_none_or(|until| i64::try_from(made).is_ok_and(|made| made < until))
+        && image_prune::all_labels(filters.values("label"), labels, true)
+        && image_prune::all_labels(filters.values("label!"), labels, false)
+        && !used()
 }

@@ -215,6 +215,8 @@ async fn networks_secrets_configs() {
     cli.fails("network rm ov1", "is in use by service").await;
     cli.ok("service rm web").await;
     cli.ok("network rm ov1").await;
+    cli.ok("network create -d overlay ov2").await;
+    has(&cli.ok("network prune -f").await, &["Deleted Networks:", "ov2"]);
     std::fs::write(cli.home.path().join("file"), "s1\n").unwrap();
     for kind in ["secret", "config"] {
         cli.ok(&format!("{kind} create -l a=b one file")).await;

@@ -530,7 +530,40 @@ async fn networks() {
     assert!(used.message().contains("is in use by service"), "{}", used.message());
     delete(s, "/services/web").await;
     assert_eq!(delete(s, "/networks/ov1").await.status, 204);
-    assert_eq!(send(s, "POST", "/networks/prune", None, Vec::new()).await.json(), json!({"NetworksDeleted": null}));
+}
+
+#[tokio::test]
+async fn a_prune_takes_networks_that_nothing_uses() {
+    let served = Served::cluster().await;
+    let s = &served.socket;
+    let prune = async |filter: Value| {
+        let answer = send(s, "POST", &format!("/networks/prune?{}", filters(filter)), None, Vec::new()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()["NetworksDeleted"].clone()
+    };
+    assert_eq!(prune(json!({})).await, Value::Null, "not the ingress network");
+    for name in ["a", "b", "c", "used"] {
+        let made = json!({"Name": name, "Driver": "overlay", "Labels": {"of": name}});
+        assert_eq!(post(s, "/networks/create", made).await.status, 201);
+    }
+    let mut spec = small_spec("user");
+    spec["TaskTemplate"]["Networks"] = json!([{"Target": "used"}]);
+    assert_eq!(post(s, "/services/create", spec).await.status, 201);
+    assert_eq!(prune(json!({"until": ["1h"]})).await, Value::Null, "all of them are younger");
+    assert_eq!(prune(json!({"label": ["of=a", "of=b"]})).await, Value::Null, "none has both");
+    assert_eq!(prune(json!({"label": ["of=a"]})).await, json!(["a"]));
+    assert_eq!(prune(json!({"label!": ["of=b"]})).await, json!(["c"]));
+    assert_eq!(prune(json!({})).await, json!(["b"]));
+    let bad = send(s, "POST", &format!("/networks/prune?{}", filters(json!({"name": ["b"]}))), None, vec![]).await;
+    assert_eq!(bad.status, 400);
+    let list = get(s, &format!("/networks?{}", filters(json!({"scope": ["swarm"]})))).await.json();
+    let mut names: Vec<&str> = list.as_array().unwrap().iter().map(|n| n["Name"].as_str().unwrap()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["ingress", "used"]);
+    // Who is no manager knows no network that could be removed.
+    let alone = Served::inactive().await;
+    let answer = send(&alone.socket, "POST", "/networks/prune", None, Vec::new()).await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"NetworksDeleted": null})));
 }
 
 #[tokio::test]

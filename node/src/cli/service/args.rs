@@ -35,6 +35,7 @@ pub(in crate::cli) enum ServiceCommand {
 Examples:
   shoal service create --name web --replicas 3 -p 8080:80 web:1
   shoal service create --name db --network back --mount type=bind,source=/srv/db,target=/data db:1
+  shoal service create --name edge --mode global -p 443:443 --publish-to local proxy:1
   shoal service create --name agent --mode global --constraint node.labels.zone==a agent:1 --verbose
 
 All flags stand in front of IMAGE; what comes behind it is the command and its arguments."
@@ -147,6 +148,13 @@ pub(super) enum EndpointMode {
     Dnsrr,
 }
 
+/// Whose tasks a host leads to at the ports that every host opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum PublishTo {
+    Cluster,
+    Local,
+}
+
 /// The word of a value, as the API has it.
 pub(super) fn word<T: ValueEnum>(value: T) -> String {
     value.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
@@ -172,6 +180,10 @@ pub(super) struct Settings {
     /// How the service's name resolves: one virtual address, or all tasks' addresses in turn
     #[arg(long, value_enum, value_name = "MODE")]
     pub(super) endpoint_mode: Option<EndpointMode>,
+    /// Whose tasks answer at a host's published ports: the whole cluster's, or that host's own alone, where a host without
+    /// any refuses; kept as the label shoal.publish [default: cluster]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub(super) publish_to: Option<PublishTo>,
 
     /// Most CPUs that a task may use, e.g. 0.5
     #[arg(long, value_name = "N", value_parser = values::cpus, help_heading = "Resources")]

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use deploy::model::PUBLISH_LABEL;
+
 use super::args::{CreateArgs, EndpointMode, Mode, Settings, UpdateArgs, word};
 use crate::cli::error::CliError;
 use crate::cli::values::{KeyValue, PayloadFlag, env_key, fill_env, words};
@@ -35,6 +37,7 @@ pub(super) fn create(args: CreateArgs, lookup: impl Fn(&str) -> Option<String>) 
     if args.mode == Some(Mode::Global) && args.settings.replicas.is_some() {
         return Err(CliError::usage("--replicas does not go with --mode global: each host gets one task"));
     }
+    check_publish_to(&args.settings, args.label.iter().map(|label| &label.key))?;
     let ports: Vec<PortConfig> = args.publish.into_iter().flat_map(|p| p.0).collect();
     check_ports(&ports)?;
     let mut env = Vec::new();
@@ -127,6 +130,14 @@ fn check_ports(ports: &[PortConfig]) -> Result<(), CliError> {
     Ok(())
 }
 
+/// One of two ways to say one thing.
+fn check_publish_to<'a>(settings: &Settings, mut labels: impl Iterator<Item = &'a String>) -> Result<(), CliError> {
+    if settings.publish_to.is_some() && labels.any(|key| key == PUBLISH_LABEL) {
+        return Err(CliError::usage(format!("--publish-to is the label {PUBLISH_LABEL}: leave one of them out")));
+    }
+    Ok(())
+}
+
 /// Sets what the flags say, and nothing else.
 fn apply(settings: &Settings, spec: &mut ServiceSpec) -> Result<(), CliError> {
     let task = spec.task_template.get_or_insert_default();
@@ -152,6 +163,10 @@ fn apply(settings: &Settings, spec: &mut ServiceSpec) -> Result<(), CliError> {
         s.rollback_monitor,
         s.rollback_max_failure_ratio,
     );
+    if let Some(to) = s.publish_to {
+        let (label, to) = (PUBLISH_LABEL.to_owned(), word(to));
+        spec.labels.get_or_insert_default().insert(label, to);
+    }
     if let Some(mode) = s.endpoint_mode {
         spec.endpoint_spec.get_or_insert_default().mode = Some(word(mode));
     }
@@ -298,6 +313,8 @@ pub(super) fn check_update(args: &UpdateArgs) -> Result<(), CliError> {
     if args.rollback && changed(args) != changed(&UpdateArgs::default()) {
         return Err(CliError::usage("--rollback restores the previous spec as a whole: leave the other changes out"));
     }
+    let labels = args.label_add.iter().map(|label| &label.key).chain(&args.label_rm);
+    check_publish_to(&args.settings, labels)?;
     // On an empty spec, so that only the flags count.
     apply(&args.settings, &mut ServiceSpec::default())
 }

@@ -205,6 +205,22 @@ fn an_update_changes_what_it_names() {
 }
 
 #[test]
+fn who_answers_at_published_ports_is_a_label() {
+    assert_eq!(
+        create("--publish-to local --label a=1 web").unwrap()["Labels"],
+        json!({"a": "1", "shoal.publish": "local"})
+    );
+    let before = json!({"Labels": {"a": "1", "shoal.publish": "local"}});
+    let after = updated("--publish-to cluster", before.clone()).unwrap();
+    assert_eq!(after["Labels"], json!({"a": "1", "shoal.publish": "cluster"}));
+    assert_eq!(updated("--image web:2", before.clone()).unwrap()["Labels"], before["Labels"]);
+    refused(create("--publish-to local --label shoal.publish=cluster web"), "leave one of them out");
+    refused(updated("--publish-to local --label-rm shoal.publish", before.clone()), "leave one of them out");
+    refused(updated("--publish-to local --rollback", before), "leave the other changes out");
+    refused(create("--publish-to host web"), "possible values: cluster, local");
+}
+
+#[test]
 fn lists_are_added_to_and_taken_from() {
     check_container(
         "--env-rm A --env-add B=2 --env-add C=3",

@@ -104,7 +104,7 @@ fn object(detail: &ContainerDetail, names: &Names, task: Option<&Task>, execs: &
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": if execs.is_empty() { Value::Null } else { json!(execs) },
-        "HostConfig": host_config(config),
+        "HostConfig": host_config(config, task),
         "GraphDriver": {"Name": "overlayfs", "Data": null},
         "Mounts": mounts(config),
         "Config": {
@@ -177,14 +177,23 @@ fn log_driver(log: &LogConfig) -> &'static str {
     }
 }
 
-fn host_config(config: &ContainerConfig) -> Value {
+/// Docker's word for what a container is connected to. What only its task says is known while the task is this host's.
+pub(super) fn network_mode(config: &ContainerConfig, task: Option<&Task>) -> &'static str {
+    match task.map(|task| task.spec.network_mode()) {
+        _ if config.host_network => HOST_NETWORK,
+        Some(NetworkMode::None) => NONE_NETWORK,
+        _ => "default",
+    }
+}
+
+fn host_config(config: &ContainerConfig, task: Option<&Task>) -> Value {
     let ulimits: Vec<Value> = config
         .ulimits
         .iter()
         .map(|limit| json!({"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard}))
         .collect();
     json!({
-        "NetworkMode": if config.host_network { "host" } else { "default" },
+        "NetworkMode": network_mode(config, task),
         "LogConfig": {
             "Type": log_driver(&config.log),
             "Config": {"max-size": config.log.max_size.to_string(), "max-file": config.log.max_files.to_string()},
@@ -281,9 +290,23 @@ pub(super) fn networks(names: &Names, task: Option<&Task>) -> Map<String, Value>
 
 #[cfg(test)]
 mod tests {
+    use deploy::model::NetworkAttachmentConfig;
     use runtime::SyslogAddress;
 
     use super::*;
+
+    #[test]
+    fn networks_by_their_modes() {
+        let mut task = Task::default();
+        let mut config = ContainerConfig::default();
+        assert_eq!([network_mode(&config, None), network_mode(&config, Some(&task))], ["default"; 2]);
+        task.spec.networks = vec![NetworkAttachmentConfig { target: NONE_NETWORK.into(), ..Default::default() }];
+        assert_eq!(network_mode(&config, Some(&task)), "none");
+        task.spec.networks[0].target = "back".into();
+        assert_eq!(network_mode(&config, Some(&task)), "default");
+        config.host_network = true;
+        assert_eq!(network_mode(&config, None), "host");
+    }
 
     #[test]
     fn log_drivers_by_their_names() {

@@ -12,7 +12,7 @@ use super::super::App;
 use super::super::error::ApiError;
 use super::super::extract::Params;
 use super::super::filters::Filters;
-use super::inspect::{Names, mounts, networks};
+use super::inspect::{Names, mounts, network_mode, networks};
 use super::{find, health};
 use crate::agent::IMAGE_LABEL;
 use crate::agent::health::{Health, HealthView};
@@ -211,7 +211,7 @@ fn summary(
         "Labels": state.labels,
         "State": word(state),
         "Status": status_text(state, health, SystemTime::now()),
-        "HostConfig": {"NetworkMode": if config.host_network { "host" } else { "default" }},
+        "HostConfig": {"NetworkMode": network_mode(config, task)},
         "NetworkSettings": {"Networks": networks(images, task)},
         "Mounts": mounts(config),
     })
