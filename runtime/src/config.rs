@@ -87,6 +87,9 @@ pub struct ContainerConfig {
     /// It has no network of its own but the host's. Not together with `id_mappings`, since its users would not own that
     /// network, nor with `net.*` in `sysctls`, which would be the host's.
     pub host_network: bool,
+    /// What it writes outlives its end and the host's: it may be made to wait for a start again
+    /// ([`crate::Runtime::renew`]).
+    pub lasting: bool,
 }
 
 /// One mount that the user asked for.

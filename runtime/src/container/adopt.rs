@@ -118,6 +118,8 @@ impl Inner {
             (Some(process), _) => process,
             // Processes are recorded for one boot only, and a power cut may take that record; the exit has outlived it.
             (None, Some(_)) => StoredProcess::default(),
+            // What it has written is to outlive that as well.
+            (None, None) if config.lasting => StoredProcess::default(),
             (None, None) => return unfinished("its creation did not end"),
         };
         let container = self.container(&config, stored.created_at_nanos, &process);

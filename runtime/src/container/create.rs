@@ -74,9 +74,25 @@ impl Inner {
         if let Some(label) = label {
             label_etc(&dir.join("etc"), label)?;
         }
-        self.take_volumes(config, &dir)?;
+        let created = self.begin(config, &dir, created_at, stop_signal)?;
+        if let Ok(container) = self.get(&config.id) {
+            container.tell(&self.events, "create", Vec::new());
+        }
+        debug!(container.id = config.id, pid = created.pid, "created");
+        Ok(created)
+    }
+
+    /// What a container's directory is there for: its volumes, its cgroup, its shim.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        config: &ContainerConfig,
+        dir: &Path,
+        created_at: SystemTime,
+        stop_signal: Signal,
+    ) -> Result<Created, RuntimeError> {
+        self.take_volumes(config, dir)?;
         self.cgroups.create(&config.id, &config.resources)?;
-        let (state, child) = self.spawn_shim(config, &dir)?;
+        let (state, child) = self.spawn_shim(config, dir)?;
         let pid_start = procfs::start_ticks(state.pid);
         let netns =
             open_netns(state.pid).map_err(|source| RuntimeError::Namespace { id: config.id.clone(), source })?;
@@ -84,7 +100,7 @@ impl Inner {
             View { pid: state.pid, pid_start: pid_start.unwrap_or(0), started_at: None, paused: false, exit: None };
         let container = Arc::new(Container {
             id: config.id.clone(),
-            dir,
+            dir: dir.to_owned(),
             labels: Arc::new(config.labels.clone()),
             created_at,
             stop_signal,
@@ -93,10 +109,8 @@ impl Inner {
             view: watch::Sender::new(view),
         });
         self.slots().insert(config.id.clone(), Slot::Here(Arc::clone(&container)));
-        container.tell(&self.events, "create", Vec::new());
         self.monitor(container, Some(child));
         self.make_durable(&config.id);
-        debug!(container.id = config.id, pid = state.pid, "created");
         Ok(Created { pid: state.pid, netns })
     }
 

@@ -26,15 +26,7 @@ impl Inner {
     /// Removes all that a container has on this host. Blocking and idempotent: it needs no more than the id.
     pub(super) fn remove_leftovers(&self, id: &str) -> Result<(), RuntimeError> {
         let dir = self.container_dir(id);
-        let deadline = Instant::now() + DEADLINE;
-        // The usual case: everything in it has ended. To ask for each process would take longer.
-        if !self.cgroups.remove_if_empty(id) && !self.cgroups.kill_all(id, deadline) {
-            return Err(RuntimeError::Unkillable(id.to_owned()));
-        }
-        end_shim(&dir);
-        self.cgroups.remove(id, deadline)?;
-        let socket = self.socket(id);
-        absent_is_fine(fs::remove_file(&socket)).map_err(storage("remove", &socket))?;
+        self.end_processes(id)?;
         // Renamed first: a directory under its own name is always whole.
         let doomed = self.containers_dir().join(format!("{REMOVING}{id}"));
         remove_dir(&doomed)?;
@@ -42,6 +34,19 @@ impl Inner {
         remove_dir(&doomed)?;
         self.private.remove(id)?;
         self.volumes.release(id)
+    }
+
+    /// Ends whatever of a container still runs, its shim included, and removes its cgroups and its socket.
+    pub(super) fn end_processes(&self, id: &str) -> Result<(), RuntimeError> {
+        let deadline = Instant::now() + DEADLINE;
+        // The usual case: everything in it has ended. To ask for each process would take longer.
+        if !self.cgroups.remove_if_empty(id) && !self.cgroups.kill_all(id, deadline) {
+            return Err(RuntimeError::Unkillable(id.to_owned()));
+        }
+        end_shim(&self.container_dir(id));
+        self.cgroups.remove(id, deadline)?;
+        let socket = self.socket(id);
+        absent_is_fine(fs::remove_file(&socket)).map_err(storage("remove", &socket))
     }
 }
 

@@ -18,6 +18,7 @@ mod mounts;
 mod notes;
 mod pause;
 mod processes;
+mod renew;
 mod runtime;
 mod stream;
 mod update;
@@ -229,6 +230,11 @@ impl Inner {
             Some(Slot::Here(container)) => Ok(Arc::clone(container)),
             _ => Err(RuntimeError::NotFound(id.to_owned())),
         }
+    }
+
+    /// Whether there is a later one of its id.
+    fn is_renewed(&self, container: &Arc<Container>) -> bool {
+        self.get(&container.id).is_ok_and(|now| !Arc::ptr_eq(&now, container))
     }
 
     fn all(&self) -> Vec<Arc<Container>> {

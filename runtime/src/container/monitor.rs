@@ -38,12 +38,20 @@ impl Inner {
                 reaped.spawn(async move { child.wait().await });
             }
             follow(&container, socket, cgroups, &events).await;
-            if let Some(inner) = inner.upgrade() {
+            let inner = inner.upgrade();
+            if let Some(inner) = &inner {
                 inner.make_durable(&container.id);
             }
-            let id = container.id.clone();
             // What it had mounted for it goes with its last user. Whoever deletes it does the same.
-            let _ = tokio::task::spawn_blocking(move || volumes.rest(&id)).await;
+            let rest = move || {
+                let lock = inner.as_ref().map(|inner| inner.lock_of(&container.id));
+                let _alone = lock.as_ref().map(|lock| lock.lock().unwrap_or_else(PoisonError::into_inner));
+                // Renewed meanwhile, it has them again.
+                if inner.as_ref().is_none_or(|inner| !inner.is_renewed(&container)) {
+                    volumes.rest(&container.id);
+                }
+            };
+            let _ = tokio::task::spawn_blocking(rest).await;
             while reaped.join_next().await.is_some() {}
         });
     }

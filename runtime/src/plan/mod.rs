@@ -134,7 +134,7 @@ pub(crate) fn plan(config: &ContainerConfig, dir: &Path, host: &HostView) -> Res
         namespaces: namespaces(config),
         joins_mounts: false,
         root: Root::Overlay {
-            options: overlay_options(config.layers.len(), label.as_deref())?,
+            options: overlay_options(config.layers.len(), config.lasting, label.as_deref())?,
             nodev: !host.device_control,
         },
         // The host's later mounts may come in (rslave binds need it), ours never go out.
@@ -214,12 +214,14 @@ pub(crate) fn valid_id(id: &str) -> Result<(), PlanError> {
 }
 
 /// The layers are reached by the short links `l/0`, `l/1`, ... (0 is the lowest), because all options must fit in a
-/// page. `volatile`: the upper directory never outlives the boot as a root, so syncing it at unmount is lost time.
-fn overlay_options(layers: usize, label: Option<&str>) -> Result<CString, PlanError> {
+/// page. `volatile`: an upper directory that never outlives the boot as a root need not be synced at unmount. (Such a one
+/// is mounted once.)
+fn overlay_options(layers: usize, lasting: bool, label: Option<&str>) -> Result<CString, PlanError> {
     let lower: Vec<String> = (0..layers).rev().map(|n| format!("l/{n}")).collect();
     // In quotes, for a label may hold a comma.
     let label = label.map(|label| format!(",context=\"{label}\"")).unwrap_or_default();
-    c_string("layers", format!("lowerdir={},upperdir=upper,workdir=work,volatile{label}", lower.join(":")))
+    let volatile = if lasting { "" } else { ",volatile" };
+    c_string("layers", format!("lowerdir={},upperdir=upper,workdir=work{volatile}{label}", lower.join(":")))
 }
 
 #[cfg(test)]

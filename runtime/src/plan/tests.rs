@@ -207,7 +207,7 @@ fn refusals_name_the_field() {
     let mut most = config();
     most.layers = vec![PathBuf::from("/l"); crate::image::Limits::default().max_layers];
     validate(&most).unwrap();
-    assert!(overlay_options(most.layers.len(), None).unwrap().as_bytes().len() < 1024);
+    assert!(overlay_options(most.layers.len(), false, None).unwrap().as_bytes().len() < 1024);
     refused(|c| c.args.clear(), "no command specified");
     refused(|c| c.args[0] = "a\0b".into(), "invalid args: contains a NUL byte");
     refused(|c| c.args = vec!["x".repeat(200_000)], "invalid args: too long");

@@ -199,6 +199,9 @@ pub(crate) struct StoredConfig {
     /// Absent before there was a choice: it has a network of its own.
     #[prost(bool, tag = "300")]
     host_network: bool,
+    /// Absent before there was a choice: it runs once.
+    #[prost(bool, tag = "310")]
+    lasting: bool,
     /// `linux.resources` in the JSON of the OCI runtime specification; empty when it says nothing.
     #[prost(string, tag = "240")]
     oci_resources: String,
@@ -406,6 +409,7 @@ pub(crate) fn config_into(config: &ContainerConfig) -> StoredConfig {
             level,
         }),
         host_network: config.host_network,
+        lasting: config.lasting,
         id_mappings: config.id_mappings.as_ref().map(|maps| {
             let ranges = |list: &[IdRange]| {
                 list.iter()
@@ -501,6 +505,7 @@ pub(crate) fn config_from(stored: StoredConfig) -> Result<ContainerConfig, Strin
         open_stdin: stored.open_stdin,
         stdin_once: stored.stdin_once,
         host_network: stored.host_network,
+        lasting: stored.lasting,
     })
 }
 

@@ -340,6 +340,7 @@ mod tests {
             open_stdin: true,
             stdin_once: true,
             host_network: true,
+            lasting: true,
         }
     }
 

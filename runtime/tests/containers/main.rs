@@ -27,6 +27,7 @@ mod logging;
 mod pause;
 mod payload;
 mod records;
+mod renew;
 mod survival;
 mod upgrade;
 mod users;
@@ -77,6 +78,7 @@ fn run(args: &[String]) -> ExitCode {
         apparmor::TESTS,
         survival::TESTS,
         records::TESTS,
+        renew::TESTS,
         cycles::TESTS,
         upgrade::TESTS,
         volumes::TESTS,
