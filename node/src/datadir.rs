@@ -340,6 +340,11 @@ impl DataDir {
         self.path.join("agent/assignments")
     }
 
+    /// What the agent remembers of plain containers, a file each.
+    pub fn plain_containers(&self) -> PathBuf {
+        self.path.join("agent/containers")
+    }
+
     /// Forgets Raft's log, for a node that is no longer a manager.
     pub fn remove_raft(&self) -> Result<(), DataDirError> {
         remove(&self.raft())
@@ -358,6 +363,7 @@ impl DataDir {
         remove(&self.path.join(ASIDE))?;
         self.remove_damaged()?;
         remove(&self.assignments())?;
+        remove(&self.plain_containers())?;
         // Nothing is left that needs them; and the next cluster's files must not wait for this one's unlock key.
         Ok(self.vault.reset()?)
     }

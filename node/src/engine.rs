@@ -12,6 +12,7 @@ use runtime::image::registry::{Credentials, Registries};
 use runtime::image::{ImageStore, Reference};
 use tokio::sync::mpsc;
 
+use crate::agent::Plain;
 use crate::containers::Containers;
 
 /// Where this node stands in a cluster; Docker's `LocalNodeState` and what belongs to it.
@@ -283,6 +284,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn control(&self, request: Request) -> impl Future<Output = Result<Reply, EngineError>> + Send;
     /// Containers of this host; `None` where there are none to drive.
     fn containers(&self) -> Option<Containers>;
+    /// Containers of this host that belong to no service; fails where there are none.
+    fn plain(&self) -> Result<Plain, EngineError>;
     /// Images of this host.
     fn images(&self) -> ImageStore;
     /// The way to registries, into the same images.

@@ -35,6 +35,8 @@ pub enum Kind {
     Assignments = 3,
     /// `identity/keys`
     Keys = 5,
+    /// `agent/containers/*`
+    PlainContainer = 6,
 }
 
 /// Why a stored file could not be read or written.

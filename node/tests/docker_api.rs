@@ -24,5 +24,7 @@ mod objects;
 mod pinning;
 #[path = "docker_api/registry.rs"]
 mod registry;
+#[path = "docker_api/run.rs"]
+mod run;
 #[path = "docker_api/volumes.rs"]
 mod volumes;

@@ -19,6 +19,7 @@ mod members;
 mod network;
 mod network_check;
 mod parted;
+mod plain;
 mod recovery;
 mod registries;
 mod requests;

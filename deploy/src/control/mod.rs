@@ -19,6 +19,7 @@ mod tests;
 mod validate;
 
 pub use request::*;
+pub use validate::check_container;
 
 use crate::cx::Cx;
 use crate::store::Txn;

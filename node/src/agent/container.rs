@@ -13,6 +13,7 @@ use runtime::{
 use sha2::{Digest, Sha256};
 
 use super::log_driver;
+use super::plain::{Record, is_reserved};
 
 /// Label of a container: id of its image.
 pub const IMAGE_LABEL: &str = "io.shoal.image.id";
@@ -20,10 +21,17 @@ pub const IMAGE_LABEL: &str = "io.shoal.image.id";
 pub(crate) const IMAGE_NAME_LABEL: &str = "io.shoal.image.name";
 /// Label of a container: the task that it belongs to; Docker's own name for it.
 pub(crate) const TASK_LABEL: &str = "com.docker.swarm.task.id";
+/// Label of a plain container: its name.
+pub(crate) const PLAIN_LABEL: &str = "io.shoal.container.name";
+
+/// Whether a container with these labels is a plain one. An image may give the label of one to a task's.
+pub(crate) fn is_plain(labels: &BTreeMap<String, String>) -> bool {
+    labels.contains_key(PLAIN_LABEL) && !labels.contains_key(TASK_LABEL)
+}
 
 /// Why no container can be made of a task. The text is what `service ps` shows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ContainerError {
+pub(crate) enum ContainerError {
     /// Neither the service nor the image says what to run.
     #[error("no command specified: the image has none, and the service names none")]
     NoCommand,
@@ -58,8 +66,47 @@ pub(super) fn config(
     attempt: u32,
     users: Option<&IdMappings>,
 ) -> Result<ContainerConfig, ContainerError> {
+    let labels = labels(task, node_hostname, image);
+    build(task, Named { id: container_id(task, attempt), name: task.name(), labels }, node_hostname, image, users)
+}
+
+/// A plain container. Unlike a task's it may be started again.
+pub(super) fn plain_config(
+    record: &Record,
+    node_hostname: &str,
+    image: &Image,
+    users: Option<&IdMappings>,
+) -> Result<ContainerConfig, ContainerError> {
+    // An image may not say whose container it is.
+    let of_image = image.config.labels.iter().filter(|(key, _)| !is_reserved(key));
+    let mut labels: BTreeMap<String, String> = of_image.map(|(key, value)| (key.clone(), value.clone())).collect();
+    labels.extend(record.spec.container.labels.clone());
+    for (key, value) in [
+        (PLAIN_LABEL, record.name.clone()),
+        (IMAGE_LABEL, image.id.to_string()),
+        (IMAGE_NAME_LABEL, record.spec.container.image.clone()),
+    ] {
+        labels.insert(key.to_owned(), value);
+    }
+    let named = Named { id: record.id.clone(), name: record.name.clone(), labels };
+    Ok(ContainerConfig { lasting: true, ..build(&record.task(), named, node_hostname, image, users)? })
+}
+
+/// What a container is called.
+struct Named {
+    id: String,
+    name: String,
+    labels: BTreeMap<String, String>,
+}
+
+fn build(
+    task: &Task,
+    Named { id, name, labels }: Named,
+    node_hostname: &str,
+    image: &Image,
+    users: Option<&IdMappings>,
+) -> Result<ContainerConfig, ContainerError> {
     let spec = &task.spec.container;
-    let id = container_id(task, attempt);
     let mode = task.spec.network_mode();
     let hostname = match (spec.hostname.as_str(), mode) {
         // Docker's rule: who is in the host's network has its name as well, unless given one.
@@ -67,8 +114,8 @@ pub(super) fn config(
         ("", _) => id[..12].to_owned(),
         (given, _) => given.to_owned(),
     };
-    let (labels, env) = (labels(task, node_hostname, image), env(&image.config.env, &spec.env));
-    let log = log_driver::config(task, &id, &image.id.to_string(), &labels, &env)?;
+    let env = env(&image.config.env, &spec.env);
+    let log = log_driver::config(task, &name, &id, &image.id.to_string(), &labels, &env)?;
     let privileges = spec.privileges.clone().unwrap_or_default();
     Ok(ContainerConfig {
         labels,
@@ -101,6 +148,7 @@ pub(super) fn config(
         private_files: Vec::new(),
         open_stdin: spec.open_stdin,
         stdin_once: false,
+        lasting: false,
         hostname,
         id,
     })

@@ -28,7 +28,7 @@ const PREPARING: usize = 8;
 /// A network that a task needs is set up within this time.
 const NETWORK: Duration = Duration::from_secs(10);
 /// Name under which a shim keeps a task's DNS sockets.
-const DNS_FDS: &str = "dns";
+pub(super) const DNS_FDS: &str = "dns";
 /// A task does not start when it could not be remembered within this time that it does.
 const REMEMBER: Duration = Duration::from_secs(10);
 /// The network of a container that ended by itself stays for so long: then other hosts lead nobody there any more.
@@ -629,7 +629,7 @@ impl Executor {
 }
 
 /// Makes the host's directories that a task's binds ask to be made. With Docker's mode, and only what is missing.
-async fn make_mountpoints(task: &Task) -> Result<(), String> {
+pub(super) async fn make_mountpoints(task: &Task) -> Result<(), String> {
     let binds = task.spec.container.mounts.iter().filter(|mount| mount.create_mountpoint);
     let paths: Vec<String> = binds.map(|mount| mount.source.clone()).collect();
     let made = tokio::task::spawn_blocking(move || {

@@ -11,9 +11,10 @@ const JOURNAL: &str = "/run/systemd/journal/socket";
 /// Bytes of all fields together; more are left out, so that a label cannot keep a task from its start.
 const MAX_FIELDS: usize = 12 << 10;
 
-/// The configuration of a container's log. `labels` and `env` are the container's.
+/// The configuration of a container's log. `container_name`, `labels` and `env` are the container's.
 pub(super) fn config(
     task: &Task,
+    container_name: &str,
     container_id: &str,
     image_id: &str,
     labels: &BTreeMap<String, String>,
@@ -30,7 +31,7 @@ pub(super) fn config(
     let tag = logging.tag.clone().unwrap_or_else(LogTag::usual).expand(|field| match field {
         TagField::Id => short(container_id),
         TagField::FullId => container_id.to_owned(),
-        TagField::Name => task.name(),
+        TagField::Name => container_name.to_owned(),
         TagField::ImageName => image_name.clone(),
         TagField::ImageId => short(image_id.trim_start_matches("sha256:")),
         TagField::ImageFullId => image_id.to_owned(),
@@ -58,7 +59,7 @@ pub(super) fn config(
         },
         // Of a template that came to nothing nothing could be found again.
         tag: if tag.is_empty() { short(container_id) } else { tag.replace(char::is_control, "_") },
-        container_name: task.name(),
+        container_name: container_name.to_owned(),
         image_name: image_name.clone(),
         fields,
         buffer: forward.buffer,
@@ -78,7 +79,8 @@ mod tests {
         task.spec.container.image = "web:1".into();
         let id = "0123456789abcdef";
         let labels = [("a".to_owned(), "1".to_owned()), ("big".to_owned(), "x".repeat(20_000))].into();
-        let made = |task: &Task| config(task, id, "sha256:fedcba9876543210", &labels, &["B=2".to_owned()]);
+        let made =
+            |task: &Task| config(task, &task.name(), id, "sha256:fedcba9876543210", &labels, &["B=2".to_owned()]);
         assert_eq!(made(&task), Ok(LogConfig::default()));
         let options = [("tag", "{{.Name}} {{.ImageID}} {{.ID}}"), ("labels", "a,big"), ("env", "B")];
         let options = options.map(|(key, value)| (key.to_owned(), value.to_owned())).into();

@@ -15,6 +15,7 @@ mod logs;
 mod memory;
 mod network;
 mod payloads;
+pub(crate) mod plain;
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +28,7 @@ use std::time::Duration;
 use deploy::dispatcher::{Stamp, Update};
 use deploy::lifecycle::{Action, Event, Found};
 use deploy::model::{GossipKey, NodeDescription, NodeId, TaskId, Timestamp};
-use overlay_net::{Desired, Overlay};
+use overlay_net::{Desired, Overlay, PublishedPort};
 use prost::Message;
 use runtime::image::registry::Registries;
 use runtime::{IdMappings, Runtime};
@@ -37,7 +38,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 
-pub(crate) use self::container::{IMAGE_NAME_LABEL, TASK_LABEL};
+pub(crate) use self::container::{IMAGE_NAME_LABEL, PLAIN_LABEL, TASK_LABEL, is_plain};
 use self::core::{Core, Step};
 use self::executor::{Basis, Executor, NetworkAttempt};
 use self::payloads::Payloads;
@@ -54,6 +55,7 @@ pub use container::IMAGE_LABEL;
 pub(crate) use counters::Counters;
 pub(crate) use logs::{Readers as LogReaders, gather as gather_logs};
 pub use network::Networks;
+pub use plain::{Plain, PlainConfig};
 
 /// Messages to the loop that wait for their turn.
 const QUEUE: usize = 256;
@@ -98,6 +100,8 @@ pub struct AgentConfig {
     pub members: watch::Receiver<Arc<gossip::Members>>,
     /// Where the assignments are remembered.
     pub cache: PathBuf,
+    /// Where the plain containers are remembered.
+    pub plain_containers: PathBuf,
     /// The keys that it is sealed with.
     pub vault: crate::vault::Vault,
     /// How patient it is with managers.
@@ -167,6 +171,7 @@ pub struct Agent {
     view: watch::Receiver<AgentView>,
     remembered: Stamp,
     commands: mpsc::Sender<Command>,
+    plain: Plain,
     runtime: Runtime,
     registries: Registries,
     serving: Serving,
@@ -211,7 +216,20 @@ impl Agent {
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
 
-        let first = config.overlay.set_desired(core.networks()).await;
+        let plain = Plain::open(PlainConfig {
+            runtime: config.runtime.clone(),
+            images: config.registries.store().clone(),
+            overlay: Some(config.overlay.clone()),
+            hostname: config.description.hostname.clone(),
+            users: config.users.clone(),
+            records: config.plain_containers,
+            desired: desired_out.clone(),
+        });
+        let plain = plain.await?;
+        let plain_ports = plain.ports();
+        let mut networks = core.networks();
+        plain::add_ports(&mut networks.ports, &plain_ports.borrow());
+        let first = config.overlay.set_desired(networks).await;
         let (attempts, attempts_out) = watch::channel(NetworkAttempt {
             revision: core.stamp().revision,
             whole: !first.as_ref().is_err_and(overlay_net::OverlayError::retry_helps),
@@ -221,7 +239,14 @@ impl Agent {
         }
         // What ended meanwhile needs no links any more, and what was only prepared is prepared again.
         let running = found.iter().filter(|(_, found)| matches!(found, Found::Running { .. }));
-        let running: Vec<String> = running.map(|(task, _)| task.to_string()).collect();
+        let mut running: Vec<String> = running.map(|(task, _)| task.to_string()).collect();
+        let plainly = config
+            .runtime
+            .list()
+            .await
+            .into_iter()
+            .filter(|container| container.status == runtime::Status::Running && is_plain(&container.labels));
+        running.extend(plainly.map(|container| container.id));
         if let Err(error) = config.overlay.retain(&running).await {
             tracing::warn!(error = crate::chain(&error), "links of tasks that are gone could not all be removed");
         }
@@ -277,12 +302,14 @@ impl Agent {
             view,
             managers,
             desired,
+            plain_ports,
             memory,
             payloads,
             session: 0,
             unwanted,
             counters: counters.clone(),
         };
+        plain.begin();
         let cancelled = stop.clone();
         tasks.spawn(async move {
             tokio::select! {
@@ -297,7 +324,24 @@ impl Agent {
         tasks.spawn(memory::keep(config.cache, config.vault, memory_out, written));
         let serving = Serving::new(config.registries.store().clone(), Rate::new(config.image_rate));
         let (runtime, registries) = (config.runtime, config.registries);
-        Ok(Self { view: view_out, remembered, commands, runtime, registries, serving, counters, stop, tasks, actions })
+        Ok(Self {
+            view: view_out,
+            remembered,
+            commands,
+            plain,
+            runtime,
+            registries,
+            serving,
+            counters,
+            stop,
+            tasks,
+            actions,
+        })
+    }
+
+    /// The containers of this host that belong to no service.
+    pub fn plain(&self) -> Plain {
+        self.plain.clone()
     }
 
     /// What the agent knows of the cluster, as it changes.
@@ -344,6 +388,7 @@ impl Agent {
     /// Ends the agent: nothing of it acts on tasks or networks any more. Tasks go on under their shims.
     pub async fn shutdown(&self) {
         self.stop.cancel();
+        self.plain.shutdown().await;
         self.registries.set_sources(Vec::new());
         self.tasks.close();
         self.tasks.wait().await;
@@ -351,8 +396,9 @@ impl Agent {
         self.actions.wait().await;
     }
 
-    /// Stops every task and removes what it left on the host.
+    /// Stops every task and removes what it left on the host, and removes the plain containers.
     pub async fn remove_all_tasks(&self) -> Result<(), AgentError> {
+        self.plain.remove_all().await;
         let (done, answer) = oneshot::channel();
         self.commands.send(Command::RemoveAll(done)).await.map_err(|_| AgentError::Ended)?;
         match tokio::time::timeout(REMOVE_ALL, answer).await {
@@ -402,6 +448,8 @@ struct Loop {
     view: watch::Sender<AgentView>,
     managers: watch::Sender<Vec<ManagerRecord>>,
     desired: watch::Sender<Option<Desired>>,
+    /// Ports of plain containers, which the networks are to have as well.
+    plain_ports: watch::Receiver<Vec<PublishedPort>>,
     memory: watch::Sender<memory::Numbered>,
     payloads: watch::Sender<Payloads>,
     /// The number of the session that was opened last.
@@ -452,6 +500,7 @@ impl Loop {
                     self.say_alive();
                     continue;
                 }
+                Ok(()) = self.plain_ports.changed() => Vec::new(),
                 () = until(timer) => self.core.fire_timers(now()),
             };
             self.carry_out(steps);
@@ -595,7 +644,8 @@ impl Loop {
     /// Sends on what a change led to: work, reports, networks, memory.
     fn carry_out(&mut self, steps: Vec<Step>) {
         self.counters.set_tasks(self.core.task_states());
-        let desired = self.core.networks();
+        let mut desired = self.core.networks();
+        plain::add_ports(&mut desired.ports, &self.plain_ports.borrow_and_update());
         self.desired.send_if_modified(|known| {
             let changed = known.as_ref() != Some(&desired);
             *known = Some(desired);

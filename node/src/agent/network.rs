@@ -215,19 +215,21 @@ fn service_port(port: &dispatcher::ServicePort) -> Option<ServicePort> {
 
 fn host_ports(set: &AssignmentSet, serving_here: &BTreeSet<TaskId>) -> Vec<PublishedPort> {
     let tasks = set.tasks().map(|assignment| &assignment.task).filter(|task| serving_here.contains(&task.id));
-    tasks
-        .flat_map(|task| task.host_ports().map(move |port| (task, port)))
-        .filter_map(|(task, port)| {
-            Some(PublishedPort {
-                published: u16::try_from(port.published).ok()?,
-                target: u16::try_from(port.target).ok()?,
-                protocol: protocol(port.protocol()),
-                mode: PortMode::Host,
-                backends: Vec::new(),
-                task: Some(task.id.to_string()),
-            })
+    tasks.flat_map(ports_of).collect()
+}
+
+/// The ports on its host that a task has.
+pub(super) fn ports_of(task: &Task) -> impl Iterator<Item = PublishedPort> {
+    task.host_ports().filter_map(|port| {
+        Some(PublishedPort {
+            published: u16::try_from(port.published).ok()?,
+            target: u16::try_from(port.target).ok()?,
+            protocol: protocol(port.protocol()),
+            mode: PortMode::Host,
+            backends: Vec::new(),
+            task: Some(task.id.to_string()),
         })
-        .collect()
+    })
 }
 
 /// Whether one of these addresses is another task's by now.

@@ -106,6 +106,7 @@ impl Active {
             managers: record.managers.clone(),
             members: gossip.watch(),
             cache: engine.data().assignments(),
+            plain_containers: engine.data().plain_containers(),
             vault: engine.data().vault().clone(),
             timing: engine.config().timing,
         })

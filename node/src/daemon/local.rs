@@ -20,6 +20,7 @@ use super::active::{Active, internal, overlay_is_left, remove_overlay, renounce}
 use super::config::Config;
 use super::describe;
 use super::ports::Ports;
+use crate::agent::Plain;
 use crate::containers::Containers;
 use crate::datadir::{DataDir, EngineIdentity};
 use crate::docker_api;
@@ -54,6 +55,8 @@ const NOT_IN_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm
                             connect this node to swarm and try again.";
 pub(super) const WORKER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
                       Please run this command on a manager node or promote the current node to a manager.";
+const ALONE: &str = "This node is in no cluster, and Shoal runs containers only where there is one, for the networks are \
+                     the cluster's. \"shoal node init\" or \"docker swarm init\" makes one of this host alone.";
 const PENDING: &str = "This node is taking its place in the cluster; try again in a moment.";
 const JOIN_GOES_ON: &str = "Timeout was reached before node joined. The attempt to join the swarm will continue in the \
                             background. Use the \"docker info\" command to see the current swarm status of your node.";
@@ -321,6 +324,13 @@ impl LocalEngine {
                 return Err(EngineError::WrongMembership("This node is not part of a swarm".into()));
             }
         };
+        let own = active.agent.plain().count();
+        if own > 0 && !force {
+            return Err(EngineError::WrongMembership(format!(
+                "This node has {own} containers of its own, which go with its networks and all that they have written. \
+                 Remove them first, or leave with --force."
+            )));
+        }
         if !active.was_removed() && active.refused().is_none() {
             if active.manager().is_some() && !force {
                 return Err(EngineError::WrongMembership(manager_leaves(&active)));
@@ -570,6 +580,16 @@ impl Engine for LocalEngine {
 
     fn containers(&self) -> Option<Containers> {
         Some(self.inner.containers.clone())
+    }
+
+    fn plain(&self) -> Result<Plain, EngineError> {
+        match self.active() {
+            Ok(active) => Ok(active.agent.plain()),
+            Err(EngineError::NotManager(text)) if text == NOT_IN_SWARM => {
+                Err(EngineError::WrongMembership(ALONE.into()))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn volumes(&self) -> runtime::Volumes {

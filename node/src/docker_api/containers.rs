@@ -14,6 +14,7 @@ mod hijack;
 pub(super) mod inspect;
 pub(super) mod list;
 pub(super) mod logs;
+pub(super) mod plain;
 mod pump;
 pub(super) mod stats;
 pub(super) mod top;

@@ -163,11 +163,12 @@ fn image_routes<E: Engine>() -> Router<App<E>> {
 }
 
 fn container_routes<E: Engine>() -> Router<App<E>> {
-    use containers::{actions, archive, attach, exec, inspect, list, logs, stats, top};
+    use containers::{actions, archive, attach, exec, inspect, list, logs, plain, stats, top};
     Router::new()
         .route("/containers/json", get(list::list::<E>))
-        .route("/containers/create", post(actions::create))
-        .route("/containers/{id}", delete(actions::remove::<E>))
+        .route("/containers/create", post(plain::create::<E>))
+        .route("/containers/prune", post(plain::prune::<E>))
+        .route("/containers/{id}", delete(plain::remove::<E>))
         .route("/containers/{id}/json", get(inspect::inspect::<E>))
         .route("/containers/{id}/logs", get(logs::logs::<E>))
         .route("/containers/{id}/top", get(top::top::<E>))
@@ -180,8 +181,8 @@ fn container_routes<E: Engine>() -> Router<App<E>> {
         .route("/containers/{id}/resize", post(actions::resize::<E>))
         .route("/containers/{id}/kill", post(actions::kill::<E>))
         .route("/containers/{id}/stop", post(actions::stop::<E>))
-        .route("/containers/{id}/start", post(actions::start::<E>))
-        .route("/containers/{id}/restart", post(actions::restart::<E>))
+        .route("/containers/{id}/start", post(plain::start::<E>))
+        .route("/containers/{id}/restart", post(plain::restart::<E>))
         .route("/containers/{id}/pause", post(actions::pause::<E>))
         .route("/containers/{id}/unpause", post(actions::unpause::<E>))
         .route("/containers/{id}/wait", post(actions::wait::<E>))

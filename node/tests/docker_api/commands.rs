@@ -9,7 +9,12 @@ use tokio::io::AsyncWriteExt;
 use crate::containers::{Host, PATIENCE, tar, tar_names};
 
 /// Runs a command line against this engine: its exit code, and what it printed.
-async fn run_command(program: &Path, host: &Host, args: &[&str], input: &[u8]) -> (Option<i32>, String, String) {
+pub(crate) async fn run_command(
+    program: &Path,
+    host: &Host,
+    args: &[&str],
+    input: &[u8],
+) -> (Option<i32>, String, String) {
     let home = tempfile::tempdir().unwrap();
     let mut child = tokio::process::Command::new(program)
         .args(args)

@@ -254,7 +254,7 @@ async fn listed_inspected_and_signalled() {
         assert!(answer.message().contains(text), "{verb}: {}", answer.message());
     }
     assert_eq!(send(s, "DELETE", &format!("/containers/{first}"), None, Vec::new()).await.status, 409);
-    assert_eq!(post(s, "/containers/create", json!({"Image": "x"})).await.status, 501);
+    assert_eq!(post(s, "/containers/create", json!({"Image": "x"})).await.status, 503);
     // The answer of a wait begins before the end does.
     let waiting = open(s, "POST", &format!("/containers/{first}/wait?condition=next-exit"), None, Vec::new()).await;
     assert_eq!(waiting.status().as_u16(), 200);

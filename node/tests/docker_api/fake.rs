@@ -13,6 +13,7 @@ use deploy::model::{
     TaskStatus, Timestamp, format_id,
 };
 use deploy::store::{Store, Txn};
+use node::agent::Plain;
 use node::containers::Containers;
 use node::docker_api::{Listener, serve};
 use node::engine::{
@@ -42,6 +43,7 @@ struct State {
     elsewhere: std::collections::BTreeMap<String, String>,
     leaderless: bool,
     containers: Option<Containers>,
+    plain: Option<Plain>,
     /// What the membership is again when it is unlocked.
     locked: Option<Membership>,
 }
@@ -111,6 +113,7 @@ impl Fake {
             elsewhere: Default::default(),
             leaderless: false,
             containers: None,
+            plain: None,
             locked: None,
         };
         let registries = Registries::new(images.clone(), RegistrySettings::default()).unwrap();
@@ -154,6 +157,11 @@ impl Fake {
     /// Lets it drive real containers.
     pub(crate) fn set_containers(&self, containers: Containers) {
         self.state.lock().unwrap().containers = Some(containers);
+    }
+
+    /// Lets it make containers of its own.
+    pub(crate) fn set_plain(&self, plain: Plain) {
+        self.state.lock().unwrap().plain = Some(plain);
     }
 
     pub(crate) fn set_leaderless(&self) {
@@ -455,6 +463,11 @@ impl Engine for Fake {
         let reply = state.run(Some(&request))?;
         state.settle();
         Ok(reply)
+    }
+
+    fn plain(&self) -> Result<Plain, EngineError> {
+        let plain = self.state.lock().unwrap().plain.clone();
+        plain.ok_or_else(|| EngineError::WrongMembership("no plain containers here".to_owned()))
     }
 
     fn containers(&self) -> Option<Containers> {

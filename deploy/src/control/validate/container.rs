@@ -21,6 +21,14 @@ const SIGNALS: [&str; 31] = [
     "PWR", "SYS",
 ];
 
+/// Judges what a container that belongs to no service is to be.
+///
+/// # Errors
+/// What may not be in a spec, by the name of its field.
+pub fn check_container(container: &ContainerSpec) -> Result<(), ControlError> {
+    container_spec(container)
+}
+
 pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), ControlError> {
     image(&container.image)?;
     labels("TaskTemplate.ContainerSpec.Labels", &container.labels)?;

@@ -11,6 +11,7 @@ use crate::model::{
     PortProtocol, Subnet, Subnet6, is_id, is_ipv6, parse_cidr, parse_ipv4, parse_ipv6,
 };
 
+pub use container::check_container;
 pub(super) use container::registry_auth;
 pub(super) use service::service_spec;
 

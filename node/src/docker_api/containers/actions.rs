@@ -1,7 +1,6 @@
 //! What is done to a container: signals, pauses, stops, and waiting for its end.
 //!
-//! Here containers belong to tasks. What would make, restart or remove one behind the cluster's back is refused, and
-//! says what to do instead.
+//! What would restart or remove a task's container behind the cluster's back is refused, and says what to do instead.
 
 use std::time::Duration;
 
@@ -18,12 +17,13 @@ use super::super::App;
 use super::super::error::ApiError;
 use super::super::extract::Params;
 use super::find::{self, failed, is_running};
+use super::plain;
 use crate::agent::TASK_LABEL;
 use crate::containers::Containers;
 use crate::engine::Engine;
 
 /// Docker's patience with a container that is asked to stop, when nobody says another.
-const GRACE: Duration = Duration::from_secs(10);
+pub(super) const GRACE: Duration = Duration::from_secs(10);
 /// How often it is looked whether a container is removed.
 const REMOVED_EVERY: Duration = Duration::from_millis(100);
 
@@ -33,9 +33,20 @@ fn not_running(state: &ContainerState) -> ApiError {
     ApiError::conflict(format!("Container {} is not running", state.id))
 }
 
-fn signal(params: &Params) -> Result<Option<Signal>, ApiError> {
+pub(super) fn signal(params: &Params) -> Result<Option<Signal>, ApiError> {
     let given = params.get("signal").filter(|given| !given.is_empty());
     given.map(|given| given.parse().map_err(|_| ApiError::invalid(format!("Invalid signal: {given}")))).transpose()
+}
+
+/// How long a container has to stop, if the client says.
+pub(super) fn grace(params: &Params) -> Result<Option<Duration>, ApiError> {
+    match params.get("t").filter(|given| !given.is_empty()).map(str::parse::<i64>) {
+        Some(Ok(seconds)) if seconds >= 0 => Ok(Some(Duration::from_secs(seconds.unsigned_abs()))),
+        // As long as it takes.
+        Some(Ok(_)) => Ok(Some(Duration::from_secs(u32::MAX.into()))),
+        Some(Err(_)) => Err(ApiError::invalid("invalid value for t: it must be seconds")),
+        None => Ok(None),
+    }
 }
 
 pub(in super::super) async fn kill<E: Engine>(
@@ -49,6 +60,7 @@ pub(in super::super) async fn kill<E: Engine>(
     if !is_running(&state) {
         return Err(refused());
     }
+    plain::will_kill(&app, &state, signal).await?;
     match containers.runtime.signal(&state.id, signal).await {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(RuntimeError::WrongState { .. }) => Err(refused()),
@@ -62,13 +74,11 @@ pub(in super::super) async fn stop<E: Engine>(
     params: Params,
 ) -> Done {
     let signal = signal(&params)?;
-    let given = params.get("t").filter(|given| !given.is_empty()).map(str::parse::<i64>);
+    let given = grace(&params)?;
     let (containers, state) = find::find(&app, &id).await?;
-    let grace = match given {
-        Some(Ok(seconds)) if seconds >= 0 => Duration::from_secs(seconds.unsigned_abs()),
-        // As long as it takes.
-        Some(Ok(_)) => Duration::from_secs(u32::MAX.into()),
-        Some(Err(_)) => return Err(ApiError::invalid("invalid value for t: it must be seconds")),
+    let own = plain::will_stop(&app, &state).await?;
+    let grace = match given.or(own) {
+        Some(grace) => grace,
         None => {
             let task = find::task(&app, &state).await;
             task.and_then(|task| task.spec.container.stop_grace_ns).map_or(GRACE, Duration::from_nanos)
@@ -176,7 +186,8 @@ async fn ended(containers: &Containers, state: &ContainerState, condition: Condi
         // It never ran, so it does not run.
         (Status::Created, Condition::NotRunning) => 0,
         (Status::Exited(exit), Condition::NotRunning | Condition::Removed) => exit.code,
-        // It will not run again, and so it will not end again: what there is to say is how it ended.
+        // A task's will not run again, and so it will not end again: what there is to say is how it ended. So it is for
+        // another one that nobody has made ready for a start.
         (Status::Exited(exit), Condition::NextExit) => exit.code,
         _ => match containers.runtime.wait(&state.id).await {
             Ok(exit) => exit.code,
@@ -191,35 +202,7 @@ async fn ended(containers: &Containers, state: &ContainerState, condition: Condi
     Ok(code)
 }
 
-/// Already running: nothing to do. Otherwise the cluster does it.
-pub(in super::super) async fn start<E: Engine>(State(app): State<App<E>>, Path(id): Path<String>) -> Done {
-    let (_, state) = find::find(&app, &id).await?;
-    if is_running(&state) {
-        return Ok(StatusCode::NOT_MODIFIED);
-    }
-    Err(of_task(&state, "started", "it starts a new one as the service's restart policy says"))
-}
-
-pub(in super::super) async fn restart<E: Engine>(State(app): State<App<E>>, Path(id): Path<String>) -> ApiError {
-    match find::find(&app, &id).await {
-        Ok((_, state)) => of_task(
-            &state,
-            "restarted",
-            "stop it, and the service's restart policy decides on a new one; or have all of them replaced with \
-             `service update --force`",
-        ),
-        Err(error) => error,
-    }
-}
-
-pub(in super::super) async fn remove<E: Engine>(State(app): State<App<E>>, Path(id): Path<String>) -> ApiError {
-    match find::find(&app, &id).await {
-        Ok((_, state)) => of_task(&state, "removed", "remove or scale the service"),
-        Err(error) => error,
-    }
-}
-
-fn of_task(state: &ContainerState, verb: &str, instead: &str) -> ApiError {
+pub(super) fn of_task(state: &ContainerState, verb: &str, instead: &str) -> ApiError {
     let task = state.labels.get(TASK_LABEL).map_or("a task", String::as_str);
     let service = state.labels.get("com.docker.swarm.service.name").map(String::as_str).unwrap_or_default();
     ApiError::conflict(format!(
@@ -227,11 +210,4 @@ fn of_task(state: &ContainerState, verb: &str, instead: &str) -> ApiError {
          decides over it; {instead}",
         find::name(state)
     ))
-}
-
-pub(in super::super) async fn create() -> ApiError {
-    ApiError::not_supported(
-        "Shoal does not run containers outside of services: create a service instead (`service create`; with \
-         --restart-condition none its tasks run once)",
-    )
 }

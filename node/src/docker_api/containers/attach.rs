@@ -16,6 +16,7 @@ use super::detach::DetachKeys;
 use super::find::{self, failed};
 use super::hijack::{Hijack, plain, upgraded};
 use super::logs::{Printer, content_type};
+use super::plain;
 use super::pump::{Client, InputEnd, next_piece};
 use crate::containers::Containers;
 use crate::engine::Engine;
@@ -60,8 +61,12 @@ pub(in super::super) async fn attach<E: Engine>(
 }
 
 async fn open<E: Engine>(app: &App<E>, id: &str, params: &Params) -> Result<Attached, ApiError> {
-    let (containers, detail) = find::detail(app, id).await?;
+    let (containers, mut detail) = find::detail(app, id).await?;
     let (stream, logs) = (params.flag("stream"), params.flag("logs"));
+    if stream && matches!(detail.state.status, Status::Exited(_)) && plain::is_plain(&detail.state) {
+        plain::ready(app, &detail.state).await?;
+        detail = find::detail(app, id).await?.1;
+    }
     let (stdout, stderr) = (params.flag("stdout"), params.flag("stderr"));
     let keys = match detail.config.tty {
         true => DetachKeys::parse(params.get("detachKeys").unwrap_or_default())?,

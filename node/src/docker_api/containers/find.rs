@@ -9,7 +9,7 @@ use runtime::{ContainerDetail, ContainerState, RuntimeError, Status};
 use super::super::App;
 use super::super::error::ApiError;
 use super::super::resolve::resolve;
-use crate::agent::TASK_LABEL;
+use crate::agent::{PLAIN_LABEL, TASK_LABEL, is_plain};
 use crate::containers::Containers;
 use crate::engine::Engine;
 
@@ -23,7 +23,7 @@ pub(super) fn name(state: &ContainerState) -> &str {
 
 /// The same, of a container that may be gone.
 pub(in super::super) fn name_of<'a>(id: &'a str, labels: &'a BTreeMap<String, String>) -> &'a str {
-    match labels.get(NAME_LABEL) {
+    match labels.get(if is_plain(labels) { PLAIN_LABEL } else { NAME_LABEL }) {
         Some(name) if !name.is_empty() => name,
         _ => id.get(..12).unwrap_or(id),
     }

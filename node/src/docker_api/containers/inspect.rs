@@ -18,9 +18,9 @@ use super::super::error::ApiError;
 use super::super::extract::Params;
 use super::super::predefined;
 use super::list::Sizes;
-use super::{find, health, list};
-use crate::agent::IMAGE_LABEL;
+use super::{find, health, list, plain};
 use crate::agent::health::shown;
+use crate::agent::{IMAGE_LABEL, IMAGE_NAME_LABEL, is_plain};
 use crate::engine::{Consistency, Engine};
 
 /// What ids mean: images of this host, and networks where there is a manager here.
@@ -44,6 +44,9 @@ impl Names {
         let id = state.labels.get(IMAGE_LABEL).cloned().unwrap_or_default();
         let name = match (task, self.images.get(&id)) {
             (Some(task), _) => task.spec.container.image.clone(),
+            (None, _) if is_plain(&state.labels) => {
+                state.labels.get(IMAGE_NAME_LABEL).cloned().unwrap_or_else(|| id.clone())
+            }
             (None, Some(name)) => name.clone(),
             (None, None) => id.clone(),
         };
@@ -64,13 +67,18 @@ pub(in super::super) async fn inspect<E: Engine>(
     let (names, task) = (Names::read(&app).await, find::task(&app, &detail.state).await);
     let execs = containers.execs_of(&detail.state.id);
     let mut object = object(&detail, &names, task.as_ref(), &execs);
+    let view = plain::view(&app, &detail.state);
+    if let Some(view) = &view {
+        plain::put(view, &mut object);
+    }
     if let Some(health) = health::of(&containers.runtime, &detail.state).await {
         object["State"]["Health"] = health::object(&health);
     }
     let (images, image) = (app.engine.images(), names.of(&detail.state, None).1);
     let resolved = tokio::task::spawn_blocking(move || images.resolve(&image)).await.ok().and_then(Result::ok);
     let of_image = resolved.and_then(|image| image.config.healthcheck);
-    let of_service = task.as_ref().and_then(|task| task.spec.container.healthcheck.as_ref());
+    let spec = task.as_ref().map(|task| &task.spec).or(view.as_ref().map(|view| &view.record.spec));
+    let of_service = spec.and_then(|spec| spec.container.healthcheck.as_ref());
     if let Some(check) = shown(of_service, of_image.as_ref()) {
         object["Config"]["Healthcheck"] = check;
     }

@@ -13,9 +13,10 @@ use super::super::error::ApiError;
 use super::super::extract::Params;
 use super::super::filters::Filters;
 use super::inspect::{Names, mounts, network_mode, networks};
-use super::{find, health};
+use super::{find, health, plain};
 use crate::agent::IMAGE_LABEL;
 use crate::agent::health::{Health, HealthView};
+use crate::agent::plain::View;
 use crate::engine::Engine;
 
 const FILTERS: [&str; 14] = [
@@ -65,6 +66,9 @@ pub(in super::super) async fn list<E: Engine>(
         }
         let task = find::task(&app, state).await;
         let mut summary = summary(&detail, &images, task.as_ref(), health.as_ref());
+        if let Some(view) = plain::view(&app, state) {
+            put(&view, &mut summary);
+        }
         if let Some(sizes) = &sizes {
             sizes.put(&containers.runtime, state, &mut summary).await;
         }
@@ -79,7 +83,7 @@ pub(in super::super) async fn list<E: Engine>(
         if filters.any("network", on_network)
             && filters.any("ancestor", of_image)
             && filters.any("volume", |wanted| volumes.iter().any(|volume| volume == wanted))
-            && filters.any("publish", |_| false)
+            && filters.any("publish", |wanted| publishes(&summary, wanted))
             && filters.any("expose", |_| false)
         {
             shown.push(summary);
@@ -215,6 +219,24 @@ fn summary(
         "NetworkSettings": {"Networks": networks(images, task)},
         "Mounts": mounts(config),
     })
+}
+
+/// What only containers outside of services have.
+fn put(view: &View, summary: &mut Value) {
+    summary["Ports"] = plain::ports(view).into();
+    summary["HostConfig"]["NetworkMode"] = plain::mode(view).into();
+    summary["NetworkSettings"]["Networks"] = Value::Object(plain::networks(view));
+    if view.waits {
+        summary["State"] = "restarting".into();
+    }
+}
+
+/// Whether a container publishes a port: `8080`, `8080/tcp`.
+fn publishes(summary: &Value, wanted: &str) -> bool {
+    let (number, protocol) = wanted.split_once('/').unwrap_or((wanted, "tcp"));
+    let ports = summary["Ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let Ok(number) = number.parse::<u64>() else { return false };
+    ports.iter().any(|port| port["PublicPort"] == number && port["Type"] == protocol)
 }
 
 fn seconds(at: SystemTime) -> u64 {

@@ -161,7 +161,7 @@ const MOUNT_KINDS: [(&str, MountKind); 6] = [
     ("image", MountKind::Image),
 ];
 
-fn mount_from_wire(w: wire::Mount) -> Result<Mount, ApiError> {
+pub(super) fn mount_from_wire(w: wire::Mount) -> Result<Mount, ApiError> {
     let name = w.kind.unwrap_or_default();
     let kind = MOUNT_KINDS
         .iter()
@@ -238,7 +238,7 @@ fn mount_to_wire(m: &Mount) -> wire::Mount {
     }
 }
 
-fn healthcheck_from_wire(w: wire::Healthcheck) -> Result<Healthcheck, ApiError> {
+pub(super) fn healthcheck_from_wire(w: wire::Healthcheck) -> Result<Healthcheck, ApiError> {
     let nanos = |field: &str, value: Option<i64>| unsigned(&format!("{AT}.Healthcheck.{field}"), value.unwrap_or(0));
     let retries = nanos("Retries", w.retries)?;
     Ok(Healthcheck {

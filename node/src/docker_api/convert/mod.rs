@@ -7,6 +7,7 @@ mod cluster;
 mod container;
 mod network;
 mod node;
+mod run;
 mod service;
 mod task;
 
@@ -18,6 +19,7 @@ pub use service::{insert_defaults, service_spec_from_wire, service_spec_to_wire,
 pub use task::{task_state_name, task_to_wire};
 
 pub(crate) use node::role_name;
+pub(crate) use run::plain_from_wire;
 pub(crate) use service::port_to_wire;
 pub(crate) use task::desired_state_name;
 

@@ -7,11 +7,13 @@
 
 mod container;
 mod object;
+mod plain;
 mod service;
 mod swarm;
 
 pub use container::*;
 pub use object::*;
+pub use plain::*;
 pub use service::*;
 pub use swarm::*;
 

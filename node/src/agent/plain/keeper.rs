@@ -1,0 +1,457 @@
+//! The owner of one plain container: carries out what its user says and what its restart policy says.
+
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlay_net::DnsSockets;
+use runtime::{ContainerState, ExitStatus, RuntimeError, Status};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::policy::{self, End, Next};
+use super::record::Record;
+use super::{PlainError, Shared, needs_overlay};
+use crate::agent::executor::DNS_FDS;
+use crate::agent::{health, network};
+
+/// Pause before what failed on a container is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+type Reply<T> = oneshot::Sender<Result<T, PlainError>>;
+
+/// What is said to a container's owner. Whoever has gone meanwhile does not hear the answer.
+pub(super) enum Command {
+    /// Start it; whether it did not run yet.
+    Start(Reply<bool>),
+    /// If it has ended, make it wait for its start.
+    Ready(Reply<()>),
+    /// Its user stops it.
+    WillStop(Reply<()>),
+    /// Its user stops it, to start it again.
+    WillRestart(Reply<()>),
+    /// Remove it.
+    Remove {
+        /// Also while it runs.
+        force: bool,
+        /// The answer.
+        reply: Reply<()>,
+    },
+}
+
+/// Where a container stands, for its owner.
+enum Turn {
+    /// It does not run, and nothing is to happen.
+    Rests,
+    /// It runs. `adopted`: an earlier daemon has started it.
+    Runs { adopted: bool },
+    /// It is started at that time.
+    Waits(Instant),
+    /// Nothing is left of it.
+    Gone,
+}
+
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    record: Record,
+    /// Before the last restart; zero if its user started it.
+    pause: Duration,
+    /// Its user has stopped it to start it again.
+    restarting: bool,
+}
+
+impl Keeper {
+    pub(super) fn new(shared: Arc<Shared>, record: Record) -> Self {
+        Self { shared, record, pause: Duration::ZERO, restarting: false }
+    }
+
+    /// Takes over what an earlier daemon has left.
+    pub(super) async fn begin(mut self, found: Option<ContainerState>, inbox: mpsc::Receiver<Command>) {
+        let turn = self.adopt(found).await;
+        self.run(turn, inbox).await;
+    }
+
+    /// Looks after a new one.
+    pub(super) async fn rest(self, inbox: mpsc::Receiver<Command>) {
+        self.run(Turn::Rests, inbox).await;
+    }
+
+    async fn run(mut self, mut turn: Turn, mut inbox: mpsc::Receiver<Command>) {
+        loop {
+            turn = match turn {
+                Turn::Gone => return,
+                Turn::Runs { adopted } => self.runs(adopted, &mut inbox).await,
+                Turn::Rests => match inbox.recv().await {
+                    Some(command) => self.take(command, Turn::Rests).await,
+                    None => return,
+                },
+                Turn::Waits(until) => {
+                    tokio::select! {
+                        biased;
+                        command = inbox.recv() => match command {
+                            Some(command) => self.take(command, Turn::Waits(until)).await,
+                            None => return,
+                        },
+                        () = tokio::time::sleep_until(until) => self.again().await,
+                    }
+                }
+            };
+            let waits = matches!(turn, Turn::Waits(_));
+            self.shared.show(&self.record.id, |view| view.waits = waits);
+        }
+    }
+
+    async fn adopt(&mut self, found: Option<ContainerState>) -> Turn {
+        let Some(found) = found else {
+            tracing::warn!(
+                container.id = self.record.id,
+                container.name = self.record.name,
+                "a container is not there any more"
+            );
+            self.forget().await;
+            return Turn::Gone;
+        };
+        let end = match &found.status {
+            Status::Running => {
+                self.record.wanted = true;
+                return Turn::Runs { adopted: true };
+            }
+            // Its daemon ended between saying so and starting it.
+            Status::Created if self.record.wanted => return Turn::Waits(Instant::now()),
+            Status::Created => None,
+            Status::Exited(exit) if self.record.wanted => Some(end_of(&found, exit)),
+            Status::Exited(_) => None,
+        };
+        self.follow(policy::at_start(&self.record, end)).await
+    }
+
+    /// A command to one that does not run.
+    async fn take(&mut self, command: Command, turn: Turn) -> Turn {
+        match command {
+            Command::Start(reply) => {
+                (self.record.stopped, self.record.restarts, self.pause) = (false, 0, Duration::ZERO);
+                let started = self.start().await;
+                let failed = started.is_err();
+                let next = match failed {
+                    true if self.record.auto_remove => self.remove_at_last().await,
+                    true => Turn::Rests,
+                    false => Turn::Runs { adopted: false },
+                };
+                let _ = reply.send(started.map(|()| true));
+                next
+            }
+            Command::Ready(reply) => {
+                let ready = match self.status().await {
+                    Some(Status::Exited(_)) => self.shared.config.runtime.renew(&self.record.id).await.map(drop),
+                    _ => Ok(()),
+                };
+                let _ = reply.send(ready.map_err(PlainError::from));
+                turn
+            }
+            Command::WillStop(reply) => {
+                (self.record.stopped, self.record.wanted) = (true, false);
+                let _ = reply.send(self.save().await);
+                Turn::Rests
+            }
+            Command::WillRestart(reply) => {
+                let _ = reply.send(Ok(()));
+                Turn::Rests
+            }
+            Command::Remove { reply, .. } => {
+                let removed = self.remove().await;
+                let next = if removed.is_ok() { Turn::Gone } else { turn };
+                let _ = reply.send(removed);
+                next
+            }
+        }
+    }
+
+    async fn runs(&mut self, adopted: bool, inbox: &mut mpsc::Receiver<Command>) -> Turn {
+        let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
+        let mut ended = pin!(shared.config.runtime.wait(&record.id));
+        let mut watched = pin!(watch(&shared, &record, adopted));
+        loop {
+            tokio::select! {
+                biased;
+                end = &mut ended => {
+                    return match end {
+                        Ok(exit) => self.ended(exit).await,
+                        // It goes on, without this daemon.
+                        Err(RuntimeError::Closing) => std::future::pending().await,
+                        Err(error) => {
+                            tracing::warn!(container.id = record.id, error = crate::chain(&error), "a container is lost");
+                            self.disconnect().await;
+                            self.forget().await;
+                            Turn::Gone
+                        }
+                    };
+                }
+                command = inbox.recv() => match command {
+                    None => return Turn::Gone,
+                    Some(Command::Start(reply)) => drop(reply.send(Ok(false))),
+                    Some(Command::Ready(reply)) => drop(reply.send(Ok(()))),
+                    Some(Command::WillStop(reply)) => {
+                        self.record.stopped = true;
+                        let _ = reply.send(self.save().await);
+                    }
+                    Some(Command::WillRestart(reply)) => {
+                        self.restarting = true;
+                        let _ = reply.send(Ok(()));
+                    }
+                    Some(Command::Remove { force: false, reply }) => {
+                        let _ = reply.send(Err(PlainError::Running(self.record.name.clone())));
+                    }
+                    Some(Command::Remove { force: true, reply }) => {
+                        let removed = self.remove().await;
+                        let gone = removed.is_ok();
+                        let _ = reply.send(removed);
+                        if gone {
+                            return Turn::Gone;
+                        }
+                    }
+                },
+                () = &mut watched => {}
+            }
+        }
+    }
+
+    async fn ended(&mut self, exit: ExitStatus) -> Turn {
+        self.disconnect().await;
+        let state = self.state().await;
+        let end = state.map_or(End { code: exit.code, ran: Duration::ZERO }, |state| end_of(&state, &exit));
+        if std::mem::take(&mut self.restarting) {
+            self.record.wanted = false;
+            self.save_or_tell().await;
+            return Turn::Rests;
+        }
+        let next = policy::after(&self.record, end, self.pause);
+        self.follow(next).await
+    }
+
+    async fn follow(&mut self, next: Next) -> Turn {
+        match next {
+            Next::Stay => {
+                if std::mem::take(&mut self.record.wanted) {
+                    self.save_or_tell().await;
+                }
+                Turn::Rests
+            }
+            Next::Again(pause) => {
+                (self.pause, self.record.wanted, self.record.stopped) = (pause, true, false);
+                self.record.restarts = self.record.restarts.saturating_add(1);
+                self.save_or_tell().await;
+                Turn::Waits(Instant::now() + pause)
+            }
+            Next::Remove => self.remove_at_last().await,
+        }
+    }
+
+    /// As its restart policy wants.
+    async fn again(&mut self) -> Turn {
+        match self.start().await {
+            Ok(()) => Turn::Runs { adopted: false },
+            Err(error) => {
+                tracing::warn!(
+                    container.id = self.record.id,
+                    container.name = self.record.name,
+                    error = crate::chain(&error),
+                    "a container could not be started again"
+                );
+                let next = policy::after(&self.record, End { code: 127, ran: Duration::ZERO }, self.pause);
+                self.follow(next).await
+            }
+        }
+    }
+
+    async fn start(&mut self) -> Result<(), PlainError> {
+        let (shared, id) = (Arc::clone(&self.shared), self.record.id.clone());
+        let runtime = &shared.config.runtime;
+        let netns = match self.status().await {
+            Some(Status::Created) => match self.record.spec.network_mode() {
+                deploy::model::NetworkMode::Host => None,
+                _ => Some(runtime.netns(&id).await?),
+            },
+            Some(Status::Exited(_)) => Some(runtime.renew(&id).await?.netns),
+            Some(Status::Running) => return Ok(()),
+            None => return Err(PlainError::NotFound(id)),
+        };
+        self.record.wanted = true;
+        let started = async {
+            if let Some(netns) = netns {
+                self.connect(netns).await?;
+            }
+            // First: a daemon that comes in between starts it.
+            self.save().await?;
+            Ok(runtime.start(&id).await?)
+        };
+        let started: Result<(), PlainError> = started.await;
+        if started.is_err() {
+            self.record.wanted = false;
+            self.disconnect().await;
+            self.save_or_tell().await;
+        }
+        started
+    }
+
+    async fn connect(&mut self, netns: OwnedFd) -> Result<(), PlainError> {
+        let shared = Arc::clone(&self.shared);
+        match self.record.spec.network_mode() {
+            deploy::model::NetworkMode::Host => return Ok(()),
+            deploy::model::NetworkMode::None => {
+                return network::loopback_alone(netns).await.map_err(PlainError::Network);
+            }
+            deploy::model::NetworkMode::Cluster => {}
+        }
+        let without = || PlainError::Network("this host has no networks".to_owned());
+        let overlay = shared.config.overlay.as_ref().ok_or_else(without)?;
+        shared.take_ports(&mut self.record)?;
+        let endpoint = network::endpoint_config(&self.record.task(), &hostname(&self.record));
+        let attached = overlay.attach(netns, endpoint, None).await;
+        let attached = attached.map_err(|error| PlainError::Network(crate::chain(&error)))?;
+        let DnsSockets { udp, tcp } = attached.sockets;
+        shared.config.runtime.park_fds(&self.record.id, DNS_FDS, vec![udp, tcp]).await?;
+        shared.show(&self.record.id, |view| {
+            (view.address, view.connected) = (attached.gateway_address, true);
+        });
+        shared.published(overlay, &self.record).await
+    }
+
+    async fn disconnect(&mut self) {
+        self.record.chosen_ports.clear();
+        if !needs_overlay(&self.record) {
+            return;
+        }
+        self.shared.release(&self.record.id);
+        if let Some(overlay) = &self.shared.config.overlay
+            && let Err(error) = overlay.detach(&self.record.id).await
+        {
+            tracing::warn!(
+                container.id = self.record.id,
+                error = crate::chain(&error),
+                "a container's network could not be taken down"
+            );
+        }
+    }
+
+    async fn remove(&mut self) -> Result<(), PlainError> {
+        self.shared.config.runtime.delete(&self.record.id).await?;
+        self.disconnect().await;
+        let (records, id) = (self.shared.records.clone(), self.record.id.clone());
+        let removed = tokio::task::spawn_blocking(move || records.remove(&id)).await;
+        removed.map_err(|_| PlainError::Ended)??;
+        self.shared.forget(&self.record.id);
+        Ok(())
+    }
+
+    /// Until nothing is left.
+    async fn remove_at_last(&mut self) -> Turn {
+        while let Err(error) = self.remove().await {
+            tracing::warn!(
+                container.id = self.record.id,
+                error = crate::chain(&error),
+                "a container could not be removed; trying again"
+            );
+            tokio::time::sleep(RETRY).await;
+        }
+        Turn::Gone
+    }
+
+    /// Of one that is gone.
+    async fn forget(&mut self) {
+        let (records, id) = (self.shared.records.clone(), self.record.id.clone());
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || records.remove(&id)).await {
+            tracing::warn!(
+                container.id = self.record.id,
+                error = crate::chain(&error),
+                "a container could not be forgotten"
+            );
+        }
+        self.shared.forget(&self.record.id);
+    }
+
+    async fn state(&self) -> Option<ContainerState> {
+        self.shared.config.runtime.list().await.into_iter().find(|state| state.id == self.record.id)
+    }
+
+    async fn status(&self) -> Option<Status> {
+        self.state().await.map(|state| state.status)
+    }
+
+    async fn save(&self) -> Result<(), PlainError> {
+        self.shared.write(&self.record).await
+    }
+
+    async fn save_or_tell(&self) {
+        if let Err(error) = self.save().await {
+            tracing::warn!(
+                container.id = self.record.id,
+                error = crate::chain(&error),
+                "a container could not be remembered"
+            );
+        }
+    }
+}
+
+fn end_of(state: &ContainerState, exit: &ExitStatus) -> End {
+    let ran = state.started_at.and_then(|at| exit.finished_at.duration_since(at).ok());
+    End { code: exit.code, ran: ran.unwrap_or_default() }
+}
+
+fn hostname(record: &Record) -> String {
+    match record.spec.container.hostname.as_str() {
+        "" => record.id[..12.min(record.id.len())].to_owned(),
+        given => given.to_owned(),
+    }
+}
+
+/// Keeps an adopted container's network, and asks for its health. Never ends.
+async fn watch(shared: &Shared, record: &Record, adopted: bool) {
+    if adopted {
+        while let Err(error) = reattach(shared, record).await {
+            tracing::warn!(
+                container.id = record.id,
+                error,
+                "an adopted container's network could not be taken over; trying again"
+            );
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+    let images = shared.config.images.clone();
+    let image = record.spec.container.image.clone();
+    let resolved = tokio::task::spawn_blocking(move || images.resolve(&image)).await;
+    let image = resolved.ok().and_then(Result::ok).map(|image| image.config).unwrap_or_default();
+    let wanted = record.spec.container.healthcheck.as_ref();
+    let Some(check) = health::check(wanted, image.healthcheck.as_ref(), &image.shell) else {
+        return std::future::pending().await;
+    };
+    let (tell, mut told) = mpsc::channel(1);
+    let asking = health::watch(&shared.config.runtime, &record.id, check, false, tell);
+    let telling = async {
+        let mut known = true;
+        while let Some(health) = told.recv().await {
+            // What is told first was so before.
+            if !std::mem::take(&mut known) {
+                let status = format!("health_status: {}", health.word());
+                shared.config.runtime.tell(&record.id, &status, Vec::new());
+            }
+        }
+    };
+    tokio::join!(asking, telling);
+    std::future::pending().await
+}
+
+async fn reattach(shared: &Shared, record: &Record) -> Result<(), String> {
+    let Some(overlay) = shared.config.overlay.as_ref().filter(|_| needs_overlay(record)) else { return Ok(()) };
+    let runtime = &shared.config.runtime;
+    let netns = runtime.netns(&record.id).await.map_err(|error| crate::chain(&error))?;
+    let fds = runtime.fetch_fds(&record.id, DNS_FDS).await.map_err(|error| crate::chain(&error))?;
+    // Never parked: the daemon was killed in between. New ones are opened.
+    let sockets = <[OwnedFd; 2]>::try_from(fds).ok().map(|[udp, tcp]| DnsSockets { udp, tcp });
+    let endpoint = network::endpoint_config(&record.task(), &hostname(record));
+    let attached = overlay.attach(netns, endpoint, sockets).await.map_err(|error| crate::chain(&error))?;
+    shared.show(&record.id, |view| {
+        (view.address, view.connected) = (attached.gateway_address, true);
+    });
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! What happens to a plain container that has ended, pure: it stays, is started again after a pause, or is removed.
+
+use std::time::Duration;
+
+use super::record::{Record, Restart};
+
+/// The first pause before a restart; Docker's.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest; each is twice the one before.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Who has run for so long begins with the first pause again.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// What happens next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Nothing.
+    Stay,
+    /// It is started after this pause.
+    Again(Duration),
+    /// It goes.
+    Remove,
+}
+
+/// How a container ended, as far as that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct End {
+    /// Its exit code.
+    pub(super) code: i32,
+    /// How long it ran.
+    pub(super) ran: Duration,
+}
+
+/// After the end of one that was to run. `pause` is the one before its last restart; zero if its user started it.
+pub(super) fn after(record: &Record, end: End, pause: Duration) -> Next {
+    if record.auto_remove {
+        return Next::Remove;
+    }
+    let again = match record.restart() {
+        Restart::No => false,
+        Restart::OnFailure => end.code != 0 && (record.max_restarts == 0 || record.restarts < record.max_restarts),
+        Restart::Always | Restart::UnlessStopped => true,
+    };
+    if !again || record.stopped {
+        return Next::Stay;
+    }
+    let doubled = if end.ran >= STEADY { Duration::ZERO } else { pause * 2 };
+    Next::Again(doubled.clamp(FIRST_PAUSE, LONGEST_PAUSE))
+}
+
+/// When the daemon begins, and finds one that does not run. `end` is how it ended, if it was to run until then.
+pub(super) fn at_start(record: &Record, end: Option<End>) -> Next {
+    match (end, record.restart()) {
+        (Some(end), _) => match after(record, end, Duration::ZERO) {
+            // Whoever was to run, and did not for as long as the daemon was away, has waited for long enough.
+            Next::Again(_) => Next::Again(Duration::ZERO),
+            other => other,
+        },
+        // Docker's difference to unless-stopped.
+        (None, Restart::Always) if record.stopped => Next::Again(Duration::ZERO),
+        (None, _) => Next::Stay,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(restart: Restart, max_restarts: u32, restarts: u32) -> Record {
+        let mut record = Record { max_restarts, restarts, ..Record::default() };
+        record.set_restart(restart);
+        record
+    }
+
+    const MOMENT: Duration = Duration::from_millis(10);
+
+    #[track_caller]
+    fn check(record: &Record, code: i32, expected: Next) {
+        assert_eq!(after(record, End { code, ran: MOMENT }, Duration::ZERO), expected, "{record:?} {code}");
+    }
+
+    #[test]
+    fn policies_as_dockers() {
+        let again = Next::Again(FIRST_PAUSE);
+        check(&record(Restart::No, 0, 0), 1, Next::Stay);
+        check(&record(Restart::OnFailure, 0, 1000), 1, again);
+        check(&record(Restart::OnFailure, 0, 0), 0, Next::Stay);
+        check(&record(Restart::OnFailure, 2, 1), 1, again);
+        check(&record(Restart::OnFailure, 2, 2), 1, Next::Stay);
+        for policy in [Restart::Always, Restart::UnlessStopped] {
+            check(&record(policy, 0, 0), 0, again);
+            check(&Record { stopped: true, ..record(policy, 0, 0) }, 137, Next::Stay);
+        }
+        check(&Record { auto_remove: true, ..Record::default() }, 0, Next::Remove);
+        check(&Record { auto_remove: true, stopped: true, ..Record::default() }, 137, Next::Remove);
+    }
+
+    #[test]
+    fn pauses_double_and_begin_anew() {
+        let record = record(Restart::Always, 0, 0);
+        let mut pause = Duration::ZERO;
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            let Next::Again(next) = after(&record, End { code: 1, ran: MOMENT }, pause) else { panic!("it stays") };
+            pause = next;
+            pauses.push(next.as_millis());
+        }
+        assert_eq!(pauses[..4], [100, 200, 400, 800]);
+        assert_eq!(pauses[11], 60_000);
+        assert_eq!(after(&record, End { code: 1, ran: STEADY }, pause), Next::Again(FIRST_PAUSE));
+    }
+
+    #[test]
+    fn a_daemon_that_begins_starts_those_that_are_to_run() {
+        let end = Some(End { code: 137, ran: MOMENT });
+        let now = Next::Again(Duration::ZERO);
+        assert_eq!(at_start(&record(Restart::UnlessStopped, 0, 0), end), now);
+        assert_eq!(at_start(&record(Restart::No, 0, 0), end), Next::Stay);
+        assert_eq!(at_start(&record(Restart::OnFailure, 0, 0), end), now);
+        assert_eq!(at_start(&Record { auto_remove: true, ..Record::default() }, end), Next::Remove);
+        let stopped = |policy| Record { stopped: true, ..record(policy, 0, 0) };
+        assert_eq!(at_start(&stopped(Restart::Always), None), now);
+        assert_eq!(at_start(&stopped(Restart::UnlessStopped), None), Next::Stay);
+        assert_eq!(at_start(&record(Restart::Always, 0, 0), None), Next::Stay, "it was never started");
+    }
+}

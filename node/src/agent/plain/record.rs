@@ -1,0 +1,172 @@
+//! What this host remembers of a plain container: one file each, replaced as a whole.
+//!
+//! What the container is made of lies beside it, with the runtime. What is here is what its user wants of it. It holds
+//! the container's variables, as the runtime's file does; so it is clear, and readable by root alone.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use deploy::model::{PortConfig, Task, TaskId, TaskSpec, Timestamp};
+use prost::Message;
+
+use crate::stored::{self, Kind, StoredError};
+
+/// When a container that has ended is started again; Docker's restart policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub(crate) enum Restart {
+    /// Never.
+    No = 0,
+    /// When it has failed, or how it ended is not known.
+    OnFailure = 1,
+    /// Always but when its user has stopped it, until the daemon starts again.
+    Always = 2,
+    /// Always but when its user has stopped it.
+    UnlessStopped = 3,
+}
+
+/// A plain container, as its user wants it.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Record {
+    /// Its id: 64 hexadecimal characters.
+    #[prost(string, tag = "1")]
+    pub(crate) id: String,
+    /// Its name, unique on this host.
+    #[prost(string, tag = "2")]
+    pub(crate) name: String,
+    /// When it was made.
+    #[prost(message, required, tag = "3")]
+    pub(crate) created: Timestamp,
+    /// What it runs, in the words of tasks.
+    #[prost(message, required, tag = "4")]
+    pub(crate) spec: TaskSpec,
+    /// Its ports on the host. Those without a number get one whenever it starts.
+    #[prost(message, repeated, tag = "5")]
+    pub(crate) ports: Vec<PortConfig>,
+    /// The numbers of those, in their order, while it runs.
+    #[prost(uint32, repeated, tag = "6")]
+    pub(crate) chosen_ports: Vec<u32>,
+    /// When it is started again.
+    #[prost(enumeration = "Restart", tag = "7")]
+    pub(crate) restart: i32,
+    /// After so many restarts in a row it is not; 0 for no bound. Of [`Restart::OnFailure`].
+    #[prost(uint32, tag = "8")]
+    pub(crate) max_restarts: u32,
+    /// It is removed when it has ended.
+    #[prost(bool, tag = "9")]
+    pub(crate) auto_remove: bool,
+    /// It is to run: it was started, and its end was not settled yet.
+    #[prost(bool, tag = "10")]
+    pub(crate) wanted: bool,
+    /// Its user has stopped it, after the last start.
+    #[prost(bool, tag = "11")]
+    pub(crate) stopped: bool,
+    /// How often its restart policy has started it since its user did.
+    #[prost(uint32, tag = "12")]
+    pub(crate) restarts: u32,
+    /// Docker's `HostConfig` as it was sent, in JSON, for whoever asks.
+    #[prost(string, tag = "13")]
+    pub(crate) host_config: String,
+}
+
+impl Record {
+    /// As a task, for what is done for tasks and for plain containers alike.
+    pub(crate) fn task(&self) -> Task {
+        Task {
+            id: TaskId::new(self.id.clone()),
+            spec: self.spec.clone(),
+            ports: self.ports.clone(),
+            chosen_ports: self.chosen_ports.clone(),
+            ..Task::default()
+        }
+    }
+}
+
+/// Where the records are.
+#[derive(Clone, Debug)]
+pub(super) struct Records {
+    dir: PathBuf,
+}
+
+impl Records {
+    pub(super) fn open(dir: &Path) -> Result<Self, StoredError> {
+        let made = std::fs::create_dir_all(dir);
+        made.map_err(|source| StoredError::Io { action: "create", path: dir.to_owned(), source })?;
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    fn path(&self, id: &str) -> PathBuf {
+        self.dir.join(id)
+    }
+
+    /// All of them. One that is damaged is left where it is, and told.
+    pub(super) fn read(&self) -> Result<Vec<Record>, StoredError> {
+        let failed = |source| StoredError::Io { action: "read", path: self.dir.clone(), source };
+        let mut records = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            // What a cut write has left.
+            if path.extension().is_some() {
+                continue;
+            }
+            match stored::read(&path, Kind::PlainContainer) {
+                Ok(Some(bytes)) => match Record::decode(bytes.as_slice()) {
+                    Ok(record) if path.file_name().is_some_and(|name| name == record.id.as_str()) => {
+                        records.push(record);
+                    }
+                    Ok(_) => tracing::error!(path = %path.display(), "the record of a container is another's"),
+                    Err(error) => {
+                        tracing::error!(path = %path.display(), %error, "the record of a container makes no sense");
+                    }
+                },
+                Ok(None) => {}
+                Err(error @ StoredError::Damaged { .. }) => {
+                    tracing::error!(error = crate::chain(&error), "the record of a container is lost");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(records)
+    }
+
+    /// Durably.
+    pub(super) fn write(&self, record: &Record) -> Result<(), StoredError> {
+        stored::write(&self.path(&record.id), Kind::PlainContainer, &record.encode_to_vec())
+    }
+
+    /// One that is not there is fine.
+    pub(super) fn remove(&self, id: &str) -> Result<(), StoredError> {
+        let path = self.path(id);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StoredError::Io { action: "remove", path, source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_and_what_is_damaged_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(&dir.path().join("containers")).unwrap();
+        assert_eq!(records.read().unwrap(), []);
+        let mut record = Record { id: "a".repeat(64), name: "web".into(), wanted: true, ..Record::default() };
+        record.set_restart(Restart::UnlessStopped);
+        records.write(&record).unwrap();
+        record.restarts = 3;
+        records.write(&record).unwrap();
+        std::fs::write(records.path("b.tmp"), b"cut").unwrap();
+        std::fs::write(records.path("c"), b"nothing that was written here").unwrap();
+        std::fs::copy(records.path(&record.id), records.path("d")).unwrap();
+        assert_eq!(records.read().unwrap(), [record.clone()]);
+        records.remove(&record.id).unwrap();
+        records.remove(&record.id).unwrap();
+        assert_eq!(records.read().unwrap(), []);
+        assert!(records.path("c").exists());
+    }
+}

@@ -1,0 +1,322 @@
+//! Containers that belong to no service: what makes, starts and removes them. Tasks' containers are the cluster's, and
+//! say so.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use runtime::image::ImageErrorKind;
+use runtime::{ContainerState, RuntimeError, Signal};
+use serde_json::{Map, Value, json};
+
+use super::super::App;
+use super::super::convert::plain_from_wire;
+use super::super::error::ApiError;
+use super::super::extract::{JsonBody, Params};
+use super::find::{self, failed, is_running};
+use super::{actions, list};
+use crate::agent::Plain;
+use crate::agent::plain::{PlainError, Restart, View};
+use crate::engine::Engine;
+
+type Done = Result<StatusCode, ApiError>;
+
+/// Whether a container is one of these.
+pub(super) fn is_plain(state: &ContainerState) -> bool {
+    crate::agent::is_plain(&state.labels)
+}
+
+/// A failure as Docker says it.
+fn refused(error: PlainError) -> ApiError {
+    match &error {
+        PlainError::NameTaken { .. } | PlainError::Running(_) => ApiError::conflict(error.to_string()),
+        PlainError::NotFound(id) => find::no_such(id),
+        PlainError::Config(_) | PlainError::Mount(_) => ApiError::invalid(crate::chain(&error)),
+        // Docker's clients look for parts of these, and make an exit code of what they find.
+        PlainError::Runtime(RuntimeError::Start { command, reason, .. }) => ApiError::invalid(format!(
+            "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create \
+             failed: unable to start container process: error during container init: exec: {command:?}: {reason}: unknown"
+        )),
+        PlainError::Runtime(error) => failed(error),
+        PlainError::Image(error) if error.kind() == ImageErrorKind::NotFound => ApiError::not_found(error.to_string()),
+        _ => ApiError::internal(crate::chain(&error)),
+    }
+}
+
+pub(in super::super) async fn create<E: Engine>(
+    State(app): State<App<E>>,
+    params: Params,
+    JsonBody(body): JsonBody<Map<String, Value>>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let plain = app.engine.plain()?;
+    if let Some(platform) = params.get("platform").filter(|platform| !platform.is_empty()) {
+        own_platform(platform)?;
+    }
+    let mut wish = plain_from_wire(body, params.get("name"))?;
+    let (images, name) = (app.engine.images(), wish.spec.container.image.clone());
+    let wanted = name.clone();
+    let resolved = tokio::task::spawn_blocking(move || images.resolve(&wanted)).await;
+    match resolved.map_err(|error| ApiError::internal(error.to_string()))? {
+        Ok(_) => {}
+        // This is what makes `docker run` pull.
+        Err(error) if error.kind() == ImageErrorKind::NotFound => return Err(no_image(&name)),
+        Err(error) => return Err(ApiError::internal(crate::chain(&error))),
+    }
+    if wish.no_entrypoint && wish.spec.container.command.is_empty() {
+        return Err(ApiError::invalid("no command specified"));
+    }
+    wish.spec.container.image = name;
+    let id = plain.create(wish).await.map_err(refused)?;
+    Ok((StatusCode::CREATED, Json(json!({"Id": id, "Warnings": []}))))
+}
+
+fn no_image(name: &str) -> ApiError {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    let tag = if last.contains([':', '@']) { "" } else { ":latest" };
+    ApiError::not_found(format!("No such image: {name}{tag}"))
+}
+
+/// Images are of this host's platform.
+fn own_platform(platform: &str) -> Result<(), ApiError> {
+    let own = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    if [format!("linux/{own}"), own.to_owned(), "linux".to_owned()].iter().any(|fine| fine == platform) {
+        return Ok(());
+    }
+    Err(ApiError::not_supported(format!("platform {platform:?} is not supported: this host runs linux/{own}")))
+}
+
+/// The handle, for a container that is one of these.
+fn of<E: Engine>(app: &App<E>, state: &ContainerState) -> Result<Option<Plain>, ApiError> {
+    match is_plain(state) {
+        true => Ok(Some(app.engine.plain()?)),
+        false => Ok(None),
+    }
+}
+
+/// Already running: nothing to do. A task's is started by the cluster.
+pub(in super::super) async fn start<E: Engine>(State(app): State<App<E>>, Path(id): Path<String>) -> Done {
+    let (_, state) = find::find(&app, &id).await?;
+    let started = match of(&app, &state)? {
+        Some(plain) => plain.start(&state.id).await.map_err(refused)?,
+        None if is_running(&state) => false,
+        None => {
+            return Err(actions::of_task(
+                &state,
+                "started",
+                "it starts a new one as the service's restart policy says",
+            ));
+        }
+    };
+    Ok(if started { StatusCode::NO_CONTENT } else { StatusCode::NOT_MODIFIED })
+}
+
+pub(in super::super) async fn restart<E: Engine>(
+    State(app): State<App<E>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Done {
+    let (containers, state) = find::find(&app, &id).await?;
+    let Some(plain) = of(&app, &state)? else {
+        return Err(actions::of_task(
+            &state,
+            "restarted",
+            "stop it, and the service's restart policy decides on a new one; or have all of them replaced with \
+             `service update --force`",
+        ));
+    };
+    let signal = actions::signal(&params)?;
+    let grace = actions::grace(&params)?.unwrap_or_else(|| grace_of(&plain, &state.id));
+    plain.will_restart(&state.id).await.map_err(refused)?;
+    let id = state.id.clone();
+    // To its end, also when the client has gone.
+    let restarted = containers.tasks.spawn(async move {
+        if is_running(&state) {
+            containers.runtime.stop(&id, signal, grace).await.map_err(|error| failed(&error))?;
+        }
+        containers.runtime.tell(&id, "restart", Vec::new());
+        plain.start(&id).await.map_err(refused)
+    });
+    restarted.await.map_err(|_| ApiError::internal("the daemon stops"))??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(in super::super) async fn remove<E: Engine>(
+    State(app): State<App<E>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Done {
+    if params.flag("link") {
+        return Err(ApiError::not_supported("Shoal has no links between containers"));
+    }
+    let (containers, state) = find::find(&app, &id).await?;
+    let Some(plain) = of(&app, &state)? else {
+        return Err(actions::of_task(&state, "removed", "remove or scale the service"));
+    };
+    let (id, force) = (state.id, params.flag("force"));
+    let removed = containers.tasks.spawn(async move { plain.remove(&id, force).await.map_err(refused) });
+    removed.await.map_err(|_| ApiError::internal("the daemon stops"))??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What its user said, or Docker's ten seconds.
+fn grace_of(plain: &Plain, id: &str) -> Duration {
+    let said = plain.view(id).and_then(|view| view.record.spec.container.stop_grace_ns);
+    said.map_or(actions::GRACE, Duration::from_nanos)
+}
+
+/// Its user stops it: what that means for its restart policy, and how long it has if nobody says.
+pub(super) async fn will_stop<E: Engine>(app: &App<E>, state: &ContainerState) -> Result<Option<Duration>, ApiError> {
+    let Some(plain) = of(app, state)? else { return Ok(None) };
+    plain.will_stop(&state.id).await.map_err(refused)?;
+    Ok(Some(grace_of(&plain, &state.id)))
+}
+
+/// Its user kills it, if the signal is one that ends it.
+pub(super) async fn will_kill<E: Engine>(app: &App<E>, state: &ContainerState, signal: Signal) -> Result<(), ApiError> {
+    if let Some(plain) = of(app, state)?.filter(|_| [Signal::KILL, Signal::TERM].contains(&signal)) {
+        plain.will_stop(&state.id).await.map_err(refused)?;
+    }
+    Ok(())
+}
+
+/// Makes one that has ended wait for its start: `docker start --attach` attaches before that.
+pub(super) async fn ready<E: Engine>(app: &App<E>, state: &ContainerState) -> Result<(), ApiError> {
+    match of(app, state)? {
+        Some(plain) => plain.ready(&state.id).await.map_err(refused),
+        None => Ok(()),
+    }
+}
+
+/// What is shown of it; `None` for a task's.
+pub(super) fn view<E: Engine>(app: &App<E>, state: &ContainerState) -> Option<View> {
+    of(app, state).ok().flatten()?.view(&state.id)
+}
+
+/// Its ports, as lists have them.
+pub(super) fn ports(view: &View) -> Vec<Value> {
+    let task = view.record.task();
+    let published = task.host_ports().filter(|_| view.connected);
+    published
+        .map(|port| {
+            json!({
+                "IP": "0.0.0.0",
+                "PrivatePort": port.target,
+                "PublicPort": port.published,
+                "Type": protocol(port.protocol()),
+            })
+        })
+        .collect()
+}
+
+fn protocol(protocol: deploy::model::PortProtocol) -> &'static str {
+    match protocol {
+        deploy::model::PortProtocol::Tcp => "tcp",
+        deploy::model::PortProtocol::Udp => "udp",
+        deploy::model::PortProtocol::Sctp => "sctp",
+    }
+}
+
+/// Puts what only these have into an inspected object.
+pub(super) fn put(view: &View, object: &mut Value) {
+    let record = &view.record;
+    let policy = match record.restart() {
+        Restart::No => "no",
+        Restart::OnFailure => "on-failure",
+        Restart::Always => "always",
+        Restart::UnlessStopped => "unless-stopped",
+    };
+    object["RestartCount"] = record.restarts.into();
+    if view.waits {
+        object["State"]["Restarting"] = true.into();
+        object["State"]["Status"] = "restarting".into();
+    }
+    // As sent, but for what the engine says itself.
+    if let Ok(Value::Object(sent)) = serde_json::from_str::<Value>(&record.host_config) {
+        let own = object["HostConfig"].as_object().cloned().unwrap_or_default();
+        let mut host: Map<String, Value> = sent;
+        host.extend(own);
+        host.insert("AutoRemove".into(), record.auto_remove.into());
+        host.insert("NetworkMode".into(), mode(view).into());
+        host.insert("RestartPolicy".into(), json!({"Name": policy, "MaximumRetryCount": record.max_restarts}));
+        object["HostConfig"] = Value::Object(host);
+    }
+    if let Some(grace) = record.spec.container.stop_grace_ns {
+        object["Config"]["StopTimeout"] = (grace / 1_000_000_000).into();
+    }
+    let mut ports = Map::new();
+    for port in ports_by_target(view) {
+        let (key, number) = port;
+        let list = ports.entry(key).or_insert_with(|| json!([]));
+        if let Some(list) = list.as_array_mut() {
+            list.push(json!({"HostIp": "0.0.0.0", "HostPort": number.to_string()}));
+        }
+    }
+    object["NetworkSettings"]["Ports"] = Value::Object(ports);
+    let address = view.address.map(|address| address.to_string()).unwrap_or_default();
+    object["NetworkSettings"]["IPAddress"] = address.into();
+    object["NetworkSettings"]["Networks"] = Value::Object(networks(view));
+}
+
+fn ports_by_target(view: &View) -> Vec<(String, u32)> {
+    let task = view.record.task();
+    let published = task.host_ports().filter(|_| view.connected);
+    published.map(|port| (format!("{}/{}", port.target, protocol(port.protocol())), port.published)).collect()
+}
+
+/// The network as its user called it.
+pub(super) fn mode(view: &View) -> &str {
+    view.record.spec.networks.first().map_or("bridge", |network| &network.target)
+}
+
+/// Docker's map of its networks.
+pub(super) fn networks(view: &View) -> Map<String, Value> {
+    let address = view.address.map(|address| address.to_string()).unwrap_or_default();
+    let network = json!({
+        "NetworkID": super::super::predefined::id(mode(view)),
+        "EndpointID": "",
+        "Gateway": "",
+        "IPAddress": address,
+        "IPPrefixLen": 0,
+        "IPv6Gateway": "",
+        "GlobalIPv6Address": "",
+        "GlobalIPv6PrefixLen": 0,
+        "MacAddress": "",
+        "Aliases": null,
+        "Links": null,
+        "DriverOpts": null,
+        "IPAMConfig": null,
+        "DNSNames": null,
+    });
+    Map::from_iter([(mode(view).to_owned(), network)])
+}
+
+/// `POST /containers/prune`: those that do not run, as Docker does.
+pub(in super::super) async fn prune<E: Engine>(
+    State(app): State<App<E>>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let filters = params.filters(&["label", "label!", "until"])?;
+    if filters.values("until").is_some() || filters.values("label!").is_some() {
+        return Err(ApiError::not_supported("the filters until and label! are not supported yet"));
+    }
+    let containers = find::here(&app, "")?;
+    let (mut deleted, mut reclaimed) = (Vec::new(), 0);
+    for state in containers.runtime.list().await {
+        let Some(plain) = of(&app, &state)? else { continue };
+        if is_running(&state) || list::word(&state) == "paused" || !filters.labels("label", &state.labels) {
+            continue;
+        }
+        let written = containers.runtime.written(&state.id).await.unwrap_or_default();
+        // One that has been started meanwhile stays.
+        if plain.remove(&state.id, false).await.is_ok() {
+            deleted.push(state.id);
+            reclaimed += written;
+        }
+    }
+    Ok(Json(json!({"ContainersDeleted": deleted, "SpaceReclaimed": reclaimed})))
+}
