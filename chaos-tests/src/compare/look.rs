@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use deploy::model::{NetworkId, Node};
 use deploy::store::Store;
 use overlay_net::kernel::NetNs;
-use overlay_net::probe::{Answer, resolve};
+use overlay_net::probe::{Answer, Families, resolve};
 use serde_json::Value;
 
 use super::{MANAGERS, Stage, WORKERS, expect, kernel, lock};
@@ -239,7 +239,7 @@ fn read_task(task: &str, inside: &expect::Inside, gone: &[String], wrong: &mut V
     let known = |name: &String| inside.names.keys().any(|other| other.split('.').next() == Some(name));
     let gone: Vec<String> = gone.iter().filter(|name| !known(name)).cloned().collect();
     let names: Vec<String> = inside.names.keys().chain(&gone).cloned().collect();
-    for (name, answer) in names.iter().zip(resolve(&namespace, &names, NAMES)?) {
+    for (name, answer) in names.iter().zip(resolve(&namespace, &names, Families::Four, NAMES)?) {
         let right = match inside.names.get(name) {
             Some(addresses) => answer == Answer::Addresses(addresses.clone()),
             None => answer == Answer::NoSuchName,

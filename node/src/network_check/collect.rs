@@ -1,14 +1,14 @@
 //! Finds out: asks the agent, the overlay, the resolver and the other hosts, all at the same time, and bounded.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use deploy::dispatcher::assignment;
 use deploy::model::NodeState;
 use overlay_net::kernel::NetNs;
-use overlay_net::probe::{Echo, Reached, echo, resolve};
+use overlay_net::probe::{Echo, Families, Reached, echo, resolve};
 use overlay_net::{Network, Observation, Overlay, Place};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -158,7 +158,8 @@ async fn ask_peers(seen: &Observed, view: &Observation) -> Vec<PeerSeen> {
         peers.iter().enumerate().filter(|(_, p)| !p.down).filter_map(|(n, p)| Some((n, p.data_path?))).collect();
     let full = u16::try_from(seen.underlay_mtu).unwrap_or(u16::MAX).max(SMALL);
     let lengths = [SMALL, full].into_iter();
-    let echoes = asked.iter().flat_map(|(_, to)| lengths.clone().map(|length| Echo { to: *to, length })).collect();
+    let echoes =
+        asked.iter().flat_map(|(_, to)| lengths.clone().map(|length| Echo { to: (*to).into(), length })).collect();
     if let Some(reached) = echo_from(&view.host, echoes).await {
         for ((place, _), reached) in asked.iter().zip(reached.chunks(2)) {
             peers[*place].underlay = Some((reached[0], reached[1]));
@@ -172,7 +173,8 @@ async fn ask_peers(seen: &Observed, view: &Observation) -> Vec<PeerSeen> {
         })
         .collect();
     let shorter: Vec<u16> = USUAL.into_iter().filter(|length| *length < full).collect();
-    let echoes = narrow.iter().flat_map(|(_, to)| shorter.iter().map(|length| Echo { to: *to, length: *length }));
+    let echoes =
+        narrow.iter().flat_map(|(_, to)| shorter.iter().map(|length| Echo { to: (*to).into(), length: *length }));
     let echoes: Vec<Echo> = echoes.collect();
     if !echoes.is_empty()
         && let Some(reached) = echo_from(&view.host, echoes).await
@@ -204,7 +206,7 @@ async fn ask_outside(seen: &Observed, view: &Observation) -> Option<WayOut> {
         task.interfaces.iter().any(|interface| interface.network == overlay_net::plan::names::EGRESS)
     };
     let task = view.tasks.iter().find(way_out)?;
-    let reached = echo_from(&task.namespace, vec![Echo { to, length: SMALL }]).await?;
+    let reached = echo_from(&task.namespace, vec![Echo { to: to.into(), length: SMALL }]).await?;
     Some(WayOut { task: task.config.task.clone(), to, reached: *reached.first()? })
 }
 
@@ -260,7 +262,8 @@ fn look(view: &Observation, id: &str) -> Option<NetworkSeen> {
     };
     if let Some(task) = task {
         let names: Vec<String> = expected_names(&seen.network, &seen.left_out).into_keys().collect();
-        let answers = resolve(&task.namespace, &names, NAMES).ok();
+        let families = if seen.network.beside().is_some() { Families::Both } else { Families::Four };
+        let answers = resolve(&task.namespace, &names, families, NAMES).ok();
         seen.names = answers.map(|answers| names.into_iter().zip(answers).collect());
         seen.vips = try_vips(&seen.network, &task.namespace);
     }
@@ -270,10 +273,17 @@ fn look(view: &Observation, id: &str) -> Option<NetworkSeen> {
     Some(seen)
 }
 
-fn try_vips(network: &Network, from: &NetNs) -> Option<Vec<(String, Ipv4Addr, Reached)>> {
+/// An address of a network, and the IPv6 address beside it where there is one.
+fn both(network: &Network, address: Ipv4Addr) -> impl Iterator<Item = IpAddr> + use<> {
+    let six = network.beside().and_then(|beside| beside.address(address));
+    std::iter::once(IpAddr::from(address)).chain(six.map(IpAddr::from))
+}
+
+fn try_vips(network: &Network, from: &NetNs) -> Option<Vec<(String, IpAddr, Reached)>> {
     let serves = |service: &&Arc<overlay_net::Service>| service.endpoints.iter().any(|endpoint| endpoint.serving);
     let vips = network.services.iter().filter(serves).filter_map(|service| Some((service.name.clone(), service.vip?)));
-    let vips: Vec<(String, Ipv4Addr)> = vips.take(VIPS).collect();
+    let vips = vips.take(VIPS).flat_map(|(name, vip)| both(network, vip).map(move |vip| (name.clone(), vip)));
+    let vips: Vec<(String, IpAddr)> = vips.collect();
     let echoes: Vec<Echo> = vips.iter().map(|(_, vip)| Echo { to: *vip, length: SMALL }).collect();
     let reached = echo(from, &echoes, ECHO).ok()?;
     Some(vips.into_iter().zip(reached).map(|((service, vip), reached)| (service, vip, reached)).collect())
@@ -292,8 +302,11 @@ fn try_paths(network: &Network, own: Ipv4Addr, from: &NetNs, mtu: u16) -> Option
         addresses.sort_by_key(|address| (tasks.contains(address), !serving.contains(address), *address));
         addresses.truncate(CANDIDATES);
     }
-    let pairs: Vec<(Ipv4Addr, Ipv4Addr)> =
-        behind.iter().flat_map(|(host, addresses)| addresses.iter().map(|address| (*host, *address))).collect();
+    let pairs: Vec<(Ipv4Addr, IpAddr)> = behind
+        .iter()
+        .flat_map(|(host, addresses)| addresses.iter().map(|address| (*host, *address)))
+        .flat_map(|(host, address)| both(network, address).map(move |address| (host, address)))
+        .collect();
     let echoes = pairs.iter().flat_map(|(_, to)| [SMALL, mtu].map(|length| Echo { to: *to, length }));
     let reached = echo(from, &echoes.collect::<Vec<_>>(), ECHO).ok()?;
     let mut paths = Paths::new();

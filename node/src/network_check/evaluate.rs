@@ -311,6 +311,30 @@ fn vips(network: &NetworkSeen) -> Line {
     wrong("vip", name, format!("from task {from}, echoes are not answered by {}", some(&bad)), advice)
 }
 
+/// The way to one host, by addresses of one family.
+fn path(subject: &str, tried: &[&(IpAddr, Reached, Reached)], mtu: u16, data_path_port: u16) -> Line {
+    let small = tried.iter().find(|(_, small, _)| *small == Reached::Yes);
+    let full = tried.iter().find(|(.., full)| *full == Reached::Yes);
+    let asked: Vec<String> = tried.iter().map(|(address, ..)| address.to_string()).collect();
+    match (small, full) {
+        (_, Some((address, ..))) => ok("path", subject, format!("{address} answers packets of {mtu} bytes")),
+        (Some((address, ..)), None) => wrong(
+            "path",
+            subject,
+            format!("{address} answers, but not packets of {mtu} bytes: the path is narrower than it says"),
+            "see the line about this peer; the MTU of the interfaces between the hosts must be what they carry",
+        ),
+        (None, None) => wrong(
+            "path",
+            subject,
+            format!("no answer over VXLAN from {}", some(&asked)),
+            format!(
+                "open UDP port {data_path_port} between the hosts, in both directions; if it is open, run the check there"
+            ),
+        ),
+    }
+}
+
 fn paths(network: &NetworkSeen, seen: &Observed) -> Vec<Line> {
     let name = &network.network.name;
     let Some(paths) = &network.paths else {
@@ -330,32 +354,9 @@ fn paths(network: &NetworkSeen, seen: &Observed) -> Vec<Line> {
             lines.push(skipped("path", &subject, "is down, as the managers say"));
             continue;
         }
-        let small = tried.iter().find(|(_, small, _)| *small == Reached::Yes);
-        let full = tried.iter().find(|(.., full)| *full == Reached::Yes);
-        let asked: Vec<String> = tried.iter().map(|(address, ..)| address.to_string()).collect();
-        lines.push(match (small, full) {
-            (_, Some((address, ..))) => {
-                ok("path", &subject, format!("{address} answers packets of {} bytes", network.mtu))
-            }
-            (Some((address, ..)), None) => wrong(
-                "path",
-                &subject,
-                format!(
-                    "{address} answers, but not packets of {} bytes: the path is narrower than it says",
-                    network.mtu
-                ),
-                "see the line about this peer; the MTU of the interfaces between the hosts must be what they carry",
-            ),
-            (None, None) => wrong(
-                "path",
-                &subject,
-                format!("no answer over VXLAN from {}", some(&asked)),
-                format!(
-                    "open UDP port {} between the hosts, in both directions; if it is open, run the check there",
-                    seen.data_path_port
-                ),
-            ),
-        });
+        let (four, six): (Vec<_>, Vec<_>) = tried.iter().partition(|(address, ..)| address.is_ipv4());
+        let families = [four, six].into_iter().filter(|tried| !tried.is_empty());
+        lines.extend(families.map(|tried| path(&subject, &tried, network.mtu, seen.data_path_port)));
     }
     if lines.is_empty() {
         lines.push(skipped("path", name, "no other host is on it"));

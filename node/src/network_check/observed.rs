@@ -83,8 +83,8 @@ pub(super) struct PeerSeen {
     pub(super) fits: Option<u16>,
 }
 
-/// By host: addresses that were asked there, and what became of a small packet and of a full one.
-pub(super) type Paths = BTreeMap<Ipv4Addr, Vec<(Ipv4Addr, Reached, Reached)>>;
+/// By host: addresses of both families that were asked there, and what became of a small packet and of a full one.
+pub(super) type Paths = BTreeMap<Ipv4Addr, Vec<(IpAddr, Reached, Reached)>>;
 
 /// A network that this host carries.
 #[derive(Clone, Debug)]
@@ -98,7 +98,7 @@ pub(super) struct NetworkSeen {
     /// What was asked, and what the resolver said; nothing if it was not asked.
     pub(super) names: Option<Vec<(String, Answer)>>,
     /// Virtual addresses that were tried, with the service's name.
-    pub(super) vips: Option<Vec<(String, Ipv4Addr, Reached)>>,
+    pub(super) vips: Option<Vec<(String, IpAddr, Reached)>>,
     /// The ways to other hosts; nothing if they were not asked.
     pub(super) paths: Option<Paths>,
     /// The length of a full packet.
@@ -112,15 +112,19 @@ pub(super) fn expected_names(network: &Network, left_out: &BTreeSet<Ipv4Addr>) -
     if network.ingress {
         return names;
     }
-    let hosts = network.hosts();
+    let (hosts, beside) = (network.hosts(), network.beside());
+    let both = |address: Ipv4Addr| {
+        let six = beside.and_then(|beside| beside.address(address));
+        std::iter::once(IpAddr::from(address)).chain(six.map(IpAddr::from))
+    };
     for service in &network.services {
         let serving = || service.endpoints.iter().filter(|endpoint| endpoint.serving).map(|e| e.address);
         let doubtful = |address: &Ipv4Addr| hosts.get(address).is_some_and(|host| left_out.contains(host));
         // Never all of them.
         let all_doubtful = serving().all(|address| doubtful(&address));
         let tasks: BTreeSet<IpAddr> =
-            serving().filter(|address| all_doubtful || !doubtful(address)).map(IpAddr::from).collect();
-        let whole = service.vip.map_or_else(|| tasks.clone(), |vip| [IpAddr::from(vip)].into());
+            serving().filter(|address| all_doubtful || !doubtful(address)).flat_map(both).collect();
+        let whole = service.vip.map_or_else(|| tasks.clone(), |vip| both(vip).collect());
         for name in std::iter::once(&service.name).chain(&service.aliases) {
             let full = format!("{name}.{}", network.name).to_ascii_lowercase();
             names.entry(format!("tasks.{full}")).or_default().extend(&tasks);

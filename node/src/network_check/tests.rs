@@ -55,8 +55,8 @@ fn healthy() -> Observed {
         left_out: BTreeSet::new(),
         from: Some("t1".into()),
         names: Some(names.into_iter().map(|(name, found)| (name, Answer::Addresses(found))).collect()),
-        vips: Some(vec![("web".into(), at(2), Reached::Yes)]),
-        paths: Some([(host(2), vec![(at(12), Reached::Yes, Reached::Yes)])].into()),
+        vips: Some(vec![("web".into(), at(2).into(), Reached::Yes)]),
+        paths: Some([(host(2), vec![(at(12).into(), Reached::Yes, Reached::Yes)])].into()),
         mtu: 1450,
         network: Arc::new(network),
     };
@@ -147,13 +147,13 @@ fn what_is_wrong_is_named_with_what_to_do() {
         seen.networks[0].names = Some(vec![("web.back".into(), Answer::Silence)]);
     });
     check("vip", &["10.0.1.2 of web"], |seen| {
-        seen.networks[0].vips = Some(vec![("web".into(), at(2), Reached::Silence)]);
+        seen.networks[0].vips = Some(vec![("web".into(), at(2).into(), Reached::Silence)]);
     });
     check("path", &["Back to host-2", "10.0.1.12", "4789"], |seen| {
-        seen.networks[0].paths = Some([(host(2), vec![(at(12), Reached::Silence, Reached::Silence)])].into());
+        seen.networks[0].paths = Some([(host(2), vec![(at(12).into(), Reached::Silence, Reached::Silence)])].into());
     });
     check("path", &["1450 bytes", "narrower"], |seen| {
-        seen.networks[0].paths = Some([(host(2), vec![(at(12), Reached::Yes, Reached::Silence)])].into());
+        seen.networks[0].paths = Some([(host(2), vec![(at(12).into(), Reached::Yes, Reached::Silence)])].into());
     });
     check("mtu", &["Back", "MTU of 9000", "192.168.0.1 has 1500", "links have 1450"], |seen| {
         Arc::make_mut(&mut seen.networks[0].network).mtu = Some(9000);
@@ -172,6 +172,37 @@ fn what_is_wrong_is_named_with_what_to_do() {
     check("addresses", &["behind two hosts"], |seen| {
         Arc::make_mut(&mut seen.networks[0].network).stations.push(Station { address: at(12), host: host(3) });
     });
+}
+
+#[test]
+fn both_families_of_a_network_are_judged() {
+    let six = |last: u8| IpAddr::from([0xfd, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+    let seen = |six_path, six_vip| {
+        let mut seen = healthy();
+        let of = &mut seen.networks[0];
+        Arc::make_mut(&mut of.network).subnet6 = Some("fd00:9::/64".parse().unwrap());
+        let names = expected_names(&of.network, &BTreeSet::new());
+        of.names = Some(names.into_iter().map(|(name, found)| (name, Answer::Addresses(found))).collect());
+        of.vips.as_mut().unwrap().push(("web".into(), six(2), six_vip));
+        of.paths.as_mut().unwrap().get_mut(&host(2)).unwrap().push((six(12), six_path, six_path));
+        seen
+    };
+    let lines = evaluate(&seen(Reached::Yes, Reached::Yes));
+    assert!(lines.iter().all(|line| line.result == Verdict::Ok), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.check == "path" && line.detail.contains("fd00:9::c")), "{lines:#?}");
+    let wrong = |seen: Observed| {
+        let lines = evaluate(&seen).into_iter().filter(|line| line.result == Verdict::Wrong);
+        lines.map(|line| format!("{} {} {}", line.check, line.subject, line.detail)).collect::<Vec<_>>()
+    };
+    let path = wrong(seen(Reached::Silence, Reached::Yes));
+    assert_eq!(path, ["path Back to host-2 no answer over VXLAN from fd00:9::c"]);
+    let vip = wrong(seen(Reached::Yes, Reached::NotSent));
+    assert_eq!(vip, ["vip Back from task t1, echoes are not answered by fd00:9::2 of web"]);
+    // A name without its IPv6 address is not answered right.
+    let mut without = seen(Reached::Yes, Reached::Yes);
+    let found = [IpAddr::from(at(2))].into();
+    without.networks[0].names = Some(vec![("web.back".into(), Answer::Addresses(found))]);
+    assert_eq!(wrong(without), ["names Back from task t1: web.back lacks [fd00:9::2], has also []"]);
 }
 
 #[test]

@@ -7,4 +7,4 @@ mod echo;
 mod names;
 
 pub use echo::{Echo, Reached, echo};
-pub use names::{Answer, resolve};
+pub use names::{Answer, Families, resolve};

@@ -33,12 +33,21 @@ pub enum Answer {
     NotAsked,
 }
 
-/// Asks for the IPv4 addresses of names, one after the other; after `patience` no more are asked. The answers are in the
-/// order of the names.
+/// Which addresses a name is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 alone.
+    Four,
+    /// IPv4, then IPv6; the answer has both, or what is wrong with either.
+    Both,
+}
+
+/// Asks for the addresses of names, one after the other; after `patience` no more are asked. The answers are in the order
+/// of the names.
 ///
 /// # Errors
 /// When the namespace cannot be entered, or no socket opened there.
-pub fn resolve(namespace: &NetNs, names: &[String], patience: Duration) -> io::Result<Vec<Answer>> {
+pub fn resolve(namespace: &NetNs, names: &[String], families: Families, patience: Duration) -> io::Result<Vec<Answer>> {
     let end = Instant::now() + patience;
     namespace.visit(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
@@ -47,11 +56,29 @@ pub fn resolve(namespace: &NetNs, names: &[String], patience: Duration) -> io::R
             if Instant::now() > end {
                 return Answer::NotAsked;
             }
-            let id = u16::try_from(number % 0x4000).unwrap_or_default() * TRIES;
-            (0..TRIES).find_map(|again| ask(&socket, id + again, name, A)).unwrap_or(Answer::Silence)
+            let id = u16::try_from(number % 0x4000).unwrap_or_default() * 2 * TRIES;
+            let asked = |id: u16, kind| {
+                (0..TRIES).find_map(|again| ask(&socket, id + again, name, kind)).unwrap_or(Answer::Silence)
+            };
+            match families {
+                Families::Four => asked(id, A),
+                Families::Both => asked(id, A).and(asked(id + TRIES, AAAA)),
+            }
         };
         Ok(names.iter().enumerate().map(ask).collect())
     })
+}
+
+impl Answer {
+    /// What is said of a name as a whole.
+    fn and(self, other: Answer) -> Answer {
+        match (self, other) {
+            (Answer::Addresses(four), Answer::Addresses(six)) => {
+                Answer::Addresses(four.into_iter().chain(six).collect())
+            }
+            (Answer::Addresses(_), wrong) | (wrong, _) => wrong,
+        }
+    }
 }
 
 fn ask(socket: &UdpSocket, id: u16, name: &str, kind: u16) -> Option<Answer> {
@@ -184,6 +211,15 @@ mod tests {
         };
         let desired = Desired { revision: 1, networks: vec![Arc::new(network)], ports: Vec::new() };
         (Zone::new(&desired, &BTreeSet::new()), View { networks: vec!["n".into()], ..View::default() })
+    }
+
+    #[test]
+    fn two_answers_are_one() {
+        let found = |text: &[&str]| Answer::Addresses(text.iter().map(|address| address.parse().unwrap()).collect());
+        assert_eq!(found(&["10.0.0.1"]).and(found(&["fd00::1"])), found(&["10.0.0.1", "fd00::1"]));
+        assert_eq!(found(&["10.0.0.1"]).and(Answer::Silence), Answer::Silence);
+        assert_eq!(Answer::NoSuchName.and(found(&[])), Answer::NoSuchName);
+        assert_eq!(Answer::NoSuchName.and(Answer::Silence), Answer::NoSuchName);
     }
 
     #[track_caller]
