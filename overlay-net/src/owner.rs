@@ -450,13 +450,17 @@ impl Owner {
             replies: self.replies,
             tunnel: Some(self.config.data_path_port),
             apart: self.stage.apart().to_vec(),
+            apart6: self.stage.apart6().to_vec(),
         }
+    }
+
+    fn has_ingress6(&self) -> bool {
+        self.desired.networks.iter().any(|network| network.ingress && network.beside().is_some())
     }
 
     /// The tables of the host's namespace.
     fn host_tables(&self) -> Vec<Arc<Table>> {
-        let (node, mut side) = (&self.config.node, self.host_side());
-        side.apart = self.stage.apart().to_vec();
+        let (node, side) = (&self.config.node, self.host_side());
         let ingress = self.desired.networks.iter().find(|network| network.ingress);
         let beside = ingress.and_then(|network| network.beside());
         let six = beside.and_then(|beside| self.balance.host_table6(node, &side, beside));
@@ -468,11 +472,16 @@ impl Owner {
         let side = self.host_side();
         let needed = side.ingress.is_some() || side.egress.is_some();
         let was_off = needed && self.stage.note_forwarding()?;
+        let needed6 = side.ingress.is_some() && self.has_ingress6();
+        let was_off6 = needed6 && self.stage.note_forwarding6()?;
         let wanted = self.host_tables();
         let foreign = self.host_rules.ensure(wanted, &mut Transitions::default())?;
         self.audit.report_repairs("the host's rules", foreign);
         if was_off && self.stage.forward()? {
             self.audit.report_repairs("the host's values", ["net/ipv4/ip_forward was off".to_owned()]);
+        }
+        if was_off6 && self.stage.forward6()? {
+            self.audit.report_repairs("the host's values", ["net/ipv6/conf/all/forwarding was off".to_owned()]);
         }
         Ok(())
     }
@@ -488,8 +497,7 @@ impl Owner {
                  ports and the way out do not work"
             );
         }
-        let six = |network: &Arc<Network>| network.ingress && network.beside().is_some();
-        self.firewall.set_six(self.desired.networks.iter().any(six));
+        self.firewall.set_six(self.has_ingress6());
         self.firewall.ensure(&links)?.iter().for_each(audit::report_opened);
         Ok(())
     }
@@ -569,7 +577,7 @@ impl Owner {
         // Who else forwards may count on it by now.
         let others = legacy_filter() || self.firewall.others_forward().unwrap_or(true);
         if !others && let Err(source) = self.stage.stop_forwarding() {
-            errors.push(ObjectError { object: "net/ipv4/ip_forward".into(), source });
+            errors.push(ObjectError { object: "forwarding of the host".into(), source });
         }
         if let Err(source) = self.host_rules.remove() {
             errors.push(ObjectError { object: "table of the host".into(), source });

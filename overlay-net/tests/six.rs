@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use overlay_net::kernel::{Links, NetNs};
+use overlay_net::kernel::{Links, NetNs, Peer};
 use overlay_net::{Desired, Protocol, PublishedPort};
 use world::*;
 
@@ -251,6 +251,95 @@ fn what_others_change_is_repaired_and_a_restart_changes_nothing() {
     };
     eventually(|| through(0));
     assert_eq!(addresses6(&tasks[0].namespace, "eth0"), [web6(11)]);
+}
+
+/// A wire of its own between a host and a neighbour, who knows the way to the client of the first wire through the host.
+fn neighbour(host: &NetNs, link: &str, net: u16) -> NetNs {
+    let other = NetNs::anonymous().unwrap();
+    let (mut near, mut far) = (Links::open(host).unwrap(), Links::open(&other).unwrap());
+    near.create_veth_into(link, None, 1500, &Peer { namespace: &other, name: "n0", mac: None }).unwrap();
+    for (namespace, links, name, last) in [(host, &mut near, link, 1), (&other, &mut far, "n0", 2)] {
+        namespace.set_sysctl(&format!("ipv6/conf/{name}/accept_dad"), "0").unwrap();
+        let address = Ipv6Addr::new(0xfd88, net, 0, 0, 0, 0, 0, last);
+        links.add_address6(name, ipnet::Ipv6Net::new(address, 64).unwrap()).unwrap();
+        links.set_up(name).unwrap();
+    }
+    far.wait_running("n0", PATIENCE).unwrap();
+    route6(&other, "fd77::/64", &format!("fd88:{net:x}::1"));
+    other
+}
+
+fn route6(namespace: &NetNs, to: &str, via: &str) {
+    let args = ["-6", "route", "add", to, "via", via];
+    let done = namespace.visit(|| std::process::Command::new("ip").args(args).output()).unwrap();
+    assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn a_host_that_was_no_router_of_ipv6_does_not_become_one() {
+    if !possible() {
+        return;
+    }
+    if std::process::Command::new("ip").arg("-V").output().is_err() {
+        return println!("skipped: the program ip is not installed");
+    }
+    let mut world = World::new(2);
+    let switch = |host: &NetNs, to: &str| host.set_sysctl("ipv6/conf/all/forwarding", to).unwrap();
+    let ends = world.hosts.iter().map(|host| (&host.namespace, host.number)).chain([(&world.client, 99)]);
+    for (namespace, last) in ends {
+        let net = ipnet::Ipv6Net::new(outside(last), 64).unwrap();
+        namespace.set_sysctl("ipv6/conf/u0/accept_dad", "0").unwrap();
+        Links::open(namespace).unwrap().add_address6("u0", net).unwrap();
+    }
+    // Host 1 routes IPv4 alone, host 2 IPv6 alone.
+    for (number, routes) in [(1, "1"), (2, "0")] {
+        world.host(number).namespace.set_sysctl("ipv4/ip_forward", routes).unwrap();
+    }
+    switch(&world.host(2).namespace, "1");
+    let before = [1u8, 2].map(|number| {
+        let net = 0x100 + u16::from(number);
+        route6(&world.client, &format!("fd88:{net:x}::/64"), &outside(number).to_string());
+        neighbour(&world.host(number).namespace, "lan", net)
+    });
+    let _outside = Greeter::at(&world.client, Ipv6Addr::UNSPECIFIED.into(), 7000, "outside");
+    let passes = |from: &NetNs| greet_within(from, outside(99), 7000, Duration::from_millis(400)).is_ok();
+    eventually(|| if passes(&before[1]) { Ok(()) } else { Err("host 2 does not route") });
+    assert!(!passes(&before[0]));
+
+    world.set_desired_everywhere(&six(1));
+    let web = Task::new("web.1", 11, true);
+    world.attach(1, &web, None);
+    let _greeter = Greeter::at(&web.namespace, Ipv6Addr::UNSPECIFIED.into(), 80, "web.1");
+    let mut only = six(2);
+    for port in &mut only.ports {
+        port.backends.truncate(1);
+    }
+    world.set_desired_everywhere(&only);
+    let check = |world: &World| {
+        eventually(|| greet(&world.client, outside(1), 8080));
+        assert!(!passes(&before[0]), "it routes");
+        assert!(passes(&before[1]), "it was a router, and is none any more");
+        // What is published is for everybody who reaches the host.
+        eventually(|| greet(&before[0], Ipv6Addr::new(0xfd88, 0x101, 0, 0, 0, 0, 0, 1), 8080));
+    };
+    check(&world);
+    // Links of others who came later, and know that the host forwards.
+    route6(&world.client, "fd88:103::/64", &outside(1).to_string());
+    let later = neighbour(&world.host(1).namespace, "docker0", 0x103);
+    eventually(|| if passes(&later) { Ok(()) } else { Err("what came later is shut out") });
+    world.restart(1);
+    world.set_desired(1, &for_host(&only, 1));
+    world.attach(1, &web, None);
+    check(&world);
+    // Somebody turns it off.
+    switch(&world.host(1).namespace, "0");
+    eventually(|| greet(&world.client, outside(1), 8080));
+    for number in [1, 2] {
+        world.runtime.block_on(world.host(number).overlay.clone().destroy()).unwrap();
+    }
+    assert!(!passes(&before[0]) && passes(&before[1]), "as it was");
+    let value = || std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/forwarding").unwrap().trim().to_owned();
+    assert_eq!([1, 2].map(|number| world.host(number).namespace.visit(|| Ok(value())).unwrap()), ["0", "1"]);
 }
 
 #[test]

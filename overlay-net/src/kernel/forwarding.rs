@@ -2,7 +2,7 @@
 //!
 //! Published ports and the way out need `ip_forward`, which is one switch for all links. Where it was off, the links of
 //! that moment are written down, so that the host goes on not forwarding between them; where it was on, the host is a
-//! router and that is nobody's business. The note is beside the pin of the overlay's namespace: it outlives the daemon,
+//! router and that is nobody's business. IPv6 has a switch of its own, and so a note of its own. The note is beside the pin of the overlay's namespace: it outlives the daemon,
 //! and like the switch itself it does not outlive the host.
 
 use std::io;
@@ -24,9 +24,9 @@ pub(super) struct Forwarding {
 }
 
 impl Forwarding {
-    /// Reads the note that is there.
-    pub(super) fn open(pin: &Path) -> io::Result<Forwarding> {
-        let path = pin.with_file_name("apart");
+    /// Reads the note of this name that is there.
+    pub(super) fn open(pin: &Path, name: &str) -> io::Result<Forwarding> {
+        let path = pin.with_file_name(name);
         let (text, noted) = match std::fs::read_to_string(&path) {
             Ok(text) => (text, true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => (String::new(), false),
@@ -68,7 +68,7 @@ mod tests {
     fn the_first_note_counts_and_is_found_again() {
         let directory = tempfile::tempdir().unwrap();
         let pin = directory.path().join("overlay");
-        let open = || Forwarding::open(&pin).unwrap();
+        let open = || Forwarding::open(&pin, "apart").unwrap();
         let mut first = open();
         assert!(!first.noted && first.apart.is_empty());
         first.note(vec!["eth1".into(), "eth0".into()]).unwrap();

@@ -209,6 +209,7 @@ mod tests {
             replies: Return::Remember,
             tunnel: Some(4789),
             apart: vec!["eth0".into(), "a-long-name-15b".into()],
+            apart6: Vec::new(),
         };
         let host = balance.host_table("n1", &host).unwrap();
         let own = |way_out| Balance::own_table((1053, 1054), side.as_ref(), way_out);

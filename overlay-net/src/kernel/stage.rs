@@ -49,6 +49,7 @@ pub(crate) struct Stage {
     /// Notices of what happens in the node's own namespace, and in the host's.
     watches: [Watch; 2],
     forwarding: Forwarding,
+    forwarding6: Forwarding,
 }
 
 /// Gives a task's interface its IPv6 address, or sees to it that it has none, not even one of its own making.
@@ -64,6 +65,23 @@ fn family6(namespace: &NetNs, links: &mut Links, interface: &Interface) -> io::R
         namespace.set_sysctl(&value, wanted)?;
     }
     links.add_address6(&interface.name, address)
+}
+
+/// Notes these links if the host's switch for forwarding is off; says whether it is. The thread that asks is in the host's
+/// namespace, and so sees its values.
+fn note(forwarding: &mut Forwarding, switch: &str, links: Vec<String>) -> io::Result<bool> {
+    match std::fs::read_to_string(format!("/proc/sys/net/{switch}")) {
+        Ok(value) if value.trim() == "0" => {}
+        Ok(_) => {
+            forwarding.begun = true;
+            return Ok(false);
+        }
+        // A kernel without IPv6 has nothing to turn on.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    forwarding.note(links)?;
+    Ok(true)
 }
 
 /// How a bridge treats a task's port on a network.
@@ -100,8 +118,8 @@ impl Stage {
         }
         let (host_links, inner_links) = (Links::open(&host)?, Links::open(&inner)?);
         let watches = [inner.visit(|| Watch::with_room(LINKS | NEIGHBOURS, ROOM))?, host.visit(|| Watch::open(LINKS))?];
-        let forwarding = Forwarding::open(pin)?;
-        Ok(Stage { node: node.to_owned(), host, inner, host_links, inner_links, watches, forwarding })
+        let (forwarding, forwarding6) = (Forwarding::open(pin, "apart")?, Forwarding::open(pin, "apart6")?);
+        Ok(Stage { node: node.to_owned(), host, inner, host_links, inner_links, watches, forwarding, forwarding6 })
     }
 
     /// Whether anything happened in either namespace since the last call, but for our own changes of entries. (Those of
@@ -236,9 +254,9 @@ impl Stage {
     /// people.
     pub(crate) fn host_values(&mut self) -> io::Result<Vec<String>> {
         let mut lacks = self.host_lacks()?;
-        lacks.retain(|name| name != FORWARDING);
+        lacks.retain(|name| name != FORWARDING && name != FORWARDING_6);
         for name in &lacks {
-            if name == FORWARDING_6 { self.forward6()? } else { self.host.set_sysctl(name, "1")? }
+            self.host.set_sysctl(name, "1")?;
         }
         Ok(lacks.into_iter().map(|name| format!("net/{name} was off")).collect())
     }
@@ -367,19 +385,18 @@ impl Stage {
         }
     }
 
-    /// Lets the host forward IPv6 packets. A router heeds no other router's announcements, so
-    /// that a host that has its own way out from those is told to heed them all the same.
-    fn forward6(&mut self) -> io::Result<()> {
+    /// Lets the host forward IPv6 packets; says whether it had done so before, and somebody has stopped it. A router heeds
+    /// no other router's announcements, so that a host that has its own way out from those is told to heed them all the
+    /// same.
+    pub(crate) fn forward6(&mut self) -> io::Result<bool> {
         let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/{name}"));
-        if read(FORWARDING_6)?.trim() == "1" {
-            return Ok(());
-        }
         for link in self.host_links.list()? {
             if read(&format!("ipv6/conf/{}/accept_ra", link.name)).is_ok_and(|value| value.trim() == "1") {
                 self.host.set_sysctl(&format!("ipv6/conf/{}/accept_ra", link.name), "2")?;
             }
         }
-        self.host.set_sysctl(FORWARDING_6, "1")
+        self.host.set_sysctl(FORWARDING_6, "1")?;
+        Ok(std::mem::replace(&mut self.forwarding6.begun, true))
     }
 
     /// The host's own networks come first: an ingress network with the same addresses would cut the host off from them.
@@ -408,17 +425,27 @@ impl Stage {
         &self.forwarding.apart
     }
 
+    /// The same for IPv6.
+    pub(crate) fn apart6(&self) -> &[String] {
+        &self.forwarding6.apart
+    }
+
     /// Notes those links if the host does not forward; says whether it does not.
     pub(crate) fn note_forwarding(&mut self) -> io::Result<bool> {
-        // The thread that asks is in the host's namespace, and so sees its values.
-        if std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?.trim() != "0" {
-            self.forwarding.begun = true;
-            return Ok(false);
-        }
+        let links = self.links_of_others()?;
+        note(&mut self.forwarding, FORWARDING, links)
+    }
+
+    /// The same for IPv6.
+    pub(crate) fn note_forwarding6(&mut self) -> io::Result<bool> {
+        let links = self.links_of_others()?;
+        note(&mut self.forwarding6, FORWARDING_6, links)
+    }
+
+    fn links_of_others(&mut self) -> io::Result<Vec<String>> {
         let ours = [names::egress_link(&self.node), names::ingress_link(&self.node), "lo".to_owned()];
-        let links = self.host_links.list()?.into_iter().map(|link| link.name).filter(|name| !ours.contains(name));
-        self.forwarding.note(links.collect())?;
-        Ok(true)
+        let links = self.host_links.list()?.into_iter().map(|link| link.name);
+        Ok(links.filter(|name| !ours.contains(name)).collect())
     }
 
     /// Lets the host forward; says whether it had done so before, and somebody has stopped it.
@@ -429,7 +456,8 @@ impl Stage {
 
     /// Ends the host's forwarding if it began with ours.
     pub(crate) fn stop_forwarding(&mut self) -> io::Result<()> {
-        if self.forwarding.noted { self.host.set_sysctl(FORWARDING, "0") } else { Ok(()) }
+        let stop = |note: &Forwarding, name| if note.noted { self.host.set_sysctl(name, "0") } else { Ok(()) };
+        stop(&self.forwarding, FORWARDING).and(stop(&self.forwarding6, FORWARDING_6))
     }
 
     /// A link of ours in the host's namespace: addresses, and published ports on localhost.
@@ -439,7 +467,6 @@ impl Stage {
             // The kernel's own IPv6 chatter has nobody to talk to there.
             None => self.host.set_sysctl(&six("disable_ipv6"), "1").unwrap_or_default(),
             Some(_) => {
-                self.forward6()?;
                 for (value, wanted) in [("accept_ra", "0"), ("disable_ipv6", "0"), ("accept_dad", "0")] {
                     self.host.set_sysctl(&six(value), wanted)?;
                 }
@@ -557,8 +584,10 @@ impl Stage {
             }
             Err(error) => errors.push(("the node's links".into(), error)),
         }
-        if let Err(error) = self.forwarding.forget() {
-            errors.push((self.forwarding.path.display().to_string(), error));
+        for forwarding in [&self.forwarding, &self.forwarding6] {
+            if let Err(error) = forwarding.forget() {
+                errors.push((forwarding.path.display().to_string(), error));
+            }
         }
         if let Err(error) = NetNs::delete(pin) {
             errors.push((pin.display().to_string(), error));

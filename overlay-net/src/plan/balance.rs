@@ -77,6 +77,8 @@ pub struct HostSide {
     pub tunnel: Option<u16>,
     /// The links between which this host did not forward before it had to for the overlay.
     pub apart: Vec<String>,
+    /// The same for IPv6.
+    pub apart6: Vec<String>,
 }
 
 impl Balance {
@@ -298,7 +300,7 @@ impl Balance {
         let (link, _) = side.ingress.as_ref()?;
         let datagrams = [Match::To(link.clone()), Match::Translated, Match::Protocol(Protocol::Udp)];
         let hidden = Rule::new(datagrams, Action::Masquerade);
-        let side = HostSide { egress: None, tasks: BTreeMap::new(), ..side.clone() };
+        let side = HostSide { egress: None, tasks: BTreeMap::new(), apart: side.apart6.clone(), ..side.clone() };
         let mut table = self.host_table(node, &side)?;
         // The kernel lets nothing from `::1` leave by any link, so that such connections would hang. Refused at once,
         // they are tried at 127.0.0.1.
