@@ -189,6 +189,8 @@ fn full_store() -> Store {
         feature_level: 2,
         own_ports: vec![OwnPort { protocol: PortProtocol::Udp as i32, port: 2377, purpose: "control port".into() }],
         own_subnets: vec!["192.0.2.0/24".into()],
+        own_subnets6: vec!["2001:db8::/64".into()],
+        routes6: vec!["2001:db8:1::/48".into()],
         routes: vec!["198.51.100.0/24".into()],
         way_out: "172.30.0.0/16".into(),
     };

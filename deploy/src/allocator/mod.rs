@@ -23,7 +23,7 @@ use address::{Addresses, Given};
 use port::HostPorts;
 
 pub(crate) use reserved::{own_ports, reserved_port};
-pub(crate) use subnet::{overlapping_hosts, plan_network};
+pub(crate) use subnet::{overlapping_hosts, overlapping_hosts6, plan_network};
 pub use trouble::Troubles;
 pub(crate) use trouble::{host_inside, ingress_obstacle};
 

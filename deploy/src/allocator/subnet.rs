@@ -86,7 +86,8 @@ fn taken_subnets6(store: &Store, network: &Network) -> BTreeSet<Subnet6> {
 }
 
 /// The lowest free /64 of the cluster's own /48 among the unique local addresses (RFC 4193): `fd`, and 40 bits that
-/// follow from the cluster's id, so that two clusters rarely have the same.
+/// follow from the cluster's id, so that two clusters rarely have the same. What hosts have there is left out as well, but
+/// for a network that holds all of it: that could not be avoided.
 fn free_subnet6(store: &Store, taken: &BTreeSet<Subnet6>) -> Option<Subnet6> {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in store.cluster()?.id.as_str().bytes() {
@@ -94,7 +95,12 @@ fn free_subnet6(store: &Store, taken: &BTreeSet<Subnet6>) -> Option<Subnet6> {
     }
     let pool = 0xfd_u128 << 120 | u128::from(hash >> 24) << 80;
     let candidate = |number: u128| Subnet6::containing(pool | number << 64, 64);
-    let free = |subnet: &Subnet6| !taken.iter().any(|other| other.overlaps(*subnet));
+    let whole = Subnet6::containing(pool, 48)?;
+    let in_the_way = |own: &Subnet6| own.overlaps(whole) && own.prefix() > whole.prefix();
+    let descriptions = store.nodes().map(|node| &node.description);
+    let own = descriptions.flat_map(|description| description.own_subnets6.iter().chain(&description.routes6));
+    let hosts: BTreeSet<Subnet6> = own.filter_map(|text| Subnet6::parse(text)).filter(in_the_way).collect();
+    let free = |subnet: &Subnet6| !taken.iter().chain(&hosts).any(|other| other.overlaps(*subnet));
     (0..1 << 16).filter_map(candidate).find(free)
 }
 
@@ -179,4 +185,17 @@ pub(super) fn overlap(node: &Node, subnet: Subnet) -> Option<Subnet> {
     let own = own.iter().filter_map(|text| Subnet::parse(text)).find(|own| own.overlaps(subnet));
     let inside = |route: &Subnet| subnet.prefix() <= route.prefix() && subnet.contains(route.first());
     own.or_else(|| routes.iter().filter_map(|text| Subnet::parse(text)).find(inside))
+}
+
+/// The same for IPv6.
+pub(crate) fn overlapping_hosts6(store: &Store, subnet: Subnet6) -> impl Iterator<Item = (&str, Subnet6)> {
+    store.nodes().filter_map(move |node| Some((node.description.hostname.as_str(), overlap6(node, subnet)?)))
+}
+
+/// See [`overlap`].
+pub(super) fn overlap6(node: &Node, subnet: Subnet6) -> Option<Subnet6> {
+    let (own, routes) = (&node.description.own_subnets6, &node.description.routes6);
+    let own = own.iter().filter_map(|text| Subnet6::parse(text)).find(|own| own.overlaps(subnet));
+    let inside = |route: &Subnet6| subnet.prefix() <= route.prefix() && subnet.contains(route.first());
+    own.or_else(|| routes.iter().filter_map(|text| Subnet6::parse(text)).find(inside))
 }

@@ -5,15 +5,23 @@ use std::sync::Arc;
 
 use super::address::dry;
 use super::reserved::own_ports;
-use super::subnet::overlap;
-use crate::model::{Network, Node, Subnet, parse_ipv4};
+use super::subnet::{overlap, overlap6};
+use crate::model::{Network, Node, Subnet, Subnet6, parse_ipv4};
 use crate::store::Store;
 
 /// Why a host cannot have a place on the ingress network, if a network of its own is in the way.
 pub(crate) fn ingress_obstacle(node: &Node, ingress: &Network) -> Option<String> {
-    let subnet = Subnet::parse(&ingress.allocation.as_ref()?.subnet)?;
-    let own = overlap(node, subnet)?;
-    Some(format!("network {} ({subnet}) has addresses of this host's own network {own}", ingress.spec.name))
+    let allocation = ingress.allocation.as_ref()?;
+    let in_the_way = |subnet: String, own: String| {
+        format!("network {} ({subnet}) has addresses of this host's own network {own}", ingress.spec.name)
+    };
+    let four = Subnet::parse(&allocation.subnet);
+    let four = four.and_then(|subnet| Some(in_the_way(subnet.to_string(), overlap(node, subnet)?.to_string())));
+    let six = || {
+        let subnet = Subnet6::parse(&allocation.subnet6)?;
+        Some(in_the_way(subnet.to_string(), overlap6(node, subnet)?.to_string()))
+    };
+    four.or_else(six)
 }
 
 /// Why no host at all can have a place on the ingress network: it holds the address of one, whom the others would lose.

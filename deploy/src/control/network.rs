@@ -1,9 +1,11 @@
 //! Cluster-wide networks.
 
+use std::fmt::Display;
+
 use super::{ControlError, CreateNetwork, ErrorKind, RemoveNetwork, Reply, named, not_found, precondition, validate};
 use crate::allocator;
 use crate::cx::Cx;
-use crate::model::{IPV6_LEVEL, Network, NetworkId, Subnet};
+use crate::model::{IPV6_LEVEL, Network, NetworkId, Subnet, Subnet6};
 use crate::store::Txn;
 
 pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Result<Reply, ControlError> {
@@ -37,7 +39,7 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Resu
     {
         return Err(ControlError::new(ErrorKind::Invalid, format!("{why}: hosts would lose the way to each other")));
     }
-    let warnings = overlap_warning(txn, &network).into_iter().collect();
+    let warnings = overlap_warnings(txn, &network);
     let id = network.id.clone();
     txn.put_network(network);
     Ok(Reply { warnings, ..named(id) })
@@ -55,10 +57,20 @@ fn refuse_old_managers(txn: &Txn) -> Result<(), ControlError> {
     )))
 }
 
-/// What becomes of a subnet that a user asked for and that hosts have too.
-fn overlap_warning(txn: &Txn, network: &Network) -> Option<String> {
-    let subnet = Subnet::parse(&network.spec.ipam4()?.subnet)?;
-    let mut hosts = allocator::overlapping_hosts(txn, subnet);
+/// What becomes of the subnets that a user asked for and that hosts have too.
+fn overlap_warnings(txn: &Txn, network: &Network) -> Vec<String> {
+    let four = network.spec.ipam4().and_then(|ipam| Subnet::parse(&ipam.subnet));
+    let six = network.spec.ipam6().and_then(|ipam| Subnet6::parse(&ipam.subnet));
+    let four = four.and_then(|subnet| overlap_warning(network, subnet, allocator::overlapping_hosts(txn, subnet)));
+    let six = six.and_then(|subnet| overlap_warning(network, subnet, allocator::overlapping_hosts6(txn, subnet)));
+    four.into_iter().chain(six).collect()
+}
+
+fn overlap_warning<'a, S: Display>(
+    network: &Network,
+    subnet: S,
+    mut hosts: impl Iterator<Item = (&'a str, S)>,
+) -> Option<String> {
     let (name, own) = hosts.next()?;
     let others = match hosts.count() {
         0 => String::new(),

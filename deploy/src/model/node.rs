@@ -174,6 +174,12 @@ pub struct NodeDescription {
     /// if the host does not say.
     #[prost(string, tag = "52")]
     pub way_out: String,
+    /// IPv6 subnets that it has an address in, CIDR, without those of a single link; as many at the most.
+    #[prost(string, repeated, tag = "60")]
+    pub own_subnets6: Vec<String>,
+    /// Other IPv6 subnets that it has a route to, without the default route; as many at the most.
+    #[prost(string, repeated, tag = "61")]
+    pub routes6: Vec<String>,
 }
 
 /// Ports of its daemon that a host names.

@@ -204,6 +204,8 @@ fn describe(engine: &LocalEngine, listen: &str, advertise: &str, data_path: &str
         own_subnets: networks.subnets,
         routes: networks.routes,
         way_out: networks.way_out,
+        own_subnets6: networks.subnets6,
+        routes6: networks.routes6,
     }
 }
 

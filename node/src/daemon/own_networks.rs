@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use deploy::model::MAX_OWN_SUBNETS;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use overlay_net::is_own_link;
@@ -13,10 +13,14 @@ use overlay_net::plan::attachment::choose_egress;
 
 /// The main routing table of the calling thread's network namespace; IPv4.
 const ROUTES: &str = "/proc/thread-self/net/route";
+/// The same for IPv6, with the kernel's own entries for addresses and groups.
+const ROUTES_6: &str = "/proc/thread-self/net/ipv6_route";
 /// A route that is in force (`RTF_UP`).
 const UP: u32 = 0x1;
 /// One that only refuses (`RTF_REJECT`): a network that is merely shut off is nobody's.
 const REJECT: u32 = 0x200;
+/// Entries for the host's own addresses (`RTF_LOCAL`, `RTF_ANYCAST`).
+const ITSELF: u32 = 0x8010_0000;
 
 /// What a host says of its networks; see `NodeDescription`.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -27,24 +31,62 @@ pub(super) struct OwnNetworks {
     pub(super) routes: Vec<String>,
     /// The subnet through which tasks reach other networks.
     pub(super) way_out: String,
+    /// As `subnets`, for IPv6.
+    pub(super) subnets6: Vec<String>,
+    /// As `routes`, for IPv6.
+    pub(super) routes6: Vec<String>,
 }
 
 /// An address of an interface.
-struct Address {
+struct Address<N = Ipv4Net> {
     interface: String,
-    net: Ipv4Net,
+    net: N,
 }
 
 /// Reads them. What cannot be read is left out: nothing but the choice of subnets depends on it.
 pub(super) fn read(egress_link: &str) -> OwnNetworks {
     let counts =
         |flags: InterfaceFlags| flags.contains(InterfaceFlags::IFF_UP) && !flags.contains(InterfaceFlags::IFF_LOOPBACK);
-    let addresses = getifaddrs().into_iter().flatten().filter(|a| counts(a.flags)).filter_map(|a| {
-        let (address, mask) = (a.address?.as_sockaddr_in()?.ip(), a.netmask?.as_sockaddr_in()?.ip());
-        Some(Address { interface: a.interface_name, net: Ipv4Net::with_netmask(address, mask).ok()? })
-    });
-    let routes = std::fs::read_to_string(ROUTES).unwrap_or_default();
-    own_networks(addresses.collect(), &routes, egress_link)
+    let (mut addresses, mut addresses6) = (Vec::new(), Vec::new());
+    for a in getifaddrs().into_iter().flatten().filter(|a| counts(a.flags)) {
+        let (Some(address), Some(mask)) = (a.address, a.netmask) else { continue };
+        let interface = a.interface_name;
+        if let (Some(address), Some(mask)) = (address.as_sockaddr_in(), mask.as_sockaddr_in()) {
+            addresses.extend(Ipv4Net::with_netmask(address.ip(), mask.ip()).map(|net| Address { interface, net }));
+        } else if let (Some(address), Some(mask)) = (address.as_sockaddr_in6(), mask.as_sockaddr_in6()) {
+            addresses6.extend(Ipv6Net::with_netmask(address.ip(), mask.ip()).map(|net| Address { interface, net }));
+        }
+    }
+    let text = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let (subnets6, routes6) = own_networks6(addresses6, &text(ROUTES_6));
+    OwnNetworks { subnets6, routes6, ..own_networks(addresses, &text(ROUTES), egress_link) }
+}
+
+/// Subnets, and routes to others. What belongs to a single link is everybody's, and so nobody's.
+fn own_networks6(addresses: Vec<Address<Ipv6Net>>, routes: &str) -> (Vec<String>, Vec<String>) {
+    let counts = |interface: &str, net: &Ipv6Net| {
+        let first = net.network();
+        !is_own_link(interface) && !first.is_unicast_link_local() && !first.is_multicast() && !first.is_loopback()
+    };
+    let subnets = addresses.into_iter().filter(|a| counts(&a.interface, &a.net)).map(|a| a.net.trunc());
+    let subnets: BTreeSet<Ipv6Net> = subnets.collect();
+    let routes = routes.lines().filter_map(route6).filter(|(interface, net)| counts(interface, net));
+    let routes = routes.map(|(_, net)| net.trunc()).filter(|net| net.prefix_len() > 0 && !subnets.contains(net));
+    let routes: BTreeSet<Ipv6Net> = routes.collect();
+    let told = |nets: BTreeSet<Ipv6Net>| nets.iter().take(MAX_OWN_SUBNETS).map(ToString::to_string).collect();
+    (told(subnets), told(routes))
+}
+
+/// Interface and destination of a line of the kernel's table of IPv6: hexadecimal, addresses in the order of the network.
+fn route6(line: &str) -> Option<(String, Ipv6Net)> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let flags = u32::from_str_radix(fields.get(8)?, 16).ok()?;
+    if flags & (UP | REJECT | ITSELF) != UP {
+        return None;
+    }
+    let to = u128::from_str_radix(fields.first()?, 16).ok()?;
+    let prefix = u8::from_str_radix(fields.get(1)?, 16).ok()?;
+    Some(((*fields.get(9)?).to_owned(), Ipv6Net::new(to.into(), prefix).ok()?))
 }
 
 fn own_networks(addresses: Vec<Address>, routes: &str, egress_link: &str) -> OwnNetworks {
@@ -63,6 +105,7 @@ fn own_networks(addresses: Vec<Address>, routes: &str, egress_link: &str) -> Own
         subnets: told(subnets),
         routes: told(routes),
         way_out: way_out.map(|net| net.to_string()).unwrap_or_default(),
+        ..OwnNetworks::default()
     }
 }
 
@@ -114,6 +157,38 @@ mod tests {
         assert_eq!(found.subnets, ["10.0.0.0/24", "10.6.0.1/32"]);
         assert_eq!(found.routes, ["10.7.0.0/16"]);
         assert_eq!(found.way_out, "172.29.0.0/16");
+    }
+
+    #[test]
+    fn ipv6_networks_are_told_without_what_is_of_one_link() {
+        let address = |interface: &str, net: &str| Address { interface: interface.into(), net: net.parse().unwrap() };
+        // As the kernel writes them on this machine: to, from, by way of, metric, counts, flags, link.
+        let line = |to: &str, prefix: &str, flags: &str, link: &str| {
+            format!(
+                "{to} {prefix} {zero} 00 {zero} 00000100 00000001 00000000 {flags}     {link}\n",
+                zero = "0".repeat(32)
+            )
+        };
+        let routes = [
+            line("20010db8000000000000000000000000", "40", "00000001", "eth0"),
+            line("20010db8000100000000000000000000", "30", "00000003", "tun0"),
+            line("fe800000000000000000000000000000", "40", "00000001", "eth0"),
+            line("00000000000000000000000000000000", "00", "00000003", "eth0"),
+            line("20010db8000000000000000000000005", "80", "80200001", "eth0"),
+            line("20010db8000200000000000000000000", "30", "00200201", "lo"),
+            line("ff000000000000000000000000000000", "08", "00000001", "eth0"),
+            line("fd000000000000000000000000000000", "40", "00000001", "shi-abc"),
+            "garbage\n".to_owned(),
+        ];
+        let addresses = vec![
+            address("eth0", "2001:db8::5/64"),
+            address("eth0", "fe80::1/64"),
+            address("shi-abc", "fd00::2/64"),
+            address("wg0", "fd07::1/128"),
+        ];
+        let (subnets, others) = own_networks6(addresses, &routes.concat());
+        assert_eq!(subnets, ["2001:db8::/64", "fd07::1/128"]);
+        assert_eq!(others, ["2001:db8:1::/48"]);
     }
 
     #[test]

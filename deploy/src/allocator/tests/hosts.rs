@@ -1,6 +1,6 @@
 //! Subnets next to those that the hosts have of their own.
 
-use super::{network, subnet};
+use super::{network, subnet, world6};
 use crate::allocator::Troubles;
 use crate::control::fixture::{World, init};
 use crate::control::{CreateNetwork, NodeSession, Op, RegisterNode, RemoveNetwork};
@@ -59,6 +59,48 @@ fn a_choice_keeps_off_what_any_host_has() {
     session(&mut world, &node, description(&["10.0.1.0/25", "10.0.1.128/25"], &["10.0.2.0/23"], "10.0.4.0/22"));
     let id = network(&mut world, "free", None).expect("a network");
     assert_eq!(given(&world, &id), "10.0.8.0/24");
+}
+
+#[test]
+fn a_choice_keeps_off_the_ipv6_networks_of_hosts() {
+    let mut world = world6();
+    let node = world.join(1);
+    let make = |world: &mut World, name: &str, subnet: &str, ingress: bool| {
+        let mut spec = NetworkSpec { name: name.into(), ipv6: true, ingress, ..NetworkSpec::default() };
+        spec.ipam.extend((!subnet.is_empty()).then(|| IpamConfig { subnet: subnet.into(), ..IpamConfig::default() }));
+        let reply = world.run(Op::CreateNetwork(Box::new(CreateNetwork { spec }))).expect("a network");
+        (NetworkId::new(reply.id), reply.warnings)
+    };
+    let six = |world: &World, id: &NetworkId| {
+        let network = world.store.network(id).expect("the network");
+        Subnet6::parse(&network.allocation.as_ref().expect("subnets").subnet6).expect("a subnet")
+    };
+    let (id, _) = make(&mut world, "first", "", false);
+    let first = six(&world, &id);
+    let nth = |n: u128| Subnet6::containing(first.first() + (n << 64), 64).expect("a subnet").to_string();
+    // The next one and the one behind it are a host's; a network that holds the whole pool is no obstacle.
+    let own = |own: &[&str], routes: &[&str]| NodeDescription {
+        own_subnets6: strings(own),
+        routes6: strings(routes),
+        ..description(&[], &[], "")
+    };
+    session(&mut world, &node, own(&[&nth(1), "fd00::/8"], &[&nth(2)]));
+    let (id, warnings) = make(&mut world, "second", "", false);
+    assert_eq!((six(&world, &id).to_string(), warnings), (nth(3), vec![]));
+    session(&mut world, &node, own(&["2001:db8:1::/64"], &["2001:db8:2::/48", "2001:db8::/32"]));
+    let (_, warnings) = make(&mut world, "asked", "2001:db8:1::/64", false);
+    assert!(warnings.len() == 1 && warnings[0].contains("2001:db8:1::/64 has addresses of"), "{warnings:?}");
+    assert_eq!(make(&mut world, "apart", "2001:db8:3::/64", false).1, [""; 0], "a wider route is no obstacle");
+    // Nor for a place on the ingress network; one into a part of it is.
+    let ingress = world.store.ingress_network().expect("ingress").id.clone();
+    world.run(Op::RemoveNetwork(RemoveNetwork { id: ingress })).expect("removed");
+    make(&mut world, "mesh", "2001:db8:4::/48", true);
+    let place = |world: &World| world.store.node(&node).expect("the node").attachments.len();
+    assert_eq!((place(&world), troubles(&world, &node)), (1, strings(&[])));
+    session(&mut world, &node, own(&[], &["2001:db8:4:9::/64"]));
+    assert_eq!(place(&world), 0);
+    let said = troubles(&world, &node);
+    assert!(said.len() == 1 && said[0].contains("mesh (2001:db8:4::/48)"), "{said:?}");
 }
 
 #[test]

@@ -125,7 +125,9 @@ pub(super) fn node_description(description: &NodeDescription) -> Result<(), Cont
     }
     labels("EngineLabels", &description.engine_labels)?;
     let (subnets, routes) = (&description.own_subnets, &description.routes);
-    if subnets.len().max(routes.len()) > MAX_OWN_SUBNETS || description.own_ports.len() > MAX_OWN_PORTS {
+    let (subnets6, routes6) = (&description.own_subnets6, &description.routes6);
+    let most = [subnets, routes, subnets6, routes6].into_iter().map(Vec::len).max();
+    if most > Some(MAX_OWN_SUBNETS) || description.own_ports.len() > MAX_OWN_PORTS {
         return Err(invalid(format!(
             "more than {MAX_OWN_PORTS} own ports, {MAX_OWN_SUBNETS} own subnets or {MAX_OWN_SUBNETS} routes"
         )));
@@ -137,8 +139,11 @@ pub(super) fn node_description(description: &NodeDescription) -> Result<(), Cont
         }
     }
     let way_out = Some(&description.way_out).filter(|text| !text.is_empty());
-    match subnets.iter().chain(routes).chain(way_out).find(|text| Subnet::parse(text).is_none()) {
-        Some(wrong) => Err(invalid(format!("OwnSubnets: {:?} is no IPv4 subnet", shorten(wrong)))),
+    if let Some(wrong) = subnets.iter().chain(routes).chain(way_out).find(|text| Subnet::parse(text).is_none()) {
+        return Err(invalid(format!("OwnSubnets: {:?} is no IPv4 subnet", shorten(wrong))));
+    }
+    match subnets6.iter().chain(routes6).find(|text| Subnet6::parse(text).is_none()) {
+        Some(wrong) => Err(invalid(format!("OwnSubnets6: {:?} is no IPv6 subnet", shorten(wrong)))),
         None => Ok(()),
     }
 }
