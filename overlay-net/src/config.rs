@@ -70,6 +70,8 @@ pub struct Network {
     pub internal: bool,
     /// It carries the traffic of published ports.
     pub ingress: bool,
+    /// It ends at each host: tasks reach those of the same host alone.
+    pub local: bool,
     /// The MTU of the underlay that it is made for, in bytes, where that is not simply the underlay's own.
     pub mtu: Option<u32>,
     /// This host's own address on it; for the ingress network. Other hosts' own addresses are among the stations.
@@ -471,6 +473,23 @@ impl Desired {
         (self, refused)
     }
 
+    /// Leaves of networks that end at each host what is on this one; nobody here reaches more. `own` is this host's data
+    /// path address.
+    #[must_use]
+    pub fn localized(mut self, own: Ipv4Addr) -> Desired {
+        for shared in self.networks.iter_mut().filter(|network| network.local) {
+            let network = Arc::make_mut(shared);
+            network.stations.retain(|station| station.host == own);
+            let here: BTreeSet<Ipv4Addr> = network.stations.iter().map(|station| station.address).collect();
+            for service in &mut network.services {
+                if service.endpoints.iter().any(|endpoint| !here.contains(&endpoint.address)) {
+                    Arc::make_mut(service).endpoints.retain(|endpoint| here.contains(&endpoint.address));
+                }
+            }
+        }
+        self
+    }
+
     /// A network by its id.
     #[must_use]
     pub fn network(&self, id: &str) -> Option<&Network> {
@@ -488,7 +507,7 @@ impl Network {
     /// How long packets may be on its links.
     #[must_use]
     pub fn room(&self) -> Room {
-        Room { limit: self.mtu, overhead: VXLAN_BYTES }
+        Room { limit: self.mtu, overhead: if self.local { 0 } else { VXLAN_BYTES } }
     }
 
     /// A host whose data path address is among the network's own. This host could not have a place on such a network

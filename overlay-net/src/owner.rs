@@ -220,7 +220,7 @@ impl Owner {
     /// Brings everything to a new desired state: wires first, then balancing, then names, so that nothing is offered
     /// before it can be reached. What cannot be done is no reason to leave the rest undone.
     fn set_desired(&mut self, desired: Desired) -> Result<(), OverlayError> {
-        let (desired, refused) = desired.sift();
+        let (desired, refused) = desired.localized(self.config.data_path_addr).sift();
         tracing::debug!(revision = desired.revision, networks = desired.networks.len(), "desired state");
         let before = std::mem::replace(&mut self.desired, desired);
         self.refused = refused;

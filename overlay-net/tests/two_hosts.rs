@@ -3,10 +3,12 @@
 
 mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
-use overlay_net::kernel::{NetNs, Tables};
+use overlay_net::kernel::{Links, NetNs, Tables};
 use world::*;
 
 /// web.1 on host 1, web.2 on host 2, and a client task on each.
@@ -207,6 +209,36 @@ fn a_restarted_daemon_adopts_what_is_there() {
     assert_eq!(link_names(&tasks["app.1"].namespace), ["eth0", "eth1"]);
     assert_eq!(*applied.borrow(), 2);
     greet(&tasks["app.1"].namespace, web(12), 80).unwrap();
+}
+
+#[test]
+fn a_network_may_end_at_each_host() {
+    if !possible() {
+        return;
+    }
+    let world = World::new(2);
+    let mut all = desired(1, &[("web.1", 11, 1), ("web.2", 12, 2), ("app.1", 21, 1)], 2);
+    Arc::make_mut(&mut all.networks[0]).local = true;
+    world.set_desired_everywhere(&all);
+    let (near, far) = (Task::new("web.1", 11, true), Task::new("web.2", 12, true));
+    let app = Task::new("app.1", 21, false);
+    for (host, task) in [(1, &near), (2, &far), (1, &app)] {
+        world.attach(host, task, None);
+    }
+    let _greeters = [(&near, "web.1"), (&far, "web.2")].map(|(task, name)| Greeter::start(&task.namespace, 80, name));
+    eventually(|| greet(&app.namespace, web(11), 80));
+    for _ in 0..8 {
+        assert!(greet(&app.namespace, web(2), 80).unwrap().starts_with("web.1"), "balanced over this host alone");
+    }
+    assert_eq!(look_up(&app.namespace, "tasks.web").unwrap().1, [web(11)]);
+    greet_within(&app.namespace, web(12), 80, Duration::from_millis(400)).unwrap_err();
+    let inner = NetNs::open(&world.pin(1)).unwrap();
+    assert!(Links::open(&inner).unwrap().find(&format!("vx-{WEB_VNI:x}")).unwrap().is_none());
+    // What it publishes is served everywhere, by both.
+    let said: BTreeSet<String> = (0..40)
+        .map(|_| greet(&world.client, host_address(1), 8080).unwrap().split(' ').next().unwrap().to_owned())
+        .collect();
+    assert_eq!(said.len(), 2, "{said:?}");
 }
 
 #[test]

@@ -264,6 +264,19 @@ fn networks_that_cannot_be_are_refused() {
     let option = |key: &'static str, value: &'static str| {
         move |spec: &mut NetworkSpec| drop(spec.driver_options.insert(key.into(), value.into()))
     };
+    check(
+        |spec| (spec.driver, spec.ingress) = (LOCAL_DRIVER.into(), true),
+        ErrorKind::Invalid,
+        "ingress network spans the cluster",
+    );
+    check(
+        |spec| {
+            spec.driver = LOCAL_DRIVER.into();
+            option(MTU_OPTION, "67")(spec);
+        },
+        ErrorKind::Invalid,
+        "between 68 and 65535",
+    );
     check(option("com.docker.network.driver.mtus", "1400"), ErrorKind::Unimplemented, "driver.mtus");
     for bad in ["", "big", "117", "65536", "-1", "1400.5", "4294967297"] {
         check(option(MTU_OPTION, bad), ErrorKind::Invalid, "between 118 and 65535");

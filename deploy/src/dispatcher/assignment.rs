@@ -111,6 +111,7 @@ fn network_info(node: &Node, network: &Network) -> Option<Item> {
         own_address: own.map(|a| a.address.clone()).unwrap_or_default(),
         subnet6: allocation.subnet6.clone(),
         mtu: network.spec.mtu().unwrap_or_default(),
+        local: network.spec.is_local(),
     };
     Some(Body::Network(info).into())
 }

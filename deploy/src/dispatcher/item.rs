@@ -152,6 +152,9 @@ pub struct NetworkInfo {
     /// The MTU of the underlay that it is made for, in bytes; 0 where that is simply the underlay's own.
     #[prost(uint32, tag = "10")]
     pub mtu: u32,
+    /// It ends at each host.
+    #[prost(bool, tag = "12")]
+    pub local: bool,
 }
 
 /// Behind which host an address is.

@@ -31,7 +31,7 @@ pub struct NetworkSpec {
     /// Labels.
     #[prost(btree_map = "string, string", tag = "2")]
     pub labels: Labels,
-    /// Driver; "overlay".
+    /// Driver: "overlay", or [`LOCAL_DRIVER`].
     #[prost(string, tag = "3")]
     pub driver: String,
     /// Driver options as sent.
@@ -53,6 +53,9 @@ pub struct NetworkSpec {
     #[prost(message, repeated, tag = "9")]
     pub ipam: Vec<IpamConfig>,
 }
+
+/// The driver of networks that end at each host: tasks reach those of the same host alone.
+pub const LOCAL_DRIVER: &str = "bridge";
 
 /// The driver option for the MTU, as Docker calls it.
 pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
@@ -98,6 +101,11 @@ impl NetworkSpec {
     /// What a user asks of the IPv4 subnet.
     pub fn ipam4(&self) -> Option<&IpamConfig> {
         self.ipam.iter().find(|ipam| !is_ipv6(&ipam.subnet))
+    }
+
+    /// Whether it ends at each host.
+    pub fn is_local(&self) -> bool {
+        self.driver == LOCAL_DRIVER
     }
 
     /// The MTU of the underlay that the network is made for, in bytes: the driver option of that name, if it has one. As

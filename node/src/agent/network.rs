@@ -187,6 +187,7 @@ fn frame(info: &NetworkInfo) -> Option<Network> {
         gateway: info.gateway.parse().ok()?,
         internal: info.internal,
         ingress: info.ingress,
+        local: info.local,
         mtu: Some(info.mtu).filter(|mtu| *mtu > 0),
         host_address: address(&info.own_address),
         stations: Vec::new(),

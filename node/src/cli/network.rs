@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use clap::{Args, Subcommand};
+use deploy::model::LOCAL_DRIVER;
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -26,6 +27,7 @@ Examples:
   shoal service create --name db --network back db:1
   shoal network create --ipv6 --subnet 10.22.0.0/24 --subnet fd00:22::/64 six
   shoal network create --subnet 10.21.0.0/24 --aux-address printer=10.21.0.9 front
+  shoal network create --driver bridge near
   shoal network create --opt com.docker.network.driver.mtu=1400 narrow
   shoal network rm ingress && shoal network create --ingress --subnet 10.11.0.0/16 ingress
   shoal network ls
@@ -88,8 +90,8 @@ enum NetworkCommand {
 struct CreateArgs {
     #[arg(value_parser = values::name)]
     name: String,
-    /// The driver; overlay is the one there is
-    #[arg(short, long, default_value = "overlay", value_parser = ["overlay"])]
+    /// "overlay" spans all hosts; "bridge" ends at each of them: tasks reach those of the same host alone
+    #[arg(short, long, default_value = "overlay", value_parser = ["overlay", LOCAL_DRIVER])]
     driver: String,
     /// IPv6 as well: each address of the network has an IPv6 address beside it
     #[arg(long)]
@@ -274,6 +276,7 @@ fn request(args: CreateArgs) -> Result<NetworkCreate, CliError> {
     let configs = configs(&args)?;
     Ok(NetworkCreate {
         name: Some(args.name),
+        scope: (args.driver == LOCAL_DRIVER).then(|| "swarm".to_owned()),
         driver: Some(args.driver),
         internal: Some(args.internal),
         ingress: args.ingress.then_some(true),
@@ -340,6 +343,10 @@ mod tests {
                    {"Subnet": "10.20.0.0/24", "AuxiliaryAddresses": {"a": "10.20.0.9", "b": "10.20.0.8"}}]}})
         );
         assert_eq!(
+            create("--driver bridge back").unwrap(),
+            json!({"Name": "back", "Driver": "bridge", "Scope": "swarm", "Internal": false})
+        );
+        assert_eq!(
             create("--ipv6 back").unwrap(),
             json!({"Name": "back", "Driver": "overlay", "Internal": false, "EnableIPv6": true})
         );
@@ -361,7 +368,7 @@ mod tests {
             ("--aux-address a=10.20.0.9 back", "--subnet"),
             ("--subnet 10.20.0.0/24 --aux-address a=10.21.0.9 back", "a=10.21.0.9"),
             ("--subnet 10.20.0.0/24 --aux-address 10.20.0.9 back", "10.20.0.9"),
-            ("--driver bridge back", "bridge"),
+            ("--driver macvlan back", "overlay, bridge"),
             ("--subnet fd00::/64 back", "--ipv6"),
             ("--ipv6 --subnet fd00::1/64 back", "fd00::/64"),
             ("--subnet 10.20.0.0/24 --subnet 10.21.0.0/24 back", "same family"),

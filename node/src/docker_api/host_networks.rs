@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use axum::Json;
 use axum::extract::State;
 use deploy::dispatcher::AssignmentSet;
-use deploy::model::MTU_OPTION;
+use deploy::model::{LOCAL_DRIVER, MTU_OPTION};
 use overlay_net::kernel::mac_of;
 use overlay_net::{AuditRecord, Network, Observation, Service};
 use serde_json::{Map, Value, json};
@@ -102,7 +102,7 @@ impl Here {
             id: Some(network.id.clone()),
             created: Some(time_to_wire(Default::default())),
             scope: Some("swarm".to_owned()),
-            driver: Some("overlay".to_owned()),
+            driver: Some(if network.local { LOCAL_DRIVER } else { "overlay" }.to_owned()),
             enable_ipv4: Some(true),
             enable_ipv6: Some(network.subnet6.is_some()),
             ipam: Some(wire::Ipam { driver: Some("default".to_owned()), options: None, config: Some(configs) }),
@@ -111,7 +111,7 @@ impl Here {
             ingress: Some(network.ingress),
             config_from: Some(wire::ConfigFrom { network: Some(String::new()) }),
             config_only: Some(false),
-            options: Some(std::iter::once(vni).chain(mtu).collect()),
+            options: Some(std::iter::once(vni).filter(|_| !network.local).chain(mtu).collect()),
             labels: Some(wire::Map::new()),
             ..wire::Network::default()
         }

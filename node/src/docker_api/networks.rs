@@ -11,7 +11,7 @@ use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::App;
-use super::convert::{network_spec_from_wire, network_to_wire};
+use super::convert::{driver_of, network_spec_from_wire, network_to_wire};
 use super::error::ApiError;
 use super::extract::{JsonBody, Params};
 use super::filters::Filters;
@@ -60,7 +60,7 @@ pub(super) async fn list<E: Engine>(
     let wanted = |n: &&Arc<Network>| {
         filters.prefix("id", n.id.as_str())
             && filters.any("name", |name| n.spec.name.contains(name))
-            && filters.exact("driver", "overlay")
+            && filters.exact("driver", &driver_of(n))
             && filters.exact("scope", "swarm")
             && filters.labels("label", &n.spec.labels)
             && filters.exact("type", if n.spec.ingress { "builtin" } else { "custom" })

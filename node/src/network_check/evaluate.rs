@@ -337,6 +337,9 @@ fn path(subject: &str, tried: &[&(IpAddr, Reached, Reached)], mtu: u16, data_pat
 
 fn paths(network: &NetworkSeen, seen: &Observed) -> Vec<Line> {
     let name = &network.network.name;
+    if network.network.local {
+        return vec![skipped("path", name, "it ends at each host")];
+    }
     let Some(paths) = &network.paths else {
         let own = if network.network.ingress {
             "this host has no place on it"

@@ -36,6 +36,7 @@ fn network() -> Network {
         gateway: at(1),
         internal: false,
         ingress: false,
+        local: false,
         mtu: None,
         host_address: None,
         stations: vec![Station { address: at(11), host: host(1) }, Station { address: at(12), host: host(2) }],

@@ -208,6 +208,13 @@ async fn networks_secrets_configs() {
     let option = "name=ov1,driver-opt=com.docker.network.endpoint.sysctls=net.ipv4.ip_forward=1";
     cli.fails(&format!("service create -d --name o --network {option} web:1"), "endpoint.sysctls").await;
     cli.fails("network create br1", "only overlay networks are").await;
+    cli.fails("network create -d macvlan x", "network driver \"macvlan\" is not supported").await;
+    cli.ok("network create -d bridge --scope swarm near").await;
+    has(&cli.ok("network inspect near").await, &["\"Driver\": \"bridge\"", "\"Scope\": \"swarm\""]);
+    has(&cli.ok("network ls -f driver=bridge").await, &["near", "swarm"]);
+    cli.ok("service create -d --name local --network near -p mode=host,target=80 web:1").await;
+    cli.ok("service rm local").await;
+    cli.ok("network rm near").await;
     cli.fails("network create -d overlay ov1", "network with name ov1 already exists").await;
     cli.ok("service create -d --name web --network name=ov1,alias=w web:1").await;
     // What the host itself has of it: nothing, as there is no overlay here.

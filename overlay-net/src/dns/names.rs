@@ -315,6 +315,7 @@ mod tests {
             gateway: address(1),
             internal: false,
             ingress: false,
+            local: false,
             mtu: None,
             host_address: None,
             stations: stations.collect(),

@@ -48,6 +48,7 @@ fn network(id: &str, services: Vec<Arc<Service>>) -> Network {
         gateway: address(1),
         internal: false,
         ingress: false,
+        local: false,
         mtu: None,
         host_address: None,
         stations: vec![],

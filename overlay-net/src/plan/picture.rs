@@ -192,8 +192,8 @@ impl Picture {
         for network in &desired.networks {
             let mtu = network.room().mtu(facts.underlay);
             let tunnel = Tunnel { local: facts.data_path_addr, port: facts.data_path_port, mtu };
-            let mut switch =
-                Switch { network: network.id.clone(), up: true, tunnel: Some(tunnel), ..Switch::default() };
+            let tunnel = (!network.local).then_some(tunnel);
+            let mut switch = Switch { network: network.id.clone(), up: true, tunnel, ..Switch::default() };
             for station in &network.stations {
                 if station.host == facts.data_path_addr || Some(station.address) == network.host_address {
                     continue;
@@ -302,7 +302,7 @@ impl Picture {
             }
             let frame = |n: &Network| {
                 let swallows = if n.ingress { n.swallows() } else { None };
-                (n.id.clone(), n.vni, n.ingress, n.subnet, n.subnet6, n.room(), n.host_address, swallows)
+                (n.id.clone(), n.vni, n.ingress, n.local, n.subnet, n.subnet6, n.room(), n.host_address, swallows)
             };
             if frame(old) != frame(new) {
                 return None;

@@ -36,6 +36,7 @@ fn network(id: &str, vni: u32) -> Network {
         gateway: address(1),
         internal: false,
         ingress: false,
+        local: false,
         mtu: None,
         host_address: None,
         stations: vec![],
@@ -145,6 +146,39 @@ fn a_smaller_underlay_makes_the_tunnel_anew_with_its_entries() {
     assert_eq!(operations[0], Operation::DeleteTunnel(5));
     assert!(operations.contains(&Operation::SetHost { vni: 5, mac: mac_of(address(3)), host: PEER }));
     assert!(!operations.iter().any(|o| matches!(o, Operation::CreateSwitch { .. } | Operation::SetNeighbour { .. })));
+}
+
+#[test]
+fn a_network_that_ends_at_each_host_has_no_tunnel_and_nobody_elsewhere() {
+    let mut net = network("net", 5);
+    net.local = true;
+    net.stations = vec![Station { address: address(3), host: PEER }, Station { address: address(4), host: ME }];
+    let endpoint = |task: &str, last| Endpoint {
+        task: task.into(),
+        name: task.into(),
+        address: address(last),
+        names: Vec::new(),
+        serving: true,
+    };
+    let endpoints = vec![endpoint("there", 3), endpoint("here", 4)];
+    let vip = Some(address(2));
+    net.services =
+        vec![Arc::new(Service { name: "web".into(), aliases: Vec::new(), vip, endpoints, ports: Vec::new() })];
+    let mut beside = network("other", 6);
+    beside.stations.clone_from(&net.stations);
+    let all = desired(vec![net, beside]).localized(ME);
+    let of = |id: &str| all.network(id).unwrap();
+    assert_eq!(of("net").stations, [Station { address: address(4), host: ME }]);
+    assert_eq!(of("net").services[0].endpoints, [endpoint("here", 4)]);
+    assert_eq!(of("other").stations.len(), 2);
+    let picture = Picture::wanted(&all, &FACTS, &Picture::default());
+    assert_eq!(picture.switches[&5], Switch { network: "net".into(), up: true, ..Switch::default() });
+    assert!(picture.switches[&6].tunnel.is_some());
+    let made = converge(&Picture::default(), &picture);
+    assert!(!made.iter().any(|operation| matches!(operation, Operation::CreateTunnel { vni: 5, .. })), "{made:?}");
+    assert_eq!(of("net").room().mtu(1500), 1500);
+    // A service whose tasks are all elsewhere has none here.
+    assert_eq!(desired(vec![of("net").clone()]).localized(PEER).networks[0].services[0].endpoints, []);
 }
 
 #[test]

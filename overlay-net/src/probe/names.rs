@@ -198,6 +198,7 @@ mod tests {
             gateway: Ipv4Addr::new(10, 1, 0, 1),
             internal: true,
             ingress: false,
+            local: false,
             mtu: None,
             host_address: None,
             stations: Vec::new(),

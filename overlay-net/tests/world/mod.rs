@@ -224,6 +224,7 @@ pub fn desired(revision: u64, endpoints: &[(&str, u8, u8)], hosts: u8) -> Desire
         gateway: Ipv4Addr::new(10, 0, net, 1),
         internal: false,
         ingress: net == 0,
+        local: false,
         mtu: None,
         host_address: None,
         stations: stations(net).collect(),

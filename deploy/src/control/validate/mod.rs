@@ -161,11 +161,14 @@ pub(super) fn network_spec(spec: &NetworkSpec) -> Result<(), ControlError> {
         return Err(invalid(format!("network name {} looks like an id", spec.name)));
     }
     labels("Labels", &spec.labels)?;
-    if spec.driver != "overlay" {
+    if spec.driver != "overlay" && !spec.is_local() {
         return Err(invalid(format!(
             "network driver {:?} cannot span the cluster, \"overlay\" can",
             shorten(&spec.driver)
         )));
+    }
+    if spec.ingress && spec.is_local() {
+        return Err(invalid("ingress network spans the cluster, and so is of the driver \"overlay\""));
     }
     if spec.ingress && spec.internal {
         return Err(invalid("ingress network cannot be internal"));
@@ -189,12 +192,13 @@ fn driver_option(spec: &NetworkSpec, option: &str, value: &str) -> Result<(), Co
         return unsupported(&format!("Options[{:?}] of a network", shorten(option)), true);
     }
     // The least that a link may have, of which IPv6 makes more.
-    let least = TUNNEL_BYTES + if spec.ipv6 { 1280 } else { 68 };
+    let tunnel = if spec.is_local() { 0 } else { TUNNEL_BYTES };
+    let least = tunnel + if spec.ipv6 { 1280 } else { 68 };
     if spec.mtu().is_none_or(|mtu| !(least..=65535).contains(&mtu)) {
         let with = if spec.ipv6 { "a network with IPv6" } else { "a network" };
         return Err(invalid(format!(
             "invalid {MTU_OPTION} {:?}: between {least} and 65535 for {with}. It is the MTU of the interfaces between \
-             the hosts; tasks get {TUNNEL_BYTES} bytes less",
+             the hosts; tasks get {tunnel} bytes less",
             shorten(value)
         )));
     }

@@ -1,6 +1,6 @@
 //! `Network`, as an object of its own and as tasks carry it.
 
-use deploy::model::{IpamConfig, Network, NetworkId, NetworkSpec};
+use deploy::model::{IpamConfig, LOCAL_DRIVER, Network, NetworkId, NetworkSpec};
 use deploy::store::Store;
 
 use super::{non_default, non_empty, time_to_wire, version};
@@ -13,18 +13,26 @@ const VXLAN_OPTION: &str = "com.docker.network.driver.overlay.vxlanid_list";
 /// What a client sent, as the model has it.
 ///
 /// # Errors
-/// Names what the model cannot carry; a driver other than overlay.
+/// Names what the model cannot carry; networks of one host alone.
 pub fn network_spec_from_wire(w: wire::NetworkCreate) -> Result<NetworkSpec, ApiError> {
     let driver = w.driver.unwrap_or_default();
-    if driver != "overlay" {
-        let driver = if driver.is_empty() { "bridge" } else { driver.as_str() };
-        return Err(ApiError::not_supported(format!(
-            "network driver {driver:?} is not supported yet: only overlay networks are (--driver overlay)"
-        )));
-    }
-    match w.scope.as_deref() {
-        None | Some("" | "swarm") => {}
-        Some(other) => return Err(ApiError::invalid(format!("invalid scope for an overlay network: {other:?}"))),
+    match (driver.as_str(), w.scope.as_deref().unwrap_or_default()) {
+        ("overlay", "" | "swarm") | (LOCAL_DRIVER, "swarm") => {}
+        ("overlay", other) => {
+            return Err(ApiError::invalid(format!("invalid scope for an overlay network: {other:?}")));
+        }
+        (LOCAL_DRIVER | "", _) => {
+            return Err(ApiError::not_supported(
+                "networks of one host alone are not supported yet: only overlay networks are (--driver overlay), and \
+                 networks of the cluster that end at each host (--driver bridge --scope swarm)",
+            ));
+        }
+        (other, _) => {
+            return Err(ApiError::not_supported(format!(
+                "network driver {other:?} is not supported yet: only overlay networks are (--driver overlay), and bridge \
+                 with --scope swarm"
+            )));
+        }
     }
     let config_from = w.config_from.and_then(|c| c.network).unwrap_or_default();
     if w.config_only.unwrap_or_default() || !config_from.is_empty() {
@@ -90,13 +98,14 @@ fn subnets(m: &Network) -> Vec<wire::IpamConfig> {
     std::iter::once(four).chain(six).collect()
 }
 
-fn driver_of(m: &Network) -> String {
+/// The name of a network's driver.
+pub fn driver_of(m: &Network) -> String {
     if m.spec.driver.is_empty() { "overlay".to_owned() } else { m.spec.driver.clone() }
 }
 
 fn options(m: &Network) -> wire::Map {
     let mut options = m.spec.driver_options.clone();
-    if let Some(given) = &m.allocation {
+    if let Some(given) = m.allocation.as_ref().filter(|_| !m.spec.is_local()) {
         options.insert(VXLAN_OPTION.to_owned(), given.vni.to_string());
     }
     options
