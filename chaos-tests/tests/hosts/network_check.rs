@@ -4,7 +4,7 @@ use std::process::Output;
 
 use anyhow::{Context, Result, bail, ensure};
 use chaos_tests::hosts::{Cluster, Host, IMAGE, SOON, ServiceDraft};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{binaries, with};
 
@@ -68,7 +68,9 @@ async fn a_host_says_what_it_has_and_what_is_wrong() {
     }
     with(Cluster::start(&binaries(), 1, 2), async |cluster| {
         let api = cluster.api(0);
-        api.create_overlay("back").await?;
+        // Of both families, which are both asked for.
+        let create = json!({"Name": "back", "Driver": "overlay", "EnableIPv6": true});
+        api.post("/networks/create", &create).await?;
         let far = ServiceDraft::new("web", IMAGE, 4).network("back").publish(8080, 80).constraint("node.role==worker");
         api.create_service(&far.build()).await?;
         api.wait_running("web", 4, &[], SOON).await?;
@@ -82,7 +84,7 @@ async fn a_host_says_what_it_has_and_what_is_wrong() {
             if index == 0 {
                 let told = seen["Host"]["Message"].as_str().unwrap_or_default();
                 ensure!(told.contains("does not carry the network back") && told.contains("ingress"), "{told}");
-                ensure!(seen["Services"] == serde_json::json!({}), "{seen}");
+                ensure!(seen["Services"] == json!({}), "{seen}");
                 continue;
             }
             let web = &seen["Services"]["web"];
@@ -107,6 +109,10 @@ async fn a_host_says_what_it_has_and_what_is_wrong() {
         let lines = eventually(cluster.host(1), "names, addresses and paths", |_, wrong| !wrong).await?;
         for wanted in ["names", "vip", "addresses", "path", "way out"] {
             ensure!(lines.iter().any(|l| l["Check"] == wanted && l["Result"] == "ok"), "{wanted}: {lines:#?}");
+        }
+        for wanted in ["vip", "path"] {
+            let six = |line: &Value| line["Detail"].as_str().is_some_and(|detail| detail.contains("fd"));
+            ensure!(lines.iter().any(|l| l["Check"] == wanted && six(l)), "{wanted} by IPv6: {lines:#?}");
         }
         let (lines, wrong) = check(cluster.host(0), &["back"])?;
         ensure!(!wrong && lines.iter().any(|l| l["Check"] == "network" && l["Result"] == "skipped"), "{lines:#?}");
