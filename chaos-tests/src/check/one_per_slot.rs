@@ -1,7 +1,9 @@
 //! At most one task of a slot is wanted, and at most one container of it runs, on hosts that are not Down; two while a
 //! start-first update goes on.
 //!
-//! A container on a host that was Down since it started is excused: it may run until the host is back.
+//! A container on a host that was Down since it started is excused: it may run until the host is back. So is a new attempt
+//! that a host makes by itself, because it does not know whether anybody heard of the end of the one before: the leader
+//! that did has given the slot to another task by then.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +27,7 @@ struct Container {
     host: NodeId,
     service: ServiceId,
     slot: String,
+    attempt: u32,
     excused: bool,
 }
 
@@ -39,7 +42,7 @@ impl Property for OnePerSlot {
             return applied.keys.iter().try_for_each(|key| self.changed(applied.before, key));
         }
         match fact {
-            Fact::Started { host, task, .. } => self.started(host, task),
+            Fact::Started { host, task, attempt } => self.started(host, task, *attempt),
             Fact::Ended { task } => {
                 self.running.remove(task);
                 Ok(())
@@ -63,6 +66,12 @@ impl OnePerSlot {
                 self.running.values_mut().filter(|c| c.host == *id).for_each(|c| c.excused = true);
             }
             Key::Task(id) => {
+                // The word of the attempt before: it was heard after all.
+                if self.latest.task(id).is_none_or(|task| task.has_ended())
+                    && let Some(container) = self.running.get_mut(id)
+                {
+                    container.excused |= container.attempt > 0;
+                }
                 if let Some(task) = self.latest.task(id).filter(|t| t.is_wanted()) {
                     return self.check_wanted(task);
                 }
@@ -85,9 +94,10 @@ impl OnePerSlot {
         Ok(())
     }
 
-    fn started(&mut self, host: &NodeId, task: &Task) -> Result<(), String> {
+    fn started(&mut self, host: &NodeId, task: &Task, attempt: u32) -> Result<(), String> {
         let taken_back = self.latest.task(&task.id).is_none_or(|t| !t.is_wanted());
-        let excused = is_lost(&self.latest, host) || taken_back && self.once_lost.contains(host);
+        let unheard = attempt > 0 || self.once_lost.contains(host);
+        let excused = is_lost(&self.latest, host) || taken_back && unheard;
         let slot = slot_of(task);
         let others = self
             .running
@@ -100,7 +110,7 @@ impl OnePerSlot {
                 task.id, task.service_name
             ));
         }
-        let container = Container { host: host.clone(), service: task.service_id.clone(), slot, excused };
+        let container = Container { host: host.clone(), service: task.service_id.clone(), slot, attempt, excused };
         self.running.insert(task.id.clone(), container);
         Ok(())
     }
@@ -120,7 +130,7 @@ fn starts_first(service: &Service) -> bool {
 mod tests {
     use super::super::testing::{changed, node, service, show, task};
     use super::*;
-    use deploy::model::{NodeState, UpdateConfig};
+    use deploy::model::{DesiredState, NodeState, TaskState, UpdateConfig};
 
     fn cluster(start_first: bool) -> Store {
         changed(&Store::default(), |txn| {
@@ -166,6 +176,39 @@ mod tests {
             show(&mut property, &before, &after)?;
         }
         property.observe(&Fact::Started { host: &second.node_id, task: &second, attempt: 0 })
+    }
+
+    /// The store says that the first one has ended, and one of its attempts runs all the same when the second one starts.
+    fn replaced(attempt: u32, heard_late: bool) -> Result<(), String> {
+        let mut property = OnePerSlot::default();
+        let before = cluster(false);
+        show(&mut property, &Store::default(), &before)?;
+        let (first, second) = (task("t1", "web", "a"), task("t2", "web", "b"));
+        let after = changed(&before, |txn| {
+            let mut ended = first.clone();
+            ended.status.set_state(TaskState::Failed);
+            ended.set_desired(DesiredState::Shutdown);
+            txn.put_task(ended);
+        });
+        let started = Fact::Started { host: &first.node_id, task: &first, attempt };
+        if heard_late {
+            let known = changed(&before, |txn| txn.put_task(first.clone()));
+            show(&mut property, &before, &known)?;
+            property.observe(&started)?;
+            show(&mut property, &known, &after)?;
+        } else {
+            show(&mut property, &before, &after)?;
+            property.observe(&started)?;
+        }
+        property.observe(&Fact::Started { host: &second.node_id, task: &second, attempt: 0 })
+    }
+
+    #[test]
+    fn only_an_attempt_that_a_host_made_by_itself_is_excused_when_its_task_was_replaced() {
+        for heard_late in [false, true] {
+            assert!(replaced(0, heard_late).is_err());
+            assert!(replaced(1, heard_late).is_ok());
+        }
     }
 
     #[test]

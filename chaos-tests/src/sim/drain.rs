@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use deploy::dispatcher::drain::{self, COLLECT, Collection, Drain};
 use deploy::model::{NetworkId, NodeId, NodeState, TaskId, Timestamp};
+use deploy::store::Store;
 
 use super::world::{Down, Event, World, short};
 use crate::check::Violation;
@@ -23,12 +24,11 @@ pub(super) struct Collecting {
 
 impl World {
     /// A session has sent its agent what there is: it asks for tasks that began to drain.
-    pub(super) fn ask_for_drains(&mut self, number: u64) {
+    pub(super) fn ask_for_drains(&mut self, number: u64, store: &Store) {
         let Some(session) = self.sessions.get_mut(&number) else { return };
         let (manager, host) = (session.manager, session.host.clone());
-        let store = self.managers[manager].store.clone();
         let until = self.now.plus(COLLECT);
-        for Drain { tasks, hosts } in drain::drains(&store, &host, &mut session.draining) {
+        for Drain { tasks, hosts } in drain::drains(store, &host, &mut session.draining) {
             let missing = Collection::new([(tasks, hosts)]);
             let excused = BTreeSet::new();
             let revision = store.revision();

@@ -20,7 +20,8 @@ impl World {
             0..10 => self.crash_host(&host, time),
             10..25 => self.kill_daemon(&host, time),
             25..40 => self.cut(&host, time),
-            40..60 => self.reset(&host),
+            40..50 => self.reset(&host),
+            50..60 => self.change_sessions(&host),
             60..80 => {
                 self.note(|| "the leader is lost".to_owned());
                 self.change_leader();

@@ -120,7 +120,7 @@ impl World {
         host.daemon = false;
         host.boot += 1;
         if let Some(session) = host.session.take() {
-            self.sessions.remove(&session);
+            self.abandon(session);
         }
         self.note(|| format!("daemon of {} is killed", short(id)));
         self.after_ms(down_ms, Event::Return { host: id.clone() });

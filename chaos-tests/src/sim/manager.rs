@@ -413,7 +413,7 @@ impl World {
     /// The leader's look at who is silent; and every manager's at who was called Down and still talks.
     pub(super) fn look(&mut self) {
         self.after_ms(LOOK_MS, Event::Look);
-        for session in self.sessions.values().filter(|s| s.open && !s.severed) {
+        for session in self.sessions.values().filter(|s| s.open && !s.severed && !s.left) {
             self.heard.insert(session.host.clone(), self.now);
         }
         self.return_to_ready();
@@ -438,7 +438,7 @@ impl World {
 
     fn return_to_ready(&mut self) {
         let mut back = Vec::new();
-        for session in self.sessions.values().filter(|s| s.open && !s.severed) {
+        for session in self.sessions.values().filter(|s| s.open && !s.severed && !s.left) {
             let store = &self.managers[session.manager].store;
             if store.node(&session.host).is_some_and(|n| n.status.state() != NodeState::Ready) {
                 back.push((session.host.clone(), session.generation));

@@ -1,5 +1,9 @@
 //! Agents' lines to managers: in order while they last, but they break, and what was under way is then lost or comes
 //! late, even after the next line is open.
+//!
+//! A manager does not notice at once that its agent has gone to another line, which may be one of its own: it serves the
+//! old one for a while. And a session that has looked at the store may be overtaken by another one before it has worked out
+//! what to tell, as on a machine with more than one core.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,10 +13,10 @@ use deploy::dispatcher::drain::Cover;
 use deploy::dispatcher::{self, AssignmentSet, HostSet, Stamp, Update};
 use deploy::lifecycle;
 use deploy::model::{NodeId, TaskId, Timestamp};
-use deploy::store::Store;
+use deploy::store::{Key, Store};
 
 use super::world::{Down, Event, Outcome, Up, Waiter, World, short};
-use crate::check::Fact;
+use crate::check::{Fact, Violation};
 
 /// Changes are gathered for so long before a difference is computed.
 const GATHER_MS: u64 = 5;
@@ -22,6 +26,8 @@ const SILENCE_MS: u64 = 2000;
 const OPEN_MS: u64 = 5000;
 /// Pause after a manager was tried in vain.
 const PAUSE_MS: u64 = 200;
+/// A manager serves a line that its agent has left for so long at the most.
+const LINGER_MS: u64 = 4000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -40,9 +46,15 @@ pub(super) struct Session {
     pub(super) open: bool,
     /// Nothing comes through any more; neither side may know yet.
     pub(super) severed: bool,
+    /// The agent has gone to another one.
+    pub(super) left: bool,
     /// Index that the manager must have applied before it serves it.
     waits_for: Option<u64>,
     sent: Option<(Stamp, Store, HostSet)>,
+    /// What the agent holds if it has taken everything that was sent.
+    told: AssignmentSet,
+    /// What it looked at, and has not worked out yet: the term, and the store.
+    looked_at: Option<(u64, Store)>,
     /// How far the host is, as the manager knows.
     pub(super) cover: Cover,
     /// Tasks of the host that the manager knows to drain.
@@ -77,8 +89,11 @@ impl World {
             phase: Phase::Opens,
             open: false,
             severed: false,
+            left: false,
             waits_for: None,
             sent: None,
+            told: AssignmentSet::default(),
+            looked_at: None,
             cover: Cover::default(),
             draining: BTreeSet::new(),
             flushing: false,
@@ -94,9 +109,13 @@ impl World {
     }
 
     fn connect_later(&mut self, id: &NodeId) {
-        let Some(boot) = self.hosts.get(id).map(|host| host.boot) else { return };
         let delay = PAUSE_MS + self.rng.range(0, 200);
-        self.after_ms(delay, Event::Connect { host: id.clone(), boot });
+        self.connect_after(id, delay);
+    }
+
+    fn connect_after(&mut self, id: &NodeId, delay_ms: u64) {
+        let Some(boot) = self.hosts.get(id).map(|host| host.boot) else { return };
+        self.after_ms(delay_ms, Event::Connect { host: id.clone(), boot });
     }
 
     /// The cluster has taken note of the session, or has not.
@@ -144,37 +163,75 @@ impl World {
         self.excuse(manager);
     }
 
-    /// Sends what the agent must be told so that it knows what the manager's store says.
+    /// Looks what the manager's store says now, and tells the agent: at once, or when others have looked at newer ones.
     pub(super) fn flush(&mut self, number: u64) {
+        let overtaken = self.stormy && self.rng.percent(25);
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        let manager = &self.managers[session.manager];
+        session.looked_at = Some((manager.term, manager.store.clone()));
+        match overtaken {
+            true => {
+                let delay = self.rng.range(1, 30);
+                self.after_ms(delay, Event::Tell { session: number });
+            }
+            false => self.tell(number),
+        }
+    }
+
+    /// Sends what the agent must be told so that it knows what was looked at, and looks again if there is more by now.
+    pub(super) fn tell(&mut self, number: u64) {
         let Some(session) = self.sessions.get_mut(&number) else { return };
         session.flushing = false;
+        let Some((term, store)) = session.looked_at.take() else { return };
         let manager = &mut self.managers[session.manager];
         if !session.open || session.severed || !manager.up {
             return;
         }
-        let Some(cluster) = manager.store.cluster() else { return };
-        if lists_as_removed(&manager.store, &session.host) {
+        if manager.store.revision() > store.revision() {
+            session.flushing = true;
+            self.after_ms(GATHER_MS, Event::Flush { session: number });
+        }
+        self.send_difference(number, term, &store);
+    }
+
+    fn send_difference(&mut self, number: u64, term: u64, store: &Store) {
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        let Some(cluster) = store.cluster() else { return };
+        if lists_as_removed(store, &session.host) {
             session.open = false;
             return self.send_down(number, Down::Removed);
         }
         // A node that this manager does not know otherwise may be one that joined through another.
-        if manager.store.node(&session.host).is_none() {
-            return;
+        let Some(node) = store.node(&session.host) else { return };
+        if node.status.generation > session.generation {
+            return self.close(number);
         }
-        let stamp =
-            Stamp { incarnation: cluster.status.incarnation, term: manager.term, revision: manager.store.revision() };
+        let stamp = Stamp { incarnation: cluster.status.incarnation, term, revision: store.revision() };
+        let wanted = dispatcher::assignment(store, &session.host);
+        if let Some((_, then, _)) = &mut session.sent {
+            let changed = then.changed(store);
+            let ours = changed.contains(&Key::Cluster)
+                || changed.contains(&Key::Node(session.host.clone()))
+                || dispatcher::affects(then, store, &changed, &session.host);
+            if !ours {
+                *then = store.clone();
+                session.cover.nothing_until(stamp.revision);
+                let right = session.told == wanted;
+                return if right { self.ask_managers() } else { self.wrongly_told(number, stamp, &wanted) };
+            }
+        }
         let before = session.sent.as_ref().map(|(_, store, set)| (store, set));
-        let set = match manager.parts.shared(&manager.store, &session.host) {
-            Some(shared) => HostSet::new(&manager.store, &session.host, shared, before),
-            None => HostSet::alone(&manager.store, &session.host),
+        let parts = &mut self.managers[session.manager].parts;
+        let set = match parts.shared(store, &session.host) {
+            Some(shared) => HostSet::new(store, &session.host, shared, before),
+            None => HostSet::alone(store, &session.host),
         };
-        let whole = AssignmentSet::new(set.items().cloned());
-        assert_eq!(whole, dispatcher::assignment(&manager.store, &session.host), "what a host shares with others");
+        let right = AssignmentSet::new(set.items().cloned()) == wanted;
         let update = match session.sent.take() {
             Some((base, _, sent)) => {
-                let delta = manager.parts.difference(&sent, &set);
-                if delta.is_empty() {
-                    session.sent = Some((base, manager.store.clone(), set));
+                let delta = parts.difference(&sent, &set);
+                if delta.is_empty() && right && session.told == wanted {
+                    session.sent = Some((base, store.clone(), set));
                     session.cover.nothing_until(stamp.revision);
                     return self.ask_managers();
                 }
@@ -182,11 +239,26 @@ impl World {
             }
             None => set.to_update(stamp),
         };
-        session.sent = Some((stamp, manager.store.clone(), set));
+        session.sent = Some((stamp, store.clone(), set));
         session.cover.told(stamp.revision);
         let update = Update::from_bytes(&update.to_bytes()).expect("an update is readable");
+        match update.base {
+            None => session.told = AssignmentSet::new(update.delta.put.clone()),
+            Some(_) => session.told.apply(update.delta.clone()),
+        }
+        if !right || session.told != wanted {
+            return self.wrongly_told(number, stamp, &wanted);
+        }
         self.send_down(number, Down::Assignments(update));
-        self.ask_for_drains(number);
+        self.ask_for_drains(number, store);
+    }
+
+    /// What an agent is told is not what its manager's store says.
+    fn wrongly_told(&mut self, number: u64, stamp: Stamp, wanted: &AssignmentSet) {
+        let Some(session) = self.sessions.get(&number) else { return };
+        let delta = session.told.diff(wanted);
+        let what = format!("{} at {stamp:?} lacks {:?} and has {:?}", short(&session.host), delta.put, delta.remove);
+        self.violation = Some(Violation { property: "a host is told what the store says", what });
     }
 
     pub(super) fn send_down(&mut self, number: u64, message: Down) {
@@ -306,20 +378,50 @@ impl World {
         }
     }
 
-    /// The session is over, and the agent knows.
+    /// The agent goes to another manager, or to the same one again, while its line is all right.
+    pub(super) fn change_sessions(&mut self, id: &NodeId) {
+        let Some(host) = self.hosts.get(id) else { return };
+        let Some(number) = host.session.filter(|_| self.is_attached(id)) else { return };
+        self.note(|| format!("{} leaves its line", short(id)));
+        self.leave(number, 1);
+    }
+
+    /// The session is over, and the agent knows; the manager may not know yet.
     pub(super) fn close(&mut self, number: u64) {
         let opening = number & OPENING != 0;
         let number = number & !OPENING;
-        let now = self.now;
         if opening && self.sessions.get(&number).is_none_or(|session| session.phase == Phase::Talks) {
             return;
         }
-        let Some(session) = self.sessions.remove(&number) else { return };
-        let Some(host) = self.hosts.get_mut(&session.host).filter(|host| host.session == Some(number)) else { return };
+        let pause = PAUSE_MS + self.rng.range(0, 200);
+        self.leave(number, pause);
+    }
+
+    /// The agent has no more to do with the session, and looks for another one after a while.
+    fn leave(&mut self, number: u64, pause_ms: u64) {
+        let now = self.now;
+        let Some((id, talked)) = self.sessions.get(&number).map(|s| (s.host.clone(), s.phase == Phase::Talks)) else {
+            return;
+        };
+        self.abandon(number);
+        let Some(host) = self.hosts.get_mut(&id).filter(|host| host.session == Some(number)) else { return };
         host.session = None;
-        let steps = if session.phase == Phase::Talks { host.agent.connected(false, now) } else { Vec::new() };
-        self.carry_out(&session.host, steps);
-        self.connect_later(&session.host);
+        let steps = if talked { host.agent.connected(false, now) } else { Vec::new() };
+        self.carry_out(&id, steps);
+        self.connect_after(&id, pause_ms);
+    }
+
+    /// Nobody is at the agent's end of a session any more; the manager's end goes on until that is noticed there.
+    pub(super) fn abandon(&mut self, number: u64) {
+        let lingers = self.stormy && self.rng.percent(60);
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        if session.left || !lingers {
+            self.sessions.remove(&number);
+            return;
+        }
+        session.left = true;
+        let delay = self.rng.range(1, LINGER_MS);
+        self.after_ms(delay, Event::Silence { session: number });
     }
 }
 

@@ -71,6 +71,10 @@ pub(super) enum Event {
     Flush {
         session: u64,
     },
+    /// It tells what it saw, after others may have seen more.
+    Tell {
+        session: u64,
+    },
     ToAgent {
         session: u64,
         host: NodeId,
@@ -268,6 +272,7 @@ impl World {
             Event::Connect { host, boot } => self.connect(&host, boot),
             Event::Silence { session } => self.close(session),
             Event::Flush { session } => self.flush(session),
+            Event::Tell { session } => self.tell(session),
             Event::ToAgent { session, host, boot, message } => self.agent_hears(session, &host, boot, message),
             Event::ToManager { session, message } => self.manager_hears(session, message),
             Event::Task { host, boot, task, event } => self.task_event(&host, boot, &task, event),
