@@ -181,6 +181,8 @@ pub struct Lifecycle {
     told_end: Option<(TaskState, &'static str, TaskState)>,
     /// Why it was stopped although somebody may still have been led to it.
     undrained: Option<String>,
+    /// It was said, while it was about to run again, that nobody leads to it any more, but for these hosts that were late.
+    let_go: Option<Vec<String>>,
 }
 
 impl Lifecycle {
@@ -243,7 +245,8 @@ impl Lifecycle {
     }
 
     fn with(task: Task, status: TaskStatus, connected: bool) -> Self {
-        Self { task, status, phase: Phase::Accepted, connected, withdrawn: false, told_end: None, undrained: None }
+        let (phase, withdrawn) = (Phase::Accepted, false);
+        Self { task, status, phase, connected, withdrawn, told_end: None, undrained: None, let_go: None }
     }
 
     /// The task as the cluster last described it.
@@ -332,13 +335,9 @@ impl Lifecycle {
                 | Phase::Stopping
                 | Phase::Failing,
             ) => self.exited(now, exit_code, oom_killed, &mut actions),
-            (Event::Drained { late }, Phase::Draining { .. }) => {
-                if !late.is_empty() {
-                    self.not_drained(now, late_hosts(&late), &mut actions);
-                }
-                self.phase = Phase::Stopping;
-                actions.push(self.stop());
-            }
+            (Event::Drained { late }, Phase::Draining { .. }) => self.drained(now, &late, &mut actions),
+            // It cannot be stopped before it runs, and nobody says this again.
+            (Event::Drained { late }, Phase::Starting) if self.must_stop() => self.let_go = Some(late),
             (Event::Removed, Phase::Removing) => self.phase = Phase::Gone,
             _ => {}
         }
@@ -369,6 +368,9 @@ impl Lifecycle {
             }
             // What is not in the set any more has nobody who would say that it drained.
             Phase::Running if self.must_stop() && !self.withdrawn && !self.task.draining_since.is_never() => {
+                if let Some(late) = self.let_go.take() {
+                    return self.drained(now, &late, actions);
+                }
                 let until = now.plus(DRAIN);
                 self.phase = Phase::Draining { until };
                 actions.extend([Action::WakeAt(until), Action::Drain]);
@@ -405,6 +407,15 @@ impl Lifecycle {
 
     fn must_stop(&self) -> bool {
         self.withdrawn || !self.task.is_wanted()
+    }
+
+    /// Nobody leads to it any more, but for these hosts.
+    fn drained(&mut self, now: Timestamp, late: &[String], actions: &mut Vec<Action>) {
+        if !late.is_empty() {
+            self.not_drained(now, late_hosts(late), actions);
+        }
+        self.phase = Phase::Stopping;
+        actions.push(self.stop());
     }
 
     /// It is stopped although somebody may still be led to it; that is said for as long as the task is known.
@@ -832,6 +843,38 @@ mod tests {
         check(&mut life, drained(&["late"]), "");
         check(&mut life, exited(143), "Shutdown");
         assert_eq!(life.status().message, "shutdown");
+    }
+
+    /// A task that served, ended without a manager, and was about to run again when it was told to stop.
+    fn starting_again() -> Lifecycle {
+        let mut life = running();
+        check(&mut life, Event::Connected(false), "");
+        check(&mut life, exited(3), "Running wake@6000");
+        assert_eq!(short(&life.handle(Timestamp::from_millis(6000), Event::Timer)), "start#1");
+        // What was said before it was to stop is about something else.
+        check(&mut life, drained(&[]), "");
+        check(&mut life, Event::Connected(true), "Running");
+        check(&mut life, drain(DesiredState::Shutdown), "");
+        life
+    }
+
+    #[test]
+    fn that_all_have_let_go_is_not_forgotten_while_it_starts() {
+        let mut life = starting_again();
+        let mut unheard = life.clone();
+        check(&mut unheard, started(), "Running wake@3000 drain");
+        check(&mut life, drained(&[]), "");
+        let mut checking = life.clone();
+        check(&mut life, started(), "Running stop");
+        check(&mut life, exited(143), "Shutdown");
+        assert_eq!(life.status().message, "shutdown");
+        check(&mut checking, launched(), "Running stop");
+
+        let mut life = starting_again();
+        check(&mut life, drained(&["h3"]), "");
+        check(&mut life, started(), "Running Running stop");
+        check(&mut life, exited(143), "Shutdown");
+        assert_eq!(life.status().message, "shutdown; late to let go of it: h3");
     }
 
     #[test]
