@@ -66,15 +66,15 @@ pub(super) fn register(txn: &mut Txn, op: &RegisterNode) -> Result<Reply, Contro
     Ok(named(&op.node_id))
 }
 
-/// A host with an address of the ingress network's would be lost to the others, or the network to all of them. One whose
-/// address changes to that later has the network taken down (see `allocator::trouble`).
+/// A host with an address of the ingress network's would be lost to the others, or the network to all of them: what there
+/// is of such clusters goes without the network (see `allocator::trouble`).
 fn refuse_ingress_address(txn: &Txn, description: &NodeDescription) -> Result<(), ControlError> {
     let Some(ingress) = txn.ingress_network() else { return Ok(()) };
     let Some(subnet) = ingress.allocation.as_ref().and_then(|it| Subnet::parse(&it.subnet)) else { return Ok(()) };
     match parse_ipv4(&description.data_path_addr).filter(|address| subnet.contains(*address)) {
         None => Ok(()),
         Some(_) => Err(precondition(format!(
-            "this host's address {} is one of network {} ({subnet}), which carries published ports: join with another \
+            "this host's address {} is one of network {} ({subnet}), which carries published ports: give the host another \
              --data-path-addr, or replace that network by one with another subnet first",
             description.data_path_addr, ingress.spec.name
         ))),
@@ -122,6 +122,9 @@ pub(super) fn session(txn: &mut Txn, op: &NodeSession) -> Result<Reply, ControlE
     }
     validate::node_description(&op.description)?;
     validate::text("Addr", &op.addr, 256)?;
+    if op.description.data_path_addr != node.description.data_path_addr {
+        refuse_ingress_address(txn, &op.description)?;
+    }
     node.description.clone_from(&op.description);
     if let Some(ingress) = txn.ingress_network()
         && allocator::ingress_obstacle(&node, ingress).is_some()

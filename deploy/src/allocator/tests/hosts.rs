@@ -136,13 +136,35 @@ fn a_host_that_has_the_ingress_networks_addresses_takes_no_place_and_says_so() {
 fn nobody_has_a_place_on_an_ingress_network_that_holds_a_host() {
     let mut world = World::new();
     let node = world.join(1);
-    session(&mut world, &node, NodeDescription { data_path_addr: "10.0.0.77".into(), ..description(&[], &[], "") });
+    // Nobody lets such a host in any more; earlier releases did.
+    let inside = NodeDescription { data_path_addr: "10.0.0.77".into(), ..description(&[], &[], "") };
+    let mut known = (**world.store.node(&node).expect("the node")).clone();
+    (known.description, known.attachments) = (inside.clone(), Vec::new());
+    world.change(|_, txn| txn.put_node(known));
+    session(&mut world, &node, inside);
     let later = world.join(2);
     assert_eq!(world.store.node(&later).expect("the node").attachments, []);
     for id in [&node, &later] {
         let said = troubles(&world, id);
         assert!(said.len() == 1 && said[0].contains("10.0.0.77") && said[0].contains("'host-1'"), "{said:?}");
     }
+}
+
+#[test]
+fn a_host_whose_address_becomes_one_of_the_ingress_networks_is_refused() {
+    let mut world = World::new();
+    let (node, other) = (world.join(1), world.join(2));
+    let at = |address: &str| NodeDescription { data_path_addr: address.into(), ..description(&[], &[], "") };
+    session(&mut world, &node, at("192.0.2.1"));
+    let moved =
+        NodeSession { node_id: node.clone(), generation: 2, description: at("10.0.0.77"), ..Default::default() };
+    let error = world.run(Op::NodeSession(Box::new(moved))).expect_err("refused");
+    assert!(error.message.contains("10.0.0.77") && error.message.contains("--data-path-addr"), "{}", error.message);
+    // The others keep their places, and the mesh.
+    for id in [&node, &other] {
+        assert_eq!((troubles(&world, id), world.store.node(id).expect("the node").attachments.len()), (vec![], 1));
+    }
+    session(&mut world, &node, at("192.0.2.9"));
 }
 
 #[test]
