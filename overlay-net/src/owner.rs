@@ -22,11 +22,12 @@ use self::flows::Flows;
 use crate::config::{Config, ConfigError, Desired, EndpointConfig, Network};
 use crate::dns::{DnsSockets, Server};
 use crate::error::{ObjectError, OverlayError};
-use crate::kernel::{Firewall, Links, NetNs, Rules, Stage, Tables, Transitions, Watch, legacy_filter};
+use crate::kernel::{Firewall, HostAddresses, Links, NetNs, Rules, Stage, Tables, Transitions, Watch, legacy_filter};
 use crate::observation::{Observation, Place as Examined};
 use crate::overlay::Attached;
 use crate::plan::balance::{Balance, HostSide, IngressSide, Return};
-use crate::plan::inside::Inside;
+use crate::plan::former::Former;
+use crate::plan::inside::{DefaultRoute, Inside};
 use crate::plan::names;
 use crate::plan::picture::{Facts, Operation, Picture};
 use crate::plan::ruleset::Table;
@@ -35,6 +36,7 @@ mod attach;
 mod audit;
 mod examine;
 mod flows;
+mod sweep;
 
 /// Errors that one answer carries; the rest are as likely to be the same.
 const ERRORS_MAX: usize = 32;
@@ -63,6 +65,10 @@ struct Task {
     inside: Inside,
     /// What was missing when it was looked at last.
     lacking: Vec<String>,
+    /// Its default route when it was looked at last.
+    route: DefaultRoute,
+    /// It has so much in its namespace that nobody looks through it.
+    overfull: bool,
     /// The underlay's MTU when its links were made or looked at last.
     underlay: u32,
     rules: Rules,
@@ -103,6 +109,8 @@ pub(crate) struct Owner {
     /// Data path addresses of the hosts that are left out.
     suspects: BTreeSet<Ipv4Addr>,
     balance: Balance,
+    /// Virtual addresses whose services are gone.
+    former: Former,
     tables: TaskTables,
     tasks: BTreeMap<String, Task>,
     /// The tasks whose callers wait for an answer.
@@ -145,6 +153,7 @@ impl Owner {
         let egress = stage.egress().map_err(failed("read the host's interfaces"))?;
         let dns = Server::start(config.resolvers.clone()).map_err(failed("start the resolver"))?;
         let replies = replies().map_err(failed("try nf_tables"))?;
+        let flows = Flows::new(Instant::now()).map_err(failed("start the thread that ends connections"))?;
         Ok(Owner {
             config,
             pin,
@@ -158,6 +167,7 @@ impl Owner {
             refused: Vec::new(),
             suspects: BTreeSet::new(),
             balance: Balance::default(),
+            former: Former::default(),
             tables: TaskTables::default(),
             tasks: BTreeMap::new(),
             waiting: Vec::new(),
@@ -173,7 +183,7 @@ impl Owner {
             carried_out: 0,
             legacy_told: false,
             audit: Audit::new(Instant::now()),
-            flows: Flows::new(Instant::now()),
+            flows,
         })
     }
 
@@ -182,7 +192,7 @@ impl Owner {
     pub(crate) fn run(mut self, requests: &Receiver<Request>) {
         loop {
             let now = Instant::now();
-            let due = self.flows_due(now).map_or(self.audit.due(), |due| due.min(self.audit.due()));
+            let due = self.flows_due().map_or(self.audit.due(), |due| due.min(self.audit.due()));
             let idle = due.saturating_duration_since(now);
             let idle = if self.waiting.is_empty() { idle } else { idle.min(attach::GLANCE) };
             match requests.recv_timeout(idle) {
@@ -406,7 +416,8 @@ impl Owner {
 
     /// What the desired state and the suspicions ask for.
     fn rebalance(&mut self) {
-        let balance = Balance::new(&self.desired, &self.suspects);
+        let mut balance = Balance::new(&self.desired, &self.suspects);
+        self.former.follow(&self.balance, &mut balance, &self.desired, Instant::now());
         if balance != self.balance {
             self.balance = balance;
             self.tables.follow(&self.balance);
@@ -456,6 +467,19 @@ impl Owner {
 
     fn has_ingress6(&self) -> bool {
         self.desired.networks.iter().any(|network| network.ingress && network.beside().is_some())
+    }
+
+    /// The host's links of ours, with the addresses that they have.
+    fn host_addresses(&self) -> Vec<HostAddresses> {
+        let node = &self.config.node;
+        let out = |address| HostAddresses { link: names::egress_link(node), address, address6: None };
+        let place = self.desired.networks.iter().filter(|network| network.swallows().is_none()).find_map(|network| {
+            let own = network.host_address.filter(|_| network.ingress)?;
+            let address = Ipv4Net::new(own, network.subnet.prefix_len()).ok()?;
+            let address6 = network.beside().and_then(|beside| beside.interface(own));
+            Some(HostAddresses { link: names::ingress_link(node), address, address6 })
+        });
+        self.egress.map(out).into_iter().chain(place).collect()
     }
 
     /// The tables of the host's namespace.

@@ -1,18 +1,40 @@
 //! A task's namespace: what is in it, and the way back to clients of published ports.
+//!
+//! A task with the right to do so may fill it with as many links, addresses and routes as it likes. Whoever reads them
+//! has other things to do, and so reads no more than ours could ever be.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::links::{FRA_FWMARK, FRA_SRC, Links};
 use super::mac_of;
+use super::netlink::is_too_much;
 use super::netns::NetNs;
 use crate::plan::balance::IngressSide;
 use crate::plan::inside::{Found, FoundLink};
 use crate::plan::names;
 
+/// What all lists of a task's namespace may come to, in bytes: those of ours are some hundred a link, route or neighbour,
+/// and two thousand a link in the list of links.
+const INSIDE_MAX: usize = 1 << 20;
+
 impl Links {
-    /// What the namespace holds of what `plan::inside` asks for.
-    pub(crate) fn inside(&mut self) -> io::Result<Found> {
+    /// What the namespace, which these are the links of, holds of what `plan::inside` asks for.
+    ///
+    /// # Errors
+    /// When a list is refused; when there is too much to look through.
+    pub(crate) fn inside(&mut self, namespace: &NetNs) -> io::Result<Found> {
+        self.socket.allow(Some(INSIDE_MAX));
+        let found = self.look_inside();
+        self.socket.allow(None);
+        if found.as_ref().is_err_and(is_too_much) {
+            // The kernel is in the middle of a list, and begins no other one for this socket.
+            self.socket = Links::open(namespace)?.socket;
+        }
+        found
+    }
+
+    fn look_inside(&mut self) -> io::Result<Found> {
         let mut found = Found::default();
         let links = self.list()?;
         let (addresses, checking) = (self.addresses()?, self.checking_sources()?);

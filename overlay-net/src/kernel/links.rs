@@ -55,8 +55,14 @@ const IFA_F_NODAD: u8 = 2;
 const IFF_UP: u32 = 1;
 /// `IF_OPER_UP`.
 const OPERATIONAL: u8 = 6;
+/// `RTPROT_UNSPEC`: from anybody.
+const RTPROT_UNSPEC: u8 = 0;
 /// `RTPROT_STATIC`: what an administrator's tool would say.
 const RTPROT_STATIC: u8 = 4;
+/// `RTPROT_KERNEL`: what comes with an address, and goes with it.
+const RTPROT_KERNEL: u8 = 2;
+/// `IP6_RT_PRIO_ADDRCONF`: the metric of IPv6 routes that come with an address.
+const CONNECTED_METRIC_6: u32 = 256;
 const RT_TABLE_MAIN: u8 = 254;
 const RTN_UNICAST: u8 = 1;
 const RT_SCOPE_UNIVERSE: u8 = 0;
@@ -543,13 +549,15 @@ impl Links {
     ) -> io::Result<Message> {
         let index = self.index(name)?;
         let scope = if via.is_some() { RT_SCOPE_UNIVERSE } else { RT_SCOPE_LINK };
+        // Whoever set it, it is removed.
+        let protocol = if kind == RTM_NEWROUTE { RTPROT_STATIC } else { RTPROT_UNSPEC };
         let fixed = [
             libc::AF_INET as u8,
             destination.prefix_len(),
             0,
             0,
             RT_TABLE_MAIN,
-            RTPROT_STATIC,
+            protocol,
             scope,
             RTN_UNICAST,
             0,
@@ -632,6 +640,42 @@ impl Links {
         let mut route = Message::new(RTM_NEWROUTE, CREATE | REPLACE, &fixed);
         route.put(libc::RTA_GATEWAY, &via.octets()).put_u32(libc::RTA_OIF, index).put_u32(libc::RTA_TABLE, table);
         self.socket.request(route).map(drop)
+    }
+
+    /// Puts back the route that the kernel made when a link got this address, if somebody has taken it away; says whether
+    /// it was. A link that has not got the address, or is down, gets no route.
+    pub(super) fn restore_connected(&mut self, link: u32, address: Ipv4Net) -> io::Result<bool> {
+        let net = address.trunc();
+        let mut fixed = [0; 12];
+        (fixed[0], fixed[1], fixed[4]) = (libc::AF_INET as u8, net.prefix_len(), RT_TABLE_MAIN);
+        (fixed[5], fixed[6], fixed[7]) = (RTPROT_KERNEL, RT_SCOPE_LINK, RTN_UNICAST);
+        let mut route = Message::new(RTM_NEWROUTE, CREATE | EXCL, &fixed);
+        route.put(libc::RTA_DST, &net.addr().octets()).put(libc::RTA_PREFSRC, &address.addr().octets());
+        route.put_u32(libc::RTA_OIF, link);
+        self.restore_route(route)
+    }
+
+    /// The same for IPv6.
+    pub(super) fn restore_connected6(&mut self, link: u32, address: Ipv6Net) -> io::Result<bool> {
+        let net = address.trunc();
+        let mut fixed = [0; 12];
+        (fixed[0], fixed[1], fixed[4]) = (libc::AF_INET6 as u8, net.prefix_len(), RT_TABLE_MAIN);
+        (fixed[5], fixed[7]) = (RTPROT_KERNEL, RTN_UNICAST);
+        let mut route = Message::new(RTM_NEWROUTE, CREATE | EXCL, &fixed);
+        route.put(libc::RTA_DST, &net.addr().octets()).put_u32(libc::RTA_OIF, link);
+        route.put_u32(libc::RTA_PRIORITY, CONNECTED_METRIC_6);
+        self.restore_route(route)
+    }
+
+    fn restore_route(&mut self, route: Message) -> io::Result<bool> {
+        match self.socket.request(route) {
+            Ok(_) => Ok(true),
+            Err(error) => match error.raw_os_error() {
+                // It is there; or the link is not as it should be, and gets the route with its repair.
+                Some(libc::EEXIST | libc::EINVAL | libc::ENETDOWN | libc::ENODEV) => Ok(false),
+                _ => Err(error),
+            },
+        }
     }
 
     /// All IPv4 destinations in the main table, with the number of their link; the default route is `0.0.0.0/0`.
@@ -819,4 +863,51 @@ fn parse_route(reply: &Reply) -> Option<Route> {
         }
     }
     Some(Route { table, destination: Ipv4Net::new(destination, fixed[1]).ok()?, link })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_that_came_with_an_address_is_put_back_as_it_was() {
+        let namespace = match NetNs::anonymous() {
+            Ok(namespace) => namespace,
+            Err(error) => return println!("skipped: cannot make a network namespace ({error}); root is needed"),
+        };
+        let mut links = Links::open(&namespace).unwrap();
+        links.create_bridge("b").unwrap();
+        let (address, address6) = ("10.7.0.1/24".parse().unwrap(), "fd00:7::1/64".parse().unwrap());
+        let index = links.index("b").unwrap();
+        assert!(!links.restore_connected(index, address).unwrap(), "a link that is down gets none");
+        links.add_address("b", address).unwrap();
+        links.set_up("b").unwrap();
+        assert!(!links.restore_connected(index, address).unwrap(), "it is there");
+        let listed = |links: &mut Links| {
+            let mut fixed = [0; 12];
+            fixed[0] = libc::AF_INET as u8;
+            let all = links.socket.request(Message::new(RTM_GETROUTE, DUMP, &fixed)).unwrap();
+            all.into_iter().map(|reply| reply.body).collect::<Vec<_>>()
+        };
+        let before = listed(&mut links);
+        links.delete_route(address.trunc(), None, "b").unwrap();
+        assert_ne!(listed(&mut links), before);
+        assert!(links.restore_connected(index, address).unwrap());
+        assert_eq!(listed(&mut links), before, "the kernel's own, in every respect");
+
+        if links.add_address6("b", address6).is_err() {
+            return println!("not checked with IPv6: this kernel has none");
+        }
+        assert!(!links.restore_connected6(index, address6).unwrap(), "it is there");
+        let net = address6.trunc();
+        let mut fixed = [0; 12];
+        (fixed[0], fixed[1], fixed[4]) = (libc::AF_INET6 as u8, 64, RT_TABLE_MAIN);
+        let mut gone = Message::new(RTM_DELROUTE, 0, &fixed);
+        gone.put(libc::RTA_DST, &net.addr().octets()).put_u32(libc::RTA_OIF, index);
+        links.socket.request(gone).unwrap();
+        let main = (u32::from(RT_TABLE_MAIN), net, index);
+        assert!(!links.routes6().unwrap().contains(&main));
+        assert!(links.restore_connected6(index, address6).unwrap());
+        assert!(links.routes6().unwrap().contains(&main));
+    }
 }

@@ -22,11 +22,11 @@ pub use conntrack::{Connections, Flow};
 pub(crate) use firewall::{Firewall, Opened, legacy_filter};
 pub use links::{BridgePort, Link, Links, Peer, Vxlan};
 pub use neighbours::Forward;
-pub(crate) use netlink::{LINKS, NEIGHBOURS, ROUTES, Watch};
+pub(crate) use netlink::{LINKS, NEIGHBOURS, ROUTES, Watch, is_too_much};
 pub use netns::{NetNs, enter};
 pub use nftables::Tables;
 pub(crate) use rules::{Rules, Transitions};
-pub(crate) use stage::Stage;
+pub(crate) use stage::{HostAddresses, Stage};
 
 /// The hardware address that belongs to an IPv4 address: `02:42` and the four bytes, as Docker derives it.
 #[must_use]

@@ -215,6 +215,18 @@ fn split(datagram: &[u8], replies: &mut Vec<Reply>) {
 pub(crate) struct Socket {
     fd: OwnedFd,
     sequence: u32,
+    /// Bytes of lists that are still taken; nothing where it does not matter how many there are.
+    allowance: Option<usize>,
+}
+
+/// Lists were longer than allowed: somebody has filled a namespace.
+pub(crate) fn is_too_much(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::FileTooLarge
+}
+
+/// That error.
+pub(crate) fn too_much() -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, "its namespace is so full that it is not looked through")
 }
 
 impl Socket {
@@ -226,7 +238,13 @@ impl Socket {
         // One nf_tables transaction is one datagram, and each of its messages may be answered.
         setsockopt(&fd, sockopt::SndBufForce, &(16 << 20))?;
         setsockopt(&fd, sockopt::RcvBufForce, &(16 << 20))?;
-        Ok(Socket { fd, sequence: 0 })
+        Ok(Socket { fd, sequence: 0, allowance: None })
+    }
+
+    /// Takes no more than so many bytes of lists from now on, or any number. A list that is longer ends as
+    /// [`is_too_much`] says; the kernel is then in the middle of it, and the socket is of no more use for lists.
+    pub(crate) fn allow(&mut self, bytes: Option<usize>) {
+        self.allowance = bytes;
     }
 
     fn next_sequence(&mut self) -> u32 {
@@ -240,14 +258,15 @@ impl Socket {
         Ok(())
     }
 
-    fn receive(&self, flags: MsgFlags, replies: &mut Vec<Reply>) -> io::Result<()> {
+    /// Takes one datagram; gives its length.
+    fn receive(&self, flags: MsgFlags, replies: &mut Vec<Reply>) -> io::Result<usize> {
         // The kernel fills at most 32 KiB of a dump into one datagram; sockets are many, so none keeps a buffer.
         let mut buffer = vec![0; 64 * 1024];
         loop {
             match nix::sys::socket::recv(self.fd.as_raw_fd(), &mut buffer, flags) {
                 Ok(length) => {
                     split(&buffer[..length], replies);
-                    return Ok(());
+                    return Ok(length);
                 }
                 Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
@@ -280,7 +299,10 @@ impl Socket {
         let mut interrupted = false;
         loop {
             let mut replies = Vec::new();
-            self.receive(MsgFlags::empty(), &mut replies)?;
+            let length = self.receive(MsgFlags::empty(), &mut replies)?;
+            if let Some(allowance) = &mut self.allowance {
+                *allowance = allowance.checked_sub(length).ok_or_else(too_much)?;
+            }
             for reply in replies.into_iter().filter(|reply| reply.sequence == sequence) {
                 match reply.kind {
                     NLMSG_ERROR | NLMSG_DONE => {
@@ -334,7 +356,7 @@ impl Socket {
         let mut replies = Vec::new();
         loop {
             match self.receive(MsgFlags::MSG_DONTWAIT, &mut replies) {
-                Ok(()) => {}
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
@@ -459,7 +481,7 @@ mod tests {
             }
             asked
         });
-        let mut socket = Socket { fd: ours, sequence: 0 };
+        let mut socket = Socket { fd: ours, sequence: 0, allowance: None };
         let answer = socket.request(Message::new(18, DUMP, &[0; 16]));
         drop(socket);
         (answer, kernel.join().unwrap())

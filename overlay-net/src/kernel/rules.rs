@@ -7,16 +7,26 @@
 use std::io;
 use std::sync::Arc;
 
+use super::netlink::{is_too_much, too_much};
 use super::netns::NetNs;
 use super::nftables::{Batch, Tables};
+use super::readback::Seen;
 use crate::plan::names;
 use crate::plan::ruleset::Table;
+
+/// What lists of a task's rules may come to in bytes: so much of others', and so much for each part of ours.
+const FOREIGN_MAX: usize = 1 << 20;
+const PART_MAX: usize = 512;
 
 /// A handle on our tables in one namespace. It is kept: closing one waits until the kernel has freed what was replaced.
 #[derive(Debug)]
 pub(crate) struct Rules {
     tables: Tables,
     known: Option<Known>,
+    /// The namespace, where others than the host's owner may fill it.
+    task: Option<NetNs>,
+    /// The number of a state that was too much to be read.
+    overfull: Option<u32>,
 }
 
 /// What we have put in force, or found as it should be.
@@ -68,20 +78,49 @@ fn same_place(one: &Table, other: &Table) -> bool {
 impl Rules {
     /// Opens a handle on a namespace.
     pub(crate) fn open(namespace: &NetNs) -> io::Result<Rules> {
-        Ok(Rules { tables: Tables::open(namespace)?, known: None })
+        Ok(Rules { tables: Tables::open(namespace)?, known: None, task: None, overfull: None })
+    }
+
+    /// The same for the namespace of a task, which may have any number of rules there: those are not all read.
+    pub(crate) fn open_in_task(namespace: &NetNs) -> io::Result<Rules> {
+        Ok(Rules { task: Some(namespace.try_clone()?), ..Rules::open(namespace)? })
+    }
+
+    /// Reads what is there, where it is not much more than it should be.
+    fn read(&mut self, wanted: &[Arc<Table>]) -> io::Result<Seen> {
+        let known = self.known.as_ref().map_or(&[][..], |known| &known.tables);
+        let parts: usize = wanted.iter().chain(known).map(|table| table.parts()).sum();
+        self.bounded(FOREIGN_MAX.saturating_add(parts.saturating_mul(PART_MAX)), |tables| tables.read(&names::TABLES))
+    }
+
+    fn bounded<T>(&mut self, bytes: usize, look: impl FnOnce(&mut Tables) -> io::Result<T>) -> io::Result<T> {
+        let Some(task) = &self.task else { return look(&mut self.tables) };
+        self.tables.socket.allow(Some(bytes));
+        let seen = look(&mut self.tables);
+        self.tables.socket.allow(None);
+        if seen.as_ref().is_err_and(is_too_much) {
+            // The kernel is in the middle of a list, and begins no other one for this socket.
+            self.tables = Tables::open(task)?;
+        }
+        seen
     }
 
     /// Brings the kernel to these tables, in one transaction, or in none when they are there. Gives what others had
     /// changed since the last time.
     ///
-    /// On an error nothing was changed.
+    /// On an error nothing was changed. Where there is too much to be read, nobody looks again before something changes.
     pub(crate) fn ensure(&mut self, wanted: Vec<Arc<Table>>, transitions: &mut Transitions) -> io::Result<Vec<String>> {
         let generation = self.tables.generation()?;
         let mut foreign = Vec::new();
         let mut present = None;
         let untouched = self.known.as_ref().is_some_and(|known| known.generation == Some(generation));
         if !untouched {
-            let seen = self.tables.read(&names::TABLES)?;
+            if self.overfull == Some(generation) {
+                return Err(too_much());
+            }
+            let seen = self.read(&wanted);
+            self.overfull = seen.as_ref().is_err_and(is_too_much).then_some(generation);
+            let seen = seen?;
             if let Some(known) = &self.known {
                 foreign = seen.differences(&known.tables);
             }
@@ -109,7 +148,7 @@ impl Rules {
             None => {
                 let present = match present {
                     Some(seen) => seen,
-                    None => self.tables.read(&names::TABLES)?,
+                    None => self.read(&wanted)?,
                 };
                 let goes = |(family, name): &(_, &str)| !wanted.iter().any(|t| t.family == *family && t.name == *name);
                 for (family, name) in present.tables().filter(goes) {
@@ -133,7 +172,7 @@ impl Rules {
 
     /// What is not as these tables say; nothing is changed.
     pub(crate) fn differences(&mut self, wanted: &[Arc<Table>]) -> io::Result<Vec<String>> {
-        Ok(self.tables.read(&names::TABLES)?.differences(wanted))
+        Ok(self.read(wanted)?.differences(wanted))
     }
 
     /// Forgets what is known, so that the next time looks.
@@ -152,10 +191,14 @@ impl Rules {
         Ok(())
     }
 
-    /// Removes our tables; missing ones are fine.
+    /// Removes our tables; missing ones are fine. In a task's namespace that is too full to be looked through, they end
+    /// with the namespace.
     pub(crate) fn remove(&mut self) -> io::Result<()> {
         self.known = None;
-        self.tables.delete(&names::TABLES)
+        match self.bounded(FOREIGN_MAX, |tables| tables.delete(&names::TABLES)) {
+            Err(error) if is_too_much(&error) => Ok(()),
+            other => other,
+        }
     }
 }
 
@@ -196,6 +239,7 @@ mod tests {
                 .map(|(k, backends)| (k, Target { port: 80, backends }))
                 .collect(),
             host_ports: [((Protocol::Udp, 53), (53, "t1".to_owned()))].into(),
+            former: [("net".to_owned(), [address(99)].into())].into(),
             beside: BTreeMap::new(),
         };
         let side = IngressSide { interface: "lo".into(), subnet: "10.0.9.0/24".parse().unwrap() };
@@ -230,6 +274,36 @@ mod tests {
     fn check(rules: &mut Rules, wanted: &[Arc<Table>]) {
         let seen = rules.tables.read(&names::TABLES).unwrap();
         assert_eq!(seen.differences(wanted), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_task_with_too_many_rules_is_not_read_again_before_it_has_others() {
+        let Some(namespace) = namespace() else { return };
+        let mut rules = Rules::open_in_task(&namespace).unwrap();
+        // Much of our own is no reason: twenty thousand elements.
+        let many = tables(&vec![(1..=99).collect(); 100], true);
+        ensure(&mut rules, many.clone()).unwrap();
+        rules.doubt();
+        assert_eq!(ensure(&mut rules, many).unwrap(), Vec::<String>::new());
+        let wanted = tables(&[vec![1]], true);
+        ensure(&mut rules, wanted.clone()).unwrap();
+        let mut others = Table::new(crate::plan::ruleset::Family::Ip, "others", String::new());
+        others.chains = (0..15_000).map(|n| (format!("chain-{n}"), Default::default())).collect();
+        let mut theirs = Tables::open(&namespace).unwrap();
+        theirs.replace(&others).unwrap();
+        for _ in 0..2 {
+            assert!(is_too_much(&ensure(&mut rules, wanted.clone()).unwrap_err()));
+        }
+        assert!(is_too_much(&rules.differences(&wanted).unwrap_err()));
+        assert!(rules.overfull.is_some());
+        theirs.delete(&["others"]).unwrap();
+        assert_eq!(ensure(&mut rules, wanted).unwrap(), Vec::<String>::new());
+        assert_eq!(rules.overfull, None);
+        theirs.replace(&others).unwrap();
+        rules.remove().unwrap();
+        // The host's owner may have as many as he likes.
+        let mut host = Rules::open(&namespace).unwrap();
+        ensure(&mut host, tables(&[vec![2]], true)).unwrap();
     }
 
     #[test]

@@ -52,6 +52,14 @@ pub(crate) struct Stage {
     forwarding6: Forwarding,
 }
 
+/// A link of ours in the host's namespace, and its addresses there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostAddresses {
+    pub(crate) link: String,
+    pub(crate) address: Ipv4Net,
+    pub(crate) address6: Option<Ipv6Net>,
+}
+
 /// Gives a task's interface its IPv6 address, or sees to it that it has none, not even one of its own making.
 fn family6(namespace: &NetNs, links: &mut Links, interface: &Interface) -> io::Result<()> {
     let value = |value: &str| format!("ipv6/conf/{}/{value}", interface.name);
@@ -259,6 +267,51 @@ impl Stage {
             self.host.set_sysctl(name, "1")?;
         }
         Ok(lacks.into_iter().map(|name| format!("net/{name} was off")).collect())
+    }
+
+    /// The links of ours in the host's namespace that are up, with these addresses of theirs.
+    fn addressed(&mut self, sides: &[HostAddresses]) -> io::Result<Vec<(u32, HostAddresses)>> {
+        let mut found = Vec::new();
+        for side in sides {
+            found.extend(
+                self.host_links.find(&side.link)?.filter(|link| link.up).map(|link| (link.index, side.clone())),
+            );
+        }
+        Ok(found)
+    }
+
+    /// Puts back the routes that came with these addresses, where somebody has taken one away; gives which, for people.
+    pub(crate) fn restore_routes(&mut self, sides: &[HostAddresses]) -> io::Result<Vec<String>> {
+        let mut changed = Vec::new();
+        for (index, HostAddresses { link, address, address6 }) in self.addressed(sides)? {
+            if self.host_links.restore_connected(index, address)? {
+                changed.push(format!("the route to {} by {link} was removed", address.trunc()));
+            }
+            if let Some(address) = address6
+                && self.host_links.restore_connected6(index, address)?
+            {
+                changed.push(format!("the route to {} by {link} was removed", address.trunc()));
+            }
+        }
+        Ok(changed)
+    }
+
+    /// The routes that came with these addresses and are not there. Reads all routes, where the other changes.
+    pub(crate) fn routes_lacking(&mut self, sides: &[HostAddresses]) -> io::Result<Vec<String>> {
+        let (routes, routes6) = (self.host_links.routes()?, self.host_links.routes6()?);
+        let mut lacks = Vec::new();
+        for (index, HostAddresses { link, address, address6 }) in self.addressed(sides)? {
+            let net = address.trunc();
+            if !routes.contains(&(net, index)) {
+                lacks.push(format!("there is no route to {net} by {link}"));
+            }
+            if let Some(net) = address6.map(|address| address.trunc())
+                && !routes6.contains(&(MAIN_TABLE, net, index))
+            {
+                lacks.push(format!("there is no route to {net} by {link}"));
+            }
+        }
+        Ok(lacks)
     }
 
     /// What of the way out with this address of the host's is not as it should be.

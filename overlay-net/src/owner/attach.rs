@@ -16,7 +16,7 @@ use crate::kernel::{LINKS, Links, NEIGHBOURS, NetNs, ROUTES, Rules, Transitions,
 use crate::overlay::{Attached, AttachedInterface};
 use crate::plan::attachment::{Interface, Unfit, WAY_OUT_PREFIX, choose_address, gateway, has_way_out, interfaces};
 use crate::plan::balance::{Balance, IngressSide, Return};
-use crate::plan::inside::Inside;
+use crate::plan::inside::{DefaultRoute, Inside};
 use crate::plan::names;
 use crate::plan::picture::{Operation, Picture};
 
@@ -151,11 +151,20 @@ impl Owner {
         let watch = namespace.visit(|| Watch::open(LINKS | NEIGHBOURS | ROUTES));
         let watch = watch.map_err(failed("enter the task's network namespace"))?;
         let mut links = Links::open(&namespace).map_err(failed("enter the task's network namespace"))?;
-        self.wire(&id, &namespace, &mut links, &inside).map_err(|(step, source)| OverlayError::Attach {
+        let route = match (&sockets, links.inside(&namespace)) {
+            // It has just been made.
+            (None, _) => DefaultRoute::Lost,
+            // It has run for a while, and what it did to its routes meanwhile is its own business.
+            (Some(_), Ok(found)) => DefaultRoute::Held.after(found.default_route, inside.holds_route(&found)),
+            (Some(_), Err(_)) => DefaultRoute::Held,
+        };
+        let routed = route == DefaultRoute::Lost;
+        self.wire(&id, &namespace, &mut links, &inside, routed).map_err(|(step, source)| OverlayError::Attach {
             task: id.clone(),
             step,
             source,
         })?;
+        let route = if routed { DefaultRoute::Held } else { route };
 
         let sockets = match sockets {
             Some(sockets) => sockets,
@@ -177,8 +186,9 @@ impl Owner {
                 .collect(),
             gateway_address: egress.map(|net| net.addr()),
         };
-        let rules = Rules::open(&namespace).map_err(failed("open the task's nf_tables"))?;
-        let mut task = Task { config, namespace, links, watch, inside, lacking: Vec::new(), underlay, rules, own };
+        let rules = Rules::open_in_task(&namespace).map_err(failed("open the task's nf_tables"))?;
+        let (lacking, overfull) = (Vec::new(), false);
+        let mut task = Task { config, namespace, links, watch, inside, lacking, route, overfull, underlay, rules, own };
         let wanted = self.tables.of(&self.balance, &task);
         apply_task_tables(wanted, &id, &mut task, &mut Transitions::default(), &mut self.audit)
             .map_err(failed("set the task's virtual addresses"))?;
@@ -194,13 +204,15 @@ impl Owner {
         Ok(attached)
     }
 
-    /// Does a task's wiring; what is as it should be is not touched. The error says what could not be done.
+    /// Does a task's wiring; what is as it should be is not touched. `routed` says whether its default route is set as
+    /// well. The error says what could not be done.
     pub(super) fn wire(
         &mut self,
         id: &str,
         namespace: &NetNs,
         links: &mut Links,
         inside: &Inside,
+        routed: bool,
     ) -> Result<(), (String, io::Error)> {
         let failed = |step: &str| {
             let step = step.to_owned();
@@ -212,11 +224,15 @@ impl Owner {
                 .connect(id, namespace, links, interface, interface.room.mtu(self.underlay))
                 .map_err(failed(&format!("connect {} to {}", interface.name, interface.bridge)))?;
         }
-        if let (None, Some((gateway, interface))) = (inside.way_out, inside.default_route()) {
-            links.route_of_replies(gateway, interface).map_err(failed("set the route of replies"))?;
-        } else if let Some((gateway, interface)) = inside.default_route() {
-            let everything = Ipv4Net::new(Ipv4Addr::UNSPECIFIED, 0).expect("a prefix below 32");
-            links.add_route(everything, Some(gateway), interface).map_err(failed("set the default route"))?;
+        match inside.default_route().filter(|_| routed) {
+            None => {}
+            Some((gateway, interface)) if inside.way_out.is_none() => {
+                links.route_of_replies(gateway, interface).map_err(failed("set the route of replies"))?;
+            }
+            Some((gateway, interface)) => {
+                let everything = Ipv4Net::new(Ipv4Addr::UNSPECIFIED, 0).expect("a prefix below 32");
+                links.add_route(everything, Some(gateway), interface).map_err(failed("set the default route"))?;
+            }
         }
         if let Some(side) = &inside.ingress {
             links

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::{Owner, apply_task_tables};
 use crate::error::ObjectError;
-use crate::kernel::{Opened, Transitions};
+use crate::kernel::{Opened, Transitions, is_too_much};
 use crate::observation::AuditRecord;
+use crate::plan::inside::DefaultRoute;
 
 /// How often everything is looked at.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -169,7 +170,17 @@ impl Owner {
             Ok(changed) => self.audit.report_repairs("the host's values", changed),
             Err(source) => errors.push(ObjectError { object: "values of the host".into(), source }),
         }
-        errors.extend(self.apply_host_rules());
+        let sides = self.host_addresses();
+        match self.stage.restore_routes(&sides) {
+            Ok(changed) => self.audit.report_repairs("the host's routes", changed),
+            Err(source) => errors.push(ObjectError { object: "routes of the host".into(), source }),
+        }
+        if self.former.is_due(Instant::now()) {
+            self.rebalance();
+            errors.extend(self.apply_tables().errors);
+        } else {
+            errors.extend(self.apply_host_rules());
+        }
         errors
     }
 
@@ -178,9 +189,11 @@ impl Owner {
         let mut errors = Vec::new();
         let suspicious = task.watch.stirred() | self.audit.is_thorough() | (task.underlay != self.underlay);
         if suspicious {
-            let outcome = match task.links.inside() {
+            let outcome = match task.links.inside(&task.namespace) {
                 Ok(found) => {
-                    let lacks = task.inside.lacks(&found, self.underlay);
+                    task.overfull = false;
+                    task.route = task.route.after(found.default_route, task.inside.holds_route(&found));
+                    let lacks = task.inside.lacks(&found, task.route, self.underlay);
                     let before = std::mem::replace(&mut task.lacking, lacks);
                     match &task.lacking {
                         lacks if lacks.is_empty() => Ok(()),
@@ -191,9 +204,21 @@ impl Owner {
                             }
                             // Chains that are bound to a link go with it.
                             task.rules.doubt();
-                            self.wire(id, &task.namespace, &mut task.links, &task.inside)
+                            let routed = task.route == DefaultRoute::Lost;
+                            let wired = self.wire(id, &task.namespace, &mut task.links, &task.inside, routed);
+                            if wired.is_ok() && routed {
+                                task.route = DefaultRoute::Held;
+                            }
+                            wired
                         }
                     }
+                }
+                // Its links are its own to spoil, and nobody else waits until all of that is read.
+                Err(error) if is_too_much(&error) => {
+                    if !std::mem::replace(&mut task.overfull, true) {
+                        tracing::warn!(task.id = id, %error, "the links of a task are left alone");
+                    }
+                    Ok(())
                 }
                 Err(source) => Err(("read its links".to_owned(), source)),
             };

@@ -82,6 +82,8 @@ impl Owner {
     fn examine_host(&mut self) -> io::Result<Vec<String>> {
         let wanted = self.host_tables();
         let mut lacks: Vec<String> = self.stage.host_lacks()?.iter().map(|name| format!("net/{name} is off")).collect();
+        let sides = self.host_addresses();
+        lacks.extend(self.stage.routes_lacking(&sides)?);
         lacks.extend(self.host_rules.differences(&wanted)?);
         Ok(lacks)
     }
@@ -98,8 +100,9 @@ impl Owner {
 
     fn examine_task(&mut self, id: &str) -> io::Result<Vec<String>> {
         let Some(task) = self.tasks.get_mut(id) else { return Ok(Vec::new()) };
-        let found = task.links.inside()?;
-        let mut lacks = task.inside.lacks(&found, self.underlay);
+        let found = task.links.inside(&task.namespace)?;
+        let route = task.route.after(found.default_route, task.inside.holds_route(&found));
+        let mut lacks = task.inside.lacks(&found, route, self.underlay);
         let wanted = self.tables.of(&self.balance, task);
         lacks.extend(task.rules.differences(&wanted)?);
         Ok(lacks)

@@ -26,6 +26,8 @@ const COMMENT: &str = "made by shoal for this task";
 pub struct Balance {
     /// By network id: virtual address to endpoints; an empty list is to be refused.
     pub vips: BTreeMap<String, BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>>,
+    /// By network id: addresses that were virtual ones until a while ago; to be refused as well.
+    pub former: BTreeMap<String, BTreeSet<Ipv4Addr>>,
     /// Ports on every host; without the ones that nobody serves.
     pub ports: BTreeMap<(Protocol, u16), Target>,
     /// Ports of this host's own tasks: the port in the task, and the task.
@@ -152,12 +154,18 @@ impl Balance {
         }
         // The kernel takes its time to attach a chain to a hook and to detach it, so this one stays.
         table.hook("translate", Kind::Nat, Point::Output, PRIORITY_TRANSLATE, translate);
-        if !refused.is_empty() {
-            // Only new connections: those that a draining task still has may end in peace.
-            table.sets.insert("unserved".into(), Set::Addresses(refused));
-            let unserved = || vec![Match::New, Match::DestinationIn("unserved".into())];
-            let tcp = [unserved(), vec![Match::Protocol(Protocol::Tcp)]].concat();
-            let rules = vec![Rule::new(tcp, Action::RejectTcp), Rule::new(unserved(), Action::RejectPort)];
+        let former = networks.iter().filter_map(|id| self.former.get(id)).flatten().copied().collect();
+        let mut rules = Vec::new();
+        for (name, addresses) in [("unserved", refused), ("former", former)] {
+            if !addresses.is_empty() {
+                // Only new connections: those that a draining task still has may end in peace.
+                let refused = || vec![Match::New, Match::DestinationIn(name.into())];
+                let tcp = [refused(), vec![Match::Protocol(Protocol::Tcp)]].concat();
+                rules.extend([Rule::new(tcp, Action::RejectTcp), Rule::new(refused(), Action::RejectPort)]);
+                table.sets.insert(name.into(), Set::Addresses(addresses));
+            }
+        }
+        if !rules.is_empty() {
             table.hook("refuse", Kind::Filter, Point::Output, PRIORITY_FILTER, rules);
         }
         if let Some(IngressSide { interface, subnet }) = ingress {

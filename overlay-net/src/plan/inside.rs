@@ -1,7 +1,9 @@
 //! What a task's namespace must hold, and what of it is not there.
 //!
 //! What is missing or bent is named, so that it can be repaired and logged; what a task with the right to do so has
-//! added beside (other links, other routes, a default route of its own) is the task's business.
+//! added beside (other links, other routes, a default route of its own) is the task's business. So is it that it has
+//! taken its default route away: who does that wants nothing to leave by it, as long as a tunnel of its own is down for
+//! example. What is put back is a default route that went with its link.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -42,6 +44,30 @@ pub struct Found {
     pub return6: Option<String>,
 }
 
+/// What is known of a task's default route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DefaultRoute {
+    /// It is there, ours or one of the task's own.
+    Held,
+    /// It is not there, and is to be set: it was not set yet, or went with its link.
+    Lost,
+    /// It is not there, and its link is: the task has taken it away.
+    GivenUp,
+}
+
+impl DefaultRoute {
+    /// What is known after a look that found such a route or not, and its link as it should be or not.
+    #[must_use]
+    pub fn after(self, there: bool, link_holds: bool) -> DefaultRoute {
+        match self {
+            _ if there => DefaultRoute::Held,
+            DefaultRoute::Held if link_holds => DefaultRoute::GivenUp,
+            DefaultRoute::Held => DefaultRoute::Lost,
+            known => known,
+        }
+    }
+}
+
 /// A link in a namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FoundLink {
@@ -73,6 +99,16 @@ impl Inside {
         }
     }
 
+    /// Whether the link of the default route is so that the kernel takes no route away from it.
+    #[must_use]
+    pub fn holds_route(&self, found: &Found) -> bool {
+        let Some((_, name)) = self.default_route() else { return true };
+        let interface = self.interfaces.iter().find(|interface| interface.name == name);
+        interface.zip(found.links.get(name)).is_some_and(|(interface, link)| {
+            link.kind == "veth" && link.up && link.mac == interface.mac && link.addresses.contains(&interface.address)
+        })
+    }
+
     /// The address that clients of published ports come to over IPv6, if they do.
     #[must_use]
     pub fn ingress6(&self) -> Option<Ipv6Addr> {
@@ -83,7 +119,7 @@ impl Inside {
 
     /// What is not as it must be, each as a text; `underlay` is the MTU of what carries the tunnels.
     #[must_use]
-    pub fn lacks(&self, found: &Found, underlay: u32) -> Vec<String> {
+    pub fn lacks(&self, found: &Found, route: DefaultRoute, underlay: u32) -> Vec<String> {
         let mut lacks = Vec::new();
         if !found.links.get("lo").is_some_and(|link| link.up) {
             lacks.push("lo is down".to_owned());
@@ -109,7 +145,7 @@ impl Inside {
                 }
             }
         }
-        if self.default_route().is_some() && !found.default_route {
+        if self.default_route().is_some() && route == DefaultRoute::Lost {
             lacks.push("the default route is missing".to_owned());
         }
         if let Some(side) = &self.ingress {
@@ -130,5 +166,32 @@ impl Inside {
             }
         }
         lacks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_route_comes_back_with_its_link_and_is_the_tasks_to_take_away() {
+        use DefaultRoute::{GivenUp, Held, Lost};
+        // What is known, then: is one there, and does the link hold it.
+        for (known, there, holds, expected) in [
+            (Lost, false, false, Lost),
+            (Lost, false, true, Lost),
+            (Lost, true, true, Held),
+            (Held, true, true, Held),
+            // Another one, by a link of the task's own.
+            (Held, true, false, Held),
+            (Held, false, false, Lost),
+            (Held, false, true, GivenUp),
+            // Its link being made anew later changes nothing: it was given up before.
+            (GivenUp, false, false, GivenUp),
+            (GivenUp, false, true, GivenUp),
+            (GivenUp, true, true, Held),
+        ] {
+            assert_eq!(known.after(there, holds), expected, "{known:?} {there} {holds}");
+        }
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! No I/O, no clock, no randomness. `picture` describes what the node's namespace holds and computes the difference,
 //! `balance` turns services and ports into nf_tables tables, `attachment` says what a task's namespace gets and `inside`
-//! what of it is missing, `flows` which connections lead nowhere any more, `names` how objects in the kernel are called
-//! and recognised again after a restart.
+//! what of it is missing, `flows` which connections lead nowhere any more, `former` which virtual addresses were some
+//! service's until a moment ago, `names` how objects in the kernel are called and recognised again after a restart.
 
 pub mod attachment;
 pub mod balance;
 pub mod flows;
+pub mod former;
 pub mod inside;
 pub mod names;
 pub mod picture;

@@ -44,6 +44,27 @@ pub struct Table {
     pub beside: Vec<Beside>,
 }
 
+impl Table {
+    /// How many things it is made of: sets with their elements, chains with their rules.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        let elements: usize = self.sets.values().map(|set| 1 + set.len()).sum();
+        elements + self.chains.values().map(|chain| 1 + chain.rules.len()).sum::<usize>()
+    }
+}
+
+impl Set {
+    fn len(&self) -> usize {
+        match self {
+            Set::Addresses(all) | Set::Backends(all) => all.len(),
+            Set::Ports(all) => all.len(),
+            Set::Links(all) => all.len(),
+            Set::BackendsOf(all) => all.values().map(Vec::len).sum(),
+            Set::PortChains(all) => all.len(),
+        }
+    }
+}
+
 /// A named set or map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Set {
