@@ -32,7 +32,8 @@ pub(crate) fn reconcile(cx: &Cx<'_>, txn: &mut Txn, hosts: &BTreeSet<NodeId>) {
             if txn.is_full() {
                 return;
             }
-            let must_go = task.is_wanted() && !may_stay(txn, node.as_deref(), &task);
+            // A plain container is on its host whatever becomes of that.
+            let must_go = task.is_wanted() && !task.is_attachment() && !may_stay(txn, node.as_deref(), &task);
             if !must_go && !gone {
                 continue;
             }

@@ -17,6 +17,10 @@ pub(crate) fn reconcile(txn: &mut Txn, service: &ServiceId) {
         let host_is_gone = matches!(&key, SlotKey::Node(node) if txn.node(node).is_none());
         let mut kept: Vec<&Arc<Task>> = Vec::new();
         for task in slot.tasks() {
+            if task.is_attachment() && !task.has_ended() && txn.node(&task.node_id).is_some() {
+                // It never had one.
+                continue;
+            }
             let removing = service_is_gone || task.desired() == DesiredState::Remove;
             if finished(txn, task) && (removing || host_is_gone || !task.is_placed() && !task.has_ended()) {
                 forgotten.push(task.id.clone());

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use chaos_tests::hosts::{Api, Client, Cluster, Host, IMAGE, SOON, refused};
+use chaos_tests::hosts::{Api, Client, Cluster, IMAGE, SOON, ServiceDraft, encode, refused};
 use serde_json::{Value, json};
 
 use crate::{binaries, with};
@@ -38,11 +38,22 @@ async fn wait_closed(api: &Api, client: &Client, door: SocketAddr) -> Result<()>
 }
 
 /// The daemon dies, and another one takes its place; what the containers of the host do meanwhile.
-async fn restart(host: &Host, meanwhile: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+async fn restart(cluster: &Cluster, index: usize, meanwhile: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    let host = cluster.host(index);
     host.kill_daemon()?;
     meanwhile().await?;
     host.start_daemon()?;
-    Ok(host.wait_ready().await?)
+    host.wait_ready().await?;
+    has_its_place(&cluster.api(index)).await
+}
+
+/// A daemon that has just begun is not in its cluster yet.
+async fn has_its_place(api: &Api) -> Result<()> {
+    let is_in = || async {
+        let info = api.get("/info").await.map_err(|error| error.to_string())?;
+        if info["Swarm"]["LocalNodeState"] == "active" { Ok(()) } else { Err(info["Swarm"].to_string()) }
+    };
+    Ok(api.wait_for("the host to have its place in the cluster", SOON, is_in).await?)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,7 +80,7 @@ async fn plain_containers_and_their_ports() {
         make(&api, "alone", json!({"NetworkMode": "none", "RestartPolicy": {"Name": "always"}})).await?;
         api.post("/containers/alone/start", &Value::Null).await?;
         // It does not notice that the daemon is another one.
-        restart(host, async || {
+        restart(cluster, 0, async || {
             for number in &numbers {
                 answers(&outside, host.at(*number)).await?;
             }
@@ -85,6 +96,7 @@ async fn plain_containers_and_their_ports() {
         host.power_off()?;
         host.power_on()?;
         host.wait_ready().await?;
+        has_its_place(&api).await?;
         let is_up = || async {
             let alone = inspect(&api, "alone").await.map_err(|error| error.to_string())?;
             if alone["State"]["Running"] == true { Ok(()) } else { Err(alone["State"].to_string()) }
@@ -99,6 +111,68 @@ async fn plain_containers_and_their_ports() {
             api.delete(&format!("/containers/{name}?force=1")).await?;
         }
         ensure!(host.container_processes().is_empty(), "{:?}", host.container_processes());
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_containers_on_attachable_networks() {
+    with(Cluster::start(&binaries(), 1, 1), async |cluster| {
+        let (manager, worker, outside) = (cluster.api(0), cluster.api(1), cluster.client()?);
+        for (name, attachable) in [("net", true), ("closed", false)] {
+            let spec = json!({"Name": name, "Driver": "overlay", "Attachable": attachable});
+            manager.post("/networks/create", &spec).await?;
+        }
+        let constraint = format!("node.id=={}", cluster.id(0));
+        let web = ServiceDraft::new("web", IMAGE, 1).network("net").publish(8080, 80).constraint(&constraint).build();
+        manager.create_service(&web).await?;
+        manager.wait_running("web", 1, &[], SOON).await?;
+        cluster.wait_port(8080).await?;
+        make(&worker, "refused", json!({"NetworkMode": "closed"})).await?;
+        let no = worker.post("/containers/refused/start", &Value::Null).await;
+        refused(no, 403, "network closed not manually attachable")?;
+        let body = json!({
+            "Image": IMAGE,
+            "HostConfig": {"NetworkMode": "net", "PortBindings": {"80/tcp": [{"HostPort": "8090"}]}},
+            "NetworkingConfig": {"EndpointsConfig": {"net": {"Aliases": ["alias"]}}},
+        });
+        worker.post("/containers/create?name=box", &body).await?;
+        worker.post("/containers/box/start", &Value::Null).await?;
+        let before = inspect(&worker, "box").await?;
+        let address = before["NetworkSettings"]["Networks"]["net"]["IPAddress"].as_str().unwrap_or_default().to_owned();
+        ensure!(address.starts_with("10."), "{before}");
+        let (to_box, to_web) = (cluster.host(1).at(8090), cluster.host(0).at(8080));
+        let short = before["Id"].as_str().unwrap_or_default()[..12].to_owned();
+        let reach = async |door: SocketAddr, name: &str| {
+            let path = format!("/fetch?url={}", encode(&format!("http://{name}/json")));
+            let asked = || async {
+                let answer = outside.get(door, &path, LIMIT).await.map_err(|error| error.to_string())?;
+                if answer.status == 200 { Ok(()) } else { Err(format!("{answer:?}")) }
+            };
+            manager.wait_for(&format!("{name} to be reached from {door}"), SOON, asked).await
+        };
+        reach(to_box, "web").await?;
+        for name in ["box", "alias", short.as_str(), address.as_str()] {
+            reach(to_web, name).await?;
+        }
+        restart(cluster, 1, async || Ok(reach(to_web, "box").await?)).await?;
+        let after = inspect(&worker, "box").await?;
+        ensure!(after["State"]["Pid"] == before["State"]["Pid"], "{before} {after}");
+        reach(to_box, "web").await?;
+        reach(to_web, "box").await?;
+        // What it has is given back, once: the network can go.
+        refused(manager.delete("/networks/net").await, 400, "is in use by")?;
+        worker.post("/containers/box/stop?t=0", &Value::Null).await?;
+        manager.delete("/services/web").await?;
+        let removed = || async { manager.delete("/networks/net").await.map(drop).map_err(|error| error.to_string()) };
+        manager.wait_for("the network to be unused", SOON, removed).await?;
+        let gone = worker.post("/containers/box/start", &Value::Null).await;
+        refused(gone, 404, "network net not found")?;
+        for name in ["box", "refused"] {
+            worker.delete(&format!("/containers/{name}?force=1")).await?;
+        }
+        ensure!(cluster.host(1).container_processes().is_empty());
         Ok(())
     })
     .await;

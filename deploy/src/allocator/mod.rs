@@ -59,6 +59,14 @@ pub fn reconcile(cx: &mut Cx<'_>, txn: &mut Txn) {
     }
 }
 
+/// Whether a network has an address to give at this moment.
+///
+/// # Errors
+/// Why not, for people.
+pub(crate) fn has_address(txn: &mut Txn, network: &NetworkId) -> Result<(), String> {
+    Addresses::default().next(txn, network).map(drop)
+}
+
 fn allocate_network(txn: &mut Txn, id: &NetworkId) {
     let Some(network) = txn.network(id) else { return };
     let mut network = Network::clone(network);

@@ -4,6 +4,7 @@
 //! that is refused leaves the transaction as it was. Nothing here places, allocates or restarts: the brain's pass,
 //! which follows in the same turn, does.
 
+mod attachment;
 mod cluster;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -62,6 +63,8 @@ pub fn execute(cx: &mut Cx<'_>, txn: &mut Txn, request: &Request) -> Result<Repl
         Op::AllocateRaftId(op) => node::allocate_raft_id(txn, op),
         Op::ClearManager(op) => node::clear_manager(txn, op),
         Op::ReportStatuses(op) => status::report(txn, op),
+        Op::AttachContainer(op) => attachment::attach(cx, txn, op),
+        Op::DetachContainer(op) => attachment::detach(txn, op),
     }
 }
 

@@ -17,6 +17,9 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Resu
     if spec.ipv6 {
         refuse_old_managers(txn)?;
     }
+    if spec.attachable {
+        super::attachment::refuse_old_managers(txn)?;
+    }
     if txn.network_by_name(&spec.name).is_some() {
         let text = format!("network with name {} already exists", spec.name);
         return Err(ControlError::new(ErrorKind::AlreadyExists, text));

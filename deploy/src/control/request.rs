@@ -15,7 +15,7 @@ pub struct Request {
     /// What is asked for; absent if a newer release asks for something that this one does not know.
     #[prost(
         oneof = "Op",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 24, 25, 40, 50, 51"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 24, 25, 40, 50, 51, 70, 71"
     )]
     pub op: Option<Op>,
 }
@@ -107,6 +107,12 @@ pub enum Op {
     /// The cluster has no credentials for a registry any more.
     #[prost(message, tag = "51")]
     RemoveRegistry(RemoveRegistry),
+    /// A plain container takes a place on a network. Reply: the id of what holds it.
+    #[prost(message, tag = "70")]
+    AttachContainer(AttachContainer),
+    /// A plain container gives its place back; one that it does not have any more is fine.
+    #[prost(message, tag = "71")]
+    DetachContainer(DetachContainer),
 }
 
 /// See `Op::InitCluster`.
@@ -447,6 +453,41 @@ pub struct NoteNode {
     /// The remark.
     #[prost(string, tag = "3")]
     pub message: String,
+}
+
+/// See `Op::AttachContainer`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AttachContainer {
+    /// The host that the container is on; the one that asks.
+    #[prost(message, required, tag = "1")]
+    pub node_id: NodeId,
+    /// Id of the container, 64 hexadecimal characters.
+    #[prost(string, tag = "2")]
+    pub container: String,
+    /// Its name.
+    #[prost(string, tag = "3")]
+    pub name: String,
+    /// Name or id of the network.
+    #[prost(string, tag = "4")]
+    pub network: String,
+    /// Other names for it on that network.
+    #[prost(string, repeated, tag = "5")]
+    pub aliases: Vec<String>,
+    /// Random, another one each time that the container starts: who asks twice for one start gets one place, and what is
+    /// given back late is not another start's.
+    #[prost(uint64, tag = "6")]
+    pub start: u64,
+}
+
+/// See `Op::DetachContainer`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DetachContainer {
+    /// The host that the container is on.
+    #[prost(message, required, tag = "1")]
+    pub node_id: NodeId,
+    /// What holds the place.
+    #[prost(message, required, tag = "2")]
+    pub id: TaskId,
 }
 
 /// What came of a request.

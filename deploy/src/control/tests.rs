@@ -1,5 +1,6 @@
 //! Requests and what comes of them, in Docker's words.
 
+mod attachments;
 mod nodes;
 mod specs;
 mod wire;

@@ -195,6 +195,10 @@ fn endpoint(task: &Task, network: &NetworkId, address: &str) -> EndpointInfo {
     if !task.spec.container.hostname.is_empty() {
         names.push(task.spec.container.hostname.clone());
     }
+    if task.is_attachment() {
+        let here = task.attachments.iter().filter(|attachment| attachment.network == *network);
+        names.extend(here.flat_map(|attachment| attachment.aliases.clone()));
+    }
     names.extend(short_id(task).map(str::to_owned));
     EndpointInfo {
         network: network.clone(),

@@ -7,6 +7,9 @@ use super::{ClusterId, Labels, Meta, NodeId, Timestamp};
 /// Feature level from which on networks may have IPv6: an older manager would forget their subnets, and an older host
 /// would not carry them.
 pub const IPV6_LEVEL: u32 = 2;
+/// Feature level from which on plain containers may have places on networks: an older manager would take them for tasks of
+/// a service that is gone.
+pub const ATTACH_LEVEL: u32 = 3;
 
 /// There is exactly one.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -66,6 +66,10 @@ pub struct Task {
     /// none before the task is placed.
     #[prost(uint32, repeated, tag = "50")]
     pub chosen_ports: Vec<u32>,
+    /// The plain container whose place on a network this is; empty for what runs as a task. Such a place belongs to no
+    /// service, and its host starts nothing for it.
+    #[prost(string, tag = "70")]
+    pub container: String,
 }
 
 impl Task {
@@ -156,9 +160,17 @@ impl Task {
         !self.status.state().is_terminal()
     }
 
-    /// Name of the task's container: `SERVICE.SLOT.ID`, or `SERVICE.NODE.ID` for a global service.
+    /// Whether it is only the place of a plain container on a network.
+    pub fn is_attachment(&self) -> bool {
+        !self.container.is_empty()
+    }
+
+    /// Name of the task's container: `SERVICE.SLOT.ID`, or `SERVICE.NODE.ID` for a global service. A plain container's is
+    /// its own.
     pub fn name(&self) -> String {
-        if self.slot > 0 {
+        if self.is_attachment() {
+            self.service_name.clone()
+        } else if self.slot > 0 {
             format!("{}.{}.{}", self.service_name, self.slot, self.id)
         } else {
             format!("{}.{}.{}", self.service_name, self.node_id, self.id)

@@ -82,6 +82,7 @@ impl Store {
     fn check_tasks(&self, wrong: &mut Vec<String>) {
         for task in self.tasks() {
             if self.service(&task.service_id).is_none()
+                && !task.is_attachment()
                 && task.desired() < DesiredState::Shutdown
                 && task.holds_addresses()
             {

@@ -13,6 +13,7 @@ use prost::encoding::message;
 
 use super::network::Networks;
 use super::payloads::is_payload;
+use super::plain::Given;
 use crate::datadir::ManagerRecord;
 
 /// Reports in one batch; more wait for the next.
@@ -113,6 +114,8 @@ pub(super) struct Core {
     /// Tasks that are not this host's, and of which something is being removed.
     nobodys: BTreeSet<TaskId>,
     connected: bool,
+    /// The set is what a manager has said, and not only what was remembered.
+    told: bool,
     unreported: BTreeSet<TaskId>,
     in_flight: Option<(u64, BTreeMap<TaskId, TaskStatus>)>,
     next_batch: u64,
@@ -130,6 +133,7 @@ impl Core {
             found: BTreeMap::new(),
             nobodys: BTreeSet::new(),
             connected: false,
+            told: false,
             unreported: BTreeSet::new(),
             in_flight: None,
             next_batch: 1,
@@ -171,6 +175,13 @@ impl Core {
     /// Its stamp.
     pub(super) fn stamp(&self) -> Stamp {
         self.stamp
+    }
+
+    /// Places of this host's plain containers on networks.
+    pub(super) fn places(&self) -> Given {
+        let places = self.set.tasks().map(|assignment| &assignment.task).filter(|task| task.is_attachment());
+        let places = places.map(|task| (task.id.clone(), task.attachments.clone())).collect();
+        Given { told: self.told, places }
     }
 
     /// A task of this host, as the cluster last described it.
@@ -249,6 +260,7 @@ impl Core {
             Some(_) => return Err(UpdateRefused::Gap),
         }
         self.stamp = update.stamp;
+        self.told = true;
         Ok(self.reconcile(now))
     }
 
@@ -256,7 +268,8 @@ impl Core {
         let (mut adopted, mut steps) = (Vec::new(), Vec::new());
         let assigned: Vec<_> = self.set.tasks().cloned().collect();
         let mut wanted = BTreeSet::new();
-        for assignment in assigned {
+        // The place of a plain container on a network is nothing to run.
+        for assignment in assigned.into_iter().filter(|assignment| !assignment.task.is_attachment()) {
             let id = assignment.task.id.clone();
             wanted.insert(id.clone());
             if let Some(life) = self.tasks.get_mut(&id) {
@@ -466,6 +479,21 @@ mod tests {
         assert_eq!(core.update(anew(1 << 20), NOW).unwrap().steps, []);
         assert_eq!(core.update(full(9, &[]), NOW).unwrap_err(), UpdateRefused::Older, "the life that is over");
         assert_eq!(core.serving(), BTreeSet::from([TaskId::new("a")]));
+    }
+
+    #[test]
+    fn the_place_of_a_plain_container_is_nothing_to_run() {
+        let mut core = core();
+        assert_eq!(core.places(), Given::default());
+        let mut place = Task { id: TaskId::new("p"), container: "c".repeat(64), ..Task::default() };
+        place.set_desired(DesiredState::Running);
+        let put = vec![Body::Task(Box::new(Assignment { task: place, progress: 0 })).into()];
+        let update = Update { stamp: stamp(1), base: None, delta: Delta { put, remove: Vec::new() } };
+        assert_eq!(core.update(update, NOW).unwrap(), Taken::default());
+        assert!(core.is_empty() && core.places().told);
+        assert_eq!(core.places().places.keys().collect::<Vec<_>>(), [&TaskId::new("p")]);
+        let again = Core::start(memory(&core), BTreeMap::new(), NOW).0;
+        assert_eq!(again.places(), Given { told: false, ..core.places() });
     }
 
     #[test]

@@ -209,6 +209,7 @@ impl Agent {
         });
         let (managers, managers_out) = watch::channel(known);
         let (desired, desired_out) = watch::channel(None);
+        let (places, places_out) = watch::channel(core.places());
         let (memory, memory_out) = watch::channel((1, core.snapshot()));
         let (written, written_out) = watch::channel(0);
         let (payloads, payloads_out) = watch::channel(Payloads::of(core.set()));
@@ -223,6 +224,11 @@ impl Agent {
             hostname: config.description.hostname.clone(),
             users: config.users.clone(),
             records: config.plain_containers,
+            places: Some(plain::Places {
+                channels: config.channels.lane(Lane::Calls),
+                managers: managers_out.clone(),
+                given: places_out,
+            }),
             desired: desired_out.clone(),
         });
         let plain = plain.await?;
@@ -240,13 +246,7 @@ impl Agent {
         // What ended meanwhile needs no links any more, and what was only prepared is prepared again.
         let running = found.iter().filter(|(_, found)| matches!(found, Found::Running { .. }));
         let mut running: Vec<String> = running.map(|(task, _)| task.to_string()).collect();
-        let plainly = config
-            .runtime
-            .list()
-            .await
-            .into_iter()
-            .filter(|container| container.status == runtime::Status::Running && is_plain(&container.labels));
-        running.extend(plainly.map(|container| container.id));
+        running.extend(plain.running());
         if let Err(error) = config.overlay.retain(&running).await {
             tracing::warn!(error = crate::chain(&error), "links of tasks that are gone could not all be removed");
         }
@@ -303,6 +303,7 @@ impl Agent {
             managers,
             desired,
             plain_ports,
+            places,
             memory,
             payloads,
             session: 0,
@@ -450,6 +451,8 @@ struct Loop {
     desired: watch::Sender<Option<Desired>>,
     /// Ports of plain containers, which the networks are to have as well.
     plain_ports: watch::Receiver<Vec<PublishedPort>>,
+    /// Places of plain containers on networks.
+    places: watch::Sender<plain::Given>,
     memory: watch::Sender<memory::Numbered>,
     payloads: watch::Sender<Payloads>,
     /// The number of the session that was opened last.
@@ -651,6 +654,7 @@ impl Loop {
             *known = Some(desired);
             changed
         });
+        self.places.send_if_modified(|known| replace(known, self.core.places()));
         self.payloads.send_if_modified(|known| {
             let changed = !known.are_of(self.core.set());
             if changed {

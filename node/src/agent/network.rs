@@ -77,9 +77,12 @@ impl Networks {
             }
             Body::Service(info) => self.changed(&info.network).service(&info.id).told = false,
             Body::Endpoint(info) => {
-                let service = self.changed(&info.network).service(&info.service);
+                let service = self.changed(&info.network).service(&service_of(info));
                 if let Ok(place) = service.place(&info.task) {
                     Arc::make_mut(&mut service.service).endpoints.remove(place);
+                }
+                if info.service.is_none() {
+                    service.told = false;
                 }
             }
             _ => {}
@@ -106,7 +109,15 @@ impl Networks {
                 service.ports = info.ports.iter().filter_map(service_port).collect();
             }
             Body::Endpoint(info) => {
-                let known = self.changed(&info.network).service(&info.service);
+                let known = self.changed(&info.network).service(&service_of(info));
+                if info.service.is_none() {
+                    // Its id is its own, and the names that others may have as well lead to all of them.
+                    known.told = true;
+                    let service = Arc::make_mut(&mut known.service);
+                    let (id, names) =
+                        info.names.split_last().map_or((String::new(), &[][..]), |(id, n)| (id.clone(), n));
+                    (service.name, service.aliases) = (id, names.to_vec());
+                }
                 if let (Some(endpoint), Err(place)) = (endpoint(info), known.place(&info.task)) {
                     Arc::make_mut(&mut known.service).endpoints.insert(place, endpoint);
                 }
@@ -176,6 +187,11 @@ impl OfService {
     }
 }
 
+/// A plain container has no service, and is one of its own.
+fn service_of(info: &EndpointInfo) -> ServiceId {
+    if info.service.is_none() { ServiceId::new(info.task.to_string()) } else { info.service.clone() }
+}
+
 /// A network without stations and services.
 fn frame(info: &NetworkInfo) -> Option<Network> {
     Some(Network {
@@ -204,7 +220,7 @@ fn endpoint(info: &EndpointInfo) -> Option<Endpoint> {
         task: info.task.to_string(),
         name: info.names.first().cloned().unwrap_or_default(),
         address: address(&info.address)?,
-        names: info.names.iter().skip(1).cloned().collect(),
+        names: if info.service.is_none() { Vec::new() } else { info.names.iter().skip(1).cloned().collect() },
         serving: info.serving,
     })
 }
@@ -377,12 +393,38 @@ mod tests {
         assert!(!is_given(None, "a", &[]));
     }
 
+    #[test]
+    fn a_plain_container_is_a_service_of_its_own() {
+        let id = NetworkId::new("net");
+        let (subnet, gateway) = ("10.0.1.0/24".to_owned(), "10.0.1.1".to_owned());
+        let network = NetworkInfo { id: id.clone(), subnet, gateway, ..NetworkInfo::default() };
+        let endpoint = EndpointInfo {
+            network: id,
+            task: TaskId::new("place"),
+            address: "10.0.1.5/24".into(),
+            names: ["box", "db", "0123456789ab"].map(str::to_owned).to_vec(),
+            serving: true,
+            ..EndpointInfo::default()
+        };
+        let mut set = AssignmentSet::default();
+        let put = vec![Body::Network(network).into(), Body::Endpoint(endpoint).into()];
+        set.apply(Delta { put, remove: Vec::new() });
+        let desired = Networks::default().desired(&set, 7, &BTreeSet::new());
+        let [service] = &desired.networks[0].services[..] else { panic!("{desired:?}") };
+        assert_eq!(
+            (service.name.as_str(), &service.aliases[..]),
+            ("0123456789ab", &["box".to_owned(), "db".into()][..])
+        );
+        let [endpoint] = &service.endpoints[..] else { panic!("{service:?}") };
+        assert_eq!((endpoint.task.as_str(), endpoint.name.as_str(), endpoint.names.len()), ("place", "box", 0));
+    }
+
     /// One of the items that could be told: of two networks, one of them the ingress network, with few ids.
     fn item() -> impl Strategy<Value = Item> {
         let network = |n: u8| NetworkId::new(format!("net{n}"));
         let service = |s: u8| ServiceId::new(format!("s{s}"));
         let at = |net: u8, last: u8| format!("10.0.{net}.{last}/24");
-        (0u8..6, 0u8..2, 0u8..4, 2u8..12, any::<bool>()).prop_map(move |(kind, net, of, last, flag)| match kind {
+        (0u8..7, 0u8..2, 0u8..4, 2u8..12, any::<bool>()).prop_map(move |(kind, net, of, last, flag)| match kind {
             0 => Body::Network(NetworkInfo {
                 id: network(net),
                 subnet: if flag || of > 0 { format!("10.0.{net}.0/24") } else { "nonsense".into() },
@@ -409,6 +451,15 @@ mod tests {
             .into(),
             3 => Body::Port(Port { published: u32::from(last), target: 80, service: service(of), ..Port::default() })
                 .into(),
+            6 => Body::Endpoint(EndpointInfo {
+                network: network(net),
+                task: TaskId::new(format!("t{last}")),
+                address: at(net, last + of),
+                names: vec![format!("name{of}"), format!("{last}")],
+                serving: flag,
+                ..EndpointInfo::default()
+            })
+            .into(),
             _ => Body::Endpoint(EndpointInfo {
                 network: network(net),
                 task: TaskId::new(format!("t{last}")),

@@ -114,6 +114,9 @@ struct CreateArgs {
     /// No way out to other networks
     #[arg(long)]
     internal: bool,
+    /// Containers outside of services may be on it as well
+    #[arg(long)]
+    attachable: bool,
     /// A label; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<KeyValue>,
@@ -279,6 +282,7 @@ fn request(args: CreateArgs) -> Result<NetworkCreate, CliError> {
         scope: (args.driver == LOCAL_DRIVER).then(|| "swarm".to_owned()),
         driver: Some(args.driver),
         internal: Some(args.internal),
+        attachable: args.attachable.then_some(true),
         ingress: args.ingress.then_some(true),
         enable_ipv6: args.ipv6.then_some(true),
         ipam: (!configs.is_empty()).then(|| Ipam { config: Some(configs), ..Ipam::default() }),
@@ -347,8 +351,8 @@ mod tests {
             json!({"Name": "back", "Driver": "bridge", "Scope": "swarm", "Internal": false})
         );
         assert_eq!(
-            create("--ipv6 back").unwrap(),
-            json!({"Name": "back", "Driver": "overlay", "Internal": false, "EnableIPv6": true})
+            create("--ipv6 --attachable back").unwrap(),
+            json!({"Name": "back", "Driver": "overlay", "Internal": false, "Attachable": true, "EnableIPv6": true})
         );
         assert_eq!(
             create("--ipv6 --subnet 10.20.0.0/24 --subnet fd00::/64 --gateway fd00::9 --aux-address a=fd00::8 back")

@@ -46,6 +46,8 @@ impl Here {
                 }
             }
         }
+        let plain = agent.set.tasks().map(|assignment| &assignment.task).filter(|task| task.is_attachment());
+        containers.extend(plain.map(|task| (task.id.to_string(), task.container.clone())));
         Some(Here { agent, seen, containers })
     }
 

@@ -131,6 +131,8 @@ fn object_routes<E: Engine>() -> Router<App<E>> {
         .route("/networks", get(networks::list::<E>))
         .route("/networks/create", post(networks::create::<E>))
         .route("/networks/prune", post(networks::prune::<E>))
+        .route("/networks/{id}/connect", post(networks::connect))
+        .route("/networks/{id}/disconnect", post(networks::connect))
         .route("/networks/{id}", get(networks::inspect::<E>).delete(networks::remove::<E>))
         .route("/secrets", get(payloads::list_secrets::<E>))
         .route("/secrets/create", post(payloads::create_secret::<E>))

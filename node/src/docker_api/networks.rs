@@ -261,3 +261,11 @@ fn prunes(store: &Store, network: &Network, until: Option<i64>, filters: &Filter
         && image_prune::all_labels(filters.values("label!"), labels, false)
         && !used()
 }
+
+/// A container has the network that it was made with.
+pub(super) async fn connect() -> ApiError {
+    ApiError::not_supported(
+        "Shoal does not connect containers to further networks, or disconnect them, yet: name the network when the container \
+         is made",
+    )
+}

@@ -66,7 +66,9 @@ pub(super) async fn list<E: Engine>(
     let up_to_date = filters.flag("_up-to-date")?;
     let current = |t: &Task| store.service(&t.service_id).is_some_and(|s| s.spec_version == t.spec_version);
     let wanted = |t: &&Arc<Task>| {
-        of_services.as_ref().is_none_or(|ids| ids.contains(&t.service_id))
+        // Plain containers on networks, which Docker does not list either.
+        !t.is_attachment()
+            && of_services.as_ref().is_none_or(|ids| ids.contains(&t.service_id))
             && on_nodes.as_ref().is_none_or(|ids| ids.contains(&t.node_id))
             && filters.prefix("id", t.id.as_str())
             && filters.prefix("name", &t.name())

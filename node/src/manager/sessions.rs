@@ -9,7 +9,8 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deploy::control::{
-    ErrorKind, NodeCertified, NodeSession, Op, ReportStatuses, Request as ControlRequest, TaskReport,
+    AttachContainer, DetachContainer, ErrorKind, NodeCertified, NodeSession, Op, ReportStatuses,
+    Request as ControlRequest, TaskReport,
 };
 use deploy::dispatcher::{self, HostSet, Parts, Stamp, Update};
 use deploy::model::{NodeCertificate, NodeDescription, NodeId, NodeRole, NodeState, TaskId};
@@ -118,6 +119,22 @@ impl pb::sessions_server::Sessions for Service {
         let node_id = self.manager.authorize_node(&caller(&request)?)?;
         self.manager.forget(&node_id).await.map_err(|e| to_status(&e))?;
         Ok(Response::new(pb::LeaveReply {}))
+    }
+
+    async fn attach(&self, request: Request<pb::AttachRequest>) -> Result<Response<pb::AttachReply>, Status> {
+        let node_id = self.manager.authorize_node(&caller(&request)?)?;
+        let pb::AttachRequest { container, name, network, aliases, start } = request.into_inner();
+        let op = Op::AttachContainer(AttachContainer { node_id, container, name, network, aliases, start });
+        let reply = self.manager.control(ControlRequest::from(op)).await.map_err(|e| to_status(&e))?;
+        Ok(Response::new(pb::AttachReply { id: reply.id }))
+    }
+
+    async fn detach(&self, request: Request<pb::DetachRequest>) -> Result<Response<pb::DetachReply>, Status> {
+        let node_id = self.manager.authorize_node(&caller(&request)?)?;
+        let id = TaskId::new(request.into_inner().id);
+        let op = Op::DetachContainer(DetachContainer { node_id, id });
+        self.manager.control(ControlRequest::from(op)).await.map_err(|e| to_status(&e))?;
+        Ok(Response::new(pb::DetachReply {}))
     }
 }
 

@@ -173,8 +173,9 @@ pub(super) fn network_spec(spec: &NetworkSpec) -> Result<(), ControlError> {
     if spec.ingress && spec.internal {
         return Err(invalid("ingress network cannot be internal"));
     }
-    // Plain containers, which alone would attach, are not there yet.
-    unsupported("Attachable", spec.attachable)?;
+    if spec.ingress && spec.attachable {
+        return Err(invalid("ingress network cannot be attachable"));
+    }
     spec.driver_options.iter().try_for_each(|(option, value)| driver_option(spec, option, value))?;
     let of6 = spec.ipam.iter().filter(|config| is_ipv6(&config.subnet)).count();
     unsupported("IPAM.Config with several subnets of a family", of6.max(spec.ipam.len() - of6) > 1)?;

@@ -5,16 +5,20 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use overlay_net::DnsSockets;
+use deploy::model::TaskId;
+use overlay_net::{Attached, DnsSockets, EndpointConfig, Overlay, OverlayError};
 use runtime::{ContainerState, ExitStatus, RuntimeError, Status};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::places::PlaceError;
 use super::policy::{self, End, Next};
 use super::record::Record;
-use super::{PlainError, Shared, needs_overlay};
+use super::shared::{Place, Shared};
+use super::{PlainError, needs_overlay};
 use crate::agent::executor::DNS_FDS;
 use crate::agent::{health, network};
+use crate::rpc::pb;
 
 /// Pause before what failed on a container is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -305,10 +309,10 @@ impl Keeper {
         }
         let without = || PlainError::Network("this host has no networks".to_owned());
         let overlay = shared.config.overlay.as_ref().ok_or_else(without)?;
+        self.take_place().await?;
         shared.take_ports(&mut self.record)?;
         let endpoint = network::endpoint_config(&self.record.task(), &hostname(&self.record));
-        let attached = overlay.attach(netns, endpoint, None).await;
-        let attached = attached.map_err(|error| PlainError::Network(crate::chain(&error)))?;
+        let attached = attach(overlay, netns, &endpoint).await?;
         let DnsSockets { udp, tcp } = attached.sockets;
         shared.config.runtime.park_fds(&self.record.id, DNS_FDS, vec![udp, tcp]).await?;
         shared.show(&self.record.id, |view| {
@@ -317,15 +321,44 @@ impl Keeper {
         shared.published(overlay, &self.record).await
     }
 
+    /// Gets its place on the network of its spec, if that names one.
+    async fn take_place(&mut self) -> Result<(), PlainError> {
+        let shared = Arc::clone(&self.shared);
+        let Some(wish) = self.record.spec.cluster_networks().next().cloned() else { return Ok(()) };
+        let network = wish.target.clone();
+        let failed = |reason| PlainError::Place { network: network.clone(), reason };
+        let without = || failed(PlaceError::Unavailable("this host has no managers".to_owned()));
+        let places = shared.config.places.as_ref().ok_or_else(without)?;
+        shared.use_place(&self.record.id, Place::Asked);
+        let request = pb::AttachRequest {
+            container: self.record.id.clone(),
+            name: self.record.name.clone(),
+            network: wish.target,
+            aliases: wish.aliases,
+            start: rand::random(),
+        };
+        let id = places.ask(request).await.map_err(failed)?;
+        shared.use_place(&self.record.id, Place::Used(id.clone()));
+        self.record.attachments = places.told(&id).await.map_err(failed)?;
+        self.record.place = id;
+        Ok(())
+    }
+
     async fn disconnect(&mut self) {
+        let key = self.record.key();
         self.record.chosen_ports.clear();
+        self.record.attachments.clear();
+        self.record.place = TaskId::default();
         if !needs_overlay(&self.record) {
             return;
         }
+        // Before its address is given back: nobody may have it twice.
+        let detached = match &self.shared.config.overlay {
+            Some(overlay) => overlay.detach(key.as_str()).await,
+            None => Ok(()),
+        };
         self.shared.release(&self.record.id);
-        if let Some(overlay) = &self.shared.config.overlay
-            && let Err(error) = overlay.detach(&self.record.id).await
-        {
+        if let Err(error) = detached {
             tracing::warn!(
                 container.id = self.record.id,
                 error = crate::chain(&error),
@@ -402,6 +435,24 @@ fn hostname(record: &Record) -> String {
     match record.spec.container.hostname.as_str() {
         "" => record.id[..12.min(record.id.len())].to_owned(),
         given => given.to_owned(),
+    }
+}
+
+/// Connects it, once its network is there.
+async fn attach(overlay: &Overlay, netns: OwnedFd, endpoint: &EndpointConfig) -> Result<Attached, PlainError> {
+    /// A network that it needs is set up within this time.
+    const NETWORK: Duration = Duration::from_secs(10);
+    /// How often it is tried.
+    const EVERY: Duration = Duration::from_millis(20);
+    let failed = |error: &dyn std::error::Error| PlainError::Network(crate::chain(error));
+    let deadline = Instant::now() + NETWORK;
+    loop {
+        let again = netns.try_clone().map_err(|error| failed(&error))?;
+        match overlay.attach(again, endpoint.clone(), None).await {
+            Ok(attached) => return Ok(attached),
+            Err(OverlayError::UnknownNetwork { .. }) if Instant::now() < deadline => tokio::time::sleep(EVERY).await,
+            Err(error) => return Err(failed(&error)),
+        }
     }
 }
 

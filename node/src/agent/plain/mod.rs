@@ -7,29 +7,32 @@
 
 mod keeper;
 mod names;
+mod places;
 mod policy;
 mod ports;
 mod record;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use deploy::model::{NetworkMode, PortConfig, TaskSpec};
 use overlay_net::{Desired, Overlay, PublishedPort};
 use runtime::image::{ImageError, ImageStore};
 use runtime::{ContainerState, IdMappings, Runtime, RuntimeError, Status};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::keeper::{Command, Keeper};
+use self::places::PlaceError;
+pub(super) use self::places::{Given, Places};
 use self::ports::PortError;
 use self::record::Records;
+use self::shared::{Known, MAX, Place, Shared, State};
 use super::container::{self, ContainerError};
-use super::network;
 use crate::stored::StoredError;
 
 pub(crate) use self::names::is_name;
@@ -38,8 +41,6 @@ pub(crate) use self::record::{Record, Restart};
 
 /// Commands to one container that wait for their turn.
 const QUEUE: usize = 16;
-/// Plain containers of one host.
-const MAX: usize = 4096;
 
 /// Whether a label is one that only Shoal gives.
 pub(crate) fn is_reserved(label: &str) -> bool {
@@ -87,7 +88,7 @@ pub(crate) enum PlainError {
     #[error(transparent)]
     Stored(#[from] StoredError),
     /// A port is somebody else's; in Docker's words.
-    #[error("driver failed programming external connectivity on endpoint {name}: {source}")]
+    #[error("driver failed programming external connectivity on endpoint {name}")]
     Port {
         /// The container.
         name: String,
@@ -98,9 +99,27 @@ pub(crate) enum PlainError {
     /// It could not be connected.
     #[error("failed to set up container networking: {0}")]
     Network(String),
+    /// It got no place on its network; in Docker's words.
+    #[error("Could not attach to network {network}: rpc error: code = {} desc = {reason}", code(reason))]
+    Place {
+        /// The network.
+        network: String,
+        /// Why.
+        reason: PlaceError,
+    },
     /// The daemon stops, or the host leaves its cluster.
     #[error("this host's containers are not at hand at this moment")]
     Ended,
+}
+
+/// What a client of Docker's managers is told beside the reason.
+fn code(error: &PlaceError) -> &'static str {
+    match error {
+        PlaceError::Refused(reason) if reason.contains("not manually attachable") => "PermissionDenied",
+        PlaceError::Refused(reason) if reason.ends_with("not found") => "NotFound",
+        PlaceError::Refused(_) => "FailedPrecondition",
+        PlaceError::Unavailable(_) | PlaceError::Late => "Unavailable",
+    }
 }
 
 /// What the plain containers of a host need.
@@ -117,6 +136,8 @@ pub struct PlainConfig {
     pub users: Option<IdMappings>,
     /// Where they are remembered.
     pub records: PathBuf,
+    /// Gets them places on the cluster's networks.
+    pub(super) places: Option<Places>,
     /// What the networks are to be: whose ports are taken.
     pub(super) desired: watch::Receiver<Option<Desired>>,
 }
@@ -125,7 +146,16 @@ impl PlainConfig {
     /// For a host without networks.
     pub fn unconnected(runtime: Runtime, images: ImageStore, records: PathBuf) -> Self {
         let (_, desired) = watch::channel(None);
-        Self { runtime, images, overlay: None, hostname: "host".to_owned(), users: None, records, desired }
+        Self {
+            runtime,
+            images,
+            overlay: None,
+            hostname: "host".to_owned(),
+            users: None,
+            records,
+            places: None,
+            desired,
+        }
     }
 }
 
@@ -170,29 +200,6 @@ pub struct Plain {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    config: PlainConfig,
-    records: Records,
-    state: Mutex<State>,
-    ports: watch::Sender<Vec<PublishedPort>>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
-}
-
-#[derive(Default)]
-struct State {
-    known: BTreeMap<String, Known>,
-    /// Found at the start, and not begun yet.
-    found: Vec<(Record, Option<ContainerState>, mpsc::Receiver<Command>)>,
-}
-
-struct Known {
-    view: View,
-    /// It has its ports.
-    holds_ports: bool,
-    commands: mpsc::Sender<Command>,
-}
-
 impl Plain {
     /// Reads what is remembered. Nothing happens to containers before [`Plain::begin`], but that those which were never
     /// finished are removed.
@@ -208,8 +215,12 @@ impl Plain {
             let (commands, inbox) = mpsc::channel(QUEUE);
             let found = here.remove(&record.id);
             let holds_ports = found.as_ref().is_some_and(|found| found.status == Status::Running);
+            let place = match holds_ports && !record.place.is_none() {
+                true => Place::Used(record.place.clone()),
+                false => Place::Unused,
+            };
             let view = View { record: record.clone(), address: None, connected: false, waits: false };
-            state.known.insert(record.id.clone(), Known { view, holds_ports, commands });
+            state.known.insert(record.id.clone(), Known { view, holds_ports, place, commands });
             state.found.push((record, found, inbox));
         }
         for unfinished in here.into_values().filter(|found| container::is_plain(&found.labels)) {
@@ -220,7 +231,17 @@ impl Plain {
         }
         let (ports, _) = watch::channel(state.ports());
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        Ok(Self { shared: Arc::new(Shared { config, records, state: Mutex::new(state), ports, tasks, stop }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                config,
+                records,
+                state: Mutex::new(state),
+                ports,
+                unused: Notify::new(),
+                tasks,
+                stop,
+            }),
+        })
     }
 
     /// The ports that they have on this host.
@@ -228,12 +249,22 @@ impl Plain {
         self.shared.ports.subscribe()
     }
 
+    /// What the overlay knows those by that run.
+    pub(super) fn running(&self) -> Vec<String> {
+        let state = self.shared.state();
+        let running = state.known.values().filter(|known| known.holds_ports);
+        running.map(|known| known.view.record.key().to_string()).collect()
+    }
+
     /// Takes over what runs, and starts what is to run.
     pub fn begin(&self) {
-        for (record, found, inbox) in std::mem::take(&mut self.shared.state().found) {
+        let all = std::mem::take(&mut self.shared.state().found);
+        for (record, found, inbox) in all {
             let keeper = Keeper::new(Arc::clone(&self.shared), record);
             self.shared.spawn(keeper.begin(found, inbox));
         }
+        let shared = Arc::clone(&self.shared);
+        self.shared.spawn(async move { shared.settle_places().await });
     }
 
     /// What there is to show of a container; `None`: it is none of these.
@@ -312,198 +343,6 @@ impl Plain {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
-    }
-}
-
-impl State {
-    fn ports(&self) -> Vec<PublishedPort> {
-        let holding = self.known.values().filter(|known| known.holds_ports);
-        holding.flat_map(|known| network::ports_of(&known.view.record.task()).collect::<Vec<_>>()).collect()
-    }
-
-    fn holder_of(&self, name: &str) -> Option<&str> {
-        self.known.values().map(|known| &known.view.record).find(|record| record.name == name).map(|r| r.id.as_str())
-    }
-}
-
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held, and each change of it is one insertion, removal or assignment.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Does it until the daemon lets go.
-    fn spawn(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = work => {}
-            }
-        });
-    }
-
-    async fn create(self: &Arc<Self>, wish: Wish) -> Result<String, PlainError> {
-        let id: String = (0..4).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
-        let mut record = Record {
-            id: id.clone(),
-            created: super::now(),
-            spec: wish.spec,
-            ports: wish.ports,
-            max_restarts: wish.max_restarts,
-            auto_remove: wish.auto_remove,
-            host_config: wish.host_config,
-            ..Record::default()
-        };
-        record.set_restart(wish.restart);
-        let (commands, inbox) = mpsc::channel(QUEUE);
-        // From here on the name is its own.
-        {
-            let mut state = self.state();
-            if self.stop.is_cancelled() {
-                return Err(PlainError::Ended);
-            }
-            if state.known.len() >= MAX {
-                return Err(PlainError::TooMany);
-            }
-            record.name = match wish.name {
-                Some(name) => match state.holder_of(&name) {
-                    Some(holder) => return Err(PlainError::NameTaken { id: holder.to_owned(), name }),
-                    None => name,
-                },
-                None => names::choose(rand::random(), |name| state.holder_of(name).is_some()),
-            };
-            let view = View { record: record.clone(), address: None, connected: false, waits: false };
-            state.known.insert(id.clone(), Known { view, holds_ports: false, commands });
-        }
-        let made = self.make(&record, wish.stdin_once, wish.no_entrypoint).await;
-        if let Err(error) = made {
-            self.state().known.remove(&id);
-            return Err(error);
-        }
-        let keeper = Keeper::new(Arc::clone(self), record);
-        self.spawn(keeper.rest(inbox));
-        Ok(id)
-    }
-
-    async fn make(&self, record: &Record, stdin_once: bool, no_entrypoint: bool) -> Result<(), PlainError> {
-        // Held until the container is made: from then on the container keeps it.
-        let (lease, wanted) = (Arc::new(self.config.images.lease()), record.spec.container.image.clone());
-        let image = {
-            let lease = Arc::clone(&lease);
-            tokio::task::spawn_blocking(move || lease.image(&wanted)).await
-        };
-        let mut image = image.map_err(|_| PlainError::Ended)??;
-        if no_entrypoint {
-            image.config.entrypoint.clear();
-            image.config.cmd.clear();
-        }
-        super::executor::make_mountpoints(&record.task()).await.map_err(PlainError::Mount)?;
-        let users = self.config.users.as_ref();
-        let mut config = container::plain_config(record, &self.config.hostname, &image, users)?;
-        config.stdin_once = stdin_once;
-        let created = self.config.runtime.create(config).await;
-        // Ending it may block.
-        tokio::task::spawn_blocking(move || drop(lease));
-        created?;
-        if let Err(error) = self.write(record).await {
-            if let Err(error) = self.config.runtime.delete(&record.id).await {
-                tracing::warn!(container.id = record.id, error = crate::chain(&error), "it could not be taken back");
-            }
-            return Err(error);
-        }
-        Ok(())
-    }
-
-    /// Remembers, durably, and shows.
-    async fn write(&self, record: &Record) -> Result<(), PlainError> {
-        let (records, written) = (self.records.clone(), record.clone());
-        let done = tokio::task::spawn_blocking(move || records.write(&written)).await;
-        done.map_err(|_| PlainError::Ended)??;
-        if let Some(known) = self.state().known.get_mut(&record.id) {
-            known.view.record = record.clone();
-        }
-        Ok(())
-    }
-
-    /// Gives a container its ports: it has them from now on.
-    fn take_ports(&self, record: &mut Record) -> Result<(), PlainError> {
-        record.chosen_ports.clear();
-        if record.ports.is_empty() {
-            return Ok(());
-        }
-        let mut state = self.state();
-        let others: Vec<PublishedPort> =
-            state.ports().into_iter().filter(|port| port.task.as_deref() != Some(&record.id)).collect();
-        let desired = self.config.desired.borrow();
-        let of_services = desired.iter().flat_map(|desired| &desired.ports);
-        let of_services: Vec<&PublishedPort> =
-            of_services.filter(|port| port.task.as_deref() != Some(&record.id)).collect();
-        let is_taken = |protocol, number| {
-            others.iter().chain(of_services.iter().copied()).any(|port| ports::same(protocol, number, port))
-                || ports::is_listened_at(protocol, number)
-        };
-        let chosen = ports::choose(&record.ports, rand::random(), is_taken);
-        record.chosen_ports = chosen.map_err(|source| PlainError::Port { name: record.name.clone(), source })?;
-        if let Some(known) = state.known.get_mut(&record.id) {
-            known.view.record = record.clone();
-            known.holds_ports = true;
-        }
-        self.tell_ports(&state);
-        Ok(())
-    }
-
-    /// It is not connected any more.
-    fn release(&self, id: &str) {
-        let mut state = self.state();
-        if let Some(known) = state.known.get_mut(id) {
-            known.holds_ports = false;
-            (known.view.address, known.view.connected) = (None, false);
-        }
-        self.tell_ports(&state);
-    }
-
-    fn tell_ports(&self, state: &State) {
-        let ports = state.ports();
-        self.ports.send_if_modified(|known| {
-            let changed = *known != ports;
-            *known = ports;
-            changed
-        });
-    }
-
-    fn show(&self, id: &str, change: impl FnOnce(&mut View)) {
-        if let Some(known) = self.state().known.get_mut(id) {
-            change(&mut known.view);
-        }
-    }
-
-    /// Nothing is left of it.
-    fn forget(&self, id: &str) {
-        let mut state = self.state();
-        state.known.remove(id);
-        self.tell_ports(&state);
-    }
-
-    /// Waits until its ports are in force, as far as no service has them by now.
-    async fn published(&self, overlay: &Overlay, record: &Record) -> Result<(), PlainError> {
-        /// How often it is looked.
-        const EVERY: Duration = Duration::from_millis(10);
-        /// How long.
-        const PATIENCE: Duration = Duration::from_secs(10);
-        let wanted: Vec<PublishedPort> = network::ports_of(&record.task()).collect();
-        let looking = async {
-            loop {
-                let observed = overlay.observe().await.map_err(|error| PlainError::Network(crate::chain(&error)))?;
-                if wanted.iter().all(|port| observed.desired.ports.contains(port)) {
-                    return Ok(());
-                }
-                tokio::time::sleep(EVERY).await;
-            }
-        };
-        let late = || PlainError::Network("its ports could not be published within 10 s".to_owned());
-        tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| Err(late()))
     }
 }
 

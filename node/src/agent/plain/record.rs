@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use deploy::model::{PortConfig, Task, TaskId, TaskSpec, Timestamp};
+use deploy::model::{NetworkAttachment, PortConfig, Task, TaskId, TaskSpec, Timestamp};
 use prost::Message;
 
 use crate::stored::{self, Kind, StoredError};
@@ -67,16 +67,28 @@ pub(crate) struct Record {
     /// Docker's `HostConfig` as it was sent, in JSON, for whoever asks.
     #[prost(string, tag = "13")]
     pub(crate) host_config: String,
+    /// What holds its place on the network of its spec, while it runs; none otherwise.
+    #[prost(message, required, tag = "14")]
+    pub(crate) place: TaskId,
+    /// The addresses that belong to that.
+    #[prost(message, repeated, tag = "15")]
+    pub(crate) attachments: Vec<NetworkAttachment>,
 }
 
 impl Record {
+    /// What the overlay knows it by: what holds its place on a network, or its own id.
+    pub(crate) fn key(&self) -> TaskId {
+        if self.place.is_none() { TaskId::new(self.id.clone()) } else { self.place.clone() }
+    }
+
     /// As a task, for what is done for tasks and for plain containers alike.
     pub(crate) fn task(&self) -> Task {
         Task {
-            id: TaskId::new(self.id.clone()),
+            id: self.key(),
             spec: self.spec.clone(),
             ports: self.ports.clone(),
             chosen_ports: self.chosen_ports.clone(),
+            attachments: self.attachments.clone(),
             ..Task::default()
         }
     }

@@ -39,6 +39,14 @@ fn refused(error: PlainError) -> ApiError {
              failed: unable to start container process: error during container init: exec: {command:?}: {reason}: unknown"
         )),
         PlainError::Runtime(error) => failed(error),
+        PlainError::Place { .. } => {
+            let text = error.to_string();
+            match () {
+                () if text.contains("not manually attachable") => ApiError::forbidden(text),
+                () if text.ends_with("not found") => ApiError::not_found(text),
+                () => ApiError::internal(text),
+            }
+        }
         PlainError::Image(error) if error.kind() == ImageErrorKind::NotFound => ApiError::not_found(error.to_string()),
         _ => ApiError::internal(crate::chain(&error)),
     }
@@ -275,18 +283,27 @@ pub(super) fn mode(view: &View) -> &str {
 
 /// Docker's map of its networks.
 pub(super) fn networks(view: &View) -> Map<String, Value> {
-    let address = view.address.map(|address| address.to_string()).unwrap_or_default();
+    let place = view.record.attachments.first();
+    let own = view.address.map(|address| address.to_string()).unwrap_or_default();
+    let address = place.map_or(own, |place| place.address.clone());
+    let address6 = place.map(|place| place.address6.as_str()).unwrap_or_default();
+    let split = |address: &str| -> (String, u8) {
+        let (address, prefix) = address.split_once('/').unwrap_or((address, "0"));
+        (address.to_owned(), prefix.parse().unwrap_or(0))
+    };
+    let ((address, prefix), (address6, prefix6)) = (split(&address), split(address6));
+    let id = place.map_or_else(|| super::super::predefined::id(mode(view)), |place| place.network.to_string());
     let network = json!({
-        "NetworkID": super::super::predefined::id(mode(view)),
+        "NetworkID": id,
         "EndpointID": "",
         "Gateway": "",
         "IPAddress": address,
-        "IPPrefixLen": 0,
+        "IPPrefixLen": prefix,
         "IPv6Gateway": "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
+        "GlobalIPv6Address": address6,
+        "GlobalIPv6PrefixLen": prefix6,
         "MacAddress": "",
-        "Aliases": null,
+        "Aliases": view.record.spec.networks.first().map(|network| network.aliases.as_slice()).unwrap_or_default(),
         "Links": null,
         "DriverOpts": null,
         "IPAMConfig": null,

@@ -116,7 +116,7 @@ pub(crate) fn plain_from_wire(body: Map<String, Value>, name: Option<&str>) -> R
     }
     let network = network(h.network_mode.as_deref().unwrap_or_default(), networking.as_ref())?;
     let ports = ports(h.port_bindings.clone().unwrap_or_default())?;
-    if let Some(network) = &network
+    if let Some(network) = network.as_ref().filter(|network| is_own(&network.target))
         && !ports.is_empty()
     {
         return Err(ApiError::invalid(format!("ports cannot be published with network {:?}", network.target)));
@@ -254,6 +254,7 @@ fn restart(w: wire::ContainerRestartPolicy) -> Result<(Restart, u32), ApiError> 
 
 /// The network that it is on, if that is not the way out that every container has.
 fn network(mode: &str, networking: Option<&Value>) -> Result<Option<NetworkAttachmentConfig>, ApiError> {
+    let mut aliases = Vec::new();
     let endpoints = networking.and_then(|networking| networking.get("EndpointsConfig")).and_then(Value::as_object);
     for (name, endpoint) in endpoints.into_iter().flatten() {
         let same =
@@ -264,6 +265,10 @@ fn network(mode: &str, networking: Option<&Value>) -> Result<Option<NetworkAttac
             )));
         }
         for (key, value) in endpoint.as_object().into_iter().flatten() {
+            if key == "Aliases" && !is_own(mode) {
+                aliases = parse::<Option<Vec<String>>>(value.clone())?.unwrap_or_default();
+                continue;
+            }
             refuse_set(&format!("NetworkingConfig.EndpointsConfig.{name}.{key}"), &Some(value.clone()))?;
         }
     }
@@ -272,11 +277,21 @@ fn network(mode: &str, networking: Option<&Value>) -> Result<Option<NetworkAttac
         HOST_NETWORK | NONE_NETWORK => {
             Ok(Some(NetworkAttachmentConfig { target: mode.to_owned(), ..NetworkAttachmentConfig::default() }))
         }
-        other => Err(ApiError::not_supported(format!(
-            "network {other:?} is not supported for containers outside of services yet: only host, none, and the way out \
-             that a container without --network has"
-        ))),
+        other if other.contains(':') => {
+            Err(ApiError::not_supported(format!("HostConfig.NetworkMode {other:?} is not supported yet")))
+        }
+        // Whether there is such a network, and it is for containers, is for the managers to say.
+        other => Ok(Some(NetworkAttachmentConfig {
+            target: other.to_owned(),
+            aliases,
+            ..NetworkAttachmentConfig::default()
+        })),
     }
+}
+
+/// Whether each host has this network of its own.
+fn is_own(mode: &str) -> bool {
+    ["", "default", "bridge", HOST_NETWORK, NONE_NETWORK].contains(&mode)
 }
 
 fn ports(bindings: BTreeMap<String, Option<Vec<wire::PortBinding>>>) -> Result<Vec<PortConfig>, ApiError> {
@@ -612,6 +627,11 @@ mod tests {
         body["NetworkingConfig"] = json!({"EndpointsConfig": {"host": {}}});
         body["HostConfig"]["NetworkMode"] = json!("host");
         assert_eq!(wish(body).unwrap().spec.networks[0].target, "host");
+        let mut body = usual();
+        body["NetworkingConfig"] = json!({"EndpointsConfig": {"back": {"Aliases": ["db"]}}});
+        body["HostConfig"]["NetworkMode"] = json!("back");
+        let network = &wish(body).unwrap().spec.networks[0];
+        assert_eq!((network.target.as_str(), network.aliases.as_slice()), ("back", &["db".to_owned()][..]));
         let ports = json!({"80/tcp": [{"HostIp": "", "HostPort": "8080"}, {"HostPort": ""}], "53/udp": []});
         let ports = host("PortBindings", ports).unwrap().ports;
         let shown: Vec<_> = ports.iter().map(|p| (p.protocol() as i32, p.target, p.published)).collect();

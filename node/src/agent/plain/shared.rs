@@ -1,0 +1,328 @@
+//! What all of this host's plain containers share: names, ports, places on networks, and what is shown of them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use deploy::model::{NetworkAttachment, TaskId};
+use overlay_net::{Overlay, PublishedPort};
+use runtime::ContainerState;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::keeper::{Command, Keeper};
+use super::record::{Record, Records};
+use super::{PlainConfig, PlainError, QUEUE, View, Wish, names, ports};
+use crate::agent::{container, executor, network};
+
+/// A place that is used and was not given is lost after this time: the manager that says so may lag.
+const LOST: Duration = Duration::from_secs(10);
+/// Plain containers of one host.
+pub(super) const MAX: usize = 4096;
+
+pub(super) struct Shared {
+    pub(super) config: PlainConfig,
+    pub(super) records: Records,
+    pub(super) state: Mutex<State>,
+    pub(super) ports: watch::Sender<Vec<PublishedPort>>,
+    /// Somebody does not use a place any more.
+    pub(super) unused: Notify,
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) known: BTreeMap<String, Known>,
+    /// Found at the start, and not begun yet.
+    pub(super) found: Vec<(Record, Option<ContainerState>, mpsc::Receiver<Command>)>,
+}
+
+pub(super) struct Known {
+    pub(super) view: View,
+    /// It has its ports.
+    pub(super) holds_ports: bool,
+    pub(super) place: Place,
+    pub(super) commands: mpsc::Sender<Command>,
+}
+
+/// Whether a container uses a place on a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// None.
+    Unused,
+    /// It was asked for.
+    Asked,
+    /// This one.
+    Used(TaskId),
+}
+
+impl State {
+    pub(super) fn ports(&self) -> Vec<PublishedPort> {
+        let holding = self.known.values().filter(|known| known.holds_ports);
+        holding.flat_map(|known| network::ports_of(&known.view.record.task()).collect::<Vec<_>>()).collect()
+    }
+
+    fn holder_of(&self, name: &str) -> Option<&str> {
+        self.known.values().map(|known| &known.view.record).find(|record| record.name == name).map(|r| r.id.as_str())
+    }
+}
+
+impl Shared {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held, and each change of it is one insertion, removal or assignment.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does it until the daemon lets go.
+    pub(super) fn spawn(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+
+    pub(super) async fn create(self: &Arc<Self>, wish: Wish) -> Result<String, PlainError> {
+        let id: String = (0..4).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
+        let mut record = Record {
+            id: id.clone(),
+            created: crate::agent::now(),
+            spec: wish.spec,
+            ports: wish.ports,
+            max_restarts: wish.max_restarts,
+            auto_remove: wish.auto_remove,
+            host_config: wish.host_config,
+            ..Record::default()
+        };
+        record.set_restart(wish.restart);
+        let (commands, inbox) = mpsc::channel(QUEUE);
+        // From here on the name is its own.
+        {
+            let mut state = self.state();
+            if self.stop.is_cancelled() {
+                return Err(PlainError::Ended);
+            }
+            if state.known.len() >= MAX {
+                return Err(PlainError::TooMany);
+            }
+            record.name = match wish.name {
+                Some(name) => match state.holder_of(&name) {
+                    Some(holder) => return Err(PlainError::NameTaken { id: holder.to_owned(), name }),
+                    None => name,
+                },
+                None => names::choose(rand::random(), |name| state.holder_of(name).is_some()),
+            };
+            let view = View { record: record.clone(), address: None, connected: false, waits: false };
+            state.known.insert(id.clone(), Known { view, holds_ports: false, place: Place::Unused, commands });
+        }
+        let made = self.make(&record, wish.stdin_once, wish.no_entrypoint).await;
+        if let Err(error) = made {
+            self.state().known.remove(&id);
+            return Err(error);
+        }
+        let keeper = Keeper::new(Arc::clone(self), record);
+        self.spawn(keeper.rest(inbox));
+        Ok(id)
+    }
+
+    async fn make(&self, record: &Record, stdin_once: bool, no_entrypoint: bool) -> Result<(), PlainError> {
+        // Held until the container is made: from then on the container keeps it.
+        let (lease, wanted) = (Arc::new(self.config.images.lease()), record.spec.container.image.clone());
+        let image = {
+            let lease = Arc::clone(&lease);
+            tokio::task::spawn_blocking(move || lease.image(&wanted)).await
+        };
+        let mut image = image.map_err(|_| PlainError::Ended)??;
+        if no_entrypoint {
+            image.config.entrypoint.clear();
+            image.config.cmd.clear();
+        }
+        executor::make_mountpoints(&record.task()).await.map_err(PlainError::Mount)?;
+        let users = self.config.users.as_ref();
+        let mut config = container::plain_config(record, &self.config.hostname, &image, users)?;
+        config.stdin_once = stdin_once;
+        let created = self.config.runtime.create(config).await;
+        // Ending it may block.
+        tokio::task::spawn_blocking(move || drop(lease));
+        created?;
+        if let Err(error) = self.write(record).await {
+            if let Err(error) = self.config.runtime.delete(&record.id).await {
+                tracing::warn!(container.id = record.id, error = crate::chain(&error), "it could not be taken back");
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Remembers, durably, and shows.
+    pub(super) async fn write(&self, record: &Record) -> Result<(), PlainError> {
+        let (records, written) = (self.records.clone(), record.clone());
+        let done = tokio::task::spawn_blocking(move || records.write(&written)).await;
+        done.map_err(|_| PlainError::Ended)??;
+        if let Some(known) = self.state().known.get_mut(&record.id) {
+            known.view.record = record.clone();
+        }
+        Ok(())
+    }
+
+    /// Gives a container its ports: it has them from now on.
+    pub(super) fn take_ports(&self, record: &mut Record) -> Result<(), PlainError> {
+        record.chosen_ports.clear();
+        if record.ports.is_empty() {
+            return Ok(());
+        }
+        let key = record.key();
+        let mut state = self.state();
+        let others: Vec<PublishedPort> =
+            state.ports().into_iter().filter(|port| port.task.as_deref() != Some(key.as_str())).collect();
+        let desired = self.config.desired.borrow();
+        let of_services = desired.iter().flat_map(|desired| &desired.ports);
+        let of_services: Vec<&PublishedPort> =
+            of_services.filter(|port| port.task.as_deref() != Some(key.as_str())).collect();
+        let is_taken = |protocol, number| {
+            others.iter().chain(of_services.iter().copied()).any(|port| ports::same(protocol, number, port))
+                || ports::is_listened_at(protocol, number)
+        };
+        let chosen = ports::choose(&record.ports, rand::random(), is_taken);
+        record.chosen_ports = chosen.map_err(|source| PlainError::Port { name: record.name.clone(), source })?;
+        if let Some(known) = state.known.get_mut(&record.id) {
+            known.view.record = record.clone();
+            known.holds_ports = true;
+        }
+        self.tell_ports(&state);
+        Ok(())
+    }
+
+    /// It is not connected any more.
+    pub(super) fn release(&self, id: &str) {
+        let mut state = self.state();
+        if let Some(known) = state.known.get_mut(id) {
+            known.holds_ports = false;
+            known.place = Place::Unused;
+            (known.view.address, known.view.connected) = (None, false);
+        }
+        self.tell_ports(&state);
+        self.unused.notify_one();
+    }
+
+    fn tell_ports(&self, state: &State) {
+        let ports = state.ports();
+        self.ports.send_if_modified(|known| {
+            let changed = *known != ports;
+            *known = ports;
+            changed
+        });
+    }
+
+    pub(super) fn show(&self, id: &str, change: impl FnOnce(&mut View)) {
+        if let Some(known) = self.state().known.get_mut(id) {
+            change(&mut known.view);
+        }
+    }
+
+    /// Nothing is left of it.
+    pub(super) fn forget(&self, id: &str) {
+        let mut state = self.state();
+        state.known.remove(id);
+        self.tell_ports(&state);
+        self.unused.notify_one();
+    }
+
+    /// Its use of a place.
+    pub(super) fn use_place(&self, id: &str, place: Place) {
+        if let Some(known) = self.state().known.get_mut(id) {
+            known.place = place;
+        }
+        self.unused.notify_one();
+    }
+
+    /// Gives back what the cluster has given and nobody uses, and stops who uses what it has not given. Never ends.
+    pub(super) async fn settle_places(self: &Arc<Self>) {
+        /// Pause before what failed is tried again.
+        const RETRY: Duration = Duration::from_secs(1);
+        let Some(places) = &self.config.places else { return };
+        let mut given = places.given.clone();
+        let mut missing: BTreeMap<TaskId, Instant> = BTreeMap::new();
+        loop {
+            let now = given.borrow_and_update().clone();
+            let mut failed = false;
+            for id in now.places.keys().filter(|id| !self.is_in_use(id)) {
+                if let Err(error) = places.give_back(id).await {
+                    tracing::warn!(
+                        place = %id, error = crate::chain(&error),
+                        "a place on a network could not be given back; trying again"
+                    );
+                    failed = true;
+                }
+            }
+            let lost = if now.told { self.users_but_of(&now.places) } else { BTreeMap::new() };
+            missing.retain(|id, _| lost.contains_key(id));
+            for (id, container) in lost {
+                if missing.entry(id.clone()).or_insert_with(Instant::now).elapsed() >= LOST {
+                    self.displaced(&container).await;
+                }
+            }
+            tokio::select! {
+                biased;
+                changed = given.changed() => if changed.is_err() { return },
+                () = self.unused.notified() => {}
+                () = tokio::time::sleep(RETRY), if failed || !missing.is_empty() => {}
+            }
+        }
+    }
+
+    fn is_in_use(&self, id: &TaskId) -> bool {
+        // Whose it is that was asked for is known only when that is answered.
+        let uses = |known: &Known| known.place == Place::Asked || known.place == Place::Used(id.clone());
+        self.state().known.values().any(uses)
+    }
+
+    /// Places that containers use, but for these.
+    fn users_but_of(&self, given: &BTreeMap<TaskId, Vec<NetworkAttachment>>) -> BTreeMap<TaskId, String> {
+        let state = self.state();
+        let used = state.known.iter().filter_map(|(container, known)| match &known.place {
+            Place::Used(id) if !given.contains_key(id) => Some((id.clone(), container.clone())),
+            _ => None,
+        });
+        used.collect()
+    }
+
+    /// Its address may be another's by now: the host was away for too long, or the cluster began anew from a backup. It
+    /// ends, and its restart policy says whether it is to ask for another place.
+    async fn displaced(&self, container: &str) {
+        tracing::error!(
+            container.id = container,
+            "the cluster does not know a container's place on its network any more: it is stopped"
+        );
+        let said = self.state().known.get(container).map(|known| known.view.record.spec.container.stop_grace());
+        if let Err(error) = self.config.runtime.stop(container, None, said.unwrap_or_default()).await {
+            tracing::warn!(container.id = container, error = crate::chain(&error), "it could not be stopped");
+        }
+    }
+
+    /// Waits until its ports are in force, as far as no service has them by now.
+    pub(super) async fn published(&self, overlay: &Overlay, record: &Record) -> Result<(), PlainError> {
+        /// How often it is looked.
+        const EVERY: Duration = Duration::from_millis(10);
+        /// How long.
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let wanted: Vec<PublishedPort> = network::ports_of(&record.task()).collect();
+        let looking = async {
+            loop {
+                let observed = overlay.observe().await.map_err(|error| PlainError::Network(crate::chain(&error)))?;
+                if wanted.iter().all(|port| observed.desired.ports.contains(port)) {
+                    return Ok(());
+                }
+                tokio::time::sleep(EVERY).await;
+            }
+        };
+        let late = || PlainError::Network("its ports could not be published within 10 s".to_owned());
+        tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| Err(late()))
+    }
+}
