@@ -3,6 +3,7 @@
 //! Such a place is a task that no service has and no host starts: it has addresses and names like others, from the moment
 //! that it is there until its host gives it back, or is gone for good.
 
+use super::node::refuse_left;
 use super::{
     AttachContainer, ControlError, DetachContainer, ErrorKind, Reply, invalid, named, not_found, precondition,
 };
@@ -10,7 +11,8 @@ use super::{unimplemented, validate};
 use crate::allocator;
 use crate::cx::Cx;
 use crate::model::{
-    ATTACH_LEVEL, ContainerStatus, DesiredState, Network, NetworkAttachmentConfig, NetworkId, Task, TaskSpec, TaskState,
+    ATTACH_LEVEL, ContainerStatus, DesiredState, Network, NetworkAttachmentConfig, NetworkId, NodeId, Task, TaskSpec,
+    TaskState,
 };
 use crate::store::Txn;
 
@@ -18,23 +20,26 @@ use crate::store::Txn;
 const MAX_ON_HOST: usize = 4096;
 /// Names beside its own.
 const MAX_ALIASES: usize = 64;
-/// Bytes of a name.
-const MAX_NAME: usize = 255;
+/// Bytes of all its names together: what a host may put into the store for one container is bounded.
+const MAX_NAMES: usize = 2048;
+/// Bytes of a name, and of each of the labels between its dots (RFC 1035, section 2.3.4).
+const MAX_NAME: usize = 253;
+const MAX_LABEL: usize = 63;
 
 pub(super) fn attach(cx: &mut Cx<'_>, txn: &mut Txn, op: &AttachContainer) -> Result<Reply, ControlError> {
     refuse_old_managers(txn)?;
-    if txn.node(&op.node_id).is_none() {
-        return Err(not_found("node", &op.node_id));
-    }
+    refuse_left(txn, &op.node_id)?;
+    refuse_others(txn, &op.node_id, op.generation, op.boot)?;
     if op.container.len() != 64 || !op.container.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(invalid("a container's id has 64 hexadecimal characters"));
     }
     if op.aliases.len() > MAX_ALIASES {
         return Err(invalid(format!("at most {MAX_ALIASES} aliases")));
     }
-    for name in op.aliases.iter().chain([&op.name]) {
-        validate::text("name", name, MAX_NAME)?;
+    if op.aliases.iter().chain([&op.name]).map(String::len).sum::<usize>() > MAX_NAMES {
+        return Err(invalid(format!("a container's names have {MAX_NAMES} bytes together at most")));
     }
+    op.aliases.iter().chain([&op.name]).try_for_each(|name| check_name(name))?;
     let network = find(txn, &op.network)?;
     let wish = NetworkAttachmentConfig {
         target: network.id.to_string(),
@@ -42,9 +47,12 @@ pub(super) fn attach(cx: &mut Cx<'_>, txn: &mut Txn, op: &AttachContainer) -> Re
         ..NetworkAttachmentConfig::default()
     };
     let spec = TaskSpec { networks: vec![wish], ..TaskSpec::default() };
-    let before = txn.tasks_on_node(&op.node_id).find(|task| task.container == op.container).cloned();
-    if let Some(task) = before.as_ref().filter(|task| task.spec_version == op.start && task.spec == spec) {
-        // Asked for again, since the answer was lost.
+    let is_it = |task: &&std::sync::Arc<Task>| {
+        task.container == op.container && task.spec_version == op.start && task.spec == spec
+    };
+    if let Some(task) = txn.tasks_on_node(&op.node_id).find(is_it) {
+        // Asked for again, since the answer was lost. An earlier start's place stays until the host gives it back: a request
+        // that comes late must not take the place of a later start.
         return Ok(named(&task.id));
     }
     if txn.tasks_on_node(&op.node_id).filter(|task| task.is_attachment()).count() >= MAX_ON_HOST {
@@ -53,9 +61,6 @@ pub(super) fn attach(cx: &mut Cx<'_>, txn: &mut Txn, op: &AttachContainer) -> Re
     // The brain's pass gives the address; that there is none should be said at once.
     let id = network.id.clone();
     allocator::has_address(txn, &id).map_err(|dry| ControlError::new(ErrorKind::Exhausted, dry))?;
-    if let Some(task) = before {
-        txn.remove_task(&task.id);
-    }
     let mut task = Task {
         id: cx.id(),
         spec,
@@ -88,8 +93,33 @@ fn find(txn: &Txn, wanted: &str) -> Result<Network, ControlError> {
     Ok(Network::clone(network))
 }
 
+/// Only the daemon that has the node's session speaks for its containers: not one whose disk was cloned, nor one that runs
+/// on after another has taken its place. One whose session is under way asks again.
+fn refuse_others(txn: &Txn, node: &NodeId, generation: u64, boot: u64) -> Result<(), ControlError> {
+    let found = txn.node(node).ok_or_else(|| not_found("node", node))?;
+    if (found.status.generation, found.status.boot) == (generation, boot) {
+        return Ok(());
+    }
+    let message = format!("node {node} has no session with boot generation {generation} of this daemon");
+    Err(ControlError::new(ErrorKind::Busy, message))
+}
+
+/// Others ask for it by this name.
+fn check_name(name: &str) -> Result<(), ControlError> {
+    validate::text("name", name, MAX_NAME)?;
+    let is_label = |label: &str| (1..=MAX_LABEL).contains(&label.len()) && !label.contains(char::is_control);
+    if !name.split('.').all(is_label) {
+        return Err(invalid(format!("name {name:?}: between dots there are 1 to {MAX_LABEL} bytes of text")));
+    }
+    if name.to_ascii_lowercase().starts_with("tasks.") {
+        return Err(invalid(format!("name {name:?}: `tasks.` is for the tasks of services")));
+    }
+    Ok(())
+}
+
 /// Gives a place back. That it is not there is fine: it was asked for again.
 pub(super) fn detach(txn: &mut Txn, op: &DetachContainer) -> Result<Reply, ControlError> {
+    refuse_others(txn, &op.node_id, op.generation, op.boot)?;
     if txn.task(&op.id).is_some_and(|task| task.is_attachment() && task.node_id == op.node_id) {
         txn.remove_task(&op.id);
     }

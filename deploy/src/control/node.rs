@@ -340,7 +340,7 @@ fn set_state(txn: &Txn, node: &mut Node, state: NodeState, message: &str) {
     message.clone_into(&mut node.status.message);
 }
 
-fn refuse_left(txn: &Txn, id: &NodeId) -> Result<(), ControlError> {
+pub(super) fn refuse_left(txn: &Txn, id: &NodeId) -> Result<(), ControlError> {
     let removed = |cluster: &Cluster| cluster.status.removed_nodes.iter().any(|removed| removed.id == *id);
     if txn.cluster().is_some_and(|cluster| removed(cluster)) {
         return Err(precondition(format!("node {id} left the cluster or was removed from it")));

@@ -477,6 +477,12 @@ pub struct AttachContainer {
     /// given back late is not another start's.
     #[prost(uint64, tag = "6")]
     pub start: u64,
+    /// Boot generation of the host that asks.
+    #[prost(uint64, tag = "7")]
+    pub generation: u64,
+    /// What its daemon drew when it started.
+    #[prost(uint64, tag = "8")]
+    pub boot: u64,
 }
 
 /// See `Op::DetachContainer`.
@@ -488,6 +494,12 @@ pub struct DetachContainer {
     /// What holds the place.
     #[prost(message, required, tag = "2")]
     pub id: TaskId,
+    /// Boot generation of the host that asks.
+    #[prost(uint64, tag = "3")]
+    pub generation: u64,
+    /// What its daemon drew when it started.
+    #[prost(uint64, tag = "4")]
+    pub boot: u64,
 }
 
 /// What came of a request.

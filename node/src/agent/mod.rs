@@ -217,6 +217,7 @@ impl Agent {
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
 
+        let boot = rand::random_range(1..=u64::MAX);
         let plain = Plain::open(PlainConfig {
             runtime: config.runtime.clone(),
             images: config.registries.store().clone(),
@@ -228,6 +229,8 @@ impl Agent {
                 channels: config.channels.lane(Lane::Calls),
                 managers: managers_out.clone(),
                 given: places_out,
+                generation: config.generation,
+                boot,
             }),
             desired: desired_out.clone(),
         });
@@ -278,7 +281,7 @@ impl Agent {
         let line = Line {
             node_id: config.node_id.to_string(),
             generation: config.generation,
-            boot: rand::random_range(1..=u64::MAX),
+            boot,
             description: config.description,
             channels: config.channels.lane(Lane::Session),
             managers: managers_out,

@@ -123,18 +123,28 @@ impl pb::sessions_server::Sessions for Service {
 
     async fn attach(&self, request: Request<pb::AttachRequest>) -> Result<Response<pb::AttachReply>, Status> {
         let node_id = self.manager.authorize_node(&caller(&request)?)?;
-        let pb::AttachRequest { container, name, network, aliases, start } = request.into_inner();
-        let op = Op::AttachContainer(AttachContainer { node_id, container, name, network, aliases, start });
-        let reply = self.manager.control(ControlRequest::from(op)).await.map_err(|e| to_status(&e))?;
+        let pb::AttachRequest { container, name, network, aliases, start, generation, boot } = request.into_inner();
+        let op = AttachContainer { node_id, container, name, network, aliases, start, generation, boot };
+        let request = ControlRequest::from(Op::AttachContainer(op));
+        let reply = self.manager.control(request).await.map_err(|e| refused_place(&e))?;
         Ok(Response::new(pb::AttachReply { id: reply.id }))
     }
 
     async fn detach(&self, request: Request<pb::DetachRequest>) -> Result<Response<pb::DetachReply>, Status> {
         let node_id = self.manager.authorize_node(&caller(&request)?)?;
-        let id = TaskId::new(request.into_inner().id);
-        let op = Op::DetachContainer(DetachContainer { node_id, id });
-        self.manager.control(ControlRequest::from(op)).await.map_err(|e| to_status(&e))?;
+        let pb::DetachRequest { id, generation, boot } = request.into_inner();
+        let op = DetachContainer { node_id, id: TaskId::new(id), generation, boot };
+        let request = ControlRequest::from(Op::DetachContainer(op));
+        self.manager.control(request).await.map_err(|e| refused_place(&e))?;
         Ok(Response::new(pb::DetachReply {}))
+    }
+}
+
+/// A daemon whose session is not there yet asks again.
+fn refused_place(error: &EngineError) -> Status {
+    match error {
+        EngineError::Refused(refused) if refused.kind() == ErrorKind::Busy => Status::unavailable(error.to_string()),
+        _ => to_status(error),
     }
 }
 

@@ -29,12 +29,18 @@ fn attach_anew(world: &mut World, node: &NodeId, number: u8, network: &str, star
         network: network.into(),
         aliases,
         start,
+        generation: 1,
+        boot: 0,
     };
     world.run(Op::AttachContainer(op))
 }
 
+fn of(node: &NodeId, id: &TaskId) -> DetachContainer {
+    DetachContainer { node_id: node.clone(), id: id.clone(), generation: 1, boot: 0 }
+}
+
 fn detach(world: &mut World, node: &NodeId, id: &TaskId) {
-    world.run(Op::DetachContainer(DetachContainer { node_id: node.clone(), id: id.clone() })).unwrap();
+    world.run(Op::DetachContainer(of(node, id))).unwrap();
 }
 
 fn level(world: &mut World, level: u32) {
@@ -100,7 +106,7 @@ fn a_container_has_a_place_until_it_gives_it_back() {
     let again = attach(&mut world, &one, 6, "back").unwrap();
     assert_eq!(world.addresses(&TaskId::new(again.id.clone())), [address], "after it has rested");
     // Another start of it, of which the one before was not given back.
-    world.run(Op::DetachContainer(DetachContainer { node_id: two.clone(), id: TaskId::new("none") })).unwrap();
+    world.run(Op::DetachContainer(of(&two, &TaskId::new("none")))).unwrap();
     let third = world.store.tasks_on_node(&one).find(|task| task.container == container(3)).unwrap().id.clone();
     detach(&mut world, &one, &third);
     world.now = world.now.plus(std::time::Duration::from_secs(10));
@@ -116,4 +122,62 @@ fn a_container_has_a_place_until_it_gives_it_back() {
     assert_eq!(left.len(), 3);
     left.iter().for_each(|id| detach(&mut world, &one, id));
     world.run(Op::RemoveNetwork(RemoveNetwork { id: network })).unwrap();
+}
+
+#[test]
+fn only_the_daemon_with_the_session_speaks_for_its_containers() {
+    let mut world = World::new();
+    let one = world.join(1);
+    level(&mut world, ATTACH_LEVEL);
+    network(&mut world, "back", "10.9.0.0/24", true).unwrap();
+    let place = TaskId::new(attach(&mut world, &one, 1, "back").unwrap().id);
+    for (generation, boot) in [(0, 0), (2, 0), (1, 7)] {
+        let detach = DetachContainer { generation, boot, ..of(&one, &place) };
+        let refused = world.run(Op::DetachContainer(detach)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Busy, "{generation} {boot}");
+        let container = container(2);
+        let (node_id, network) = (one.clone(), "back".to_owned());
+        let attach = AttachContainer { node_id, container, network, generation, boot, ..AttachContainer::default() };
+        assert_eq!(world.run(Op::AttachContainer(attach)).unwrap_err().kind(), ErrorKind::Busy);
+    }
+    assert!(world.store.task(&place).is_some());
+}
+
+#[test]
+fn a_request_that_comes_late_takes_no_place_away() {
+    let mut world = World::new();
+    let one = world.join(1);
+    level(&mut world, ATTACH_LEVEL);
+    network(&mut world, "back", "10.9.0.0/24", true).unwrap();
+    let later = attach_anew(&mut world, &one, 1, "back", 2).unwrap();
+    let late = attach_anew(&mut world, &one, 1, "back", 1).unwrap();
+    assert_eq!(attach_anew(&mut world, &one, 1, "back", 2).unwrap(), later);
+    assert_eq!(world.addresses(&TaskId::new(later.id)).len(), 1);
+    detach(&mut world, &one, &TaskId::new(late.id));
+}
+
+#[test]
+fn names_of_containers_are_names() {
+    let mut world = World::new();
+    let one = world.join(1);
+    level(&mut world, ATTACH_LEVEL);
+    network(&mut world, "back", "10.9.0.0/24", true).unwrap();
+    let mut named = |name: &str, aliases: Vec<String>| {
+        let (node_id, network) = (one.clone(), "back".to_owned());
+        let (name, container, generation) = (name.to_owned(), container(1), 1);
+        let op =
+            AttachContainer { node_id, container, name, network, aliases, generation, ..AttachContainer::default() };
+        world.run(Op::AttachContainer(op)).map(drop).map_err(|error| error.kind())
+    };
+    let long = "a".repeat(64);
+    for wrong in ["", ".", "a..b", "tasks.web", "Tasks.web", long.as_str(), "a\nb"] {
+        assert_eq!(named("db", vec![wrong.to_owned()]), Err(ErrorKind::Invalid), "{wrong:?}");
+        assert_eq!(named(wrong, Vec::new()), Err(ErrorKind::Invalid), "{wrong:?}");
+    }
+    assert_eq!(
+        named("db", (0..40).map(|n| format!("{n:060}")).collect()),
+        Err(ErrorKind::Invalid),
+        "too much together"
+    );
+    assert_eq!(named("db_1", vec!["db.example".to_owned(), "db-1".into()]), Ok(()));
 }

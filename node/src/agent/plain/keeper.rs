@@ -336,6 +336,7 @@ impl Keeper {
             network: wish.target,
             aliases: wish.aliases,
             start: rand::random(),
+            ..pb::AttachRequest::default()
         };
         let id = places.ask(request).await.map_err(failed)?;
         shared.use_place(&self.record.id, Place::Used(id.clone()));

@@ -47,11 +47,16 @@ pub(in super::super) struct Places {
     pub(in super::super) channels: Channels,
     pub(in super::super) managers: watch::Receiver<Vec<ManagerRecord>>,
     pub(in super::super) given: watch::Receiver<Given>,
+    /// This host's boot generation, and what this daemon has drawn, as its session says them: managers take requests of
+    /// nobody else.
+    pub(in super::super) generation: u64,
+    pub(in super::super) boot: u64,
 }
 
 impl Places {
     /// Asks for a place until it is there.
     pub(super) async fn ask(&self, request: pb::AttachRequest) -> Result<TaskId, PlaceError> {
+        let request = pb::AttachRequest { generation: self.generation, boot: self.boot, ..request };
         let asked = self.call(|channel| {
             let request = request.clone();
             async move { pb::sessions_client::SessionsClient::new(channel).attach(request).await }
@@ -72,7 +77,7 @@ impl Places {
     /// Gives a place back. A retry is fine.
     pub(super) async fn give_back(&self, id: &TaskId) -> Result<(), PlaceError> {
         let done = self.call(|channel| {
-            let request = pb::DetachRequest { id: id.to_string() };
+            let request = pb::DetachRequest { id: id.to_string(), generation: self.generation, boot: self.boot };
             async move { pb::sessions_client::SessionsClient::new(channel).detach(request).await }
         });
         done.await.map(drop)

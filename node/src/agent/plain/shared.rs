@@ -1,12 +1,12 @@
 //! What all of this host's plain containers share: names, ports, places on networks, and what is shown of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deploy::model::{NetworkAttachment, TaskId};
 use overlay_net::{Overlay, PublishedPort};
-use runtime::ContainerState;
+use runtime::{ContainerState, RuntimeError};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -249,6 +249,7 @@ impl Shared {
         let Some(places) = &self.config.places else { return };
         let mut given = places.given.clone();
         let mut missing: BTreeMap<TaskId, Instant> = BTreeMap::new();
+        let mut displaced: BTreeSet<TaskId> = BTreeSet::new();
         loop {
             let now = given.borrow_and_update().clone();
             let mut failed = false;
@@ -263,8 +264,10 @@ impl Shared {
             }
             let lost = if now.told { self.users_but_of(&now.places) } else { BTreeMap::new() };
             missing.retain(|id, _| lost.contains_key(id));
+            displaced.retain(|id| lost.contains_key(id));
             for (id, container) in lost {
-                if missing.entry(id.clone()).or_insert_with(Instant::now).elapsed() >= LOST {
+                let is_lost = missing.entry(id.clone()).or_insert_with(Instant::now).elapsed() >= LOST;
+                if is_lost && displaced.insert(id) {
                     self.displaced(&container).await;
                 }
             }
@@ -294,16 +297,32 @@ impl Shared {
     }
 
     /// Its address may be another's by now: the host was away for too long, or the cluster began anew from a backup. It
-    /// ends, and its restart policy says whether it is to ask for another place.
-    async fn displaced(&self, container: &str) {
+    /// loses it at once, and ends in its own time; its restart policy says whether it is to ask for another place.
+    async fn displaced(self: &Arc<Self>, container: &str) {
         tracing::error!(
             container.id = container,
             "the cluster does not know a container's place on its network any more: it is stopped"
         );
-        let said = self.state().known.get(container).map(|known| known.view.record.spec.container.stop_grace());
-        if let Err(error) = self.config.runtime.stop(container, None, said.unwrap_or_default()).await {
-            tracing::warn!(container.id = container, error = crate::chain(&error), "it could not be stopped");
+        let found = self.state().known.get(container).map(|known| known.view.record.clone());
+        let Some(record) = found else { return };
+        if let Some(overlay) = &self.config.overlay
+            && let Err(error) = overlay.detach(record.key().as_str()).await
+        {
+            tracing::warn!(container.id = container, error = crate::chain(&error), "it could not be disconnected");
         }
+        let this = Arc::clone(self);
+        self.spawn(async move {
+            /// Pause before a stop that failed is tried again.
+            const RETRY: Duration = Duration::from_secs(1);
+            while let Err(error) = this.config.runtime.stop(&record.id, None, record.spec.container.stop_grace()).await
+            {
+                if matches!(error, RuntimeError::NotFound(_)) {
+                    return;
+                }
+                tracing::warn!(container.id = record.id, error = crate::chain(&error), "it could not be stopped");
+                tokio::time::sleep(RETRY).await;
+            }
+        });
     }
 
     /// Waits until its ports are in force, as far as no service has them by now.
