@@ -59,6 +59,8 @@ impl Signal {
     pub const KILL: Signal = Signal(9);
     /// SIGINT.
     pub const INT: Signal = Signal(2);
+    /// SIGQUIT.
+    pub const QUIT: Signal = Signal(3);
     /// SIGHUP.
     pub const HUP: Signal = Signal(1);
 

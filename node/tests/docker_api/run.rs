@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::commands::run_command;
 use crate::containers::{Host, PATIENCE};
-use crate::http::{get, post};
+use crate::http::{delete, filters, get, post};
 
 struct Docker {
     docker: PathBuf,
@@ -36,8 +36,12 @@ impl Docker {
         Some(this)
     }
 
+    fn records(host: &Host) -> PathBuf {
+        host.layer.parent().unwrap().join("agent/containers")
+    }
+
     async fn open(host: &Host) -> Plain {
-        let records = host.layer.parent().unwrap().join("agent/containers");
+        let records = Self::records(host);
         let images = host.served.engine.images();
         let plain = Plain::open(PlainConfig::unconnected(host.runtime.clone(), images, records)).await.unwrap();
         host.served.engine.set_plain(plain.clone());
@@ -199,6 +203,163 @@ async fn restart_policies() {
         })
         .await;
     docker.ok(&["rm", "-f", "fails", "always", "loops"]).await;
+}
+
+/// A container that fails whenever it starts, while it waits for its next start for three seconds or longer.
+async fn restarting(docker: &Docker, name: &str) -> String {
+    let args = ["-d", "--name", name, "--restart", "always", "box:1", "sh", "-c", "echo again; exit 6"];
+    let id = docker.ok(&[&NONE[..], &args].concat()).await;
+    let waits =
+        |object: &Value| object["RestartCount"].as_u64() >= Some(6) && object["State"]["Restarting"] == json!(true);
+    docker.until(name, waits).await;
+    id.trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_its_restart_counts_as_running() {
+    let Some(docker) = Docker::new().await else { return };
+    let s = docker.host.socket();
+    let id = restarting(&docker, "loops").await;
+    let state = &docker.inspect("loops").await["State"];
+    assert_eq!((&state["Running"], &state["Status"]), (&json!(true), &json!("restarting")));
+    let list = async |wanted: Value| get(s, &format!("/containers/json?{}", filters(wanted))).await.json();
+    for wanted in [json!({}), json!({"status": ["restarting"]})] {
+        let shown = &list(wanted).await[0];
+        let status = shown["Status"].as_str().unwrap();
+        assert_eq!((shown["Id"].as_str(), shown["State"].as_str()), (Some(id.as_str()), Some("restarting")));
+        assert!(status.starts_with("Restarting (6) ") && status.ends_with(" ago"), "{status}");
+    }
+    assert_eq!(list(json!({"status": ["exited"]})).await, json!([]));
+    let refused = delete(s, "/containers/loops").await;
+    assert!(refused.status == 409 && refused.message().contains("container is restarting"), "{}", refused.text());
+    assert_eq!(post(s, "/containers/prune", json!({})).await.json()["ContainersDeleted"], json!([]));
+    assert_eq!(post(s, "/containers/loops/stop", json!({})).await.status, 204);
+    let state = &docker.inspect("loops").await["State"];
+    assert_eq!((&state["Running"], &state["Restarting"]), (&json!(false), &json!(false)));
+    assert_eq!(post(s, "/containers/loops/stop", json!({})).await.status, 304);
+    docker.ok(&["rm", "loops"]).await;
+    restarting(&docker, "killed").await;
+    assert_eq!(post(s, "/containers/killed/kill?signal=INT", json!({})).await.status, 204);
+    assert_eq!(docker.inspect("killed").await["State"]["Restarting"], json!(false));
+    // Started by its user again, it is restarted again.
+    docker.ok(&["restart", "killed"]).await;
+    docker.until("killed", |object| object["RestartCount"].as_u64() >= Some(1)).await;
+    docker.ok(&["rm", "-f", "killed"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_by_its_user_is_not_its_end() {
+    let Some(docker) = Docker::new().await else { return };
+    let s = docker.host.socket();
+    let script = "trap 'exit 0' INT; echo up; while :; do sleep 0.05; done";
+    let args = ["-d", "--name", "web", "--restart", "on-failure", "box:1", "sh", "-c", script];
+    let id = docker.ok(&[&NONE[..], &args].concat()).await;
+    let id = id.trim();
+    docker.host.until_logged(id, "up").await;
+    let restart = || post(s, "/containers/web/restart?t=0", json!({}));
+    let (first, second) = tokio::join!(restart(), restart());
+    assert_eq!((first.status, second.status), (204, 204));
+    let query = filters(json!({"container": [id], "event": ["die", "start", "restart"]}));
+    let until = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+    let (seconds, nanos) = (until / 1_000_000_000, until % 1_000_000_000);
+    let told = get(s, &format!("/events?since=0&until={seconds}.{nanos:09}&{query}")).await.text();
+    let told: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let actions: Vec<&str> = told.iter().filter_map(|event| event["Action"].as_str()).collect();
+    assert_eq!(actions[..4], ["start", "die", "start", "restart"], "{actions:?}");
+    // Afterwards its policy is in force as before.
+    docker.host.runtime.stop(id, None, std::time::Duration::ZERO).await.unwrap();
+    docker.until("web", |object| object["RestartCount"] == json!(1)).await;
+    docker.ok(&["pause", "web"]).await;
+    docker.fails(&["start", "web"], 1, "cannot start a paused container").await;
+    docker.ok(&["unpause", "web"]).await;
+    // Without room for what is remembered, a container can be stopped all the same.
+    let records = Docker::records(&docker.host);
+    let aside = records.with_extension("aside");
+    std::fs::rename(&records, &aside).unwrap();
+    docker.ok(&["stop", "-t", "0", "web"]).await;
+    assert_eq!(docker.inspect("web").await["State"]["Status"], json!("exited"));
+    std::fs::rename(&aside, &records).unwrap();
+    docker.ok(&["rm", "web"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_looks_changes_nothing() {
+    let Some(mut docker) = Docker::new().await else { return };
+    docker.ok(&["create", "--name", "never", "--restart", "always", "--network", "none", "box:1", "true"]).await;
+    assert_eq!(post(docker.host.socket(), "/containers/never/stop", json!({})).await.status, 304);
+    docker.restart().await;
+    assert_eq!(docker.inspect("never").await["State"]["Status"], json!("created"));
+    let (code, ..) =
+        docker.run(&[&NONE[..], &["--name", "ended", "box:1", "sh", "-c", "echo one; exit 7"]].concat()).await;
+    assert_eq!(code, Some(7));
+    let s = docker.host.socket();
+    // Somebody attaches, and goes on to start nothing.
+    let attached = crate::containers::Hijacked::open(s, "/containers/ended/attach?stream=1&stdout=1", "").await;
+    let state = &docker.inspect("ended").await["State"];
+    assert_eq!((&state["Status"], &state["ExitCode"]), (&json!("exited"), &json!(7)));
+    assert_eq!(docker.ok(&["logs", "ended"]).await, "one\n");
+    let (code, out, err) = docker.run(&["start", "-a", "ended"]).await;
+    assert_eq!((code, out.as_str()), (Some(7), "one\n"), "{err}");
+    assert_eq!(attached.frames().await[0], "one\n", "the other one sees the same run");
+    docker.ok(&["rm", "never", "ended"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_removal_takes_and_leaves() {
+    let Some(mut docker) = Docker::new().await else { return };
+    let volumes = async |docker: &Docker| docker.ok(&["volume", "ls", "-q"]).await.lines().count();
+    let run = async |docker: &Docker, args: &[&str]| docker.ok(&[&NONE[..], args].concat()).await;
+    let end = ["-v", "/data", "box:1", "true"];
+    run(&docker, &[&["--rm"][..], &end].concat()).await;
+    assert_eq!(volumes(&docker).await, 0, "its own go with --rm");
+    run(&docker, &[&["--name", "a"][..], &end].concat()).await;
+    docker.ok(&["rm", "-v", "a"]).await;
+    assert_eq!(volumes(&docker).await, 0, "and with -v");
+    run(&docker, &[&["--name", "a"][..], &end].concat()).await;
+    docker.ok(&["rm", "a"]).await;
+    assert_eq!(volumes(&docker).await, 1);
+    for labels in [&["one=1"][..], &["one=1", "two=2"]] {
+        let labels = labels.iter().flat_map(|label| ["--label", label]);
+        run(&docker, &labels.chain(end).collect::<Vec<_>>()).await;
+    }
+    let s = docker.host.socket();
+    let prune = async |wanted: Value| {
+        let answer = post(s, &format!("/containers/prune?{}", filters(wanted)), json!({})).await.json();
+        answer["ContainersDeleted"].as_array().unwrap().len()
+    };
+    assert_eq!(prune(json!({"until": ["1h"]})).await, 0);
+    assert_eq!(prune(json!({"label": ["one=1", "two=2"]})).await, 1, "both labels are meant");
+    assert_eq!(prune(json!({"label!": ["one"]})).await, 0);
+    assert_eq!(prune(json!({"label": ["one"]})).await, 1);
+    assert_eq!(volumes(&docker).await, 3, "nobody said that they should go");
+    // A name is free when its container has gone.
+    for _ in 0..5 {
+        run(&docker, &["--rm", "--name", "same", "box:1", "true"]).await;
+    }
+    // What resists is tried again, and holds nobody up.
+    let id = run(&docker, &["-d", "--rm", "--name", "sticks", "box:1", "sleep", "1000"]).await;
+    let record = Docker::records(&docker.host).join(id.trim());
+    std::fs::remove_file(&record).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    docker.ok(&["kill", "sticks"]).await;
+    docker.fails(&["run", "--name", "sticks", "box:1", "true"], 125, "is already in use").await;
+    std::fs::remove_dir(&record).unwrap();
+    let freed = async {
+        while docker.run(&["create", "--name", "sticks", "--network", "none", "box:1", "true"]).await.0 != Some(0) {}
+    };
+    tokio::time::timeout(PATIENCE, freed).await.expect("it is removed at last");
+    docker.ok(&["rm", "sticks"]).await;
+
+    // Nothing happens to a container only because its record is damaged.
+    let id = run(&docker, &["-d", "--name", "kept", "box:1", "sleep", "1000"]).await;
+    let id = id.trim();
+    std::fs::write(Docker::records(&docker.host).join(id), b"damaged").unwrap();
+    docker.restart().await;
+    assert_eq!(docker.inspect(id).await["State"]["Running"], json!(true));
+    let refused = delete(docker.host.socket(), &format!("/containers/{id}")).await;
+    assert!(refused.status == 409 && refused.message().contains("cannot be read"), "{}", refused.text());
+    docker.ok(&["rm", "-f", id]).await;
+    assert!(!Docker::records(&docker.host).join(id).exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -214,6 +214,15 @@ impl Runtime {
         blocking(move || inner.delete(&id)).await
     }
 
+    /// Lets the volumes that a container has to itself stay when it is deleted; nobody has them then.
+    ///
+    /// # Errors
+    /// The disk. Some of them may stay by then.
+    pub async fn keep_volumes(&self, id: &str) -> Result<(), RuntimeError> {
+        let (inner, id) = (Arc::clone(&self.inner), id.to_owned());
+        blocking(move || inner.volumes.keep(&id)).await
+    }
+
     /// All containers, by id.
     pub async fn list(&self) -> Vec<ContainerState> {
         self.inner.all().iter().map(|container| container.state()).collect()

@@ -247,6 +247,25 @@ impl Volumes {
         if failed.is_empty() { Ok(()) } else { Err(RuntimeError::Leftovers(failed.join("; "))) }
     }
 
+    /// What was made for a container alone is its user's from now on, and stays when it goes.
+    pub(crate) fn keep(&self, container: &str) -> Result<(), RuntimeError> {
+        for name in self.volumes_of(container) {
+            let lock = self.lock_of(&name);
+            let _alone = hold(&lock);
+            let record = match self.entries().get(&name) {
+                Some(entry) if entry.record.owner == container => {
+                    StoredVolume { owner: String::new(), ..entry.record.clone() }
+                }
+                _ => continue,
+            };
+            stored::write(&self.inner.dir.join(&name), names::VOLUME, &record, Durability::Synced)?;
+            if let Some(entry) = self.entries().get_mut(&name) {
+                entry.record.owner.clear();
+            }
+        }
+        Ok(())
+    }
+
     /// Once all containers are adopted: removes what belonged to those that are gone, and makes the mounts fit those
     /// that live.
     pub(crate) fn settle(&self, known: impl Fn(&str) -> bool) {
@@ -541,6 +560,27 @@ mod tests {
         volumes.remove("used").unwrap();
         let missing = volumes.remove("used").unwrap_err();
         assert!(matches!(missing, RuntimeError::Volume(VolumeError::NotFound(name)) if name == "used"));
+    }
+
+    #[test]
+    fn what_a_container_has_to_itself_goes_with_it_or_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Volumes::open(dir.path()).unwrap();
+        for (name, owner) in [("goes", "c1"), ("stays", "c2")] {
+            volumes.ensure(&spec(name), Some(owner)).unwrap();
+            volumes.adopt(owner, false, [name].into_iter());
+        }
+        volumes.keep("c2").unwrap();
+        volumes.keep("nobody").unwrap();
+        assert!(volumes.remove("stays").is_err(), "it still has it");
+        volumes.release("c1").unwrap();
+        volumes.release("c2").unwrap();
+        drop(volumes);
+        let volumes = Volumes::open(dir.path()).unwrap();
+        volumes.settle(|_| false);
+        let left: Vec<Volume> = volumes.list();
+        assert_eq!(left.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>(), ["stays"]);
+        assert!(left[0].is_anonymous(), "a prune takes it");
     }
 
     #[test]

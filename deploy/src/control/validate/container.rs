@@ -26,10 +26,6 @@ const SIGNALS: [&str; 31] = [
 /// # Errors
 /// What may not be in a spec, by the name of its field.
 pub fn check_container(container: &ContainerSpec) -> Result<(), ControlError> {
-    container_spec(container)
-}
-
-pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), ControlError> {
     image(&container.image)?;
     labels("TaskTemplate.ContainerSpec.Labels", &container.labels)?;
     arguments("TaskTemplate.ContainerSpec.Command", &container.command)?;
@@ -58,6 +54,15 @@ pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), ControlErr
     container.dns.as_ref().map_or(Ok(()), dns)?;
     kernel(container)?;
     no_effect_yet(container)
+}
+
+/// A service's: as above, and without templates.
+pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), ControlError> {
+    no_template("TaskTemplate.ContainerSpec.Hostname", &container.hostname)?;
+    let mut variables = container.env.iter();
+    variables.try_for_each(|variable| no_template("TaskTemplate.ContainerSpec.Env", variable))?;
+    mount::no_templates(&container.mounts)?;
+    check_container(container)
 }
 
 pub(in super::super) fn registry_auth(auth: &RegistryAuth) -> Result<(), ControlError> {
@@ -127,7 +132,6 @@ pub(super) fn no_template(field: &str, value: &str) -> Result<(), ControlError> 
 }
 
 fn hostname(hostname: &str) -> Result<(), ControlError> {
-    no_template("TaskTemplate.ContainerSpec.Hostname", hostname)?;
     let inside = hostname.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'));
     if hostname.len() > 63 || !inside || hostname.starts_with(['-', '.']) {
         let text = format!("TaskTemplate.ContainerSpec.Hostname: {:?} is not a hostname", shorten(hostname));
@@ -139,7 +143,6 @@ fn hostname(hostname: &str) -> Result<(), ControlError> {
 fn environment(env: &[String]) -> Result<(), ControlError> {
     arguments("TaskTemplate.ContainerSpec.Env", env)?;
     for variable in env {
-        no_template("TaskTemplate.ContainerSpec.Env", variable)?;
         if variable.is_empty() || variable.starts_with('=') {
             return Err(invalid(format!("invalid environment variable: {}", shorten(variable))));
         }

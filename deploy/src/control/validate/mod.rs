@@ -13,6 +13,7 @@ use crate::model::{
 
 pub use container::check_container;
 pub(super) use container::registry_auth;
+pub use service::check_resources;
 pub(super) use service::service_spec;
 
 /// Bytes of a text for which nothing else says how long it may be.

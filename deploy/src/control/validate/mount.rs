@@ -16,8 +16,6 @@ pub(super) fn mounts(mounts: &[Mount]) -> Result<(), ControlError> {
         }
         argument("TaskTemplate.ContainerSpec.Mounts.Target", &mount.target)?;
         argument("TaskTemplate.ContainerSpec.Mounts.Source", &mount.source)?;
-        no_template(FIELD, &mount.target)?;
-        no_template(FIELD, &mount.source)?;
         let wrong = |why: &str| Err(invalid(format!("invalid mount target {:?}: {why}", shorten(&mount.target))));
         if !mount.target.starts_with('/') {
             return wrong("must be an absolute path");
@@ -32,6 +30,17 @@ pub(super) fn mounts(mounts: &[Mount]) -> Result<(), ControlError> {
             return Err(invalid(format!("ContainerSpec: duplicate mount point: {}", shorten(&mount.target))));
         }
         one(mount)?;
+    }
+    Ok(())
+}
+
+/// Refuses templates, which services may have one day.
+pub(super) fn no_templates(mounts: &[Mount]) -> Result<(), ControlError> {
+    for mount in mounts {
+        no_template(FIELD, &mount.target)?;
+        no_template(FIELD, &mount.source)?;
+        let mut values = mount.volume_options.values().chain(mount.volume_labels.values());
+        values.try_for_each(|value| no_template(&format!("{FIELD}.VolumeOptions"), value))?;
     }
     Ok(())
 }
@@ -147,13 +156,11 @@ fn volume(mount: &Mount) -> Result<(), ControlError> {
     labels(&format!("{field}.Labels"), &mount.volume_labels)?;
     labels(&format!("{field}.DriverConfig.Options"), &mount.volume_options)?;
     for (key, value) in &mount.volume_options {
-        no_template(&field, value)?;
         if !["type", "o", "device"].contains(&key.as_str()) {
             return Err(invalid(format!("invalid option: {:?}", shorten(key))));
         }
         argument(&field, value)?;
     }
-    mount.volume_labels.values().try_for_each(|value| no_template(&field, value))?;
     if mount.subpath.is_empty() {
         return Ok(());
     }

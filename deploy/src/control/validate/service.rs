@@ -7,7 +7,7 @@ use super::{count, labels, service_name, shorten, text, unsupported};
 use crate::logging::{Logging, LoggingError};
 use crate::model::{
     EndpointMode, EndpointSpec, FailureAction, LogDriver, PUBLISH_LABEL, Placement, PortProtocol, PublishMode,
-    Resources, RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    ResourceRequirements, Resources, RestartCondition, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 use crate::scheduler::Constraint;
 
@@ -65,16 +65,7 @@ fn mode(spec: &ServiceSpec) -> Result<(), ControlError> {
 
 fn task_spec(task: &TaskSpec) -> Result<(), ControlError> {
     super::container::container_spec(&task.container)?;
-    resources("Limits", &task.resources.limits)?;
-    resources("Reservations", &task.resources.reservations)?;
-    unsupported("TaskTemplate.Resources.Reservations.Pids", task.resources.reservations.pids != 0)?;
-    let (limits, reserved) = (&task.resources.limits, &task.resources.reservations);
-    if limits.memory_bytes != 0 && reserved.memory_bytes > limits.memory_bytes {
-        return Err(invalid("TaskTemplate.Resources: more memory is reserved than the limit allows"));
-    }
-    if limits.nano_cpus != 0 && reserved.nano_cpus > limits.nano_cpus {
-        return Err(invalid("TaskTemplate.Resources: more CPU is reserved than the limit allows"));
-    }
+    check_resources(&task.resources)?;
     if let Some(restart) = &task.restart {
         if restart.condition.is_some_and(|c| RestartCondition::try_from(c).is_err()) {
             return Err(invalid("TaskTemplate.RestartPolicy.Condition: unknown"));
@@ -101,6 +92,24 @@ fn task_spec(task: &TaskSpec) -> Result<(), ControlError> {
         }
     }
     task.log_driver.as_ref().map_or(Ok(()), log_driver)
+}
+
+/// Judges what a container gets of its host, and what is kept for it.
+///
+/// # Errors
+/// Too little, more than any host has, or more kept than it may use.
+pub fn check_resources(required: &ResourceRequirements) -> Result<(), ControlError> {
+    let (limits, reserved) = (&required.limits, &required.reservations);
+    resources("Limits", limits)?;
+    resources("Reservations", reserved)?;
+    unsupported("TaskTemplate.Resources.Reservations.Pids", reserved.pids != 0)?;
+    if limits.memory_bytes != 0 && reserved.memory_bytes > limits.memory_bytes {
+        return Err(invalid("TaskTemplate.Resources: more memory is reserved than the limit allows"));
+    }
+    if limits.nano_cpus != 0 && reserved.nano_cpus > limits.nano_cpus {
+        return Err(invalid("TaskTemplate.Resources: more CPU is reserved than the limit allows"));
+    }
+    Ok(())
 }
 
 fn resources(which: &str, resources: &Resources) -> Result<(), ControlError> {

@@ -7,15 +7,18 @@ use std::time::Duration;
 
 use deploy::model::TaskId;
 use overlay_net::{Attached, DnsSockets, EndpointConfig, Overlay, OverlayError};
-use runtime::{ContainerState, ExitStatus, RuntimeError, Status};
+use runtime::{ContainerState, ExitStatus, RuntimeError, Signal, Status};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::places::PlaceError;
 use super::policy::{self, End, Next};
 use super::record::Record;
 use super::shared::{Place, Shared};
+use super::streams::Listener;
 use super::{PlainError, needs_overlay};
+use crate::agent::IMAGE_LABEL;
 use crate::agent::executor::DNS_FDS;
 use crate::agent::{health, network};
 use crate::rpc::pb;
@@ -29,16 +32,20 @@ type Reply<T> = oneshot::Sender<Result<T, PlainError>>;
 pub(super) enum Command {
     /// Start it; whether it did not run yet.
     Start(Reply<bool>),
-    /// If it has ended, make it wait for its start.
-    Ready(Reply<()>),
-    /// Its user stops it.
-    WillStop(Reply<()>),
-    /// Its user stops it, to start it again.
-    WillRestart(Reply<()>),
+    /// Stop it, by this signal or its own, and by force after that time; whether it ran, or was about to.
+    Stop(Option<Signal>, Duration, Reply<bool>),
+    /// Stop it, as above, and start it.
+    Restart(Option<Signal>, Duration, Reply<()>),
+    /// Its user ends it by a signal, which is the caller's to send.
+    WillEnd(Reply<()>),
+    /// Somebody wants its streams: those of its next run, if it has ended.
+    Attach(Listener, Reply<()>),
     /// Remove it.
     Remove {
         /// Also while it runs.
         force: bool,
+        /// With the volumes that nobody gave a name.
+        volumes: bool,
         /// The answer.
         reply: Reply<()>,
     },
@@ -52,22 +59,27 @@ enum Turn {
     Runs { adopted: bool },
     /// It is started at that time.
     Waits(Instant),
+    /// It is to be removed, and cannot be yet: what is left, and when that is tried again.
+    Goes { left: String, at: Instant },
     /// Nothing is left of it.
     Gone,
 }
+
+/// Clients that wait for the next run of one container.
+const MAX_LISTENERS: usize = 64;
 
 pub(super) struct Keeper {
     shared: Arc<Shared>,
     record: Record,
     /// Before the last restart; zero if its user started it.
     pause: Duration,
-    /// Its user has stopped it to start it again.
-    restarting: bool,
+    /// They wait for its next run.
+    listeners: Vec<Listener>,
 }
 
 impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, record: Record) -> Self {
-        Self { shared, record, pause: Duration::ZERO, restarting: false }
+        Self { shared, record, pause: Duration::ZERO, listeners: Vec::new() }
     }
 
     /// Takes over what an earlier daemon has left.
@@ -98,6 +110,16 @@ impl Keeper {
                             None => return,
                         },
                         () = tokio::time::sleep_until(until) => self.again().await,
+                    }
+                }
+                Turn::Goes { left, at } => {
+                    tokio::select! {
+                        biased;
+                        command = inbox.recv() => match command {
+                            Some(command) => self.leave(command, left, at).await,
+                            None => return,
+                        },
+                        () = tokio::time::sleep_until(at) => self.remove_at_last().await,
                     }
                 }
             };
@@ -134,36 +156,38 @@ impl Keeper {
     async fn take(&mut self, command: Command, turn: Turn) -> Turn {
         match command {
             Command::Start(reply) => {
-                (self.record.stopped, self.record.restarts, self.pause) = (false, 0, Duration::ZERO);
-                let started = self.start().await;
-                let failed = started.is_err();
-                let next = match failed {
-                    true if self.record.auto_remove => self.remove_at_last().await,
-                    true => Turn::Rests,
-                    false => Turn::Runs { adopted: false },
-                };
-                let _ = reply.send(started.map(|()| true));
+                let started = self.start_anew().await;
+                self.settle(started, |started| drop(reply.send(started.map(|()| true)))).await
+            }
+            Command::Restart(_, _, reply) => {
+                let started = self.start_anew().await;
+                if started.is_ok() {
+                    self.tell("restart");
+                }
+                self.settle(started, |started| drop(reply.send(started))).await
+            }
+            // A start that is due counts as running. What does not run stays as it is: it may never have been started.
+            Command::Stop(_, _, reply) => {
+                let waited = matches!(turn, Turn::Waits(_));
+                let next = if waited { self.give_up().await } else { turn };
+                let _ = reply.send(Ok(waited));
                 next
             }
-            Command::Ready(reply) => {
-                let ready = match self.status().await {
-                    Some(Status::Exited(_)) => self.shared.config.runtime.renew(&self.record.id).await.map(drop),
-                    _ => Ok(()),
-                };
-                let _ = reply.send(ready.map_err(PlainError::from));
+            Command::WillEnd(reply) => {
+                let next = if matches!(turn, Turn::Waits(_)) { self.give_up().await } else { turn };
+                let _ = reply.send(Ok(()));
+                next
+            }
+            Command::Attach(listener, reply) => {
+                let _ = reply.send(self.listen(listener).await);
                 turn
             }
-            Command::WillStop(reply) => {
-                (self.record.stopped, self.record.wanted) = (true, false);
-                let _ = reply.send(self.save().await);
-                Turn::Rests
+            Command::Remove { force: false, reply, .. } if matches!(turn, Turn::Waits(_)) => {
+                let _ = reply.send(Err(PlainError::Restarting(self.record.name.clone())));
+                turn
             }
-            Command::WillRestart(reply) => {
-                let _ = reply.send(Ok(()));
-                Turn::Rests
-            }
-            Command::Remove { reply, .. } => {
-                let removed = self.remove().await;
+            Command::Remove { volumes, reply, .. } => {
+                let removed = self.remove(volumes).await;
                 let next = if removed.is_ok() { Turn::Gone } else { turn };
                 let _ = reply.send(removed);
                 next
@@ -171,16 +195,70 @@ impl Keeper {
         }
     }
 
+    /// A command to one that is to be removed.
+    async fn leave(&mut self, command: Command, left: String, at: Instant) -> Turn {
+        let error = PlainError::Leaving { name: self.record.name.clone(), left: left.clone() };
+        match command {
+            Command::Start(reply) => drop(reply.send(Err(error))),
+            Command::Stop(_, _, reply) => drop(reply.send(Ok(false))),
+            Command::WillEnd(reply) => drop(reply.send(Ok(()))),
+            Command::Restart(_, _, reply) | Command::Attach(_, reply) => drop(reply.send(Err(error))),
+            Command::Remove { reply, .. } => {
+                let removed = self.remove(true).await;
+                let gone = removed.is_ok();
+                let _ = reply.send(removed);
+                if gone {
+                    return Turn::Gone;
+                }
+            }
+        }
+        Turn::Goes { left, at }
+    }
+
+    /// Its user has stopped it while it waited for a start.
+    async fn give_up(&mut self) -> Turn {
+        (self.record.stopped, self.record.wanted) = (true, false);
+        self.save_or_tell().await;
+        Turn::Rests
+    }
+
+    /// What follows a start by its user, who is told in between.
+    async fn settle(&mut self, started: Result<(), PlainError>, tell: impl FnOnce(Result<(), PlainError>)) -> Turn {
+        let next = match &started {
+            Ok(()) => Turn::Runs { adopted: false },
+            Err(_) if self.record.auto_remove => self.remove_at_last().await,
+            Err(_) => Turn::Rests,
+        };
+        tell(started);
+        next
+    }
+
+    async fn listen(&mut self, listener: Listener) -> Result<(), PlainError> {
+        let shared = Arc::clone(&self.shared);
+        match self.status().await {
+            Some(Status::Exited(_)) => {
+                self.listeners.retain(|listener| !listener.has_gone());
+                if self.listeners.len() >= MAX_LISTENERS {
+                    return Err(PlainError::TooManyListeners);
+                }
+                self.listeners.push(listener);
+            }
+            _ => listener.open(&shared.config.runtime, &self.record.id).await,
+        }
+        Ok(())
+    }
+
     async fn runs(&mut self, adopted: bool, inbox: &mut mpsc::Receiver<Command>) -> Turn {
         let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
         let mut ended = pin!(shared.config.runtime.wait(&record.id));
         let mut watched = pin!(watch(&shared, &record, adopted));
+        let (mut restarts, mut restarting) = (JoinSet::new(), Vec::new());
         loop {
             tokio::select! {
                 biased;
                 end = &mut ended => {
                     return match end {
-                        Ok(exit) => self.ended(exit).await,
+                        Ok(exit) => self.ended(exit, restarting, restarts).await,
                         // It goes on, without this daemon.
                         Err(RuntimeError::Closing) => std::future::pending().await,
                         Err(error) => {
@@ -191,23 +269,45 @@ impl Keeper {
                         }
                     };
                 }
+                Some(Ok((reply, stopped))) = restarts.join_next() => match stopped {
+                    // Its end is on its way here, too.
+                    Ok(_) => restarting.push(reply),
+                    Err(error) => drop(reply.send(Err(error.into()))),
+                },
                 command = inbox.recv() => match command {
                     None => return Turn::Gone,
-                    Some(Command::Start(reply)) => drop(reply.send(Ok(false))),
-                    Some(Command::Ready(reply)) => drop(reply.send(Ok(()))),
-                    Some(Command::WillStop(reply)) => {
-                        self.record.stopped = true;
-                        let _ = reply.send(self.save().await);
+                    Some(Command::Start(reply)) => {
+                        let paused = self.state().await.is_some_and(|state| state.paused);
+                        let _ = reply.send(if paused { Err(PlainError::Paused) } else { Ok(false) });
                     }
-                    Some(Command::WillRestart(reply)) => {
-                        self.restarting = true;
+                    Some(Command::Stop(signal, grace, reply)) => {
+                        self.record.stopped = true;
+                        // A disk without room keeps nobody running.
+                        self.save_or_tell().await;
+                        let (shared, id) = (Arc::clone(&shared), record.id.clone());
+                        self.shared.spawn(async move {
+                            let stopped = shared.config.runtime.stop(&id, signal, grace).await;
+                            let _ = reply.send(stopped.map(|_| true).map_err(PlainError::from));
+                        });
+                    }
+                    Some(Command::Restart(signal, grace, reply)) => {
+                        let (shared, id) = (Arc::clone(&shared), record.id.clone());
+                        restarts.spawn(async move { (reply, shared.config.runtime.stop(&id, signal, grace).await) });
+                    }
+                    Some(Command::WillEnd(reply)) => {
+                        self.record.stopped = true;
+                        self.save_or_tell().await;
                         let _ = reply.send(Ok(()));
                     }
-                    Some(Command::Remove { force: false, reply }) => {
+                    Some(Command::Attach(listener, reply)) => {
+                        listener.open(&shared.config.runtime, &record.id).await;
+                        let _ = reply.send(Ok(()));
+                    }
+                    Some(Command::Remove { force: false, reply, .. }) => {
                         let _ = reply.send(Err(PlainError::Running(self.record.name.clone())));
                     }
-                    Some(Command::Remove { force: true, reply }) => {
-                        let removed = self.remove().await;
+                    Some(Command::Remove { force: true, volumes, reply }) => {
+                        let removed = self.remove(volumes).await;
                         let gone = removed.is_ok();
                         let _ = reply.send(removed);
                         if gone {
@@ -220,17 +320,41 @@ impl Keeper {
         }
     }
 
-    async fn ended(&mut self, exit: ExitStatus) -> Turn {
+    /// `restarting`: those who have stopped it to start it again. `restarts`: those who were about to.
+    async fn ended(
+        &mut self,
+        exit: ExitStatus,
+        mut restarting: Vec<Reply<()>>,
+        mut restarts: JoinSet<Stopped>,
+    ) -> Turn {
         self.disconnect().await;
         let state = self.state().await;
         let end = state.map_or(End { code: exit.code, ran: Duration::ZERO }, |state| end_of(&state, &exit));
-        if std::mem::take(&mut self.restarting) {
-            self.record.wanted = false;
-            self.save_or_tell().await;
-            return Turn::Rests;
+        if restarting.is_empty() && restarts.is_empty() {
+            let next = policy::after(&self.record, end, self.pause);
+            return self.follow(next).await;
         }
-        let next = policy::after(&self.record, end, self.pause);
-        self.follow(next).await
+        // It has ended, so they are over.
+        while let Some(stopped) = restarts.join_next().await {
+            restarting.extend(stopped.ok().map(|(reply, _)| reply));
+        }
+        let started = self.start_anew().await;
+        if started.is_ok() {
+            self.tell("restart");
+        }
+        self.settle(started, |started| {
+            let first = restarting.pop();
+            for reply in restarting {
+                let _ = reply.send(match &started {
+                    Ok(()) => Ok(()),
+                    Err(error) => Err(PlainError::Restart(crate::chain(error))),
+                });
+            }
+            if let Some(first) = first {
+                let _ = first.send(started);
+            }
+        })
+        .await
     }
 
     async fn follow(&mut self, next: Next) -> Turn {
@@ -268,6 +392,16 @@ impl Keeper {
         }
     }
 
+    /// As its user wants.
+    async fn start_anew(&mut self) -> Result<(), PlainError> {
+        (self.record.stopped, self.record.restarts, self.pause) = (false, 0, Duration::ZERO);
+        self.start().await
+    }
+
+    fn tell(&self, action: &str) {
+        self.shared.config.runtime.tell(&self.record.id, action, Vec::new());
+    }
+
     async fn start(&mut self) -> Result<(), PlainError> {
         let (shared, id) = (Arc::clone(&self.shared), self.record.id.clone());
         let runtime = &shared.config.runtime;
@@ -280,6 +414,10 @@ impl Keeper {
             Some(Status::Running) => return Ok(()),
             None => return Err(PlainError::NotFound(id)),
         };
+        shared.renewed(&id);
+        for listener in std::mem::take(&mut self.listeners) {
+            listener.open(runtime, &id).await;
+        }
         self.record.wanted = true;
         let started = async {
             if let Some(netns) = netns {
@@ -368,27 +506,26 @@ impl Keeper {
         }
     }
 
-    async fn remove(&mut self) -> Result<(), PlainError> {
-        self.shared.config.runtime.delete(&self.record.id).await?;
+    async fn remove(&mut self, volumes: bool) -> Result<(), PlainError> {
+        let (shared, id) = (Arc::clone(&self.shared), self.record.id.clone());
+        // With --rm they go, whoever removes it.
+        if !volumes && !self.record.auto_remove {
+            shared.config.runtime.keep_volumes(&id).await?;
+        }
+        shared.config.runtime.delete(&id).await?;
         self.disconnect().await;
-        let (records, id) = (self.shared.records.clone(), self.record.id.clone());
-        let removed = tokio::task::spawn_blocking(move || records.remove(&id)).await;
+        let removed = tokio::task::spawn_blocking(move || shared.records.remove(&id)).await;
         removed.map_err(|_| PlainError::Ended)??;
         self.shared.forget(&self.record.id);
         Ok(())
     }
 
-    /// Until nothing is left.
+    /// Of one that is removed when it has ended; again later, if anything resists.
     async fn remove_at_last(&mut self) -> Turn {
-        while let Err(error) = self.remove().await {
-            tracing::warn!(
-                container.id = self.record.id,
-                error = crate::chain(&error),
-                "a container could not be removed; trying again"
-            );
-            tokio::time::sleep(RETRY).await;
-        }
-        Turn::Gone
+        let Err(error) = self.remove(true).await else { return Turn::Gone };
+        let left = crate::chain(&error);
+        tracing::warn!(container.id = self.record.id, error = left, "a container could not be removed; trying again");
+        Turn::Goes { left, at: Instant::now() + RETRY }
     }
 
     /// Of one that is gone.
@@ -426,6 +563,9 @@ impl Keeper {
         }
     }
 }
+
+/// Who wants it started again, and whether it was stopped for that.
+type Stopped = (Reply<()>, Result<ExitStatus, RuntimeError>);
 
 fn end_of(state: &ContainerState, exit: &ExitStatus) -> End {
     let ran = state.started_at.and_then(|at| exit.finished_at.duration_since(at).ok());
@@ -470,7 +610,9 @@ async fn watch(shared: &Shared, record: &Record, adopted: bool) {
         }
     }
     let images = shared.config.images.clone();
-    let image = record.spec.container.image.clone();
+    // The one that it was made of: by now its name may be another's.
+    let here = shared.config.runtime.list().await.into_iter().find(|state| state.id == record.id);
+    let image = here.and_then(|state| state.labels.get(IMAGE_LABEL).cloned()).unwrap_or_default();
     let resolved = tokio::task::spawn_blocking(move || images.resolve(&image)).await;
     let image = resolved.ok().and_then(Result::ok).map(|image| image.config).unwrap_or_default();
     let wanted = record.spec.container.healthcheck.as_ref();

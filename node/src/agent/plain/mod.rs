@@ -12,16 +12,18 @@ mod policy;
 mod ports;
 mod record;
 mod shared;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use deploy::model::{NetworkMode, PortConfig, TaskSpec};
 use overlay_net::{Desired, Overlay, PublishedPort};
 use runtime::image::{ImageError, ImageStore};
-use runtime::{ContainerState, IdMappings, Runtime, RuntimeError, Status};
+use runtime::{ContainerState, IdMappings, Runtime, RuntimeError, Signal, Status};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,14 +32,16 @@ use self::keeper::{Command, Keeper};
 use self::places::PlaceError;
 pub(super) use self::places::{Given, Places};
 use self::ports::PortError;
-use self::record::Records;
+use self::record::{Found, Records};
 use self::shared::{Known, MAX, Place, Shared, State};
+use self::streams::Listener;
 use super::container::{self, ContainerError};
 use crate::stored::StoredError;
 
 pub(crate) use self::names::is_name;
 pub(super) use self::ports::add as add_ports;
 pub(crate) use self::record::{Record, Restart};
+pub(crate) use self::streams::{Streams, Wanted};
 
 /// Commands to one container that wait for their turn.
 const QUEUE: usize = 16;
@@ -72,6 +76,31 @@ pub(crate) enum PlainError {
         "cannot remove container \"/{0}\": container is running: stop the container before removing or force remove"
     )]
     Running(String),
+    /// Docker's text. It is about to be started again, which counts as running.
+    #[error(
+        "cannot remove container \"/{0}\": container is restarting: stop the container before removing or force remove"
+    )]
+    Restarting(String),
+    /// Docker's text.
+    #[error("cannot start a paused container, try unpause instead")]
+    Paused,
+    /// What its user wants of it is not known: only what is there can be removed.
+    #[error("the record of container {0} cannot be read: it can only be removed, by force")]
+    Unreadable(String),
+    /// It is removed as soon as that can be done.
+    #[error("container \"/{name}\" is being removed, and cannot be yet: {left}")]
+    Leaving {
+        /// The container.
+        name: String,
+        /// What keeps it.
+        left: String,
+    },
+    /// Too many clients wait for its next run.
+    #[error("too many clients wait for this container's start")]
+    TooManyListeners,
+    /// It has ended, and could not be started again.
+    #[error("{0}")]
+    Restart(String),
     /// No container can be made of what is asked for.
     #[error(transparent)]
     Config(#[from] ContainerError),
@@ -211,7 +240,8 @@ impl Plain {
         let mut here: BTreeMap<String, ContainerState> =
             config.runtime.list().await.into_iter().map(|state| (state.id.clone(), state)).collect();
         let mut state = State::default();
-        for record in records.read()? {
+        let Found { records: all, unreadable } = records.read()?;
+        for record in all {
             let (commands, inbox) = mpsc::channel(QUEUE);
             let found = here.remove(&record.id);
             let holds_ports = found.as_ref().is_some_and(|found| found.status == Status::Running);
@@ -220,10 +250,18 @@ impl Plain {
                 false => Place::Unused,
             };
             let view = View { record: record.clone(), address: None, connected: false, waits: false };
-            state.known.insert(record.id.clone(), Known { view, holds_ports, place, commands });
+            let (runs, _) = watch::channel(());
+            state.known.insert(record.id.clone(), Known { view, holds_ports, place, commands, runs });
             state.found.push((record, found, inbox));
         }
         for unfinished in here.into_values().filter(|found| container::is_plain(&found.labels)) {
+            if unreadable.contains(&unfinished.id) {
+                tracing::error!(
+                    container.id = unfinished.id,
+                    "what was wanted of a container cannot be read: it is left as it is, and can be removed by force"
+                );
+                continue;
+            }
             tracing::warn!(container.id = unfinished.id, "removing a container whose creation did not end");
             if let Err(error) = config.runtime.delete(&unfinished.id).await {
                 tracing::warn!(container.id = unfinished.id, error = crate::chain(&error), "it could not be removed");
@@ -288,24 +326,45 @@ impl Plain {
         self.ask(id, Command::Start).await
     }
 
-    /// Makes one that has ended wait for its start, so that nothing is lost to who attaches before it.
-    pub(crate) async fn ready(&self, id: &str) -> Result<(), PlainError> {
-        self.ask(id, Command::Ready).await
+    /// Stops a container, by force after `grace`; its restart policy does nothing about that. Whether it ran, or was
+    /// about to.
+    pub(crate) async fn stop(&self, id: &str, signal: Option<Signal>, grace: Duration) -> Result<bool, PlainError> {
+        self.ask(id, |reply| Command::Stop(signal, grace, reply)).await
     }
 
-    /// Its user stops it: its restart policy does nothing about that. Stopping it is the caller's.
-    pub(crate) async fn will_stop(&self, id: &str) -> Result<(), PlainError> {
-        self.ask(id, Command::WillStop).await
+    /// Stops a container, as above, and starts it.
+    pub(crate) async fn restart(&self, id: &str, signal: Option<Signal>, grace: Duration) -> Result<(), PlainError> {
+        self.ask(id, |reply| Command::Restart(signal, grace, reply)).await
     }
 
-    /// Its user stops it to start it again: when it has ended, it stays as it is.
-    pub(crate) async fn will_restart(&self, id: &str) -> Result<(), PlainError> {
-        self.ask(id, Command::WillRestart).await
+    /// Its user ends it by a signal, which is the caller's to send: its restart policy does nothing about that.
+    pub(crate) async fn will_end(&self, id: &str) -> Result<(), PlainError> {
+        self.ask(id, Command::WillEnd).await
     }
 
-    /// Removes a container, one that runs only by force.
-    pub(crate) async fn remove(&self, id: &str, force: bool) -> Result<(), PlainError> {
-        self.ask(id, |reply| Command::Remove { force, reply }).await
+    /// The streams of a container: if it has ended, those of its next run, as soon as that is prepared. They are dropped
+    /// when it is removed instead.
+    pub(crate) async fn attach(
+        &self,
+        id: &str,
+        wanted: Wanted,
+    ) -> Result<oneshot::Receiver<Result<Streams, RuntimeError>>, PlainError> {
+        let (listener, streams) = Listener::new(wanted);
+        self.ask(id, |reply| Command::Attach(listener, reply)).await?;
+        Ok(streams)
+    }
+
+    /// Changes whenever a run of the container is prepared; closed when it is removed.
+    pub(crate) fn runs(&self, id: &str) -> Option<watch::Receiver<()>> {
+        self.shared.state().known.get(id).map(|known| known.runs.subscribe())
+    }
+
+    /// Removes a container, one that runs only by force; with the volumes that nobody gave a name, or without.
+    pub(crate) async fn remove(&self, id: &str, force: bool, volumes: bool) -> Result<(), PlainError> {
+        if !self.shared.state().known.contains_key(id) {
+            return self.shared.remove_unknown(id, force, volumes).await;
+        }
+        self.ask(id, |reply| Command::Remove { force, volumes, reply }).await
     }
 
     async fn ask<T>(
@@ -332,7 +391,7 @@ impl Plain {
     /// Removes all of them, whatever they do. What resists is left to the runtime.
     pub(super) async fn remove_all(&self) {
         let ids: Vec<String> = self.shared.state().known.keys().cloned().collect();
-        let removed = futures_util::future::join_all(ids.iter().map(|id| self.remove(id, true))).await;
+        let removed = futures_util::future::join_all(ids.iter().map(|id| self.remove(id, true, false))).await;
         for error in removed.into_iter().filter_map(Result::err) {
             tracing::warn!(error = crate::chain(&error), "a container could not be removed");
         }

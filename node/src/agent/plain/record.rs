@@ -3,6 +3,7 @@
 //! What the container is made of lies beside it, with the runtime. What is here is what its user wants of it. It holds
 //! the container's variables, as the runtime's file does; so it is clear, and readable by root alone.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -94,6 +95,14 @@ impl Record {
     }
 }
 
+/// What is remembered.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Found {
+    pub(super) records: Vec<Record>,
+    /// Ids of containers whose records are there and cannot be read.
+    pub(super) unreadable: BTreeSet<String>,
+}
+
 /// Where the records are.
 #[derive(Clone, Debug)]
 pub(super) struct Records {
@@ -112,33 +121,36 @@ impl Records {
     }
 
     /// All of them. One that is damaged is left where it is, and told.
-    pub(super) fn read(&self) -> Result<Vec<Record>, StoredError> {
+    pub(super) fn read(&self) -> Result<Found, StoredError> {
         let failed = |source| StoredError::Io { action: "read", path: self.dir.clone(), source };
-        let mut records = Vec::new();
+        let mut found = Found::default();
         for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             // What a cut write has left.
             if path.extension().is_some() {
                 continue;
             }
+            let Some(id) = path.file_name().and_then(|name| name.to_str()) else { continue };
             match stored::read(&path, Kind::PlainContainer) {
                 Ok(Some(bytes)) => match Record::decode(bytes.as_slice()) {
-                    Ok(record) if path.file_name().is_some_and(|name| name == record.id.as_str()) => {
-                        records.push(record);
+                    Ok(record) if record.id == id => {
+                        found.records.push(record);
+                        continue;
                     }
                     Ok(_) => tracing::error!(path = %path.display(), "the record of a container is another's"),
                     Err(error) => {
                         tracing::error!(path = %path.display(), %error, "the record of a container makes no sense");
                     }
                 },
-                Ok(None) => {}
+                Ok(None) => continue,
                 Err(error @ StoredError::Damaged { .. }) => {
                     tracing::error!(error = crate::chain(&error), "the record of a container is lost");
                 }
                 Err(error) => return Err(error),
             }
+            found.unreadable.insert(id.to_owned());
         }
-        Ok(records)
+        Ok(found)
     }
 
     /// Durably.
@@ -166,7 +178,7 @@ mod tests {
     fn what_was_written_is_read_and_what_is_damaged_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(&dir.path().join("containers")).unwrap();
-        assert_eq!(records.read().unwrap(), []);
+        assert_eq!(records.read().unwrap(), Found::default());
         let mut record = Record { id: "a".repeat(64), name: "web".into(), wanted: true, ..Record::default() };
         record.set_restart(Restart::UnlessStopped);
         records.write(&record).unwrap();
@@ -175,10 +187,12 @@ mod tests {
         std::fs::write(records.path("b.tmp"), b"cut").unwrap();
         std::fs::write(records.path("c"), b"nothing that was written here").unwrap();
         std::fs::copy(records.path(&record.id), records.path("d")).unwrap();
-        assert_eq!(records.read().unwrap(), [record.clone()]);
+        let unreadable = BTreeSet::from(["c".to_owned(), "d".to_owned()]);
+        let expected = Found { records: vec![record.clone()], unreadable: unreadable.clone() };
+        assert_eq!(records.read().unwrap(), expected);
         records.remove(&record.id).unwrap();
         records.remove(&record.id).unwrap();
-        assert_eq!(records.read().unwrap(), []);
+        assert_eq!(records.read().unwrap(), Found { records: Vec::new(), unreadable });
         assert!(records.path("c").exists());
     }
 }

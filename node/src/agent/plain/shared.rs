@@ -46,6 +46,8 @@ pub(super) struct Known {
     pub(super) holds_ports: bool,
     pub(super) place: Place,
     pub(super) commands: mpsc::Sender<Command>,
+    /// Changes whenever a run of it is prepared.
+    pub(super) runs: watch::Sender<()>,
 }
 
 /// Whether a container uses a place on a network.
@@ -119,7 +121,8 @@ impl Shared {
                 None => names::choose(rand::random(), |name| state.holder_of(name).is_some()),
             };
             let view = View { record: record.clone(), address: None, connected: false, waits: false };
-            state.known.insert(id.clone(), Known { view, holds_ports: false, place: Place::Unused, commands });
+            let (runs, _) = watch::channel(());
+            state.known.insert(id.clone(), Known { view, holds_ports: false, place: Place::Unused, commands, runs });
         }
         let made = self.make(&record, wish.stdin_once, wish.no_entrypoint).await;
         if let Err(error) = made {
@@ -224,6 +227,31 @@ impl Shared {
         if let Some(known) = self.state().known.get_mut(id) {
             change(&mut known.view);
         }
+    }
+
+    /// A run of it is prepared.
+    pub(super) fn renewed(&self, id: &str) {
+        if let Some(known) = self.state().known.get(id) {
+            known.runs.send_replace(());
+        }
+    }
+
+    /// Removes one whose record could not be read.
+    pub(super) async fn remove_unknown(&self, id: &str, force: bool, volumes: bool) -> Result<(), PlainError> {
+        let here = self.config.runtime.list().await.into_iter().find(|state| state.id == id);
+        if !here.is_some_and(|state| container::is_plain(&state.labels)) {
+            return Err(PlainError::NotFound(id.to_owned()));
+        }
+        if !force {
+            return Err(PlainError::Unreadable(id.to_owned()));
+        }
+        if !volumes {
+            self.config.runtime.keep_volumes(id).await?;
+        }
+        self.config.runtime.delete(id).await?;
+        let (records, id) = (self.records.clone(), id.to_owned());
+        let removed = tokio::task::spawn_blocking(move || records.remove(&id)).await;
+        Ok(removed.map_err(|_| PlainError::Ended)??)
     }
 
     /// Nothing is left of it.

@@ -12,6 +12,7 @@ use hyper::StatusCode;
 use hyper::header::CONTENT_TYPE;
 use runtime::{ContainerState, RuntimeError, Signal, Status};
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::super::App;
 use super::super::error::ApiError;
@@ -57,12 +58,15 @@ pub(in super::super) async fn kill<E: Engine>(
     let signal = signal(&params)?.unwrap_or(Signal::KILL);
     let (containers, state) = find::find(&app, &id).await?;
     let refused = || ApiError::conflict(format!("cannot kill container: {id}: container {} is not running", state.id));
-    if !is_running(&state) {
+    let waits = plain::waits(&app, &state);
+    if !is_running(&state) && !waits {
         return Err(refused());
     }
-    plain::will_kill(&app, &state, signal).await?;
+    plain::will_signal(&app, &containers, &state, signal).await?;
     match containers.runtime.signal(&state.id, signal).await {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
+        // There is nobody to hear it. If it was one that ends it, no start follows.
+        Err(RuntimeError::WrongState { .. }) if waits => Ok(StatusCode::NO_CONTENT),
         Err(RuntimeError::WrongState { .. }) => Err(refused()),
         Err(error) => Err(failed(&error)),
     }
@@ -76,8 +80,10 @@ pub(in super::super) async fn stop<E: Engine>(
     let signal = signal(&params)?;
     let given = grace(&params)?;
     let (containers, state) = find::find(&app, &id).await?;
-    let own = plain::will_stop(&app, &state).await?;
-    let grace = match given.or(own) {
+    if let Some(stopped) = plain::stop(&app, &state, signal, given).await? {
+        return Ok(if stopped { StatusCode::NO_CONTENT } else { StatusCode::NOT_MODIFIED });
+    }
+    let grace = match given {
         Some(grace) => grace,
         None => {
             let task = find::task(&app, &state).await;
@@ -163,13 +169,22 @@ pub(in super::super) async fn wait<E: Engine>(
         "removed" => Condition::Removed,
         other => return Err(ApiError::invalid(format!("invalid condition: {other:?}"))),
     };
-    let (containers, state) = find::find(&app, &id).await?;
+    let (containers, mut state) = find::find(&app, &id).await?;
+    let next = plain::runs(&app, &state);
+    if next.is_some() {
+        // Who has ended by now has its next run told there.
+        state = find::find(&app, &state.id).await?.1;
+    }
     let shutdown = app.shutdown.clone();
+    let shown = {
+        let (app, state) = (app.clone(), state.clone());
+        move || plain::view(&app, &state).is_some()
+    };
     let answer = async move {
         let ended = tokio::select! {
             biased;
             () = shutdown.cancelled() => Err("the daemon stops".to_owned()),
-            ended = ended(&containers, &state, condition) => ended,
+            ended = ended(&containers, &state, condition, next, shown) => ended,
         };
         let body = match ended {
             Ok(code) => json!({"StatusCode": code, "Error": null}),
@@ -181,21 +196,34 @@ pub(in super::super) async fn wait<E: Engine>(
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-async fn ended(containers: &Containers, state: &ContainerState, condition: Condition) -> Result<i32, String> {
+/// `next` changes when a further run of one that has ended is prepared; `shown`: it still has its name.
+async fn ended(
+    containers: &Containers,
+    state: &ContainerState,
+    condition: Condition,
+    next: Option<watch::Receiver<()>>,
+    shown: impl Fn() -> bool,
+) -> Result<i32, String> {
     let code = match (&state.status, condition) {
         // It never ran, so it does not run.
         (Status::Created, Condition::NotRunning) => 0,
         (Status::Exited(exit), Condition::NotRunning | Condition::Removed) => exit.code,
-        // A task's will not run again, and so it will not end again: what there is to say is how it ended. So it is for
-        // another one that nobody has made ready for a start.
-        (Status::Exited(exit), Condition::NextExit) => exit.code,
+        (Status::Exited(exit), Condition::NextExit) => match next {
+            Some(mut next) => match next.changed().await {
+                Ok(()) => containers.runtime.wait(&state.id).await.map_err(|error| crate::chain(&error))?.code,
+                // It was removed instead.
+                Err(_) => exit.code,
+            },
+            // A task's will not run again, and so it will not end again: what there is to say is how it ended.
+            None => exit.code,
+        },
         _ => match containers.runtime.wait(&state.id).await {
             Ok(exit) => exit.code,
             Err(error) => return Err(crate::chain(&error)),
         },
     };
     if condition == Condition::Removed {
-        while containers.runtime.list().await.iter().any(|one| one.id == state.id) {
+        while shown() || containers.runtime.list().await.iter().any(|one| one.id == state.id) {
             tokio::time::sleep(REMOVED_EVERY).await;
         }
     }

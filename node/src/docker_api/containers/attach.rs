@@ -1,12 +1,14 @@
 //! `POST /containers/{id}/attach`: a container's own streams.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use bytes::Bytes;
 use hyper::Request;
 use runtime::{ContainerDetail, LogOptions, LogRecord, OutputPiece, RuntimeError, Status};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::super::App;
@@ -18,8 +20,12 @@ use super::hijack::{Hijack, plain, upgraded};
 use super::logs::{Printer, content_type};
 use super::plain;
 use super::pump::{Client, InputEnd, next_piece};
+use crate::agent::plain::{Streams, Wanted};
 use crate::containers::Containers;
 use crate::engine::Engine;
+
+/// Clients attach to what has ended right before they start it. Who does not is not kept for longer.
+const START_WITHIN: Duration = Duration::from_secs(60);
 
 /// What a client of an attach is given.
 struct Attached {
@@ -31,6 +37,8 @@ struct Attached {
     /// What is written from now on, when it asked for that.
     output: Option<mpsc::Receiver<OutputPiece>>,
     stdin: Option<runtime::StdStream>,
+    /// The two before this, of a container that has yet to be started.
+    coming: Option<oneshot::Receiver<Result<Streams, RuntimeError>>>,
     keys: DetachKeys,
     shutdown: CancellationToken,
 }
@@ -61,20 +69,24 @@ pub(in super::super) async fn attach<E: Engine>(
 }
 
 async fn open<E: Engine>(app: &App<E>, id: &str, params: &Params) -> Result<Attached, ApiError> {
-    let (containers, mut detail) = find::detail(app, id).await?;
+    let (containers, detail) = find::detail(app, id).await?;
     let (stream, logs) = (params.flag("stream"), params.flag("logs"));
-    if stream && matches!(detail.state.status, Status::Exited(_)) && plain::is_plain(&detail.state) {
-        plain::ready(app, &detail.state).await?;
-        detail = find::detail(app, id).await?.1;
-    }
     let (stdout, stderr) = (params.flag("stdout"), params.flag("stderr"));
     let keys = match detail.config.tty {
         true => DetachKeys::parse(params.get("detachKeys").unwrap_or_default())?,
         false => DetachKeys::none(),
     };
     let id = &detail.state.id;
+    let wants_stdin = stream && params.flag("stdin") && (detail.config.tty || detail.config.open_stdin);
+    let coming = match &detail.state.status {
+        Status::Exited(_) if stream && !logs => {
+            plain::attach(app, &detail.state, Wanted { stdout, stderr, stdin: wants_stdin }).await?
+        }
+        _ => None,
+    };
     // First, so that nothing is lost in between; what is in both is shown twice, as with Docker.
     let output = match stream {
+        true if coming.is_some() => None,
         true if matches!(detail.state.status, Status::Exited(_)) && !logs => {
             return Err(ApiError::conflict("You cannot attach to a stopped container, start it first"));
         }
@@ -85,7 +97,7 @@ async fn open<E: Engine>(app: &App<E>, id: &str, params: &Params) -> Result<Atta
         },
         false => None,
     };
-    let stdin = match stream && params.flag("stdin") && (detail.config.tty || detail.config.open_stdin) {
+    let stdin = match wants_stdin && coming.is_none() && !matches!(detail.state.status, Status::Exited(_)) {
         true => Some(containers.runtime.stdin(id).await.map_err(|error| failed(&error))?),
         // Docker takes what such a client sends, too, and gives it to nobody.
         false => None,
@@ -99,12 +111,21 @@ async fn open<E: Engine>(app: &App<E>, id: &str, params: &Params) -> Result<Atta
     };
     containers.runtime.tell(id, "attach", Vec::new());
     let printer = Printer { timestamps: false, details: false, raw: detail.config.tty, whole: true };
-    Ok(Attached { containers, detail, before, printer, output, stdin, keys, shutdown: app.shutdown.clone() })
+    Ok(Attached { containers, detail, before, printer, output, stdin, coming, keys, shutdown: app.shutdown.clone() })
 }
 
 impl Attached {
+    /// Waits for what is coming. If nothing is, there is nothing to give.
+    async fn arrive(&mut self) {
+        let Some(coming) = self.coming.take() else { return };
+        if let Ok(Ok(Ok(streams))) = tokio::time::timeout(START_WITHIN, coming).await {
+            (self.output, self.stdin) = (Some(streams.output), streams.stdin);
+        }
+    }
+
     /// The next bytes for the client; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
+        self.arrive().await;
         if let Some(before) = &mut self.before {
             match before.recv().await {
                 Some(record) => return Some(self.printer.print(&record)),
@@ -132,7 +153,13 @@ impl Attached {
 
     async fn serve(mut self, client: Client) {
         let (input, mut output) = client.split();
-        let (stdin, shutdown) = (self.stdin.take(), self.shutdown.clone());
+        let shutdown = self.shutdown.clone();
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return output.close().await,
+            () = self.arrive() => {}
+        }
+        let stdin = self.stdin.take();
         let keys = std::mem::replace(&mut self.keys, DetachKeys::none());
         let closes = stdin.is_some() && self.detail.config.stdin_once;
         let mut fed = std::pin::pin!(input.feed(stdin, keys));

@@ -54,7 +54,12 @@ pub(in super::super) async fn list<E: Engine>(
         || filters.values("exited").is_some();
     let wanted = Wanted::new(&filters, &all)?;
     let (images, mut shown) = (Names::read(&app).await, Vec::new());
-    for state in all.iter().filter(|state| (every || find::is_running(state)) && wanted.has(state)) {
+    for state in &all {
+        let view = plain::view(&app, state);
+        let waits = view.as_ref().is_some_and(|view| view.waits);
+        if !(every || waits || find::is_running(state)) || !wanted.has(state, waits) {
+            continue;
+        }
         if limit.is_some_and(|limit| shown.len() >= limit) {
             break;
         }
@@ -66,8 +71,8 @@ pub(in super::super) async fn list<E: Engine>(
         }
         let task = find::task(&app, state).await;
         let mut summary = summary(&detail, &images, task.as_ref(), health.as_ref());
-        if let Some(view) = plain::view(&app, state) {
-            put(&view, &mut summary);
+        if let Some(view) = &view {
+            put(view, &mut summary);
         }
         if let Some(sizes) = &sizes {
             sizes.put(&containers.runtime, state, &mut summary).await;
@@ -169,16 +174,17 @@ impl<'a> Wanted<'a> {
         })
     }
 
-    fn has(&self, state: &ContainerState) -> bool {
+    /// `waits`: it has ended and is about to be started again, which counts as running.
+    fn has(&self, state: &ContainerState, waits: bool) -> bool {
         let named = |wanted: &str| find::name(state).contains(wanted.trim_start_matches('/'));
         let code = match &state.status {
-            Status::Exited(exit) => Some(exit.code),
+            Status::Exited(exit) if !waits => Some(exit.code),
             _ => None,
         };
         self.filters.prefix("id", &state.id)
             && self.filters.any("name", named)
             && self.filters.labels("label", &state.labels)
-            && self.filters.exact("status", word(state))
+            && self.filters.exact("status", if waits { "restarting" } else { word(state) })
             && self.before.is_none_or(|before| state.created_at < before)
             && self.since.is_none_or(|since| state.created_at > since)
             && self.exited.as_ref().is_none_or(|codes| code.is_some_and(|code| codes.contains(&code)))
@@ -228,6 +234,9 @@ fn put(view: &View, summary: &mut Value) {
     summary["NetworkSettings"]["Networks"] = Value::Object(plain::networks(view));
     if view.waits {
         summary["State"] = "restarting".into();
+        if let Some(rest) = summary["Status"].as_str().and_then(|text| text.strip_prefix("Exited")) {
+            summary["Status"] = format!("Restarting{rest}").into();
+        }
     }
 }
 

@@ -9,15 +9,19 @@ use axum::http::StatusCode;
 use runtime::image::ImageErrorKind;
 use runtime::{ContainerState, RuntimeError, Signal};
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use tokio::sync::{oneshot, watch};
 
 use super::super::App;
 use super::super::convert::plain_from_wire;
 use super::super::error::ApiError;
 use super::super::extract::{JsonBody, Params};
+use super::super::image_prune::{all_labels, until};
+use super::actions;
 use super::find::{self, failed, is_running};
-use super::{actions, list};
 use crate::agent::Plain;
-use crate::agent::plain::{PlainError, Restart, View};
+use crate::agent::plain::{PlainError, Restart, Streams, View, Wanted};
+use crate::containers::Containers;
 use crate::engine::Engine;
 
 type Done = Result<StatusCode, ApiError>;
@@ -30,7 +34,12 @@ pub(super) fn is_plain(state: &ContainerState) -> bool {
 /// A failure as Docker says it.
 fn refused(error: PlainError) -> ApiError {
     match &error {
-        PlainError::NameTaken { .. } | PlainError::Running(_) => ApiError::conflict(error.to_string()),
+        PlainError::NameTaken { .. }
+        | PlainError::Running(_)
+        | PlainError::Restarting(_)
+        | PlainError::Paused
+        | PlainError::Unreadable(_)
+        | PlainError::TooManyListeners => ApiError::conflict(error.to_string()),
         PlainError::NotFound(id) => find::no_such(id),
         PlainError::Config(_) | PlainError::Mount(_) => ApiError::invalid(crate::chain(&error)),
         // Docker's clients look for parts of these, and make an exit code of what they find.
@@ -128,7 +137,7 @@ pub(in super::super) async fn restart<E: Engine>(
     Path(id): Path<String>,
     params: Params,
 ) -> Done {
-    let (containers, state) = find::find(&app, &id).await?;
+    let (_, state) = find::find(&app, &id).await?;
     let Some(plain) = of(&app, &state)? else {
         return Err(actions::of_task(
             &state,
@@ -139,17 +148,7 @@ pub(in super::super) async fn restart<E: Engine>(
     };
     let signal = actions::signal(&params)?;
     let grace = actions::grace(&params)?.unwrap_or_else(|| grace_of(&plain, &state.id));
-    plain.will_restart(&state.id).await.map_err(refused)?;
-    let id = state.id.clone();
-    // To its end, also when the client has gone.
-    let restarted = containers.tasks.spawn(async move {
-        if is_running(&state) {
-            containers.runtime.stop(&id, signal, grace).await.map_err(|error| failed(&error))?;
-        }
-        containers.runtime.tell(&id, "restart", Vec::new());
-        plain.start(&id).await.map_err(refused)
-    });
-    restarted.await.map_err(|_| ApiError::internal("the daemon stops"))??;
+    plain.restart(&state.id, signal, grace).await.map_err(refused)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -165,8 +164,8 @@ pub(in super::super) async fn remove<E: Engine>(
     let Some(plain) = of(&app, &state)? else {
         return Err(actions::of_task(&state, "removed", "remove or scale the service"));
     };
-    let (id, force) = (state.id, params.flag("force"));
-    let removed = containers.tasks.spawn(async move { plain.remove(&id, force).await.map_err(refused) });
+    let (id, force, volumes) = (state.id, params.flag("force"), params.flag("v"));
+    let removed = containers.tasks.spawn(async move { plain.remove(&id, force, volumes).await.map_err(refused) });
     removed.await.map_err(|_| ApiError::internal("the daemon stops"))??;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -177,27 +176,59 @@ fn grace_of(plain: &Plain, id: &str) -> Duration {
     said.map_or(actions::GRACE, Duration::from_nanos)
 }
 
-/// Its user stops it: what that means for its restart policy, and how long it has if nobody says.
-pub(super) async fn will_stop<E: Engine>(app: &App<E>, state: &ContainerState) -> Result<Option<Duration>, ApiError> {
+/// Stops it; whether there was anything to stop. `None`: it is a task's.
+pub(super) async fn stop<E: Engine>(
+    app: &App<E>,
+    state: &ContainerState,
+    signal: Option<Signal>,
+    grace: Option<Duration>,
+) -> Result<Option<bool>, ApiError> {
     let Some(plain) = of(app, state)? else { return Ok(None) };
-    plain.will_stop(&state.id).await.map_err(refused)?;
-    Ok(Some(grace_of(&plain, &state.id)))
+    let grace = grace.unwrap_or_else(|| grace_of(&plain, &state.id));
+    plain.stop(&state.id, signal, grace).await.map(Some).map_err(refused)
 }
 
-/// Its user kills it, if the signal is one that ends it.
-pub(super) async fn will_kill<E: Engine>(app: &App<E>, state: &ContainerState, signal: Signal) -> Result<(), ApiError> {
-    if let Some(plain) = of(app, state)?.filter(|_| [Signal::KILL, Signal::TERM].contains(&signal)) {
-        plain.will_stop(&state.id).await.map_err(refused)?;
+/// Its user sends it a signal: one that is to end it ends its restarts, too.
+pub(super) async fn will_signal<E: Engine>(
+    app: &App<E>,
+    containers: &Containers,
+    state: &ContainerState,
+    signal: Signal,
+) -> Result<(), ApiError> {
+    let Some(plain) = of(app, state)? else { return Ok(()) };
+    let detail = containers.runtime.inspect(&state.id).await.map_err(|error| failed(&error))?;
+    if ends(signal, detail.config.stop_signal.as_deref()) {
+        plain.will_end(&state.id).await.map_err(refused)?;
     }
     Ok(())
 }
 
-/// Makes one that has ended wait for its start: `docker start --attach` attaches before that.
-pub(super) async fn ready<E: Engine>(app: &App<E>, state: &ContainerState) -> Result<(), ApiError> {
+/// Whether a signal is one that ends a container with this stop signal.
+fn ends(signal: Signal, own: Option<&str>) -> bool {
+    let usual = [Signal::KILL, Signal::TERM, Signal::INT, Signal::QUIT];
+    usual.contains(&signal) || own.and_then(|own| own.parse().ok()) == Some(signal)
+}
+
+/// The streams of one that has ended: those of its next run.
+pub(super) async fn attach<E: Engine>(
+    app: &App<E>,
+    state: &ContainerState,
+    wanted: Wanted,
+) -> Result<Option<oneshot::Receiver<Result<Streams, RuntimeError>>>, ApiError> {
     match of(app, state)? {
-        Some(plain) => plain.ready(&state.id).await.map_err(refused),
-        None => Ok(()),
+        Some(plain) => plain.attach(&state.id, wanted).await.map(Some).map_err(refused),
+        None => Ok(None),
     }
+}
+
+/// Whether it has ended and is about to be started again, which counts as running.
+pub(super) fn waits<E: Engine>(app: &App<E>, state: &ContainerState) -> bool {
+    view(app, state).is_some_and(|view| view.waits)
+}
+
+/// Changes whenever a run of it is prepared; `None` for a task's, which runs once.
+pub(super) fn runs<E: Engine>(app: &App<E>, state: &ContainerState) -> Option<watch::Receiver<()>> {
+    of(app, state).ok().flatten()?.runs(&state.id)
 }
 
 /// What is shown of it; `None` for a task's.
@@ -240,6 +271,7 @@ pub(super) fn put(view: &View, object: &mut Value) {
     };
     object["RestartCount"] = record.restarts.into();
     if view.waits {
+        object["State"]["Running"] = true.into();
         object["State"]["Restarting"] = true.into();
         object["State"]["Status"] = "restarting".into();
     }
@@ -318,22 +350,46 @@ pub(in super::super) async fn prune<E: Engine>(
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
     let filters = params.filters(&["label", "label!", "until"])?;
-    if filters.values("until").is_some() || filters.values("label!").is_some() {
-        return Err(ApiError::not_supported("the filters until and label! are not supported yet"));
-    }
+    let until = until(&filters)?;
     let containers = find::here(&app, "")?;
     let (mut deleted, mut reclaimed) = (Vec::new(), 0);
     for state in containers.runtime.list().await {
         let Some(plain) = of(&app, &state)? else { continue };
-        if is_running(&state) || list::word(&state) == "paused" || !filters.labels("label", &state.labels) {
+        let created = OffsetDateTime::from(state.created_at).unix_timestamp();
+        let wanted = all_labels(filters.values("label"), &state.labels, true)
+            && all_labels(filters.values("label!"), &state.labels, false)
+            && until.is_none_or(|until| created < until);
+        if is_running(&state) || waits(&app, &state) || !wanted {
             continue;
         }
         let written = containers.runtime.written(&state.id).await.unwrap_or_default();
         // One that has been started meanwhile stays.
-        if plain.remove(&state.id, false).await.is_ok() {
+        if plain.remove(&state.id, false, false).await.is_ok() {
             deleted.push(state.id);
             reclaimed += written;
         }
     }
     Ok(Json(json!({"ContainersDeleted": deleted, "SpaceReclaimed": reclaimed})))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_that_end_it() {
+        for (signal, own, expected) in [
+            ("KILL", None, true),
+            ("TERM", Some("USR1"), true),
+            ("INT", None, true),
+            ("QUIT", None, true),
+            ("USR1", Some("SIGUSR1"), true),
+            ("USR1", Some("nonsense"), false),
+            ("USR1", None, false),
+            ("HUP", None, false),
+            ("WINCH", Some("TERM"), false),
+        ] {
+            assert_eq!(ends(signal.parse().unwrap(), own), expected, "{signal} {own:?}");
+        }
+    }
 }

@@ -99,6 +99,12 @@ pub(crate) fn plain_from_wire(body: Map<String, Value>, name: Option<&str>) -> R
     for (key, value) in host.iter().filter(|(key, _)| !HOST_FIELDS.contains(&key.as_str())) {
         refuse_set(&format!("HostConfig.{key}"), &Some(value.clone()))?;
     }
+    // An empty list is not nothing here: it is how clients say that nothing of the host shall be hidden.
+    for key in ["MaskedPaths", "ReadonlyPaths"] {
+        if host.get(key).is_some_and(|value| !value.is_null()) {
+            return Err(ApiError::not_supported(format!("HostConfig.{key} (systempaths) is not supported yet")));
+        }
+    }
     let host_config = Value::Object(host.clone()).to_string();
     let networking = body.get("NetworkingConfig").cloned();
     let c: wire::PlainContainer = parse(Value::Object(body))?;
@@ -132,7 +138,11 @@ pub(crate) fn plain_from_wire(body: Map<String, Value>, name: Option<&str>) -> R
         ..TaskSpec::default()
     };
     deploy::control::check_container(&spec.container)
-        .map_err(|error| ApiError::invalid(error.to_string().replace("TaskTemplate.ContainerSpec.", "")))?;
+        .and_then(|()| deploy::control::check_resources(&spec.resources))
+        .map_err(|error| {
+            let text = error.to_string().replace("TaskTemplate.ContainerSpec.", "");
+            ApiError::invalid(text.replace("TaskTemplate.", ""))
+        })?;
     Ok(Wish {
         name: name.map(str::to_owned),
         spec,
@@ -602,6 +612,13 @@ mod tests {
         refused(with(&["Domainname"], json!("x")), 501, "Domainname");
         refused(host("NetworkMode", json!("container:x")), 501, "container:x");
         refused(host("SecurityOpt", json!(["systempaths=unconfined"])), 501, "systempaths");
+        refused(host("MaskedPaths", json!([])), 501, "HostConfig.MaskedPaths");
+        refused(host("ReadonlyPaths", json!([])), 501, "HostConfig.ReadonlyPaths");
+        refused(host("Memory", json!(1 << 20)), 400, "Must be at least 4MiB");
+        let mut more = usual();
+        more["HostConfig"]["Memory"] = json!(64 << 20);
+        more["HostConfig"]["MemoryReservation"] = json!(65 << 20);
+        refused(wish(more), 400, "more memory is reserved");
         refused(host("MemorySwap", json!(-1)), 501, "MemorySwap");
         refused(host("Binds", json!(["/a:/b:Z"])), 501, "relabelling");
         refused(host("PortBindings", json!({"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "1"}]})), 501, "HostIp");
@@ -654,6 +671,10 @@ mod tests {
         assert_eq!((tmpfs[0].tmpfs_size, tmpfs[0].tmpfs_mode), (64 << 20, 0o755));
         let hosts = host("ExtraHosts", json!(["db:10.0.0.1", "six=fd00::1"])).unwrap().spec.container.hosts;
         assert_eq!(hosts, ["10.0.0.1 db", "fd00::1 six"]);
+        // Services have templates; here braces are what they are.
+        let braces = with(&["Env"], json!(["FORMAT={{.Name}}"])).unwrap();
+        assert_eq!(braces.spec.container.env, ["FORMAT={{.Name}}"]);
+        assert_eq!(host("Binds", json!(["/{{a}}:/b"])).unwrap().spec.container.mounts[0].source, "/{{a}}");
         let limits = host("Memory", json!(64 << 20)).unwrap().spec.resources.limits;
         assert_eq!(limits.memory_bytes, 64 << 20);
         let security =
