@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use overlay_net::Desired;
 use overlay_net::kernel::{Links, NetNs, Peer, Tables};
+use overlay_net::plan::ruleset::{Chain, Family, Table};
 use world::*;
 
 /// How long a repair may take.
@@ -260,7 +261,8 @@ fn a_default_route_is_the_tasks_to_take_away_and_comes_back_with_its_link() {
 
 #[test]
 fn a_task_that_fills_its_namespace_is_left_alone_until_it_has_less() {
-    let Some(scene) = Scene::new() else { return };
+    let Some(mut scene) = Scene::new() else { return };
+    let sockets = scene.world.attach(1, &scene.app, None).sockets;
     let mut app = Links::open(&scene.app.namespace).unwrap();
     let nowhere = NetNs::anonymous().unwrap();
     app.create_veth_into("full0", None, 1500, &Peer { namespace: &nowhere, name: "x", mac: None }).unwrap();
@@ -279,8 +281,18 @@ fn a_task_that_fills_its_namespace_is_left_alone_until_it_has_less() {
         scene.world.runtime.block_on(scene.world.host(1).overlay.leave_out([].into())).unwrap();
     }
     assert_eq!((app.find("eth0").unwrap().unwrap().mtu, told_of(&words)), (900, 1));
+    // The next daemon takes it as it is, also with more rules than anybody reads.
+    let mut rules = Table::new(Family::Ip, "full", String::new());
+    rules.chains = (0..15_000).map(|n| (format!("chain-{n}"), Chain::default())).collect();
+    let mut tables = Tables::open(&scene.app.namespace).unwrap();
+    tables.replace(&rules).unwrap();
+    scene.world.restart(1);
+    scene.world.set_desired(1, &for_host(&desired(2, &PLACES, 2), 1));
+    scene.world.attach(1, &scene.app, Some(sockets));
     app.delete("full0").unwrap();
     repaired("an MTU", || app.find("eth0").unwrap().unwrap().mtu == 1450);
+    tables.delete(&["full", "shoal"]).unwrap();
+    repaired("everything", || scene.works());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::{Owner, Task, apply_task_tables};
 use crate::config::EndpointConfig;
 use crate::dns::{DnsSockets, View};
 use crate::error::OverlayError;
-use crate::kernel::{LINKS, Links, NEIGHBOURS, NetNs, ROUTES, Rules, Transitions, Watch};
+use crate::kernel::{LINKS, Links, NEIGHBOURS, NetNs, ROUTES, Rules, Transitions, Watch, is_too_much};
 use crate::overlay::{Attached, AttachedInterface};
 use crate::plan::attachment::{Interface, Unfit, WAY_OUT_PREFIX, choose_address, gateway, has_way_out, interfaces};
 use crate::plan::balance::{Balance, IngressSide, Return};
@@ -151,6 +151,7 @@ impl Owner {
         let watch = namespace.visit(|| Watch::open(LINKS | NEIGHBOURS | ROUTES));
         let watch = watch.map_err(failed("enter the task's network namespace"))?;
         let mut links = Links::open(&namespace).map_err(failed("enter the task's network namespace"))?;
+        let adopted = sockets.is_some();
         let route = match (&sockets, links.inside(&namespace)) {
             // It has just been made.
             (None, _) => DefaultRoute::Lost,
@@ -190,8 +191,11 @@ impl Owner {
         let (lacking, overfull) = (Vec::new(), false);
         let mut task = Task { config, namespace, links, watch, inside, lacking, route, overfull, underlay, rules, own };
         let wanted = self.tables.of(&self.balance, &task);
-        apply_task_tables(wanted, &id, &mut task, &mut Transitions::default(), &mut self.audit)
-            .map_err(failed("set the task's virtual addresses"))?;
+        match apply_task_tables(wanted, &id, &mut task, &mut Transitions::default(), &mut self.audit) {
+            // It has run for a while, and has filled its namespace. What it has of ours it keeps.
+            Err(error) if adopted && is_too_much(&error) => {}
+            applied => applied.map_err(failed("set the task's virtual addresses"))?,
+        }
         self.tasks.insert(id.clone(), task);
         self.adopted(&id);
         match egress {
