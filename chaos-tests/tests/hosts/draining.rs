@@ -30,6 +30,40 @@ fn start(load: &Arc<Clients>, client: &Client, doors: &[SocketAddr]) -> Result<V
     Ok(threads)
 }
 
+/// A service on a network and in the mesh, and clients who ask it all the time: at every host, and from a task.
+struct Asked {
+    load: Arc<Clients>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Asked {
+    /// `web` with so many tasks, and a task on the last host that asks its virtual address.
+    async fn start(cluster: &Cluster, replicas: u64) -> Result<Asked> {
+        let api = cluster.api(0);
+        let network = api.create_overlay("net").await?;
+        api.create_service(&graceful(on_network("web", replicas).publish(8080, 80))).await?;
+        let last = format!("node.hostname==host-{}", cluster.hosts().len());
+        api.create_service(&on_network("probe", 1).constraint(&last).build()).await?;
+        let probe = api.wait_running("probe", 1, &[], SOON).await?;
+        api.wait_running("web", usize::try_from(replicas)?, &[], SOON).await?;
+        cluster.wait_port(8080).await?;
+        let load = Clients::none();
+        let mesh: Vec<SocketAddr> = cluster.hosts().iter().map(|host| host.at(8080)).collect();
+        let mut threads = start(&load, &cluster.client()?, &mesh)?;
+        let address = virtual_ip(&api, "web", &network).await?;
+        threads.extend(start(&load, &Client::beside(probe[0].pid)?, &[address, address])?);
+        Ok(Asked { load, threads })
+    }
+
+    /// Nobody asks any more; what they had asked is answered.
+    fn end(&mut self) {
+        self.load.stop();
+        for thread in self.threads.drain(..) {
+            thread.join().expect("no client panics");
+        }
+    }
+}
+
 fn on_network(name: &str, replicas: u64) -> ServiceDraft {
     ServiceDraft::new(name, IMAGE, replicas).network("net")
 }
@@ -56,19 +90,8 @@ pub(crate) async fn virtual_ip(api: &Api, service: &str, network: &str) -> Resul
 async fn nobody_notices_that_tasks_are_stopped() {
     with(Cluster::start(&binaries(), 3, 1), async |cluster| {
         let api = cluster.api(0);
-        let network = api.create_overlay("net").await?;
-        api.create_service(&graceful(on_network("web", 4).publish(8080, 80))).await?;
-        api.create_service(&on_network("probe", 1).constraint("node.hostname==host-4").build()).await?;
-        let probe = api.wait_running("probe", 1, &[], SOON).await?;
-        api.wait_running("web", 4, &[], SOON).await?;
-        cluster.wait_port(8080).await?;
-
-        let load = Clients::none();
-        let mesh: Vec<SocketAddr> = cluster.hosts().iter().map(|host| host.at(8080)).collect();
-        let mut threads = start(&load, &cluster.client()?, &mesh)?;
-        let address = virtual_ip(&api, "web", &network).await?;
-        threads.extend(start(&load, &Client::beside(probe[0].pid)?, &[address, address])?);
-
+        let mut asked = Asked::start(cluster, 4).await?;
+        let load = Arc::clone(&asked.load);
         let told = async |what: &str| {
             let failures = load.failures(&[]);
             let shown = failures.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
@@ -95,10 +118,7 @@ async fn nobody_notices_that_tasks_are_stopped() {
         cluster_is_empty(cluster, 1, &api).await?;
         told("draining a host").await?;
 
-        load.stop();
-        for thread in threads {
-            thread.join().expect("no client panics");
-        }
+        asked.end();
         told("it all").await?;
         let (kept, new) = load.answered();
         let took = load.elapsed();
@@ -204,18 +224,7 @@ async fn a_healthy_cluster_lets_go_at_once_and_a_late_host_is_named() {
 async fn who_asks_a_task_that_died_is_told_at_once() {
     with(Cluster::start(&binaries(), 1, 2), async |cluster| {
         let api = cluster.api(0);
-        let network = api.create_overlay("net").await?;
-        api.create_service(&graceful(on_network("web", 3).publish(8080, 80))).await?;
-        api.create_service(&on_network("probe", 1).constraint("node.hostname==host-3").build()).await?;
-        let probe = api.wait_running("probe", 1, &[], SOON).await?;
-        api.wait_running("web", 3, &[], SOON).await?;
-        cluster.wait_port(8080).await?;
-
-        let load = Clients::none();
-        let mesh: Vec<SocketAddr> = cluster.hosts().iter().map(|host| host.at(8080)).collect();
-        let mut threads = start(&load, &cluster.client()?, &mesh)?;
-        let address = virtual_ip(&api, "web", &network).await?;
-        threads.extend(start(&load, &Client::beside(probe[0].pid)?, &[address, address])?);
+        let mut asked = Asked::start(cluster, 3).await?;
         for _ in 0..6 {
             let tasks = api.wait_running("web", 3, &[], SOON).await?;
             let victim = tasks.first().context("a task")?;
@@ -229,10 +238,8 @@ async fn who_asks_a_task_that_died_is_told_at_once() {
             .await?;
         }
         api.wait_running("web", 3, &[], SOON).await?;
-        load.stop();
-        for thread in threads {
-            thread.join().expect("no client panics");
-        }
+        asked.end();
+        let load = &asked.load;
         let hung = load.failures(&[BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof]);
         ensure!(
             hung.is_empty(),
