@@ -268,7 +268,8 @@ async fn a_restart_by_its_user_is_not_its_end() {
     assert_eq!(actions[..4], ["start", "die", "start", "restart"], "{actions:?}");
     // Afterwards its policy is in force as before.
     docker.host.runtime.stop(id, None, std::time::Duration::ZERO).await.unwrap();
-    docker.until("web", |object| object["RestartCount"] == json!(1)).await;
+    let again = |object: &Value| object["RestartCount"] == json!(1) && object["State"]["Status"] == json!("running");
+    docker.until("web", again).await;
     docker.ok(&["pause", "web"]).await;
     docker.fails(&["start", "web"], 1, "cannot start a paused container").await;
     docker.ok(&["unpause", "web"]).await;
@@ -307,17 +308,17 @@ async fn who_only_looks_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_removal_takes_and_leaves() {
     let Some(mut docker) = Docker::new().await else { return };
-    let volumes = async |docker: &Docker| docker.ok(&["volume", "ls", "-q"]).await.lines().count();
+    let volumes = |docker: &Docker| docker.host.runtime.volumes().list().len();
     let run = async |docker: &Docker, args: &[&str]| docker.ok(&[&NONE[..], args].concat()).await;
     let end = ["-v", "/data", "box:1", "true"];
     run(&docker, &[&["--rm"][..], &end].concat()).await;
-    assert_eq!(volumes(&docker).await, 0, "its own go with --rm");
-    run(&docker, &[&["--name", "a"][..], &end].concat()).await;
-    docker.ok(&["rm", "-v", "a"]).await;
-    assert_eq!(volumes(&docker).await, 0, "and with -v");
-    run(&docker, &[&["--name", "a"][..], &end].concat()).await;
-    docker.ok(&["rm", "a"]).await;
-    assert_eq!(volumes(&docker).await, 1);
+    assert_eq!(volumes(&docker), 0, "its own go with --rm");
+    run(&docker, &[&["--name", "one"][..], &end].concat()).await;
+    docker.ok(&["rm", "-v", "one"]).await;
+    assert_eq!(volumes(&docker), 0, "and with -v");
+    run(&docker, &[&["--name", "one"][..], &end].concat()).await;
+    docker.ok(&["rm", "one"]).await;
+    assert_eq!(volumes(&docker), 1);
     for labels in [&["one=1"][..], &["one=1", "two=2"]] {
         let labels = labels.iter().flat_map(|label| ["--label", label]);
         run(&docker, &labels.chain(end).collect::<Vec<_>>()).await;
@@ -331,7 +332,7 @@ async fn what_removal_takes_and_leaves() {
     assert_eq!(prune(json!({"label": ["one=1", "two=2"]})).await, 1, "both labels are meant");
     assert_eq!(prune(json!({"label!": ["one"]})).await, 0);
     assert_eq!(prune(json!({"label": ["one"]})).await, 1);
-    assert_eq!(volumes(&docker).await, 3, "nobody said that they should go");
+    assert_eq!(volumes(&docker), 3, "nobody said that they should go");
     // A name is free when its container has gone.
     for _ in 0..5 {
         run(&docker, &["--rm", "--name", "same", "box:1", "true"]).await;
