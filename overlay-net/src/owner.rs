@@ -111,6 +111,8 @@ pub(crate) struct Owner {
     balance: Balance,
     /// Virtual addresses whose services are gone.
     former: Former,
+    /// When this owner began: what pure code is told of time counts from here.
+    began: Instant,
     tables: TaskTables,
     tasks: BTreeMap<String, Task>,
     /// The tasks whose callers wait for an answer.
@@ -168,6 +170,7 @@ impl Owner {
             suspects: BTreeSet::new(),
             balance: Balance::default(),
             former: Former::default(),
+            began: Instant::now(),
             tables: TaskTables::default(),
             tasks: BTreeMap::new(),
             waiting: Vec::new(),
@@ -417,7 +420,7 @@ impl Owner {
     /// What the desired state and the suspicions ask for.
     fn rebalance(&mut self) {
         let mut balance = Balance::new(&self.desired, &self.suspects);
-        self.former.follow(&self.balance, &mut balance, &self.desired, Instant::now());
+        self.former.follow(&self.balance, &mut balance, &self.desired, self.began.elapsed());
         if balance != self.balance {
             self.balance = balance;
             self.tables.follow(&self.balance);

@@ -361,5 +361,5 @@ async fn with_the_docker_command_line() {
     }
     assert!(run(&["ps", "-a"], "").await.1.contains("Exited (137)"));
     let (code, _, err) = run(&["run", "web:1"], "").await;
-    assert!(code != Some(0) && err.contains("create a service instead"), "{err}");
+    assert!(code != Some(0) && err.contains("no plain containers here"), "{err}");
 }

@@ -175,7 +175,7 @@ impl Owner {
             Ok(changed) => self.audit.report_repairs("the host's routes", changed),
             Err(source) => errors.push(ObjectError { object: "routes of the host".into(), source }),
         }
-        if self.former.is_due(Instant::now()) {
+        if self.former.is_due(self.began.elapsed()) {
             self.rebalance();
             errors.extend(self.apply_tables().errors);
         } else {
