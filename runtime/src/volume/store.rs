@@ -234,13 +234,17 @@ impl Volumes {
         for name in self.volumes_of(container) {
             let lock = self.lock_of(&name);
             let _alone = hold(&lock);
-            let owned = match self.entries().get_mut(&name) {
+            let (had, owned) = match self.entries().get_mut(&name) {
                 Some(entry) => {
-                    entry.users.remove(container);
-                    entry.record.owner == container && entry.users.is_empty()
+                    let had = entry.users.remove(container).unwrap_or(false);
+                    (had, entry.record.owner == container && entry.users.is_empty())
                 }
                 None => continue,
             };
+            // Who removes it just after its end may be here before `rest` is.
+            if had {
+                self.tell("unmount", &name, vec![("container", container.to_owned())]);
+            }
             let done = if owned { self.remove_held(&name) } else { self.unmount_unused(&name) };
             failed.extend(done.err().map(|error| crate::error::with_causes(&error)));
         }
