@@ -1,9 +1,10 @@
 //! The one thread that owns the overlay's state: desired state in, reconcile, report.
 //!
 //! Netlink blocks for microseconds and namespaces belong to threads, so this is a plain thread and no task of a
-//! runtime. What is compared with the desired state is what the kernel says: links and entries are listed each time,
-//! rules where the kernel's count of their changes is not the one that our last change left. The same is done unasked,
-//! by `audit`, on a clock of its own and in steps, so that no request waits for more than one of them.
+//! runtime. A new desired state is carried out by what differs from the one before. Where that does not work, and unasked
+//! on a clock of its own (`audit`), the desired state is compared with what the kernel says: links and entries are
+//! listed, rules where the kernel's count of their changes is not the one that our last change left. An audit goes in
+//! steps, so that no request waits for more than one of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -29,7 +30,7 @@ use crate::plan::balance::{Balance, HostSide, IngressSide, Return};
 use crate::plan::former::Former;
 use crate::plan::inside::{DefaultRoute, Inside};
 use crate::plan::names;
-use crate::plan::picture::{Facts, Operation, Picture};
+use crate::plan::picture::{Facts, Operation, Picture, Port};
 use crate::plan::ruleset::Table;
 
 mod attach;
@@ -72,6 +73,7 @@ struct Task {
     /// The underlay's MTU when its links were made or looked at last.
     underlay: u32,
     rules: Rules,
+    connections: sweep::Connections,
     /// Its own table.
     own: Arc<Table>,
 }
@@ -292,28 +294,43 @@ impl Owner {
     fn observe(&mut self) -> Result<Picture, OverlayError> {
         let failed = |source| OverlayError::Start { step: "read the overlay's links", source };
         let picture = self.stage.observe().map_err(failed)?;
+        self.follow_ports(&picture.ports);
+        Ok(picture)
+    }
+
+    /// Of what [`Owner::observe`] finds, the tasks' links alone: that costs the same however large their networks are.
+    fn observe_ports(&mut self) -> Result<BTreeMap<String, Port>, OverlayError> {
+        let failed = |source| OverlayError::Start { step: "read the overlay's links", source };
+        let ports = self.stage.ports().map_err(failed)?;
+        self.follow_ports(&ports);
+        Ok(ports)
+    }
+
+    fn follow_ports(&mut self, ports: &BTreeMap<String, Port>) {
         if self.unadopted.is_none() {
-            let found = picture.ports.values().map(|port| &port.task).filter(|task| !self.tasks.contains_key(*task));
+            let found = ports.values().map(|port| &port.task).filter(|task| !self.tasks.contains_key(*task));
             self.unadopted = Some(found.cloned().collect());
         }
-        let way_out = picture.ports.values().filter(|port| port.network == names::EGRESS);
+        let way_out = ports.values().filter(|port| port.network == names::EGRESS);
         self.way_out = way_out.map(|port| (port.task.clone(), port.address)).collect();
-        Ok(picture)
     }
 
     /// Brings the links and entries of the host's namespace and the node's own to the desired state. `before` is the
     /// desired state up to now when a new one has come: what differs from that was changed by others.
     fn reconcile(&mut self, before: Option<&Desired>) -> Result<Vec<ObjectError>, OverlayError> {
-        // Notices from here on are of what the lists below may lack.
-        let stirred = self.stage.stirred();
-        let in_force = self.settled && self.failing.is_empty() && !stirred;
-        if let Some(before) = before.filter(|_| in_force)
+        // What others have changed meanwhile is for the audit to find, unless it is in the way.
+        if let Some(before) = before.filter(|_| self.settled && self.failing.is_empty())
             && let Some(operations) = Picture::steps(before, &self.desired, self.config.data_path_addr)
         {
-            let mut errors = self.unusable_ingress();
-            self.put_through(&operations, &mut errors);
-            return Ok(errors);
+            let mut failed = Vec::new();
+            self.put_through(&operations, &mut failed);
+            if failed.is_empty() {
+                return Ok(self.unusable_ingress());
+            }
+            self.failing.clear();
         }
+        // Notices from here on are of what the lists below may lack.
+        let stirred = self.stage.stirred();
         let settled = std::mem::replace(&mut self.settled, false);
         let failing = std::mem::take(&mut self.failing);
         let mut observed = self.observe()?;
@@ -549,7 +566,7 @@ impl Owner {
                 errors.push(ObjectError { object: format!("table of task {id}"), source });
             }
         }
-        let ports = self.observe()?.ports;
+        let ports = self.observe_ports()?;
         let own = ports.iter().filter(|(_, port)| port.task == id).map(|(name, _)| name.as_str());
         if let Err(source) = self.stage.disconnect(own) {
             errors.push(ObjectError { object: format!("links of task {id}"), source });
@@ -562,7 +579,7 @@ impl Owner {
     }
 
     fn retain(&mut self, tasks: &BTreeSet<String>) -> Result<(), OverlayError> {
-        let linked = self.observe()?.ports.into_values().map(|port| port.task);
+        let linked = self.observe_ports()?.into_values().map(|port| port.task);
         let known: BTreeSet<String> = linked.chain(self.tasks.keys().cloned()).collect();
         let mut errors = Vec::new();
         for task in known.difference(tasks) {

@@ -134,7 +134,12 @@ fn changed_rules_are_changed_back() {
     let Some(scene) = Scene::new().filter(|_| has_nft()) else { return };
     let (host, app, web) = (&scene.world.host(1).namespace, &scene.app.namespace, &scene.web.namespace);
     for (namespace, family, words, told) in [
-        (app, "ip", "delete element ip shoal vips-of-1 { 10.0.1.2 }", "1 elements of vips-of-1 are missing"),
+        (
+            app,
+            "ip",
+            "delete element ip shoal backends-of-1 { 10.0.1.2 . 0 }",
+            "1 elements of backends-of-1 are missing",
+        ),
         (app, "ip", "flush chain ip shoal translate", "rules of chain translate were changed"),
         (app, "ip", "insert rule ip shoal translate ip daddr 10.0.1.2 counter accept", "rules of chain translate"),
         (app, "ip", "chain ip shoal translate { policy drop; }", "chain translate was changed"),
@@ -172,6 +177,19 @@ fn deleted_links_come_back() {
         repaired(link, || scene.works());
         logged(&[told]);
     }
+}
+
+#[test]
+fn a_change_that_meets_what_somebody_has_deleted_brings_it_back() {
+    let Some(scene) = Scene::new() else { return };
+    let mut links = Links::open(&scene.inner(1)).unwrap();
+    links.delete("vx-100001").unwrap();
+    let places = [PLACES[0], PLACES[1], ("api.1", 19, 2)];
+    scene.world.set_desired(1, &for_host(&desired(2, &places, 2), 1));
+    // By then, and not when somebody looks after it by and by.
+    assert!(links.find("vx-100001").unwrap().is_some());
+    logged(&["make tunnel 100001"]);
+    repaired("everything", || scene.works());
 }
 
 #[test]

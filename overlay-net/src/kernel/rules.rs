@@ -338,14 +338,13 @@ mod tests {
         ensure(&mut rules, wanted.clone()).unwrap();
         type Spoil = fn(&mut Table);
         let cases: [(&str, Spoil); 9] = [
-            ("2 elements of backends are missing", |t| {
-                let all = BTreeMap::from([(address(100), vec![address(1)]), (address(101), vec![address(4)])]);
-                t.sets.insert("backends".into(), Set::BackendsOf(all));
+            ("2 elements of backends-of-3 are missing", |t| {
+                let all = BTreeMap::from([(address(100), vec![address(1)])]);
+                t.sets.insert("backends-of-3".into(), Set::BackendsOf(all));
             }),
-            ("1 elements of backends are missing", |t| {
-                let one = vec![address(1), address(9), address(3)];
-                let all = BTreeMap::from([(address(100), one), (address(101), vec![address(4)])]);
-                t.sets.insert("backends".into(), Set::BackendsOf(all));
+            ("1 elements of backends-of-3 are missing", |t| {
+                let all = BTreeMap::from([(address(100), vec![address(1), address(9), address(3)])]);
+                t.sets.insert("backends-of-3".into(), Set::BackendsOf(all));
             }),
             ("0 elements of unserved are missing, 1 were added", |t| {
                 t.sets.insert("unserved".into(), Set::Addresses(vec![address(102), address(7)]));

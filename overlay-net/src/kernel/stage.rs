@@ -3,7 +3,7 @@
 //! Bridges and VXLAN devices are in the node's own namespace; only this host's place on the ingress network and its
 //! end of the way out are in the host's. The node's namespace has no address and routes nothing: it is a switch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -97,6 +97,43 @@ fn treatment(network: &str) -> BridgePort {
     if network == names::EGRESS { EGRESS_PORT } else { LOCAL_PORT }
 }
 
+fn link_names(links: &[Link]) -> BTreeMap<u32, &str> {
+    links.iter().map(|link| (link.index, link.name.as_str())).collect()
+}
+
+/// The number of the network whose bridge this is.
+fn switch_of(link: &Link) -> Option<u32> {
+    names::vni_of(&link.name).filter(|_| link.kind == "bridge")
+}
+
+/// The host's side of the tasks' links, by name. What a crash left half made is there too: it belongs to no task and no
+/// network, and so is never wanted.
+fn ports(links: &[Link]) -> BTreeMap<String, Port> {
+    let names = link_names(links);
+    let switches: BTreeSet<u32> = links.iter().filter_map(switch_of).collect();
+    let stray = |link: &&Link| match (link.kind.as_str(), names::vni_of(&link.name)) {
+        ("veth", _) => ![names::HOST_PORT, names::EGRESS_UPLINK].contains(&link.name.as_str()),
+        ("vxlan", Some(vni)) => !switches.contains(&vni),
+        _ => false,
+    };
+    let port = |link: &Link| {
+        if switch_of(link).is_some() {
+            return None;
+        }
+        if let Some((task, network, address)) = names::port_of(&link.alias) {
+            let bridge = names.get(&link.controller).map_or(String::new(), |name| (*name).to_owned());
+            let treated = link.port.is_none_or(|port| port == treatment(network));
+            let (task, network, up) = (task.to_owned(), network.to_owned(), link.up && treated);
+            return Some(Port { task, network, address, bridge, up });
+        }
+        let nobody = String::new;
+        let nothing =
+            Port { task: nobody(), network: nobody(), address: Ipv4Addr::UNSPECIFIED, bridge: nobody(), up: false };
+        stray(&link).then_some(nothing)
+    };
+    links.iter().filter_map(|link| Some((link.name.clone(), port(link)?))).collect()
+}
+
 impl Stage {
     /// Opens the host's namespace (the calling thread's) and the node's own, which is made if it is not there.
     pub(crate) fn open(node: &str, pin: &Path) -> io::Result<Stage> {
@@ -157,34 +194,12 @@ impl Stage {
     /// What is there.
     pub(crate) fn observe(&mut self) -> io::Result<Picture> {
         let links = self.inner_links.list()?;
-        let names: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
-        let mut picture = Picture::default();
+        let names = link_names(&links);
+        let mut picture = Picture { ports: ports(&links), ..Picture::default() };
         for link in &links {
-            if let ("bridge", Some(vni)) = (link.kind.as_str(), names::vni_of(&link.name)) {
+            if let Some(vni) = switch_of(link) {
                 let network = names::network_of(&link.alias).unwrap_or_default().to_owned();
                 picture.switches.insert(vni, Switch { network, up: link.up, ..Switch::default() });
-            } else if let Some((task, network, address)) = names::port_of(&link.alias) {
-                let bridge = names.get(&link.controller).map_or(String::new(), |name| (*name).to_owned());
-                let treated = link.port.is_none_or(|port| port == treatment(network));
-                let (task, network, up) = (task.to_owned(), network.to_owned(), link.up && treated);
-                picture.ports.insert(link.name.clone(), Port { task, network, address, bridge, up });
-            }
-        }
-        // What a crash left half made belongs to no task and no network, and so is never wanted.
-        for link in &links {
-            let stray = match (link.kind.as_str(), names::vni_of(&link.name)) {
-                ("veth", _) => {
-                    ![names::HOST_PORT, names::EGRESS_UPLINK].contains(&link.name.as_str())
-                        && !picture.ports.contains_key(&link.name)
-                }
-                ("vxlan", Some(vni)) => !picture.switches.contains_key(&vni),
-                _ => false,
-            };
-            if stray {
-                let nobody = String::new;
-                let address = Ipv4Addr::UNSPECIFIED;
-                let port = Port { task: nobody(), network: nobody(), address, bridge: nobody(), up: false };
-                picture.ports.insert(link.name.clone(), port);
             }
         }
         let mut tunnels = BTreeMap::new();
@@ -218,6 +233,11 @@ impl Stage {
         }
         picture.host = self.observe_host_port(&links)?;
         Ok(picture)
+    }
+
+    /// The tasks' links on the host's side, by name: of what is there, what costs no list of a network's stations.
+    pub(crate) fn ports(&mut self) -> io::Result<BTreeMap<String, Port>> {
+        Ok(ports(&self.inner_links.list()?))
     }
 
     fn observe_host_port(&mut self, links: &[Link]) -> io::Result<Option<HostPort>> {

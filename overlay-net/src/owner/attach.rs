@@ -1,5 +1,6 @@
 //! Connecting tasks: their links, their way out, their resolver, their rules.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use tokio::sync::oneshot;
 
+use super::sweep::Connections;
 use super::{Owner, Task, apply_task_tables};
 use crate::config::EndpointConfig;
 use crate::dns::{DnsSockets, View};
@@ -18,7 +20,7 @@ use crate::plan::attachment::{Interface, Unfit, WAY_OUT_PREFIX, choose_address, 
 use crate::plan::balance::{Balance, IngressSide, Return};
 use crate::plan::inside::{DefaultRoute, Inside};
 use crate::plan::names;
-use crate::plan::picture::{Operation, Picture};
+use crate::plan::picture::{Operation, Port};
 
 /// How long new links may take until they carry packets; a millisecond is usual.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -124,12 +126,9 @@ impl Owner {
             move |source| OverlayError::Attach { task, step, source }
         };
         let underlay = self.underlay_mtu()?;
-        let observed = self.observe()?;
-        let egress = if has_way_out(&self.desired, &config) {
-            Some(self.egress_address(&id, underlay, &observed)?)
-        } else {
-            None
-        };
+        let ports = self.observe_ports()?;
+        let egress =
+            if has_way_out(&self.desired, &config) { Some(self.egress_address(&id, underlay, &ports)?) } else { None };
         let interfaces = interfaces(&self.desired, &config, egress).map_err(|unfit| match unfit {
             Unfit::Unknown(network) => self.unknown_network(&id, network),
             Unfit::Outside(network, address, subnet) => {
@@ -138,7 +137,7 @@ impl Owner {
         })?;
 
         // Links of this task that it no longer has.
-        for (name, port) in &observed.ports {
+        for (name, port) in &ports {
             if port.task == id && !interfaces.iter().any(|interface| interface.port == *name) {
                 self.stage.apply(&Operation::DeletePort(name.clone())).map_err(failed("remove an old interface"))?;
             }
@@ -171,8 +170,8 @@ impl Owner {
             Some(sockets) => sockets,
             None => DnsSockets::open(&namespace).map_err(failed("open the resolver's sockets"))?,
         };
-        let ports = sockets.ports().map_err(failed("use the resolver's sockets"))?;
-        let own = Balance::own_table(ports, inside.ingress.as_ref(), egress.map(|net| net.addr()));
+        let answers = sockets.ports().map_err(failed("use the resolver's sockets"))?;
+        let own = Balance::own_table(answers, inside.ingress.as_ref(), egress.map(|net| net.addr()));
         let own = Arc::new(own);
         let view = View::new(&config, egress.is_some()).with_ipv6(&config, &self.desired);
         let shared = sockets.try_clone().map_err(failed("share the resolver's sockets"))?;
@@ -189,7 +188,21 @@ impl Owner {
         };
         let rules = Rules::open_in_task(&namespace).map_err(failed("open the task's nf_tables"))?;
         let (lacking, overfull) = (Vec::new(), false);
-        let mut task = Task { config, namespace, links, watch, inside, lacking, route, overfull, underlay, rules, own };
+        let connections = Connections::default();
+        let mut task = Task {
+            config,
+            namespace,
+            links,
+            watch,
+            inside,
+            lacking,
+            route,
+            overfull,
+            underlay,
+            rules,
+            connections,
+            own,
+        };
         let wanted = self.tables.of(&self.balance, &task);
         match apply_task_tables(wanted, &id, &mut task, &mut Transitions::default(), &mut self.audit) {
             // It has run for a while, and has filled its namespace. What it has of ours it keeps.
@@ -261,7 +274,12 @@ impl Owner {
     }
 
     /// The task's address on the way out: the one that it has, or a free one.
-    fn egress_address(&mut self, task: &str, mtu: u32, observed: &Picture) -> Result<Ipv4Net, OverlayError> {
+    fn egress_address(
+        &mut self,
+        task: &str,
+        mtu: u32,
+        ports: &BTreeMap<String, Port>,
+    ) -> Result<Ipv4Net, OverlayError> {
         let failed = |source| OverlayError::Attach { task: task.to_owned(), step: "make the way out".into(), source };
         let host = match self.egress {
             Some(host) => host,
@@ -273,12 +291,12 @@ impl Owner {
             }
         };
         let subnet = host.trunc();
-        let mut ports = observed.ports.values().filter(|port| port.network == names::EGRESS);
-        if let Some(own) = ports.find(|port| port.task == task && subnet.contains(&port.address)) {
+        let linked = || ports.values().filter(|port| port.network == names::EGRESS);
+        if let Some(own) = linked().find(|port| port.task == task && subnet.contains(&port.address)) {
             return Ok(Ipv4Net::new(own.address, subnet.prefix_len()).expect("a subnet's own prefix"));
         }
         // Also that of a task whose link somebody has just taken away: it gets the same one back.
-        let linked = observed.ports.values().filter(|port| port.network == names::EGRESS).map(|port| port.address);
+        let linked = linked().map(|port| port.address);
         let held = self.tasks.values().flat_map(|task| &task.inside.interfaces);
         let held = held.filter(|interface| interface.network == names::EGRESS).map(|i| i.address.addr());
         let given = choose_address(subnet, linked.chain(held), self.last_way_out)

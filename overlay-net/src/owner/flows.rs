@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Owner;
-use super::sweep::{Everybody, Job, Place, Sweeper};
+use super::sweep::{Connections, Everybody, Job, Place, Sweeper};
 use crate::plan::flows::{Present, present};
 use crate::plan::names;
 
@@ -19,6 +19,8 @@ const TOGETHER: Duration = Duration::from_millis(10);
 /// Who was there, and where connections to those that have gone are still to be looked for.
 pub(super) struct Flows {
     sweeper: Sweeper,
+    /// Those of the host's namespace.
+    host: Connections,
     /// Who was there when it was looked at last: by network, and [`names::EGRESS`] for the way out.
     before: Everybody,
     /// Who is there; nothing when that may have changed.
@@ -33,8 +35,8 @@ pub(super) struct Flows {
 impl Flows {
     pub(super) fn new(now: Instant) -> std::io::Result<Flows> {
         // What the host led to before this daemon began is looked at once.
-        let (sweeper, before) = (Sweeper::start()?, Arc::default());
-        Ok(Flows { sweeper, before, now: None, stirred: Some(now), urgent: false, places: vec![Place::Host] })
+        let (sweeper, host, before) = (Sweeper::start()?, Connections::default(), Arc::default());
+        Ok(Flows { sweeper, host, before, now: None, stirred: Some(now), urgent: false, places: vec![Place::Host] })
     }
 
     /// Somebody may have gone, or come.
@@ -123,18 +125,20 @@ impl Owner {
 
     /// What to look for at a place; nothing where a task is not any more.
     fn job(&self, place: &Place) -> std::io::Result<Option<Job>> {
-        let (namespace, networks): (_, Vec<String>) = match place {
+        let (namespace, connections, networks): (_, _, Vec<String>) = match place {
             Place::Host => {
                 let ingress = self.desired.networks.iter().find(|network| network.ingress);
                 let networks = ingress.map(|network| network.id.clone()).into_iter();
-                (self.stage.host(), networks.chain([names::EGRESS.to_owned()]).collect())
+                (self.stage.host(), &self.flows.host, networks.chain([names::EGRESS.to_owned()]).collect())
             }
             Place::Task(id) => {
                 let Some(task) = self.tasks.get(id) else { return Ok(None) };
-                (&task.namespace, task.config.attachments.iter().map(|a| a.network.clone()).collect())
+                let networks = task.config.attachments.iter().map(|a| a.network.clone()).collect();
+                (&task.namespace, &task.connections, networks)
             }
         };
         let beside = networks.iter().filter_map(|network| self.balance.beside.get(network)).copied().collect();
-        Ok(Some(Job { place: place.clone(), namespace: namespace.try_clone()?, networks, beside }))
+        let (namespace, connections) = (namespace.try_clone()?, connections.clone());
+        Ok(Some(Job { place: place.clone(), namespace, connections, networks, beside }))
     }
 }

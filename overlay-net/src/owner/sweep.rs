@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::Beside;
-use crate::kernel::{Connections, Flow, NetNs, Prod};
+use crate::kernel::{self, Flow, NetNs, Prod};
 use crate::plan::flows::Present;
 
 /// A rest after a round of looks is so many times as long as the round was, and no longer than that.
@@ -27,10 +27,16 @@ pub(super) enum Place {
     Task(String),
 }
 
+/// A handle on the connections of one namespace, opened by the first look. It is kept as long as the place is: closing
+/// one makes the kernel free all rules that were replaced there, and whoever changes rules waits meanwhile.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Connections(Arc<Mutex<Option<kernel::Connections>>>);
+
 /// Where to look, and for what.
 pub(super) struct Job {
     pub(super) place: Place,
     pub(super) namespace: NetNs,
+    pub(super) connections: Connections,
     /// The networks that are led to from there, as [`Present`] has them.
     pub(super) networks: Vec<String>,
     /// The IPv6 addresses of those that have such.
@@ -135,6 +141,24 @@ impl Shared {
     }
 }
 
+impl Connections {
+    /// Does something with the handle. After an error the next one is another.
+    fn with<T>(
+        &self,
+        namespace: &NetNs,
+        body: impl FnOnce(&mut kernel::Connections) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connections = match kept.take() {
+            Some(connections) => connections,
+            None => kernel::Connections::open(namespace)?,
+        };
+        let done = body(&mut connections)?;
+        *kept = Some(connections);
+        Ok(done)
+    }
+}
+
 impl Job {
     /// Ends the connections that lead nowhere; gives how many there were.
     fn sweep(&self, everybody: &BTreeMap<String, Present>) -> io::Result<usize> {
@@ -147,10 +171,11 @@ impl Job {
             let through = |network: &Present| !inside || asked.is_some_and(|asked| network.subnet.contains(&asked));
             led_to.iter().any(|network| network.lacks(answers) && through(network))
         };
-        let mut connections = Connections::open(&self.namespace)?;
-        let flows = connections.list(lost)?;
-        connections.reset(&flows, if inside { Prod::Inside } else { Prod::Outside })?;
-        Ok(flows.len())
+        self.connections.with(&self.namespace, |connections| {
+            let flows = connections.list(lost)?;
+            connections.reset(&flows, if inside { Prod::Inside } else { Prod::Outside })?;
+            Ok(flows.len())
+        })
     }
 
     /// The IPv4 address that decides for both: itself, or the one that an IPv6 address is beside.
@@ -168,7 +193,10 @@ mod tests {
 
     fn job(place: Place) -> Option<Job> {
         match NetNs::anonymous() {
-            Ok(namespace) => Some(Job { place, namespace, networks: vec![], beside: vec![] }),
+            Ok(namespace) => {
+                let connections = Connections::default();
+                Some(Job { place, namespace, connections, networks: vec![], beside: vec![] })
+            }
             Err(error) => {
                 println!("skipped: cannot make a network namespace ({error}); root is needed");
                 None

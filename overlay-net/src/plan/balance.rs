@@ -127,30 +127,25 @@ impl Balance {
     #[must_use]
     pub fn task_table(&self, networks: &[String], ingress: Option<&IngressSide>) -> Table {
         let mut table = Table::new(Family::Ip, names::TABLE, COMMENT.into());
-        let mut backends = BTreeMap::new();
-        let mut sizes: BTreeMap<u32, Vec<Ipv4Addr>> = BTreeMap::new();
+        let mut sizes: BTreeMap<u32, BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>> = BTreeMap::new();
         let mut refused = Vec::new();
         for (vip, endpoints) in networks.iter().filter_map(|id| self.vips.get(id)).flatten() {
             if endpoints.is_empty() {
                 refused.push(*vip);
             } else {
                 let count = u32::try_from(endpoints.len()).expect("endpoints are bounded far below 2^32");
-                sizes.entry(count).or_default().push(*vip);
-                backends.insert(*vip, endpoints.clone());
+                sizes.entry(count).or_default().insert(*vip, endpoints.clone());
             }
         }
-        // A rule must say how many there are to choose from. One for each number of endpoints that a service has, and not
-        // for each service: whenever a rule changes, the kernel walks all that any rule leads to, for half a millisecond
-        // with a thousand services. A change of elements is not looked at like that.
+        // A rule must say how many there are to choose from. There is one for each number of endpoints that a service has,
+        // and not for each service: whenever a rule changes, the kernel walks all that any rule leads to, for half a
+        // millisecond with a thousand services. And each has a map of its own, since whenever a rule comes or goes, the
+        // kernel walks its map. A change of elements is not looked at like that.
         let mut translate = Vec::new();
-        for (count, vips) in sizes {
-            let name = format!("vips-of-{count}");
-            let action = Action::BalanceOf { map: "backends".into(), count };
-            translate.push(Rule::new([Match::DestinationIn(name.clone())], action));
-            table.sets.insert(name, Set::Addresses(vips));
-        }
-        if !backends.is_empty() {
-            table.sets.insert("backends".into(), Set::BackendsOf(backends));
+        for (count, backends) in sizes {
+            let map = format!("backends-of-{count}");
+            table.sets.insert(map.clone(), Set::BackendsOf(backends));
+            translate.push(Rule::new(Vec::new(), Action::BalanceOf { map, count }));
         }
         // The kernel takes its time to attach a chain to a hook and to detach it, so this one stays.
         table.hook("translate", Kind::Nat, Point::Output, PRIORITY_TRANSLATE, translate);
