@@ -5,9 +5,9 @@
 
 use super::node::refuse_left;
 use super::{
-    AttachContainer, ControlError, DetachContainer, ErrorKind, Reply, invalid, named, not_found, precondition,
+    AttachContainer, ControlError, DetachContainer, ErrorKind, Reply, forbidden, invalid, named, not_found,
+    precondition, unimplemented, validate,
 };
-use super::{unimplemented, validate};
 use crate::allocator;
 use crate::cx::Cx;
 use crate::model::{
@@ -85,7 +85,7 @@ fn find(txn: &Txn, wanted: &str) -> Result<Network, ControlError> {
     let network = txn.network(&NetworkId::new(wanted)).or_else(|| txn.network_by_name(wanted));
     let network = network.ok_or_else(|| not_found("network", wanted))?;
     if network.spec.ingress || !network.spec.attachable {
-        return Err(precondition(format!("network {wanted} not manually attachable")));
+        return Err(forbidden(format!("network {wanted} not manually attachable")));
     }
     if network.allocation.is_none() {
         return Err(precondition(format!("network {wanted} has no subnet yet: {}", network.message)));

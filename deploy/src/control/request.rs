@@ -547,6 +547,8 @@ pub enum ErrorKind {
     Exhausted = 6,
     /// Too much is asked for at once; nothing was changed, and later it may work.
     Busy = 7,
+    /// It is not for who asks. An older manager that passes it on makes [`ErrorKind::Invalid`] of it.
+    Forbidden = 8,
 }
 
 impl ControlError {
@@ -577,6 +579,11 @@ pub(crate) fn not_found(kind: &str, id: impl fmt::Display) -> ControlError {
 /// A refusal because of the state that something is in.
 pub(crate) fn precondition(message: impl Into<String>) -> ControlError {
     ControlError::new(ErrorKind::FailedPrecondition, message)
+}
+
+/// A refusal because it is not for who asks.
+pub(crate) fn forbidden(message: impl Into<String>) -> ControlError {
+    ControlError::new(ErrorKind::Forbidden, message)
 }
 
 /// A refusal because this release cannot do it.

@@ -20,7 +20,7 @@ use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::drain::Covering;
 use super::holdings::Telling;
@@ -140,12 +140,22 @@ impl pb::sessions_server::Sessions for Service {
     }
 }
 
-/// A daemon whose session is not there yet asks again.
+/// Says what kind of refusal it is: the host makes an HTTP status of that. Who gets `Unavailable` asks again.
 fn refused_place(error: &EngineError) -> Status {
-    match error {
-        EngineError::Refused(refused) if refused.kind() == ErrorKind::Busy => Status::unavailable(error.to_string()),
-        _ => to_status(error),
-    }
+    let EngineError::Refused(refused) = error else { return to_status(error) };
+    let code = match refused.kind() {
+        ErrorKind::Invalid => Code::InvalidArgument,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::AlreadyExists => Code::AlreadyExists,
+        ErrorKind::Forbidden => Code::PermissionDenied,
+        // The code of that name is a manager's that does not know the call.
+        ErrorKind::FailedPrecondition | ErrorKind::Unimplemented => Code::FailedPrecondition,
+        ErrorKind::OutOfSequence => Code::Aborted,
+        ErrorKind::Exhausted => Code::ResourceExhausted,
+        // Among others a daemon whose session is not there yet.
+        ErrorKind::Busy => Code::Unavailable,
+    };
+    Status::new(code, error.to_string())
 }
 
 impl Service {
@@ -553,10 +563,26 @@ async fn finished<T>(under_way: &mut Option<Pin<Box<dyn Future<Output = T> + Sen
 
 #[cfg(test)]
 mod tests {
+    use deploy::control::ControlError;
     use deploy::model::{Node, Timestamp};
     use deploy::store::Txn;
 
     use super::*;
+
+    #[test]
+    fn a_host_is_told_what_kind_of_refusal_it_is() {
+        for (kind, code) in [
+            (ErrorKind::Forbidden, Code::PermissionDenied),
+            (ErrorKind::NotFound, Code::NotFound),
+            (ErrorKind::Exhausted, Code::ResourceExhausted),
+            (ErrorKind::Unimplemented, Code::FailedPrecondition),
+            (ErrorKind::Busy, Code::Unavailable),
+        ] {
+            let status = refused_place(&EngineError::Refused(ControlError::new(kind, "no")));
+            assert_eq!((status.code(), status.message()), (code, "no"));
+        }
+        assert_eq!(refused_place(&EngineError::NoLeader).code(), Code::Unavailable);
+    }
 
     #[test]
     fn a_certificate_that_the_store_knows_is_no_news() {

@@ -62,7 +62,10 @@ fn a_container_has_a_place_until_it_gives_it_back() {
     network(&mut world, "back", "10.9.0.0/29", true).unwrap();
     network(&mut world, "closed", "10.9.1.0/29", false).unwrap();
     let refused = attach(&mut world, &one, 1, "closed").unwrap_err();
-    assert_eq!(refused.message, "network closed not manually attachable");
+    assert_eq!(
+        (refused.kind(), refused.message.as_str()),
+        (ErrorKind::Forbidden, "network closed not manually attachable")
+    );
     assert_eq!(attach(&mut world, &one, 1, "nothing").unwrap_err().kind(), ErrorKind::NotFound);
     let first = attach(&mut world, &one, 1, "back").unwrap();
     assert_eq!(attach(&mut world, &one, 1, "back").unwrap(), first, "asked for again");

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::keeper::{Command, Keeper};
-use self::places::PlaceError;
+pub(crate) use self::places::PlaceError;
 pub(super) use self::places::{Given, Places};
 use self::ports::PortError;
 use self::record::{Found, Records};
@@ -129,7 +129,7 @@ pub(crate) enum PlainError {
     #[error("failed to set up container networking: {0}")]
     Network(String),
     /// It got no place on its network; in Docker's words.
-    #[error("Could not attach to network {network}: rpc error: code = {} desc = {reason}", code(reason))]
+    #[error("Could not attach to network {network}: rpc error: code = {:?} desc = {reason}", reason.code())]
     Place {
         /// The network.
         network: String,
@@ -139,16 +139,6 @@ pub(crate) enum PlainError {
     /// The daemon stops, or the host leaves its cluster.
     #[error("this host's containers are not at hand at this moment")]
     Ended,
-}
-
-/// What a client of Docker's managers is told beside the reason.
-fn code(error: &PlaceError) -> &'static str {
-    match error {
-        PlaceError::Refused(reason) if reason.contains("not manually attachable") => "PermissionDenied",
-        PlaceError::Refused(reason) if reason.ends_with("not found") => "NotFound",
-        PlaceError::Refused(_) => "FailedPrecondition",
-        PlaceError::Unavailable(_) | PlaceError::Late => "Unavailable",
-    }
 }
 
 /// What the plain containers of a host need.

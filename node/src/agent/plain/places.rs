@@ -22,15 +22,30 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Why there is no place.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlaceError {
-    /// The managers say no, for this reason.
-    #[error("{0}")]
-    Refused(String),
+    /// The managers say no.
+    #[error("{reason}")]
+    Refused {
+        /// What kind of no.
+        code: Code,
+        /// Why.
+        reason: String,
+    },
     /// No manager could be asked.
     #[error("no manager could be asked for a place on the network: {0}")]
     Unavailable(String),
     /// It was promised, and did not come.
     #[error("no manager has told this host of its place on the network within 10 s")]
     Late,
+}
+
+impl PlaceError {
+    /// What a client of Docker's managers is told beside the reason.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Refused { code, .. } => *code,
+            Self::Unavailable(_) | Self::Late => Code::Unavailable,
+        }
+    }
 }
 
 /// What this host was given.
@@ -96,7 +111,8 @@ impl Places {
                     match tokio::time::timeout(CALL, call(channel)).await {
                         Ok(Ok(answer)) => return Ok(answer.into_inner()),
                         Ok(Err(status)) if is_an_answer(status.code()) => {
-                            return Err(PlaceError::Refused(status.message().to_owned()));
+                            let reason = status.message().to_owned();
+                            return Err(PlaceError::Refused { code: status.code(), reason });
                         }
                         Ok(Err(status)) => status.message().clone_into(&mut last),
                         Err(_) => last = format!("{} does not answer", manager.addr),
@@ -112,5 +128,14 @@ impl Places {
 
 /// Others may be no leader, or none yet, or of a release that knows no such call.
 fn is_an_answer(code: Code) -> bool {
-    matches!(code, Code::FailedPrecondition | Code::InvalidArgument | Code::NotFound | Code::PermissionDenied)
+    matches!(
+        code,
+        Code::FailedPrecondition
+            | Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::ResourceExhausted
+            | Code::Aborted
+    )
 }

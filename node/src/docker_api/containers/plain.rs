@@ -11,6 +11,7 @@ use runtime::{ContainerState, RuntimeError, Signal};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use tokio::sync::{oneshot, watch};
+use tonic::Code;
 
 use super::super::App;
 use super::super::convert::plain_from_wire;
@@ -48,14 +49,12 @@ fn refused(error: PlainError) -> ApiError {
              failed: unable to start container process: error during container init: exec: {command:?}: {reason}: unknown"
         )),
         PlainError::Runtime(error) => failed(error),
-        PlainError::Place { .. } => {
-            let text = error.to_string();
-            match () {
-                () if text.contains("not manually attachable") => ApiError::forbidden(text),
-                () if text.ends_with("not found") => ApiError::not_found(text),
-                () => ApiError::internal(text),
-            }
-        }
+        PlainError::Place { reason, .. } => match reason.code() {
+            Code::PermissionDenied => ApiError::forbidden(error.to_string()),
+            Code::NotFound => ApiError::not_found(error.to_string()),
+            Code::InvalidArgument => ApiError::invalid(error.to_string()),
+            _ => ApiError::internal(error.to_string()),
+        },
         PlainError::Image(error) if error.kind() == ImageErrorKind::NotFound => ApiError::not_found(error.to_string()),
         _ => ApiError::internal(crate::chain(&error)),
     }
@@ -375,6 +374,25 @@ pub(in super::super) async fn prune<E: Engine>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::plain::PlaceError;
+
+    #[test]
+    fn a_place_that_is_refused_keeps_its_kind() {
+        for (code, status) in [
+            (Code::PermissionDenied, StatusCode::FORBIDDEN),
+            (Code::NotFound, StatusCode::NOT_FOUND),
+            (Code::InvalidArgument, StatusCode::BAD_REQUEST),
+            (Code::ResourceExhausted, StatusCode::INTERNAL_SERVER_ERROR),
+            (Code::FailedPrecondition, StatusCode::INTERNAL_SERVER_ERROR),
+        ] {
+            // Whatever its words are.
+            let reason = PlaceError::Refused { code, reason: "network x not found".to_owned() };
+            let error = refused(PlainError::Place { network: "x".to_owned(), reason });
+            let text =
+                format!("Could not attach to network x: rpc error: code = {code:?} desc = network x not found");
+            assert_eq!((error.status, error.message), (status, text));
+        }
+    }
 
     #[test]
     fn signals_that_end_it() {
