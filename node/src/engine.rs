@@ -216,9 +216,15 @@ pub enum EngineError {
     /// Not a manager (Docker's text; status 503).
     #[error("{0}")]
     NotManager(String),
-    /// The node is already, or not, in a cluster (Docker's text; status 503).
+    /// The node is already, or not, in a cluster, or may not leave it so (Docker's texts; status 503).
     #[error("{0}")]
     WrongMembership(String),
+    /// The node is a member, and its cluster does not see it so yet (Docker's text; status 503).
+    #[error(
+        "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. Use the \
+         \"docker info\" command to see the current swarm status of your node."
+    )]
+    JoinGoesOn,
     /// Wrong input (status 400).
     #[error("{0}")]
     Invalid(String),

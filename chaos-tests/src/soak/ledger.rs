@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use node::demo::hosts::HostError;
+use node::docker_api::ErrorWord;
 
 /// No read takes longer.
 const LONGEST_READ: Duration = Duration::from_secs(60);
@@ -29,9 +30,7 @@ impl Outcome {
     pub(super) fn of<T>(answer: &Result<T, HostError>) -> Outcome {
         match answer {
             Ok(_) => Outcome::Acknowledged,
-            Err(HostError::Refused { message, .. }) if message.contains("outcome of the write is unknown") => {
-                Outcome::Unknown
-            }
+            Err(HostError::Refused { word: Some(ErrorWord::OutcomeUnknown), .. }) => Outcome::Unknown,
             Err(HostError::Refused { .. }) => Outcome::Failed,
             // Nobody listened: it was never sent.
             Err(HostError::Unreachable { reason, .. })

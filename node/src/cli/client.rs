@@ -24,6 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::error::CliError;
 use super::host::Host;
+use crate::docker_api::ErrorWord;
 
 /// What `/version` must say of the platform.
 const PLATFORM: &str = "Shoal";
@@ -412,7 +413,7 @@ impl Streamed {
             None => String::from_utf8_lossy(&bytes).trim().to_owned(),
         };
         let message = if message.is_empty() { format!("the engine answered {status}") } else { message };
-        CliError::from_answer(status.as_u16(), &message)
+        CliError::from_answer(status.as_u16(), &message, json.as_ref().and_then(ErrorWord::of))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::docker_api::ErrorWord;
+
 /// A failed command. The text is all that the user gets to see, so it says what was wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -16,6 +18,9 @@ pub enum CliError {
         /// The engine's reason.
         message: String,
     },
+    /// The object has changed since it was read; nothing was written.
+    #[error("{0}")]
+    OutOfSequence(String),
     /// The engine, or this machine, could not do it.
     #[error("{0}")]
     Failed(String),
@@ -46,19 +51,17 @@ impl CliError {
         Self::Usage(text.into())
     }
 
-    /// What a status and message of the engine's mean.
-    pub(crate) fn from_answer(status: u16, message: &str) -> Self {
+    /// What a status and message of the engine's mean, with the word that it says beside them.
+    pub(crate) fn from_answer(status: u16, message: &str, word: Option<ErrorWord>) -> Self {
         let message = in_shoals_words(message);
-        match status {
-            // Docker answers these two with 503, but asking again will not help.
-            503 if message.contains("already part of a swarm") || message.contains("attempting to leave") => {
-                Self::Refused { status, message }
-            }
-            503 => Self::Unavailable(message),
-            400..=499 | 501 => Self::Refused { status, message },
-            _ if message.contains("does not have a leader") => Self::Unavailable(message),
-            _ if message.contains("outcome of the write is unknown") => Self::OutcomeUnknown(message),
-            _ => Self::Failed(message),
+        match (word, status) {
+            (Some(ErrorWord::NoLeader), _) => Self::Unavailable(message),
+            (Some(ErrorWord::OutcomeUnknown), _) => Self::OutcomeUnknown(message),
+            (Some(ErrorWord::OutOfSequence), _) => Self::OutOfSequence(message),
+            // Docker's status for it is 503 too, but asking again will not help.
+            (Some(ErrorWord::WrongMembership), _) | (None, 400..=499 | 501) => Self::Refused { status, message },
+            (None, 503) => Self::Unavailable(message),
+            (None, _) => Self::Failed(message),
         }
     }
 
@@ -74,7 +77,7 @@ impl CliError {
     /// 1 general, 2 bad request, 3 cluster unavailable, 4 outcome unknown.
     pub fn code(&self) -> u8 {
         match self {
-            Self::Failed(_) | Self::Output(_) => 1,
+            Self::Failed(_) | Self::OutOfSequence(_) | Self::Output(_) => 1,
             Self::Usage(_) | Self::Refused { .. } => 2,
             Self::Unavailable(_) => 3,
             Self::OutcomeUnknown(_) => 4,
@@ -110,34 +113,38 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(status: u16, message: &str, code: u8) {
-        assert_eq!(CliError::from_answer(status, message).code(), code, "{status} {message}");
+    fn check(status: u16, word: Option<ErrorWord>, code: u8) {
+        // The text is for people.
+        assert_eq!(CliError::from_answer(status, "no", word).code(), code, "{status} {word:?}");
     }
 
     #[test]
     fn exit_codes_tell_kinds_apart() {
-        check(400, "invalid", 2);
-        check(404, "service web not found", 2);
-        check(409, "taken", 2);
-        check(501, "not supported yet", 2);
-        check(500, "disk full", 1);
-        check(500, "The swarm does not have a leader. It's possible that too few managers are online.", 3);
-        check(500, "the outcome of the write is unknown: leader lost", 4);
-        check(503, "This node is not a swarm manager.", 3);
-        check(503, "This node is already part of a swarm.", 2);
+        check(400, None, 2);
+        check(404, None, 2);
+        check(409, None, 2);
+        check(501, None, 2);
+        check(500, None, 1);
+        check(500, Some(ErrorWord::NoLeader), 3);
+        check(500, Some(ErrorWord::OutcomeUnknown), 4);
+        check(500, Some(ErrorWord::OutOfSequence), 1);
+        check(503, None, 3);
+        check(503, Some(ErrorWord::WrongMembership), 2);
+        let text = "the outcome of the write is unknown: update out of sequence, it does not have a leader";
+        assert_eq!(CliError::from_answer(500, text, None).code(), 1);
     }
 
     #[test]
     fn commands_in_messages_are_shoals() {
-        let error = CliError::from_answer(503, "Use \"docker swarm init\" or \"docker swarm join\" to connect");
+        let error = CliError::from_answer(503, "Use \"docker swarm init\" or \"docker swarm join\" to connect", None);
         assert_eq!(error.to_string(), "Use \"shoal node init\" or \"shoal node join\" to connect");
-        let error = CliError::from_answer(503, "Use \"docker swarm leave\" (shoal node leave) to leave");
+        let error = CliError::from_answer(503, "Use \"docker swarm leave\" (shoal node leave) to leave", None);
         assert_eq!(error.to_string(), "Use \"shoal node leave\" to leave");
     }
 
     #[test]
     fn several_errors_have_the_worst_code() {
-        let refused = || CliError::from_answer(404, "a");
+        let refused = || CliError::from_answer(404, "a", None);
         assert_eq!(CliError::Several(vec![refused(), refused()]).code(), 2);
         assert_eq!(CliError::Several(vec![refused(), CliError::Failed("b".into())]).code(), 1);
         assert_eq!(CliError::Several(vec![refused(), CliError::Unavailable("b".into())]).code(), 3);

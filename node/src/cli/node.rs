@@ -388,7 +388,7 @@ pub(super) async fn retried<T>(mut attempt: impl AsyncFnMut() -> Result<T, CliEr
     for _ in 0..RETRIES {
         match attempt().await {
             // Nothing was written: the version that was read is not the current one any more.
-            Err(CliError::Failed(message)) if message.contains("update out of sequence") => {}
+            Err(CliError::OutOfSequence(_)) => {}
             done => return done,
         }
     }

@@ -58,8 +58,6 @@ pub(super) const WORKER: &str = "This node is not a swarm manager. Worker nodes 
 const ALONE: &str = "This node is in no cluster, and Shoal runs containers only where there is one, for the networks are \
                      the cluster's. \"shoal node init\" or \"docker swarm init\" makes one of this host alone.";
 const PENDING: &str = "This node is taking its place in the cluster; try again in a moment.";
-const JOIN_GOES_ON: &str = "Timeout was reached before node joined. The attempt to join the swarm will continue in the \
-                            background. Use the \"docker info\" command to see the current swarm status of your node.";
 const REMOVED: &str =
     "This node was removed from its cluster; \"docker swarm leave --force\" frees it for another one.";
 const HAS_LEADER: &str = "The swarm has a leader: there is nothing to recover from. A recovery would part this node from \
@@ -286,7 +284,7 @@ impl LocalEngine {
         drop(changing);
         match tokio::time::timeout(JOIN, active.wait_until_in()).await {
             Ok(Ok(())) => Ok(()),
-            Err(_) => Err(EngineError::WrongMembership(JOIN_GOES_ON.into())),
+            Err(_) => Err(EngineError::JoinGoesOn),
             Ok(Err(error)) => {
                 let _changing = self.inner.changing.lock().await;
                 if matches!(self.state(), State::Active(now) if Arc::ptr_eq(&now, &active)) {
@@ -583,12 +581,9 @@ impl Engine for LocalEngine {
     }
 
     fn plain(&self) -> Result<Plain, EngineError> {
-        match self.active() {
-            Ok(active) => Ok(active.agent.plain()),
-            Err(EngineError::NotManager(text)) if text == NOT_IN_SWARM => {
-                Err(EngineError::WrongMembership(ALONE.into()))
-            }
-            Err(error) => Err(error),
+        match self.state() {
+            State::Inactive => Err(EngineError::WrongMembership(ALONE.into())),
+            _ => Ok(self.active()?.agent.plain()),
         }
     }
 

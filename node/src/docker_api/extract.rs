@@ -149,7 +149,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
         match Query::from_request_parts(parts, state).await {
             Ok(Query(pairs)) => Ok(Self(pairs)),
-            Err(e) => Err(ApiError { status: StatusCode::BAD_REQUEST, message: format!("invalid query: {e}") }),
+            Err(e) => Err(ApiError::invalid(format!("invalid query: {e}"))),
         }
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn error(e: &ImageError) -> ApiError {
         },
         _ => crate::chain(e),
     };
-    ApiError { status, message }
+    ApiError::new(status, message)
 }
 
 /// Runs something on the image store where it may block.

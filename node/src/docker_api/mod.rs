@@ -43,7 +43,7 @@ mod volumes;
 pub mod wire;
 
 pub use counters::Counters;
-pub use error::ApiError;
+pub use error::{ApiError, ErrorWord};
 pub use server::{Listener, serve};
 
 use axum::Router;
@@ -217,5 +217,5 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     if containers::is_dockers(uri.path()) {
         return containers::not_built(&method, uri.path());
     }
-    ApiError { status: hyper::StatusCode::METHOD_NOT_ALLOWED, message: "method not allowed".to_owned() }
+    ApiError::new(hyper::StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
 }

@@ -48,7 +48,7 @@ pub(super) fn error(e: &RegistryError) -> ApiError {
         RegistryErrorKind::InvalidInput => StatusCode::BAD_REQUEST,
         RegistryErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    ApiError { status, message }
+    ApiError::new(status, message)
 }
 
 /// The credentials that a client sends along; nobody's where it sends none.

@@ -188,10 +188,8 @@ async fn serve_up_to(
 /// Answers one request with the reason why there is no place for its connection.
 async fn turn_away(stream: Connection, limit: usize) {
     let service = service_fn(move |_: Request<Incoming>| async move {
-        let error = ApiError {
-            status: hyper::StatusCode::SERVICE_UNAVAILABLE,
-            message: format!("the cluster is busy: this node serves {limit} connections already; try again"),
-        };
+        let text = format!("the cluster is busy: this node serves {limit} connections already; try again");
+        let error = ApiError::new(hyper::StatusCode::SERVICE_UNAVAILABLE, text);
         Ok::<_, Infallible>(error.into_response())
     });
     let _ = hyper::server::conn::http1::Builder::new()

@@ -10,7 +10,7 @@ use super::convert::{cluster_spec_from_wire, cluster_to_wire};
 use super::error::ApiError;
 use super::extract::{JsonBody, Params};
 use super::wire;
-use crate::engine::{Engine, InitRequest, JoinRequest, Membership, RecoverRequest};
+use crate::engine::{Engine, EngineError, InitRequest, JoinRequest, Membership, RecoverRequest};
 use crate::manager;
 use crate::vault::UnlockKey;
 
@@ -156,10 +156,9 @@ pub(super) async fn unlock<E: Engine>(
     JsonBody(w): JsonBody<wire::UnlockKey>,
 ) -> Result<(), ApiError> {
     match app.engine.membership() {
-        crate::engine::Membership::Inactive => Err(ApiError {
-            status: hyper::StatusCode::SERVICE_UNAVAILABLE,
-            message: "This node is not part of a swarm".to_owned(),
-        }),
+        crate::engine::Membership::Inactive => {
+            Err(EngineError::WrongMembership("This node is not part of a swarm".to_owned()).into())
+        }
         crate::engine::Membership::Locked => Ok(app.engine.unlock(w.unlock_key.unwrap_or_default()).await?),
         _ => Err(ApiError::conflict("swarm is not locked")),
     }

@@ -446,7 +446,9 @@ pub(crate) fn availability(text: &str) -> Result<NodeAvailability, Status> {
 
 pub(super) fn to_status(error: &EngineError) -> Status {
     match error {
-        EngineError::Refused(_) | EngineError::WrongMembership(_) => Status::failed_precondition(error.to_string()),
+        EngineError::Refused(_) | EngineError::WrongMembership(_) | EngineError::JoinGoesOn => {
+            Status::failed_precondition(error.to_string())
+        }
         EngineError::Invalid(_) => Status::invalid_argument(error.to_string()),
         EngineError::NoLeader | EngineError::Behind | EngineError::NotManager(_) | EngineError::Locked => {
             Status::unavailable(error.to_string())

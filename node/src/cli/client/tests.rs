@@ -100,10 +100,7 @@ async fn errors_keep_the_engines_words() {
         "GET /empty" => http("502 Bad Gateway", ""),
         "GET /503" => http("503 Service Unavailable", "{\"message\":\"This node is not a swarm manager.\"}"),
         "GET /json" => http("200 OK", "<html>"),
-        _ => http(
-            "500 Internal Server Error",
-            "{\"message\":\"the outcome of the write is unknown: the leader is gone\"}",
-        ),
+        _ => http("500 Internal Server Error", "{\"message\":\"the leader is gone\",\"kind\":\"outcome-unknown\"}"),
     });
     let client = Client::connect(engine.host.clone()).await.unwrap();
     let get = async |path: &str| client.get::<Value>(path).await.unwrap_err();
@@ -112,7 +109,7 @@ async fn errors_keep_the_engines_words() {
     check(&get("/empty").await, 1, "502");
     check(&get("/503").await, 3, "not a swarm manager");
     check(&get("/json").await, 1, "bad JSON");
-    check(&client.post_empty("/write").await.unwrap_err(), 4, "outcome");
+    check(&client.post_empty("/write").await.unwrap_err(), 4, "the leader is gone");
 }
 
 #[tokio::test]

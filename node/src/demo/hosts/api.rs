@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
 use super::HostError;
+use crate::docker_api::ErrorWord;
 
 /// What is sent: in memory or as it comes.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -185,7 +186,7 @@ impl Api {
         }
         let message =
             value["message"].as_str().map_or_else(|| String::from_utf8_lossy(&bytes).into_owned(), Into::into);
-        Err(HostError::Refused { host: self.host.clone(), request, status, message })
+        Err(HostError::Refused { host: self.host.clone(), request, status, message, word: ErrorWord::of(&value) })
     }
 
     /// `GET`, with JSON as the answer; null where there is none.
@@ -324,9 +325,7 @@ impl Api {
             let version = found["Version"]["Index"].as_u64().unwrap_or(0);
             found["Spec"]["Mode"]["Replicated"]["Replicas"] = replicas.into();
             match self.post(&format!("/services/{service}/update?version={version}"), &found["Spec"]).await {
-                Err(HostError::Refused { message, .. }) if message.contains("out of sequence") && again > 0 => {
-                    again -= 1
-                }
+                Err(HostError::Refused { word: Some(ErrorWord::OutOfSequence), .. }) if again > 0 => again -= 1,
                 done => return done.map(drop),
             }
         }

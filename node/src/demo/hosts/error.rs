@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use crate::docker_api::ErrorWord;
+
 /// A failure with hosts. What was made before it stays until the hosts are cleaned up.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -39,6 +41,8 @@ pub enum HostError {
         status: u16,
         /// The API's message.
         message: String,
+        /// What it says beside the status.
+        word: Option<ErrorWord>,
     },
     /// Something did not happen in time.
     #[error("{what} did not happen within {} s; last seen: {seen}", limit.as_secs_f64())]

@@ -39,14 +39,14 @@ fn refused(error: &CopyError, state: &ContainerState) -> ApiError {
             ApiError::not_found(format!("Could not find the file {path} in container {}", find::name(state)))
         }
         CopyError::ReadOnlyRoot | CopyError::ReadOnlyVolume(_) => {
-            ApiError { status: StatusCode::FORBIDDEN, message: text() }
+            ApiError::forbidden(text())
         }
         CopyError::NotADirectory(_) | CopyError::Path { .. } | CopyError::Entry { .. } => ApiError::invalid(text()),
         CopyError::Archive(cause) => match cause.kind() {
             ImageErrorKind::Internal => ApiError::internal(text()),
             _ => ApiError::invalid(text()),
         },
-        CopyError::Busy => ApiError { status: StatusCode::SERVICE_UNAVAILABLE, message: text() },
+        CopyError::Busy => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text()),
         CopyError::Taken(_) => ApiError::conflict(text()),
         CopyError::Container(cause) => failed(cause),
         _ => ApiError::internal(text()),
