@@ -1,7 +1,7 @@
 //! `GET /containers/json`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::State;
@@ -17,6 +17,7 @@ use super::{find, health, plain};
 use crate::agent::IMAGE_LABEL;
 use crate::agent::health::{Health, HealthView};
 use crate::agent::plain::View;
+use crate::clock;
 use crate::engine::Engine;
 
 const FILTERS: [&str; 14] = [
@@ -254,7 +255,7 @@ fn seconds(at: SystemTime) -> u64 {
 
 /// `Up 3 minutes`, `Up 3 minutes (healthy)`, `Exited (0) 2 seconds ago`, ...
 fn status_text(state: &ContainerState, health: Option<&HealthView>, now: SystemTime) -> String {
-    let since = |at: SystemTime| age(now.duration_since(at).unwrap_or_default());
+    let since = |at: SystemTime| clock::in_words(now.duration_since(at).unwrap_or_default());
     match &state.status {
         Status::Created => "Created".to_owned(),
         Status::Running => {
@@ -270,48 +271,9 @@ fn status_text(state: &ContainerState, health: Option<&HealthView>, now: SystemT
     }
 }
 
-/// A length of time as Docker says it to people.
-fn age(length: Duration) -> String {
-    let seconds = length.as_secs();
-    let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
-    match (seconds, minutes, hours) {
-        (0, ..) => "Less than a second".to_owned(),
-        (1, ..) => "1 second".to_owned(),
-        (2..60, ..) => format!("{seconds} seconds"),
-        (_, 1, _) => "About a minute".to_owned(),
-        (_, 2..60, _) => format!("{minutes} minutes"),
-        (_, _, 1) => "About an hour".to_owned(),
-        (_, _, 2..48) => format!("{hours} hours"),
-        (_, _, 48..336) => format!("{} days", hours / 24),
-        (_, _, 336..1440) => format!("{} weeks", hours / 24 / 7),
-        (_, _, 1440..17520) => format!("{} months", hours / 24 / 30),
-        _ => format!("{} years", hours / 24 / 365),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[track_caller]
-    fn check(seconds: u64, expected: &str) {
-        assert_eq!(age(Duration::from_secs(seconds)), expected, "{seconds}");
-    }
-
-    #[test]
-    fn ages_are_for_people() {
-        check(0, "Less than a second");
-        check(1, "1 second");
-        check(59, "59 seconds");
-        check(60, "About a minute");
-        check(150, "2 minutes");
-        check(3600, "About an hour");
-        check(2 * 3600, "2 hours");
-        check(3 * 86_400, "3 days");
-        check(20 * 86_400, "2 weeks");
-        check(90 * 86_400, "3 months");
-        check(800 * 86_400, "2 years");
-    }
 
     #[test]
     fn images_are_meant_by_name_or_id() {

@@ -15,7 +15,6 @@ const AT: &str = "TaskTemplate.ContainerSpec";
 /// # Errors
 /// Names the field that the model cannot carry or that is out of range.
 pub fn container_from_wire(w: wire::ContainerSpec) -> Result<ContainerSpec, ApiError> {
-    let oom = w.oom_score_adj.unwrap_or_default();
     Ok(ContainerSpec {
         image: w.image.unwrap_or_default(),
         labels: w.labels.unwrap_or_default(),
@@ -47,23 +46,22 @@ pub fn container_from_wire(w: wire::ContainerSpec) -> Result<ContainerSpec, ApiE
         sysctls: w.sysctls.unwrap_or_default(),
         cap_add: w.capability_add.unwrap_or_default(),
         cap_drop: w.capability_drop.unwrap_or_default(),
-        ulimits: w
-            .ulimits
-            .unwrap_or_default()
-            .into_iter()
-            .map(|u| Ulimit {
-                name: u.name.unwrap_or_default(),
-                soft: u.soft.unwrap_or_default(),
-                hard: u.hard.unwrap_or_default(),
-            })
-            .collect(),
+        ulimits: w.ulimits.unwrap_or_default().into_iter().map(ulimit_from_wire).collect(),
         // It comes in a header.
         registry_auth: None,
-        oom_score_adj: i32::try_from(oom)
-            .ok()
-            .filter(|v| (-1000..=1000).contains(v))
-            .ok_or_else(|| ApiError::invalid(format!("{AT}.OomScoreAdj must be between -1000 and 1000: {oom}")))?,
+        oom_score_adj: oom_score_from_wire(&format!("{AT}.OomScoreAdj"), w.oom_score_adj.unwrap_or_default())?,
     })
+}
+
+/// A limit of a process.
+pub(super) fn ulimit_from_wire(w: wire::Ulimit) -> Ulimit {
+    Ulimit { name: w.name.unwrap_or_default(), soft: w.soft.unwrap_or_default(), hard: w.hard.unwrap_or_default() }
+}
+
+/// How much sooner or later than others a container is killed when memory runs out.
+pub(super) fn oom_score_from_wire(field: &str, score: i64) -> Result<i32, ApiError> {
+    let fits = i32::try_from(score).ok().filter(|score| (-1000..=1000).contains(score));
+    fits.ok_or_else(|| ApiError::invalid(format!("{field} must be between -1000 and 1000: {score}")))
 }
 
 /// A container spec as Docker's clients read it.

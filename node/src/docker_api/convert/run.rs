@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 
 use deploy::model::{
     ContainerSpec, DnsConfig, HOST_NETWORK, LogDriver, Mount, MountKind, NONE_NETWORK, NetworkAttachmentConfig,
-    PortConfig, PortProtocol, Privileges, PublishMode, ResourceRequirements, Resources, TaskSpec, Ulimit,
+    PortConfig, PortProtocol, Privileges, PublishMode, ResourceRequirements, Resources, TaskSpec,
 };
 use serde_json::{Map, Value};
 
-use super::container::{healthcheck_from_wire, mount_from_wire};
+use super::container::{healthcheck_from_wire, mount_from_wire, oom_score_from_wire, ulimit_from_wire};
 use super::{refuse_set, unsigned};
 use crate::agent::plain::{Restart, Wish, is_name, is_reserved};
 use crate::docker_api::error::ApiError;
@@ -175,7 +175,6 @@ fn container(c: wire::PlainContainer, h: &wire::HostConfig, no_entrypoint: bool)
         search: h.dns_search.clone().unwrap_or_default(),
         options: h.dns_options.clone().unwrap_or_default(),
     };
-    let oom = h.oom_score_adj.unwrap_or_default();
     let grace = c.stop_timeout.map(|seconds| unsigned("StopTimeout", seconds)).transpose()?;
     Ok(ContainerSpec {
         image: c.image.unwrap_or_default(),
@@ -207,21 +206,8 @@ fn container(c: wire::PlainContainer, h: &wire::HostConfig, no_entrypoint: bool)
         sysctls: h.sysctls.clone().unwrap_or_default(),
         cap_add: h.cap_add.clone().unwrap_or_default(),
         cap_drop: h.cap_drop.clone().unwrap_or_default(),
-        ulimits: h
-            .ulimits
-            .clone()
-            .unwrap_or_default()
-            .into_iter()
-            .map(|u| Ulimit {
-                name: u.name.unwrap_or_default(),
-                soft: u.soft.unwrap_or_default(),
-                hard: u.hard.unwrap_or_default(),
-            })
-            .collect(),
-        oom_score_adj: i32::try_from(oom)
-            .ok()
-            .filter(|score| (-1000..=1000).contains(score))
-            .ok_or_else(|| ApiError::invalid(format!("OomScoreAdj must be between -1000 and 1000: {oom}")))?,
+        ulimits: h.ulimits.clone().unwrap_or_default().into_iter().map(ulimit_from_wire).collect(),
+        oom_score_adj: oom_score_from_wire("OomScoreAdj", h.oom_score_adj.unwrap_or_default())?,
         ..ContainerSpec::default()
     })
 }
@@ -675,6 +661,11 @@ mod tests {
         let braces = with(&["Env"], json!(["FORMAT={{.Name}}"])).unwrap();
         assert_eq!(braces.spec.container.env, ["FORMAT={{.Name}}"]);
         assert_eq!(host("Binds", json!(["/{{a}}:/b"])).unwrap().spec.container.mounts[0].source, "/{{a}}");
+        let limits = json!([{"Name": "nofile", "Soft": 64, "Hard": 128}]);
+        let limits = host("Ulimits", limits).unwrap().spec.container.ulimits;
+        assert_eq!((limits[0].name.as_str(), limits[0].soft, limits[0].hard), ("nofile", 64, 128));
+        assert_eq!(host("OomScoreAdj", json!(-500)).unwrap().spec.container.oom_score_adj, -500);
+        refused(host("OomScoreAdj", json!(1001)), 400, "OomScoreAdj must be between -1000 and 1000: 1001");
         let limits = host("Memory", json!(64 << 20)).unwrap().spec.resources.limits;
         assert_eq!(limits.memory_bytes, 64 << 20);
         let security =
