@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deploy::model::TaskId;
+use deploy::model::{NetworkMode, TaskId};
 use overlay_net::{Attached, DnsSockets, EndpointConfig, Overlay, OverlayError};
 use runtime::{ContainerState, ExitStatus, RuntimeError, Signal, Status};
 use tokio::sync::{mpsc, oneshot};
@@ -73,13 +73,15 @@ pub(super) struct Keeper {
     record: Record,
     /// Before the last restart; zero if its user started it.
     pause: Duration,
+    /// The last start was not possible without a manager.
+    retries: bool,
     /// They wait for its next run.
     listeners: Vec<Listener>,
 }
 
 impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, record: Record) -> Self {
-        Self { shared, record, pause: Duration::ZERO, listeners: Vec::new() }
+        Self { shared, record, pause: Duration::ZERO, retries: false, listeners: Vec::new() }
     }
 
     /// Takes over what an earlier daemon has left.
@@ -365,6 +367,7 @@ impl Keeper {
                 }
                 Turn::Rests
             }
+            Next::Retry(pause) => Turn::Waits(Instant::now() + pause),
             Next::Again(pause) => {
                 (self.pause, self.record.wanted, self.record.stopped) = (pause, true, false);
                 self.record.restarts = self.record.restarts.saturating_add(1);
@@ -377,77 +380,84 @@ impl Keeper {
 
     /// As its restart policy wants.
     async fn again(&mut self) -> Turn {
-        match self.start().await {
-            Ok(()) => Turn::Runs { adopted: false },
-            Err(error) => {
-                tracing::warn!(
-                    container.id = self.record.id,
-                    container.name = self.record.name,
-                    error = crate::chain(&error),
-                    "a container could not be started again"
-                );
-                let next = policy::after(&self.record, End { code: 127, ran: Duration::ZERO }, self.pause);
-                self.follow(next).await
-            }
+        let Err(error) = self.start().await else {
+            self.retries = false;
+            return Turn::Runs { adopted: false };
+        };
+        let next = policy::not_started(&self.record, &error, self.pause);
+        // Once for as long as there is no manager.
+        let told = std::mem::replace(&mut self.retries, matches!(next, Next::Retry(_)));
+        if !(told && self.retries) {
+            tracing::warn!(
+                container.id = self.record.id,
+                container.name = self.record.name,
+                error = crate::chain(&error),
+                "a container could not be started again"
+            );
         }
+        self.follow(next).await
     }
 
     /// As its user wants.
     async fn start_anew(&mut self) -> Result<(), PlainError> {
         (self.record.stopped, self.record.restarts, self.pause) = (false, 0, Duration::ZERO);
-        self.start().await
+        let started = self.start().await;
+        if started.is_err() {
+            self.record.wanted = false;
+            self.save_or_tell().await;
+        }
+        started
     }
 
     fn tell(&self, action: &str) {
         self.shared.config.runtime.tell(&self.record.id, action, Vec::new());
     }
 
+    /// Whether it is still wanted when that fails is the caller's to say.
     async fn start(&mut self) -> Result<(), PlainError> {
+        let status = self.status().await.ok_or_else(|| PlainError::NotFound(self.record.id.clone()))?;
+        if status == Status::Running {
+            return Ok(());
+        }
+        let started = self.begin_run(&status).await;
+        if started.is_err() {
+            self.disconnect().await;
+        }
+        started
+    }
+
+    async fn begin_run(&mut self, status: &Status) -> Result<(), PlainError> {
         let (shared, id) = (Arc::clone(&self.shared), self.record.id.clone());
         let runtime = &shared.config.runtime;
-        let netns = match self.status().await {
-            Some(Status::Created) => match self.record.spec.network_mode() {
-                deploy::model::NetworkMode::Host => None,
-                _ => Some(runtime.netns(&id).await?),
-            },
-            Some(Status::Exited(_)) => Some(runtime.renew(&id).await?.netns),
-            Some(Status::Running) => return Ok(()),
-            None => return Err(PlainError::NotFound(id)),
+        // First: one that gets none stays as it is, and how it ended is not forgotten.
+        self.take_place().await?;
+        let netns = match status {
+            Status::Created if self.record.spec.network_mode() == NetworkMode::Host => None,
+            Status::Created => Some(runtime.netns(&id).await?),
+            Status::Exited(_) | Status::Running => Some(runtime.renew(&id).await?.netns),
         };
         shared.renewed(&id);
         for listener in std::mem::take(&mut self.listeners) {
             listener.open(runtime, &id).await;
         }
         self.record.wanted = true;
-        let started = async {
-            if let Some(netns) = netns {
-                self.connect(netns).await?;
-            }
-            // First: a daemon that comes in between starts it.
-            self.save().await?;
-            Ok(runtime.start(&id).await?)
-        };
-        let started: Result<(), PlainError> = started.await;
-        if started.is_err() {
-            self.record.wanted = false;
-            self.disconnect().await;
-            self.save_or_tell().await;
+        if let Some(netns) = netns {
+            self.connect(netns).await?;
         }
-        started
+        // First: a daemon that comes in between starts it.
+        self.save().await?;
+        Ok(runtime.start(&id).await?)
     }
 
     async fn connect(&mut self, netns: OwnedFd) -> Result<(), PlainError> {
         let shared = Arc::clone(&self.shared);
         match self.record.spec.network_mode() {
-            deploy::model::NetworkMode::Host => return Ok(()),
-            deploy::model::NetworkMode::None => {
-                return network::loopback_alone(netns).await.map_err(PlainError::Network);
-            }
-            deploy::model::NetworkMode::Cluster => {}
+            NetworkMode::Host => return Ok(()),
+            NetworkMode::None => return network::loopback_alone(netns).await.map_err(PlainError::Network),
+            NetworkMode::Cluster => {}
         }
         let without = || PlainError::Network("this host has no networks".to_owned());
         let overlay = shared.config.overlay.as_ref().ok_or_else(without)?;
-        self.take_place().await?;
         shared.take_ports(&mut self.record)?;
         let endpoint = network::endpoint_config(&self.record.task(), &hostname(&self.record));
         let attached = attach(overlay, netns, &endpoint).await?;

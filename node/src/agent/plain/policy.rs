@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::PlainError;
+use super::places::PlaceError;
 use super::record::{Record, Restart};
 
 /// The first pause before a restart; Docker's.
@@ -11,6 +13,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Who has run for so long begins with the first pause again.
 const STEADY: Duration = Duration::from_secs(10);
 
+/// Between two attempts to start one that needs a manager for that, each of which asks them for up to 10 s.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// What happens next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
@@ -18,6 +23,8 @@ pub(super) enum Next {
     Stay,
     /// It is started after this pause.
     Again(Duration),
+    /// The same, and that is no restart: the attempt before was none.
+    Retry(Duration),
     /// It goes.
     Remove,
 }
@@ -46,6 +53,14 @@ pub(super) fn after(record: &Record, end: End, pause: Duration) -> Next {
     }
     let doubled = if end.ran >= STEADY { Duration::ZERO } else { pause * 2 };
     Next::Again(doubled.clamp(FIRST_PAUSE, LONGEST_PAUSE))
+}
+
+/// After a start that failed. That no manager can be asked for a place is no fault of the container's.
+pub(super) fn not_started(record: &Record, error: &PlainError, pause: Duration) -> Next {
+    match error {
+        PlainError::Place { reason: PlaceError::Unavailable(_) | PlaceError::Late, .. } => Next::Retry(RETRY),
+        _ => after(record, End { code: 127, ran: Duration::ZERO }, pause),
+    }
 }
 
 /// When the daemon begins, and finds one that does not run. `end` is how it ended, if it was to run until then.
@@ -108,6 +123,20 @@ mod tests {
         assert_eq!(pauses[..4], [100, 200, 400, 800]);
         assert_eq!(pauses[11], 60_000);
         assert_eq!(after(&record, End { code: 1, ran: STEADY }, pause), Next::Again(FIRST_PAUSE));
+    }
+
+    #[test]
+    fn a_start_without_managers_is_not_counted() {
+        let no_place = |reason| PlainError::Place { network: "back".into(), reason };
+        let tired = record(Restart::OnFailure, 2, 2);
+        for reason in [PlaceError::Late, PlaceError::Unavailable("none is known".into())] {
+            assert_eq!(not_started(&tired, &no_place(reason), LONGEST_PAUSE), Next::Retry(RETRY));
+        }
+        let full = || PlaceError::Refused { code: tonic::Code::ResourceExhausted, reason: "no address".into() };
+        assert_eq!(not_started(&tired, &no_place(full()), FIRST_PAUSE), Next::Stay);
+        assert_eq!(not_started(&record(Restart::Always, 0, 9), &no_place(full()), FIRST_PAUSE), {
+            Next::Again(2 * FIRST_PAUSE)
+        });
     }
 
     #[test]
