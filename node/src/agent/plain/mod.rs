@@ -231,14 +231,11 @@ impl Plain {
             config.runtime.list().await.into_iter().map(|state| (state.id.clone(), state)).collect();
         let mut state = State::default();
         let Found { records: all, unreadable } = records.read()?;
-        for record in all {
+        for mut record in all {
             let (commands, inbox) = mpsc::channel(QUEUE);
             let found = here.remove(&record.id);
             let holds_ports = found.as_ref().is_some_and(|found| found.status == Status::Running);
-            let place = match holds_ports && !record.place.is_none() {
-                true => Place::Used(record.place.clone()),
-                false => Place::Unused,
-            };
+            let place = found_place(&mut record, holds_ports);
             let view = View { record: record.clone(), address: None, connected: false, waits: false };
             let (runs, _) = watch::channel(());
             state.known.insert(record.id.clone(), Known { view, holds_ports, place, commands, runs });
@@ -395,7 +392,40 @@ impl Plain {
     }
 }
 
+/// The place that is still a container's when the daemon begins. What one had that has ended meanwhile may be another's by
+/// now.
+fn found_place(record: &mut Record, runs: bool) -> Place {
+    if !runs {
+        record.chosen_ports.clear();
+        record.lose_place();
+    }
+    if record.place.is_none() { Place::Unused } else { Place::Used(record.place.clone()) }
+}
+
 /// Whether it is connected by the overlay.
 fn needs_overlay(record: &Record) -> bool {
     record.spec.network_mode() == NetworkMode::Cluster
+}
+
+#[cfg(test)]
+mod tests {
+    use deploy::model::{NetworkAttachment, TaskId};
+
+    use super::*;
+
+    #[test]
+    fn one_that_has_ended_without_its_daemon_has_no_address() {
+        let had = Record {
+            place: TaskId::new("place"),
+            attachments: vec![NetworkAttachment { address: "10.0.1.2/24".into(), ..NetworkAttachment::default() }],
+            chosen_ports: vec![28_000],
+            ..Record::default()
+        };
+        let mut record = had.clone();
+        assert_eq!(found_place(&mut record, true), Place::Used(TaskId::new("place")));
+        assert_eq!(record, had);
+        assert_eq!(found_place(&mut record, false), Place::Unused);
+        assert_eq!(record, Record::default());
+        assert_eq!(found_place(&mut record, true), Place::Unused);
+    }
 }

@@ -68,7 +68,7 @@ pub(crate) struct Record {
     /// Docker's `HostConfig` as it was sent, in JSON, for whoever asks.
     #[prost(string, tag = "13")]
     pub(crate) host_config: String,
-    /// What holds its place on the network of its spec, while it runs; none otherwise.
+    /// What holds its place on the network of its spec, while it runs or is about to run again; none otherwise.
     #[prost(message, required, tag = "14")]
     pub(crate) place: TaskId,
     /// The addresses that belong to that.
@@ -80,6 +80,12 @@ impl Record {
     /// What the overlay knows it by: what holds its place on a network, or its own id.
     pub(crate) fn key(&self) -> TaskId {
         if self.place.is_none() { TaskId::new(self.id.clone()) } else { self.place.clone() }
+    }
+
+    /// It has no place on a network.
+    pub(super) fn lose_place(&mut self) {
+        self.place = TaskId::default();
+        self.attachments.clear();
     }
 
     /// As a task, for what is done for tasks and for plain containers alike.
