@@ -26,6 +26,10 @@ use crate::rpc::pb;
 /// Pause before what failed on a container is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Who is started again within this time keeps its place on its network, and who has to wait for longer does not: for so
+/// long others may remember its name (`TTL_S` of the resolver), and no longer are they led to one that does not run.
+const KEEP: Duration = Duration::from_secs(5);
+
 type Reply<T> = oneshot::Sender<Result<T, PlainError>>;
 
 /// What is said to a container's owner. Whoever has gone meanwhile does not hear the answer.
@@ -220,6 +224,7 @@ impl Keeper {
     /// Its user has stopped it while it waited for a start.
     async fn give_up(&mut self) -> Turn {
         (self.record.stopped, self.record.wanted) = (true, false);
+        self.give_place_back();
         self.save_or_tell().await;
         Turn::Rests
     }
@@ -361,6 +366,10 @@ impl Keeper {
 
     async fn follow(&mut self, next: Next) -> Turn {
         match next {
+            Next::Again(pause) if pause <= KEEP => {}
+            _ => self.give_place_back(),
+        }
+        match next {
             Next::Stay => {
                 if std::mem::take(&mut self.record.wanted) {
                     self.save_or_tell().await;
@@ -404,6 +413,7 @@ impl Keeper {
         let started = self.start().await;
         if started.is_err() {
             self.record.wanted = false;
+            self.give_place_back();
             self.save_or_tell().await;
         }
         started
@@ -478,6 +488,12 @@ impl Keeper {
         let without = || failed(PlaceError::Unavailable("this host has no managers".to_owned()));
         let places = shared.config.places.as_ref().ok_or_else(without)?;
         shared.use_place(&self.record.id, Place::Asked);
+        if let Some(kept) = places.given(&self.record.place) {
+            shared.use_place(&self.record.id, Place::Used(self.record.place.clone()));
+            self.record.attachments = kept;
+            return Ok(());
+        }
+        self.record.lose_place();
         let request = pb::AttachRequest {
             container: self.record.id.clone(),
             name: self.record.name.clone(),
@@ -493,11 +509,10 @@ impl Keeper {
         Ok(())
     }
 
+    /// Takes its network down. Its place on that stays its own.
     async fn disconnect(&mut self) {
         let key = self.record.key();
         self.record.chosen_ports.clear();
-        self.record.attachments.clear();
-        self.record.place = TaskId::default();
         if !needs_overlay(&self.record) {
             return;
         }
@@ -506,7 +521,7 @@ impl Keeper {
             Some(overlay) => overlay.detach(key.as_str()).await,
             None => Ok(()),
         };
-        self.shared.release(&self.record.id);
+        self.shared.release(&self.record);
         if let Err(error) = detached {
             tracing::warn!(
                 container.id = self.record.id,
@@ -514,6 +529,17 @@ impl Keeper {
                 "a container's network could not be taken down"
             );
         }
+    }
+
+    /// Gives its place back: it is not to run, or not soon. It is not connected.
+    fn give_place_back(&mut self) {
+        if self.record.place.is_none() {
+            return;
+        }
+        self.record.lose_place();
+        let record = self.record.clone();
+        self.shared.show(&record.id, |view| view.record = record.clone());
+        self.shared.use_place(&record.id, Place::Unused);
     }
 
     async fn remove(&mut self, volumes: bool) -> Result<(), PlainError> {

@@ -79,6 +79,11 @@ impl Places {
         Ok(TaskId::new(asked.await?.id))
     }
 
+    /// The addresses of a place that is this host's.
+    pub(super) fn given(&self, id: &TaskId) -> Option<Vec<NetworkAttachment>> {
+        self.given.borrow().places.get(id).cloned()
+    }
+
     /// The addresses of a place, once this host is told of them.
     pub(super) async fn told(&self, id: &TaskId) -> Result<Vec<NetworkAttachment>, PlaceError> {
         let mut given = self.given.clone();

@@ -59,6 +59,8 @@ pub(super) enum Place {
     Asked,
     /// This one.
     Used(TaskId),
+    /// It does not run, and this one is its own when it is started again, unless it is lost by then.
+    Kept(TaskId),
 }
 
 impl State {
@@ -203,11 +205,11 @@ impl Shared {
     }
 
     /// It is not connected any more.
-    pub(super) fn release(&self, id: &str) {
+    pub(super) fn release(&self, record: &Record) {
         let mut state = self.state();
-        if let Some(known) = state.known.get_mut(id) {
+        if let Some(known) = state.known.get_mut(&record.id) {
             known.holds_ports = false;
-            known.place = Place::Unused;
+            known.place = if record.place.is_none() { Place::Unused } else { Place::Kept(record.place.clone()) };
             (known.view.address, known.view.connected) = (None, false);
         }
         self.tell_ports(&state);
@@ -310,7 +312,11 @@ impl Shared {
 
     fn is_in_use(&self, id: &TaskId) -> bool {
         // Whose it is that was asked for is known only when that is answered.
-        let uses = |known: &Known| known.place == Place::Asked || known.place == Place::Used(id.clone());
+        let uses = |known: &Known| match &known.place {
+            Place::Unused => false,
+            Place::Asked => true,
+            Place::Used(own) | Place::Kept(own) => own == id,
+        };
         self.state().known.values().any(uses)
     }
 
