@@ -87,6 +87,12 @@ impl Docker {
     }
 }
 
+/// As clients say times.
+fn now() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+    format!("{}.{:09}", now / 1_000_000_000, now % 1_000_000_000)
+}
+
 const NONE: [&str; 3] = ["run", "--network", "none"];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -260,9 +266,7 @@ async fn a_restart_by_its_user_is_not_its_end() {
     let (first, second) = tokio::join!(restart(), restart());
     assert_eq!((first.status, second.status), (204, 204));
     let query = filters(json!({"container": [id], "event": ["die", "start", "restart"]}));
-    let until = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
-    let (seconds, nanos) = (until / 1_000_000_000, until % 1_000_000_000);
-    let told = get(s, &format!("/events?since=0&until={seconds}.{nanos:09}&{query}")).await.text();
+    let told = get(s, &format!("/events?since=0&until={}&{query}", now())).await.text();
     let told: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let actions: Vec<&str> = told.iter().filter_map(|event| event["Action"].as_str()).collect();
     assert_eq!(actions[..4], ["start", "die", "start", "restart"], "{actions:?}");
@@ -281,6 +285,45 @@ async fn a_restart_by_its_user_is_not_its_end() {
     assert_eq!(docker.inspect("web").await["State"]["Status"], json!("exited"));
     std::fs::rename(&aside, &records).unwrap();
     docker.ok(&["rm", "web"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_stop_and_a_restart_the_last_word_counts() {
+    let Some(docker) = Docker::new().await else { return };
+    let s = docker.host.socket();
+    let script = "trap 'echo asked; while test ! -e /go; do sleep 0.01; done; exit 0' TERM; echo up; \
+                  while :; do sleep 0.01; done";
+    for (first, second, codes, runs) in [("restart", "stop", (409, 204), false), ("stop", "restart", (204, 204), true)]
+    {
+        let args = ["-d", "--name", "web", "--restart", "always", "box:1", "sh", "-c", script];
+        let id = docker.ok(&[&NONE[..], &args].concat()).await;
+        let id = id.trim();
+        docker.host.until_logged(id, "up").await;
+        let kills = || async {
+            let query = filters(json!({"container": [id], "event": ["kill"]}));
+            get(s, &format!("/events?since=0&until={}&{query}", now())).await.text().lines().count()
+        };
+        let under_way = tokio::spawn({
+            let (socket, path) = (s.to_owned(), format!("/containers/web/{first}?t=30"));
+            async move { post(&socket, &path, json!({})).await }
+        });
+        docker.host.until_logged(id, "asked").await;
+        assert_eq!(kills().await, 1);
+        // It goes when both have asked it to.
+        let go = async {
+            while kills().await < 2 {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            docker.ok(&["exec", "web", "touch", "/go"]).await;
+        };
+        let path = format!("/containers/web/{second}?t=30");
+        let (second, ()) = tokio::join!(post(s, &path, json!({})), go);
+        let first = under_way.await.unwrap();
+        assert_eq!((first.status, second.status), codes, "{} {}", first.text(), second.text());
+        docker.until("web", |object| object["State"]["Running"] == json!(runs)).await;
+        assert_eq!(docker.inspect("web").await["RestartCount"], json!(0));
+        docker.ok(&["rm", "-f", "web"]).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

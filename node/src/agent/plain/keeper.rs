@@ -259,13 +259,19 @@ impl Keeper {
         let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
         let mut ended = pin!(shared.config.runtime.wait(&record.id));
         let mut watched = pin!(watch(&shared, &record, adopted));
-        let (mut restarts, mut restarting) = (JoinSet::new(), Vec::new());
+        // Who wants it started again, each with the number of its stop, in the order in which they came.
+        let mut restarting: Vec<(u64, Reply<()>)> = Vec::new();
+        let (mut stops, mut number) = (JoinSet::new(), 0u64);
         loop {
             tokio::select! {
                 biased;
                 end = &mut ended => {
                     return match end {
-                        Ok(exit) => self.ended(exit, restarting, restarts).await,
+                        Ok(exit) => {
+                            // It has ended, so they are over.
+                            while stops.join_next().await.is_some() {}
+                            self.ended(exit, restarting.into_iter().map(|(_, reply)| reply).collect()).await
+                        }
                         // It goes on, without this daemon.
                         Err(RuntimeError::Closing) => std::future::pending().await,
                         Err(error) => {
@@ -276,11 +282,13 @@ impl Keeper {
                         }
                     };
                 }
-                Some(Ok((reply, stopped))) = restarts.join_next() => match stopped {
-                    // Its end is on its way here, too.
-                    Ok(_) => restarting.push(reply),
-                    Err(error) => drop(reply.send(Err(error.into()))),
-                },
+                Some(Ok((number, stopped))) = stops.join_next() => {
+                    let place = restarting.iter().position(|(of, _)| *of == number);
+                    // Otherwise its end is on its way here, too.
+                    if let (Err(error), Some(place)) = (stopped, place) {
+                        let _ = restarting.remove(place).1.send(Err(PlainError::Runtime(error)));
+                    }
+                }
                 command = inbox.recv() => match command {
                     None => return Turn::Gone,
                     Some(Command::Start(reply)) => {
@@ -289,6 +297,10 @@ impl Keeper {
                     }
                     Some(Command::Stop(signal, grace, reply)) => {
                         self.record.stopped = true;
+                        // What is said last is done.
+                        for (_, reply) in restarting.drain(..) {
+                            let _ = reply.send(Err(PlainError::Stopped(self.record.name.clone())));
+                        }
                         // A disk without room keeps nobody running.
                         self.save_or_tell().await;
                         let (shared, id) = (Arc::clone(&shared), record.id.clone());
@@ -298,8 +310,10 @@ impl Keeper {
                         });
                     }
                     Some(Command::Restart(signal, grace, reply)) => {
-                        let (shared, id) = (Arc::clone(&shared), record.id.clone());
-                        restarts.spawn(async move { (reply, shared.config.runtime.stop(&id, signal, grace).await) });
+                        number += 1;
+                        restarting.push((number, reply));
+                        let (shared, id, number) = (Arc::clone(&shared), record.id.clone(), number);
+                        stops.spawn(async move { (number, shared.config.runtime.stop(&id, signal, grace).await) });
                     }
                     Some(Command::WillEnd(reply)) => {
                         self.record.stopped = true;
@@ -327,23 +341,14 @@ impl Keeper {
         }
     }
 
-    /// `restarting`: those who have stopped it to start it again. `restarts`: those who were about to.
-    async fn ended(
-        &mut self,
-        exit: ExitStatus,
-        mut restarting: Vec<Reply<()>>,
-        mut restarts: JoinSet<Stopped>,
-    ) -> Turn {
+    /// `restarting`: those who have stopped it to start it again.
+    async fn ended(&mut self, exit: ExitStatus, mut restarting: Vec<Reply<()>>) -> Turn {
         self.disconnect().await;
         let state = self.state().await;
         let end = state.map_or(End { code: exit.code, ran: Duration::ZERO }, |state| end_of(&state, &exit));
-        if restarting.is_empty() && restarts.is_empty() {
+        if restarting.is_empty() {
             let next = policy::after(&self.record, end, self.pause);
             return self.follow(next).await;
-        }
-        // It has ended, so they are over.
-        while let Some(stopped) = restarts.join_next().await {
-            restarting.extend(stopped.ok().map(|(reply, _)| reply));
         }
         let started = self.start_anew().await;
         if started.is_ok() {
@@ -599,9 +604,6 @@ impl Keeper {
         }
     }
 }
-
-/// Who wants it started again, and whether it was stopped for that.
-type Stopped = (Reply<()>, Result<ExitStatus, RuntimeError>);
 
 fn end_of(state: &ContainerState, exit: &ExitStatus) -> End {
     let ran = state.started_at.and_then(|at| exit.finished_at.duration_since(at).ok());

@@ -95,6 +95,9 @@ pub(crate) enum PlainError {
         /// What keeps it.
         left: String,
     },
+    /// It was stopped while it was to be restarted.
+    #[error("container \"/{0}\" was stopped by somebody else before it was started again")]
+    Stopped(String),
     /// Too many clients wait for its next run.
     #[error("too many clients wait for this container's start")]
     TooManyListeners,

@@ -39,6 +39,7 @@ fn refused(error: PlainError) -> ApiError {
         | PlainError::Running(_)
         | PlainError::Restarting(_)
         | PlainError::Paused
+        | PlainError::Stopped(_)
         | PlainError::Unreadable(_)
         | PlainError::TooManyListeners => ApiError::conflict(error.to_string()),
         PlainError::NotFound(id) => find::no_such(id),
