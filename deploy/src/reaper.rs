@@ -1,9 +1,9 @@
 //! Forgets tasks: those that are to be removed and have ended, those that were never placed and are not wanted any
-//! more, and the oldest of a slot's history.
+//! more, the oldest of a slot's history, and places that plain containers have lost.
 
 use std::sync::Arc;
 
-use crate::model::{DesiredState, ServiceId, Task, TaskId};
+use crate::model::{DesiredState, NodeId, ServiceId, Task, TaskId};
 use crate::orchestrator::{Slot, SlotKey};
 use crate::store::Txn;
 
@@ -17,10 +17,6 @@ pub(crate) fn reconcile(txn: &mut Txn, service: &ServiceId) {
         let host_is_gone = matches!(&key, SlotKey::Node(node) if txn.node(node).is_none());
         let mut kept: Vec<&Arc<Task>> = Vec::new();
         for task in slot.tasks() {
-            if task.is_attachment() && !task.has_ended() && txn.node(&task.node_id).is_some() {
-                // It never had one.
-                continue;
-            }
             let removing = service_is_gone || task.desired() == DesiredState::Remove;
             if finished(txn, task) && (removing || host_is_gone || !task.is_placed() && !task.has_ended()) {
                 forgotten.push(task.id.clone());
@@ -49,6 +45,19 @@ pub(crate) fn reconcile(txn: &mut Txn, service: &ServiceId) {
             return;
         }
         txn.remove_task(&task);
+    }
+}
+
+/// Forgets the places of a host's plain containers that the host has lost, or that are left of one that is gone.
+pub(crate) fn forget_places(txn: &mut Txn, host: &NodeId) {
+    let is_gone = txn.node(host).is_none();
+    let places = txn.tasks_on_node(host).filter(|task| task.is_attachment());
+    let lost: Vec<TaskId> = places.filter(|task| is_gone || task.has_ended()).map(|task| task.id.clone()).collect();
+    for place in lost {
+        if txn.is_full() {
+            return;
+        }
+        txn.remove_task(&place);
     }
 }
 

@@ -18,8 +18,8 @@ pub fn pass(cx: &mut Cx<'_>, txn: &mut Txn) {
     let mut hosts: BTreeSet<NodeId> = txn.nodes().map(|n| n.id.clone()).collect();
     // Those that are gone, but of which tasks are left. Almost none, so that looking costs less than collecting.
     for task in txn.tasks() {
-        if !services.contains(&task.service_id) {
-            services.insert(task.service_id.clone());
+        if let Some(service) = task.service().filter(|service| !services.contains(*service)) {
+            services.insert(service.clone());
         }
         if !hosts.contains(&task.node_id) {
             hosts.insert(task.node_id.clone());
@@ -56,6 +56,9 @@ fn run(cx: &mut Cx<'_>, txn: &mut Txn, scope: &Scope) {
         }
         reaper::reconcile(txn, service);
     }
+    for host in &scope.hosts {
+        reaper::forget_places(txn, host);
+    }
     if txn.is_full() {
         // Each of them stopped between two decisions; the next pass, a full one, comes at once.
         txn.wake_at(cx.now);
@@ -80,7 +83,7 @@ impl Scope {
                 }
                 Key::Task(id) => {
                     for task in [txn.base().task(id), txn.task(id)].into_iter().flatten() {
-                        scope.services.insert(task.service_id.clone());
+                        scope.services.extend(task.service().cloned());
                         scope.hosts.insert(task.node_id.clone());
                     }
                 }
@@ -93,7 +96,7 @@ impl Scope {
 
     fn add_host(&mut self, store: &Store, id: &NodeId) {
         self.hosts.insert(id.clone());
-        self.services.extend(store.tasks_on_node(id).map(|t| t.service_id.clone()));
+        self.services.extend(store.tasks_on_node(id).filter_map(|task| task.service().cloned()));
         // Any host may be a new or a lost place of a global service, and of a slot that waits for a stop there.
         let global = store.services().filter(|s| matches!(s.spec.mode, Some(ServiceMode::Global(_))));
         self.services.extend(global.map(|s| s.id.clone()));

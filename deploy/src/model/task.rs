@@ -165,6 +165,11 @@ impl Task {
         !self.container.is_empty()
     }
 
+    /// The service that it is a task of.
+    pub fn service(&self) -> Option<&ServiceId> {
+        (!self.is_attachment()).then_some(&self.service_id)
+    }
+
     /// Name of the task's container: `SERVICE.SLOT.ID`, or `SERVICE.NODE.ID` for a global service. A plain container's is
     /// its own.
     pub fn name(&self) -> String {

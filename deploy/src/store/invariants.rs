@@ -81,8 +81,7 @@ impl Store {
 
     fn check_tasks(&self, wrong: &mut Vec<String>) {
         for task in self.tasks() {
-            if self.service(&task.service_id).is_none()
-                && !task.is_attachment()
+            if task.service().is_some_and(|service| self.service(service).is_none())
                 && task.desired() < DesiredState::Shutdown
                 && task.holds_addresses()
             {

@@ -6,9 +6,9 @@ use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Query};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use hyper::Request;
 use hyper::header::CONTENT_TYPE;
 use hyper::http::request::Parts;
-use hyper::{Request, StatusCode};
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;

@@ -147,6 +147,23 @@ fn only_the_daemon_with_the_session_speaks_for_its_containers() {
 }
 
 #[test]
+fn a_host_that_is_away_keeps_the_places_of_its_containers_for_a_day() {
+    let mut world = World::new();
+    let (one, two) = (world.join(1), world.join(2));
+    level(&mut world, ATTACH_LEVEL);
+    network(&mut world, "back", "10.9.0.0/24", true).unwrap();
+    let lost = TaskId::new(attach(&mut world, &one, 1, "back").unwrap().id);
+    let stays = TaskId::new(attach(&mut world, &two, 2, "back").unwrap().id);
+    assert_eq!(world.store.task(&lost).unwrap().service(), None);
+    world.run(Op::NodeDown(NodeDown { node_id: one, generation: 1, reason: "agent silent".to_owned() })).unwrap();
+    for (passed_s, has) in [(24 * 60 * 60 - 1, true), (1, false)] {
+        world.now = world.now.plus(std::time::Duration::from_secs(passed_s));
+        world.change(brain::pass);
+        assert_eq!((world.store.task(&lost).is_some(), world.store.task(&stays).is_some()), (has, true));
+    }
+}
+
+#[test]
 fn a_request_that_comes_late_takes_no_place_away() {
     let mut world = World::new();
     let one = world.join(1);

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deploy::model::{NetworkMode, TaskId};
+use deploy::model::NetworkMode;
 use overlay_net::{Attached, DnsSockets, EndpointConfig, Overlay, OverlayError};
 use runtime::{ContainerState, ExitStatus, RuntimeError, Signal, Status};
 use tokio::sync::{mpsc, oneshot};
