@@ -185,6 +185,8 @@ fn container_routes<E: Engine>() -> Router<App<E>> {
         .route("/containers/{id}/stop", post(actions::stop::<E>))
         .route("/containers/{id}/start", post(plain::start::<E>))
         .route("/containers/{id}/restart", post(plain::restart::<E>))
+        .route("/containers/{id}/rename", post(plain::rename::<E>))
+        .route("/containers/{id}/update", post(plain::update::<E>))
         .route("/containers/{id}/pause", post(actions::pause::<E>))
         .route("/containers/{id}/unpause", post(actions::unpause::<E>))
         .route("/containers/{id}/wait", post(actions::wait::<E>))

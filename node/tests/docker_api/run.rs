@@ -288,6 +288,40 @@ async fn a_restart_by_its_user_is_not_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_name_and_another_policy() {
+    let Some(mut docker) = Docker::new().await else { return };
+    let run = async |docker: &Docker, args: &[&str]| docker.ok(&[&NONE[..], &["-d"], args].concat()).await;
+    let id = run(&docker, &["--name", "one", "box:1", "sleep", "1000"]).await;
+    let id = id.trim();
+    run(&docker, &["--name", "other", "--rm", "box:1", "sleep", "1000"]).await;
+    docker.ok(&["rename", "one", "two"]).await;
+    docker.fails(&["exec", "one", "true"], 1, "No such container: one").await;
+    docker.ok(&["exec", "two", "true"]).await;
+    docker.fails(&["rename", "two", "two"], 1, "same name as its current name").await;
+    docker.fails(&["rename", "two", "a b"], 1, "Invalid container name (a b)").await;
+    docker.fails(&["rename", "two", "other"], 1, "The container name \"/other\" is already in use by").await;
+    let query = filters(json!({"container": ["two"], "event": ["rename"]}));
+    let told = get(docker.host.socket(), &format!("/events?since=0&until={}&{query}", now())).await.json();
+    let attributes = &told["Actor"]["Attributes"];
+    assert_eq!((&attributes["name"], &attributes["oldName"]), (&json!("two"), &json!("/one")));
+    docker.restart().await;
+    assert_eq!(docker.inspect(id).await["Name"], json!("/two"));
+    docker.ok(&["restart", "-t", "0", "two"]).await;
+    assert_eq!(docker.ok(&["ps", "--format", "{{.Names}}"]).await, "other\ntwo\n");
+    run(&docker, &["--name", "one", "box:1", "true"]).await;
+
+    assert_eq!(docker.ok(&["update", "--restart", "always", "two"]).await, "two\n");
+    docker.restart().await;
+    assert_eq!(docker.inspect("two").await["HostConfig"]["RestartPolicy"]["Name"], json!("always"));
+    docker.host.runtime.stop(id, None, std::time::Duration::ZERO).await.unwrap();
+    let again = |object: &Value| object["RestartCount"] == json!(1) && object["State"]["Status"] == json!("running");
+    docker.until("two", again).await;
+    docker.fails(&["update", "--memory", "64m", "two"], 1, "Memory is not supported").await;
+    docker.fails(&["update", "--restart", "always", "other"], 1, "AutoRemove is enabled").await;
+    docker.ok(&["rm", "-f", "one", "two", "other"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_a_stop_and_a_restart_the_last_word_counts() {
     let Some(docker) = Docker::new().await else { return };
     let s = docker.host.socket();

@@ -146,7 +146,7 @@ impl Inner {
         Arc::new(Container {
             id: config.id.clone(),
             dir: self.container_dir(&config.id),
-            labels: Arc::new(config.labels.clone()),
+            labels: Mutex::new(Arc::new(config.labels.clone())),
             created_at: time_from(created_at),
             stop_signal: create::stop_signal(config),
             keeps_log: config.log.files,

@@ -101,7 +101,7 @@ impl Inner {
         let container = Arc::new(Container {
             id: config.id.clone(),
             dir: dir.to_owned(),
-            labels: Arc::new(config.labels.clone()),
+            labels: Mutex::new(Arc::new(config.labels.clone())),
             created_at,
             stop_signal,
             keeps_log: config.log.files,

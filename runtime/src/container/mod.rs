@@ -13,6 +13,7 @@ mod delete;
 mod durable;
 mod exec;
 mod inspect;
+mod label;
 mod monitor;
 mod mounts;
 mod notes;
@@ -102,7 +103,8 @@ pub struct ContainerState {
 pub(crate) struct Container {
     id: String,
     dir: PathBuf,
-    labels: Arc<BTreeMap<String, String>>,
+    /// Not in the view: what happens is told while that is changed.
+    labels: Mutex<Arc<BTreeMap<String, String>>>,
     created_at: SystemTime,
     stop_signal: Signal,
     /// Whether its log is kept where it can be read.
@@ -140,7 +142,7 @@ impl Container {
         let view = self.view.borrow().clone();
         ContainerState {
             id: self.id.clone(),
-            labels: (*self.labels).clone(),
+            labels: (*self.labels()).clone(),
             pid: view.exit.is_none().then_some(view.pid),
             paused: view.paused && view.exit.is_none(),
             status: self.status(),
@@ -161,7 +163,12 @@ impl Container {
 
     /// Tells of it.
     fn tell(&self, events: &Events, action: &str, attributes: Vec<(&'static str, String)>) {
-        events.tell(EventKind::Container, action, self.id.as_str(), &self.labels, attributes);
+        events.tell(EventKind::Container, action, self.id.as_str(), &self.labels(), attributes);
+    }
+
+    fn labels(&self) -> Arc<BTreeMap<String, String>> {
+        // A pointer, which is whole in any case.
+        Arc::clone(&self.labels.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn set_exit(&self, exit: &StoredExit) {

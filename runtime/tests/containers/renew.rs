@@ -7,6 +7,7 @@ use super::fixture::{Fixture, chain};
 pub const TESTS: &[(&str, fn())] = &[
     ("renew::what_it_wrote_is_there_again", what_it_wrote_is_there_again),
     ("renew::only_what_has_ended_and_lasts", only_what_has_ended_and_lasts),
+    ("renew::a_label_is_changed_for_good", a_label_is_changed_for_good),
     ("renew::lost_records_do_not_take_it_along", lost_records_do_not_take_it_along),
 ];
 
@@ -63,6 +64,38 @@ fn what_it_wrote_is_there_again() {
     assert_eq!(volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>(), ["tmp"], "its own went with it");
     fixture.runtime().volumes().remove("tmp").unwrap();
     assert_eq!(fixture.leftovers(), Default::default());
+}
+
+fn a_label_is_changed_for_good() {
+    let mut fixture = Fixture::new();
+    let mut config = fixture.config("one", "sleep");
+    config.lasting = true;
+    config.labels.insert("kept".into(), "as it was".into());
+    let created = config.clone();
+    fixture.start(config);
+    let set = |fixture: &Fixture, id: &str, value: &str| {
+        fixture.tokio.block_on(fixture.runtime().set_label(id, "name", value))
+    };
+    let check = |fixture: &Fixture, value: &str| {
+        let mut labels = created.labels.clone();
+        labels.insert("name".into(), value.into());
+        assert_eq!(fixture.tokio.block_on(fixture.runtime().list())[0].labels, labels);
+        let config = fixture.tokio.block_on(fixture.runtime().inspect("one")).unwrap().config;
+        assert_eq!(config, runtime::ContainerConfig { labels, ..created.clone() });
+    };
+    set(&fixture, "one", "first").unwrap();
+    check(&fixture, "first");
+    fixture.die();
+    fixture.open();
+    check(&fixture, "first");
+    fixture.signal("one", runtime::Signal::KILL);
+    fixture.wait("one");
+    set(&fixture, "one", "second").unwrap();
+    renewed(&fixture, "one");
+    check(&fixture, "second");
+    let missing = set(&fixture, "two", "third");
+    assert!(matches!(missing, Err(RuntimeError::NotFound(_))), "{missing:?}");
+    fixture.tokio.block_on(fixture.runtime().delete("one")).unwrap();
 }
 
 fn only_what_has_ended_and_lasts() {

@@ -14,12 +14,12 @@ use tokio::time::Instant;
 
 use super::places::PlaceError;
 use super::policy::{self, End, Next};
-use super::record::Record;
+use super::record::{Record, Restart};
 use super::shared::{Place, Shared};
 use super::streams::Listener;
 use super::{PlainError, needs_overlay};
-use crate::agent::IMAGE_LABEL;
 use crate::agent::executor::DNS_FDS;
+use crate::agent::{IMAGE_LABEL, PLAIN_LABEL};
 use crate::agent::{health, network};
 use crate::rpc::pb;
 
@@ -44,6 +44,10 @@ pub(super) enum Command {
     WillEnd(Reply<()>),
     /// Somebody wants its streams: those of its next run, if it has ended.
     Attach(Listener, Reply<()>),
+    /// Give it this name, which nobody else has.
+    Rename(String, Reply<()>),
+    /// Start it again by this policy from now on, and at most so often in a row.
+    Update(Restart, u32, Reply<()>),
     /// Remove it.
     Remove {
         /// Also while it runs.
@@ -77,7 +81,7 @@ pub(super) struct Keeper {
     record: Record,
     /// Before the last restart; zero if its user started it.
     pause: Duration,
-    /// The last start was not possible without a manager.
+    /// Its last start failed, and not by its fault: that was told.
     retries: bool,
     /// They wait for its next run.
     listeners: Vec<Listener>,
@@ -188,6 +192,14 @@ impl Keeper {
                 let _ = reply.send(self.listen(listener).await);
                 turn
             }
+            Command::Rename(name, reply) => {
+                let _ = reply.send(self.rename(name).await);
+                turn
+            }
+            Command::Update(restart, max_restarts, reply) => {
+                let _ = reply.send(self.update(restart, max_restarts).await);
+                turn
+            }
             Command::Remove { force: false, reply, .. } if matches!(turn, Turn::Waits(_)) => {
                 let _ = reply.send(Err(PlainError::Restarting(self.record.name.clone())));
                 turn
@@ -208,7 +220,10 @@ impl Keeper {
             Command::Start(reply) => drop(reply.send(Err(error))),
             Command::Stop(_, _, reply) => drop(reply.send(Ok(false))),
             Command::WillEnd(reply) => drop(reply.send(Ok(()))),
-            Command::Restart(_, _, reply) | Command::Attach(_, reply) => drop(reply.send(Err(error))),
+            Command::Restart(_, _, reply)
+            | Command::Attach(_, reply)
+            | Command::Rename(_, reply)
+            | Command::Update(_, _, reply) => drop(reply.send(Err(error))),
             Command::Remove { reply, .. } => {
                 let removed = self.remove(true).await;
                 let gone = removed.is_ok();
@@ -238,6 +253,49 @@ impl Keeper {
         };
         tell(started);
         next
+    }
+
+    async fn rename(&mut self, name: String) -> Result<(), PlainError> {
+        let shared = Arc::clone(&self.shared);
+        if let Some(network) = self.record.spec.cluster_networks().next().filter(|_| !self.record.place.is_none()) {
+            let (name, network) = (self.record.name.clone(), network.target.clone());
+            return Err(PlainError::KnownByName { name, network });
+        }
+        shared.take_name(&self.record.id, &name)?;
+        let before = std::mem::replace(&mut self.record.name, name);
+        let renamed = async {
+            shared.config.runtime.set_label(&self.record.id, PLAIN_LABEL, &self.record.name).await?;
+            self.save().await
+        };
+        if let Err(error) = renamed.await {
+            self.record.name = before;
+            if let Err(error) = shared.config.runtime.set_label(&self.record.id, PLAIN_LABEL, &self.record.name).await {
+                tracing::warn!(
+                    container.id = self.record.id,
+                    error = crate::chain(&error),
+                    "a container has not got its name back"
+                );
+            }
+            shared.show(&self.record.id, |view| view.record.name.clone_from(&self.record.name));
+            return Err(error);
+        }
+        shared.config.runtime.tell(&self.record.id, "rename", vec![("oldName", format!("/{before}"))]);
+        Ok(())
+    }
+
+    async fn update(&mut self, restart: Restart, max_restarts: u32) -> Result<(), PlainError> {
+        if self.record.auto_remove && restart != Restart::No {
+            return Err(PlainError::RemovedAtEnd);
+        }
+        let before = (self.record.restart, self.record.max_restarts);
+        self.record.set_restart(restart);
+        self.record.max_restarts = max_restarts;
+        if let Err(error) = self.save().await {
+            (self.record.restart, self.record.max_restarts) = before;
+            return Err(error);
+        }
+        self.tell("update");
+        Ok(())
     }
 
     async fn listen(&mut self, listener: Listener) -> Result<(), PlainError> {
@@ -324,6 +382,10 @@ impl Keeper {
                         listener.open(&shared.config.runtime, &record.id).await;
                         let _ = reply.send(Ok(()));
                     }
+                    Some(Command::Rename(name, reply)) => drop(reply.send(self.rename(name).await)),
+                    Some(Command::Update(restart, max_restarts, reply)) => {
+                        let _ = reply.send(self.update(restart, max_restarts).await);
+                    }
                     Some(Command::Remove { force: false, reply, .. }) => {
                         let _ = reply.send(Err(PlainError::Running(self.record.name.clone())));
                     }
@@ -399,7 +461,7 @@ impl Keeper {
             return Turn::Runs { adopted: false };
         };
         let next = policy::not_started(&self.record, &error, self.pause);
-        // Once for as long as there is no manager.
+        // Once for as long as there is no manager, or no address.
         let told = std::mem::replace(&mut self.retries, matches!(next, Next::Retry(_)));
         if !(told && self.retries) {
             tracing::warn!(
@@ -415,6 +477,7 @@ impl Keeper {
     /// As its user wants.
     async fn start_anew(&mut self) -> Result<(), PlainError> {
         (self.record.stopped, self.record.restarts, self.pause) = (false, 0, Duration::ZERO);
+        self.retries = false;
         let started = self.start().await;
         if started.is_err() {
             self.record.wanted = false;

@@ -65,6 +65,20 @@ pub(crate) enum PlainError {
         /// Who has it.
         id: String,
     },
+    /// Docker's text.
+    #[error("Renaming a container with the same name as its current name")]
+    SameName,
+    /// Others find it by its name, which the managers have.
+    #[error("container \"/{name}\" cannot be renamed while it runs on network {network}: stop it first")]
+    KnownByName {
+        /// Its name.
+        name: String,
+        /// The network.
+        network: String,
+    },
+    /// Docker's text.
+    #[error("Restart policy cannot be updated because AutoRemove is enabled for the container")]
+    RemovedAtEnd,
     /// There are as many as there may be.
     #[error("this host has {MAX} containers of its own: remove some first")]
     TooMany,
@@ -342,6 +356,16 @@ impl Plain {
         let (listener, streams) = Listener::new(wanted);
         self.ask(id, |reply| Command::Attach(listener, reply)).await?;
         Ok(streams)
+    }
+
+    /// Gives a container another name.
+    pub(crate) async fn rename(&self, id: &str, name: String) -> Result<(), PlainError> {
+        self.ask(id, |reply| Command::Rename(name, reply)).await
+    }
+
+    /// Gives a container another restart policy, with a bound for restarts in a row; 0 for none.
+    pub(crate) async fn update(&self, id: &str, restart: Restart, max_restarts: u32) -> Result<(), PlainError> {
+        self.ask(id, |reply| Command::Update(restart, max_restarts, reply)).await
     }
 
     /// Changes whenever a run of the container is prepared; closed when it is removed.

@@ -136,6 +136,21 @@ impl Shared {
         Ok(id)
     }
 
+    /// Gives a container another name, unless somebody has it.
+    pub(super) fn take_name(&self, id: &str, name: &str) -> Result<(), PlainError> {
+        let mut state = self.state();
+        if let Some(holder) = state.holder_of(name) {
+            return Err(match holder == id {
+                true => PlainError::SameName,
+                false => PlainError::NameTaken { id: holder.to_owned(), name: name.to_owned() },
+            });
+        }
+        if let Some(known) = state.known.get_mut(id) {
+            name.clone_into(&mut known.view.record.name);
+        }
+        Ok(())
+    }
+
     async fn make(&self, record: &Record, stdin_once: bool, no_entrypoint: bool) -> Result<(), PlainError> {
         // Held until the container is made: from then on the container keeps it.
         let (lease, wanted) = (Arc::new(self.config.images.lease()), record.spec.container.image.clone());

@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tonic::Code;
 
 use super::super::App;
-use super::super::convert::plain_from_wire;
+use super::super::convert::{name_from_wire, plain_from_wire, update_from_wire};
 use super::super::error::ApiError;
 use super::super::extract::{JsonBody, Params};
 use super::super::image_prune::{all_labels, until};
@@ -40,10 +40,12 @@ fn refused(error: PlainError) -> ApiError {
         | PlainError::Restarting(_)
         | PlainError::Paused
         | PlainError::Stopped(_)
+        | PlainError::KnownByName { .. }
+        | PlainError::RemovedAtEnd
         | PlainError::Unreadable(_)
         | PlainError::TooManyListeners => ApiError::conflict(error.to_string()),
         PlainError::NotFound(id) => find::no_such(id),
-        PlainError::Config(_) | PlainError::Mount(_) => ApiError::invalid(crate::chain(&error)),
+        PlainError::SameName | PlainError::Config(_) | PlainError::Mount(_) => ApiError::invalid(crate::chain(&error)),
         // Docker's clients look for parts of these, and make an exit code of what they find.
         PlainError::Runtime(RuntimeError::Start { command, reason, .. }) => ApiError::invalid(format!(
             "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create \
@@ -150,6 +152,35 @@ pub(in super::super) async fn restart<E: Engine>(
     let grace = actions::grace(&params)?.unwrap_or_else(|| grace_of(&plain, &state.id));
     plain.restart(&state.id, signal, grace).await.map_err(refused)?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+pub(in super::super) async fn rename<E: Engine>(
+    State(app): State<App<E>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Done {
+    let name = name_from_wire(params.get("name").unwrap_or_default())?;
+    let name = name.ok_or_else(|| ApiError::invalid("Neither old nor new names may be empty"))?.to_owned();
+    let (_, state) = find::find(&app, &id).await?;
+    let Some(plain) = of(&app, &state)? else {
+        return Err(actions::of_task(&state, "renamed", "its name is made of the service's"));
+    };
+    plain.rename(&state.id, name).await.map_err(refused)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(in super::super) async fn update<E: Engine>(
+    State(app): State<App<E>>,
+    Path(id): Path<String>,
+    JsonBody(body): JsonBody<Map<String, Value>>,
+) -> Result<Json<Value>, ApiError> {
+    let (restart, max_restarts) = update_from_wire(body)?;
+    let (_, state) = find::find(&app, &id).await?;
+    let Some(plain) = of(&app, &state)? else {
+        return Err(actions::of_task(&state, "updated", "update the service"));
+    };
+    plain.update(&state.id, restart, max_restarts).await.map_err(refused)?;
+    Ok(Json(json!({"Warnings": null})))
 }
 
 pub(in super::super) async fn remove<E: Engine>(
@@ -389,8 +420,7 @@ mod tests {
             // Whatever its words are.
             let reason = PlaceError::Refused { code, reason: "network x not found".to_owned() };
             let error = refused(PlainError::Place { network: "x".to_owned(), reason });
-            let text =
-                format!("Could not attach to network x: rpc error: code = {code:?} desc = network x not found");
+            let text = format!("Could not attach to network x: rpc error: code = {code:?} desc = network x not found");
             assert_eq!((error.status, error.message), (status, text));
         }
     }

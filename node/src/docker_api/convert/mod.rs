@@ -19,7 +19,7 @@ pub use service::{insert_defaults, service_spec_from_wire, service_spec_to_wire,
 pub use task::{task_state_name, task_to_wire};
 
 pub(crate) use node::role_name;
-pub(crate) use run::plain_from_wire;
+pub(crate) use run::{name_from_wire, plain_from_wire, update_from_wire};
 pub(crate) use service::port_to_wire;
 pub(crate) use task::desired_state_name;
 

@@ -109,12 +109,7 @@ pub(crate) fn plain_from_wire(body: Map<String, Value>, name: Option<&str>) -> R
     let networking = body.get("NetworkingConfig").cloned();
     let c: wire::PlainContainer = parse(Value::Object(body))?;
     let h: wire::HostConfig = parse(Value::Object(host))?;
-    let name = name.map(|name| name.trim_start_matches('/')).filter(|name| !name.is_empty());
-    if let Some(name) = name.filter(|name| !is_name(name)) {
-        return Err(ApiError::invalid(format!(
-            "Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
-        )));
-    }
+    let name = name_from_wire(name.unwrap_or_default())?;
     let (restart, max_restarts) = restart(h.restart_policy.clone().unwrap_or_default())?;
     let auto_remove = h.auto_remove.unwrap_or_default();
     if auto_remove && restart != Restart::No {
@@ -154,6 +149,34 @@ pub(crate) fn plain_from_wire(body: Map<String, Value>, name: Option<&str>) -> R
         no_entrypoint,
         host_config,
     })
+}
+
+/// The name that a container is to have, with or without Docker's slash in front; none if it is empty.
+pub(crate) fn name_from_wire(name: &str) -> Result<Option<&str>, ApiError> {
+    match name.trim_start_matches('/') {
+        "" => Ok(None),
+        name if is_name(name) => Ok(Some(name)),
+        name => Err(ApiError::invalid(format!(
+            "Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+        ))),
+    }
+}
+
+/// `POST /containers/{id}/update`: the restart policy, and how often in a row; all else is refused by its name.
+///
+/// # Errors
+/// Names what Shoal does not do, or what makes no sense.
+pub(crate) fn update_from_wire(body: Map<String, Value>) -> Result<(Restart, u32), ApiError> {
+    for (key, value) in body.iter().filter(|(key, _)| key.as_str() != "RestartPolicy") {
+        refuse_set(key, &Some(value.clone()))?;
+    }
+    let policy = body.get("RestartPolicy").filter(|policy| !policy.is_null());
+    let policy: Option<wire::ContainerRestartPolicy> = policy.cloned().map(parse).transpose()?;
+    // Docker's clients send an empty name where no policy is named.
+    match policy.filter(|policy| policy.name.as_deref().is_some_and(|name| !name.is_empty())) {
+        Some(policy) => restart(policy),
+        None => Err(ApiError::invalid("RestartPolicy must be given: it is all that can be updated")),
+    }
 }
 
 fn parse<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, ApiError> {
@@ -620,6 +643,34 @@ mod tests {
         both["HostConfig"]["AutoRemove"] = json!(true);
         both["HostConfig"]["RestartPolicy"] = json!({"Name": "always"});
         refused(wish(both), 400, "AutoRemove");
+    }
+
+    #[test]
+    fn only_the_restart_policy_is_updated() {
+        // What docker's command line sends with `--restart` alone.
+        let usual = json!({
+            "CpuShares": 0, "Memory": 0, "NanoCpus": 0, "CgroupParent": "", "BlkioWeight": 0, "BlkioWeightDevice": null,
+            "BlkioDeviceReadBps": null, "CpuPeriod": 0, "CpuQuota": 0, "CpusetCpus": "", "Devices": null,
+            "DeviceCgroupRules": null, "DeviceRequests": null, "MemoryReservation": 0, "MemorySwap": 0,
+            "MemorySwappiness": null, "OomKillDisable": null, "PidsLimit": 0, "Ulimits": null, "CpuCount": 0,
+            "CpuPercent": 0, "IOMaximumIOps": 0, "IOMaximumBandwidth": 0,
+            "RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 4},
+        });
+        let with = |key: &str, value: Value| {
+            let mut body = usual.as_object().unwrap().clone();
+            body.insert(key.to_owned(), value);
+            update_from_wire(body).map_err(|error| (error.status.as_u16(), error.message))
+        };
+        assert_eq!(with("Memory", json!(0)), Ok((Restart::OnFailure, 4)));
+        assert_eq!(with("RestartPolicy", json!({"Name": "no"})), Ok((Restart::No, 0)));
+        let (status, text) = with("Memory", json!(64 << 20)).unwrap_err();
+        assert!(status == 501 && text.contains("Memory"), "{text}");
+        for none in [json!(null), json!({}), json!({"Name": "", "MaximumRetryCount": 0})] {
+            let (status, text) = with("RestartPolicy", none).unwrap_err();
+            assert!(status == 400 && text.contains("RestartPolicy"), "{text}");
+        }
+        let (status, text) = with("RestartPolicy", json!({"Name": "sometimes"})).unwrap_err();
+        assert!(status == 400 && text.contains("unknown policy"), "{text}");
     }
 
     #[test]
