@@ -182,3 +182,73 @@ async fn plain_containers_on_attachable_networks() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_container_keeps_its_address_while_it_is_restarted() {
+    with(Cluster::start(&binaries(), 1, 1), async |cluster| {
+        let (manager, worker, host) = (cluster.api(0), cluster.api(1), cluster.host(1));
+        let ipam = json!({"Config": [{"Subnet": "10.77.0.0/29"}]});
+        let spec = json!({"Name": "small", "Driver": "overlay", "Attachable": true, "IPAM": ipam});
+        manager.post("/networks/create", &spec).await?;
+        let wanted = json!({"NetworkMode": "small", "RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 1}});
+        // As many as there are addresses beside the gateway's.
+        for number in 1..=6 {
+            make(&worker, &format!("box{number}"), wanted.clone()).await?;
+            let started = worker.post(&format!("/containers/box{number}/start"), &Value::Null).await;
+            if number == 6 {
+                refused(started, 500, "could not find an available IP address on network")?;
+            } else {
+                started?;
+            }
+        }
+        let address = async |name: &str| -> Result<String> {
+            let object = inspect(&worker, name).await?;
+            Ok(object["NetworkSettings"]["Networks"]["small"]["IPAddress"].as_str().unwrap_or_default().to_owned())
+        };
+        let (first, second) = (address("box1").await?, address("box2").await?);
+        ensure!(first.starts_with("10.77.0.") && second.starts_with("10.77.0."), "{first:?} {second:?}");
+        ensure!(address("box6").await?.is_empty());
+        worker.post("/containers/box1/restart?t=0", &Value::Null).await?;
+        ensure!(address("box1").await? == first);
+        // Its policy does the same.
+        let pid = inspect(&worker, "box2").await?["State"]["Pid"].as_i64().unwrap_or_default();
+        host.kill_in_container(i32::try_from(pid)?)?;
+        let is_up = async |name: &str| {
+            let object = inspect(&worker, name).await.map_err(|error| error.to_string())?;
+            let up = object["State"]["Status"] == "running" && object["RestartCount"] == 1;
+            if up { Ok(()) } else { Err(format!("{} {}", object["State"], object["RestartCount"])) }
+        };
+        worker.wait_for("box2 to be started again", SOON, || is_up("box2")).await?;
+        ensure!(address("box2").await? == second);
+        // Nobody has to be asked for that.
+        cluster.host(0).power_off()?;
+        worker.post("/containers/box1/restart?t=0", &Value::Null).await?;
+        ensure!(address("box1").await? == first);
+
+        // A host that begins without managers waits for them, and its containers have not failed for that.
+        host.power_off()?;
+        host.power_on()?;
+        host.wait_ready().await?;
+        has_its_place(&worker).await?;
+        let has_asked = || async {
+            let log = host.log_tail(400);
+            if log.contains("no manager could be asked for a place") { Ok(()) } else { Err(log) }
+        };
+        worker.wait_for("a start without managers", SOON, has_asked).await?;
+        let waits = inspect(&worker, "box3").await?;
+        ensure!(waits["State"]["Status"] == "restarting" && waits["RestartCount"] == 1, "{waits}");
+        // What has ended for good has no address any more, which may be another's.
+        ensure!(inspect(&worker, "box2").await?["State"]["Status"] == "exited");
+        ensure!(address("box2").await?.is_empty());
+        cluster.host(0).power_on()?;
+        cluster.host(0).wait_ready().await?;
+        worker.wait_for("box3 to be started again", SOON, || is_up("box3")).await?;
+        ensure!(!address("box3").await?.is_empty());
+        for number in 1..=6 {
+            worker.delete(&format!("/containers/box{number}?force=1")).await?;
+        }
+        ensure!(host.container_processes().is_empty(), "{:?}", host.container_processes());
+        Ok(())
+    })
+    .await;
+}

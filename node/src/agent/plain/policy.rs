@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tonic::Code;
+
 use super::PlainError;
 use super::places::PlaceError;
 use super::record::{Record, Restart};
@@ -15,6 +17,8 @@ const STEADY: Duration = Duration::from_secs(10);
 
 /// Between two attempts to start one that needs a manager for that, each of which asks them for up to 10 s.
 const RETRY: Duration = Duration::from_secs(1);
+/// The same where the network has no address left: those that were given back rest for 10 s.
+const DRY: Duration = Duration::from_secs(5);
 
 /// What happens next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,10 +59,11 @@ pub(super) fn after(record: &Record, end: End, pause: Duration) -> Next {
     Next::Again(doubled.clamp(FIRST_PAUSE, LONGEST_PAUSE))
 }
 
-/// After a start that failed. That no manager can be asked for a place is no fault of the container's.
+/// After a start that failed. That no manager can be asked for a place, or has none left, is no fault of the container's.
 pub(super) fn not_started(record: &Record, error: &PlainError, pause: Duration) -> Next {
     match error {
         PlainError::Place { reason: PlaceError::Unavailable(_) | PlaceError::Late, .. } => Next::Retry(RETRY),
+        PlainError::Place { reason: PlaceError::Refused { code: Code::ResourceExhausted, .. }, .. } => Next::Retry(DRY),
         _ => after(record, End { code: 127, ran: Duration::ZERO }, pause),
     }
 }
@@ -132,11 +137,11 @@ mod tests {
         for reason in [PlaceError::Late, PlaceError::Unavailable("none is known".into())] {
             assert_eq!(not_started(&tired, &no_place(reason), LONGEST_PAUSE), Next::Retry(RETRY));
         }
-        let full = || PlaceError::Refused { code: tonic::Code::ResourceExhausted, reason: "no address".into() };
-        assert_eq!(not_started(&tired, &no_place(full()), FIRST_PAUSE), Next::Stay);
-        assert_eq!(not_started(&record(Restart::Always, 0, 9), &no_place(full()), FIRST_PAUSE), {
-            Next::Again(2 * FIRST_PAUSE)
-        });
+        let refused = |code| no_place(PlaceError::Refused { code, reason: "no".into() });
+        assert_eq!(not_started(&tired, &refused(Code::ResourceExhausted), FIRST_PAUSE), Next::Retry(DRY));
+        assert_eq!(not_started(&tired, &refused(Code::NotFound), FIRST_PAUSE), Next::Stay);
+        let steady = record(Restart::Always, 0, 9);
+        assert_eq!(not_started(&steady, &refused(Code::NotFound), FIRST_PAUSE), Next::Again(2 * FIRST_PAUSE));
     }
 
     #[test]
