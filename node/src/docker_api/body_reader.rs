@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
@@ -44,6 +44,25 @@ impl Read for BodyReader {
     }
 }
 
+/// Lets the client send what nobody reads, or goes on reading.
+async fn drain(mut body: BodyDataStream) {
+    let drained = async { while matches!(body.next().await, Some(Ok(_))) {} };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::debug!("client goes on sending a body that nobody reads");
+    }
+}
+
+/// The body with what is found before it is read; if that is an error, the client has sent the body by then.
+pub(super) async fn after<T, E>(body: Body, found: impl Future<Output = Result<T, E>>) -> Result<(Body, T), E> {
+    match found.await {
+        Ok(found) => Ok((body, found)),
+        Err(error) => {
+            drain(body.into_data_stream()).await;
+            Err(error)
+        }
+    }
+}
+
 /// Runs `work` on the blocking pool with the body to read from, and waits until the body was sent or the time for
 /// that is up. A body that breaks off is an error of the read, not the end.
 pub(super) async fn with_reader<T: Send + 'static>(
@@ -61,10 +80,7 @@ pub(super) async fn with_reader<T: Send + 'static>(
             None => (Piece::End, true),
         };
         if sender.send(piece).await.is_err() {
-            let drain = async { while matches!(body.next().await, Some(Ok(_))) {} };
-            if tokio::time::timeout(DRAIN, drain).await.is_err() {
-                tracing::debug!("client goes on sending a body that nobody reads");
-            }
+            drain(body).await;
             break;
         }
         if last {

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::super::App;
-use super::super::body_reader::with_reader;
+use super::super::body_reader::{after, with_reader};
 use super::super::error::ApiError;
 use super::super::extract::Params;
 use super::find::{self, failed};
@@ -38,9 +38,7 @@ fn refused(error: &CopyError, state: &ContainerState) -> ApiError {
         CopyError::NotFound(path) => {
             ApiError::not_found(format!("Could not find the file {path} in container {}", find::name(state)))
         }
-        CopyError::ReadOnlyRoot | CopyError::ReadOnlyVolume(_) => {
-            ApiError::forbidden(text())
-        }
+        CopyError::ReadOnlyRoot | CopyError::ReadOnlyVolume(_) => ApiError::forbidden(text()),
         CopyError::NotADirectory(_) | CopyError::Path { .. } | CopyError::Entry { .. } => ApiError::invalid(text()),
         CopyError::Archive(cause) => match cause.kind() {
             ImageErrorKind::Internal => ApiError::internal(text()),
@@ -111,9 +109,9 @@ pub(in super::super) async fn put<E: Engine>(
     params: Params,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
-    let path = wanted(&params)?.to_owned();
     let options = PutOptions { keep_kinds: params.flag("noOverwriteDirNonDir"), own: params.flag("copyUIDGID") };
-    let (containers, state) = find::find(&app, &id).await?;
+    let found = async { Ok::<_, ApiError>((wanted(&params)?.to_owned(), find::find(&app, &id).await?)) };
+    let (body, (path, (containers, state))) = after(body, found).await?;
     let (runtime, container) = (containers.runtime.clone(), state.id.clone());
     let put = with_reader(body, move |reader| runtime.put_archive(&container, &path, reader, options));
     match put.await {
