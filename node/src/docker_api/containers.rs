@@ -39,6 +39,11 @@ pub(super) fn not_built(method: &Method, path: &str) -> ApiError {
     ApiError::not_supported(format!("Shoal does not support {method} {path} yet"))
 }
 
+/// `docker system prune` asks for it. Shoal builds nothing, and so nothing is kept of builds.
+pub(super) async fn prune_builds() -> Json<Value> {
+    Json(json!({"CachesDeleted": [], "SpaceReclaimed": 0}))
+}
+
 pub(super) async fn plugins() -> Json<Value> {
     Json(json!([]))
 }

@@ -200,6 +200,7 @@ fn other_routes<E: Engine>() -> Router<App<E>> {
     Router::new()
         .route("/system/df", get(disk_usage::disk_usage::<E>))
         .route("/events", get(events::events::<E>))
+        .route("/build/prune", post(containers::prune_builds))
         .route("/volumes", get(volumes::list::<E>))
         .route("/volumes/create", post(volumes::create::<E>))
         .route("/volumes/prune", post(volumes::prune::<E>))

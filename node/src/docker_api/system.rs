@@ -5,9 +5,10 @@ use std::fs;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use deploy::model::{Node, NodeId, NodeState, TaskState};
+use deploy::model::{Node, NodeState};
 use deploy::store::Store;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, PRAGMA};
+use runtime::{ContainerState, Status};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -104,10 +105,19 @@ pub(super) async fn info<E: Engine>(State(app): State<App<E>>) -> Json<Value> {
     };
     let images = app.engine.images();
     let images = tokio::task::spawn_blocking(move || images.list().len()).await.unwrap_or_default();
-    let mut info = json!({
+    let containers = match app.engine.containers() {
+        Some(containers) => containers.runtime.list().await,
+        None => Vec::new(),
+    };
+    let count = |is: fn(&ContainerState) -> bool| containers.iter().filter(|state| is(state)).count();
+    Json(json!({
         "ID": app.engine.engine_id(),
         "Name": kernel_file("/proc/sys/kernel/hostname"),
         "ServerVersion": VERSION,
+        "Containers": containers.len(),
+        "ContainersRunning": count(|state| state.status == Status::Running && !state.paused),
+        "ContainersPaused": count(|state| state.paused),
+        "ContainersStopped": count(|state| state.status != Status::Running),
         "Images": images,
         "Driver": "overlayfs",
         "DriverStatus": [],
@@ -144,15 +154,7 @@ pub(super) async fn info<E: Engine>(State(app): State<App<E>>) -> Json<Value> {
         "SecurityOptions": security_options(app.engine.remaps_users()),
         "Warnings": store.as_ref().map(warnings).unwrap_or_default(),
         "Swarm": swarm_info(&app.engine.manager_view(), &membership, store.as_ref()),
-    });
-    if let (Membership::Active(member), Some(store), Value::Object(info)) = (&membership, &store, &mut info) {
-        let (total, running) = containers_here(store, &member.node_id);
-        info.insert("Containers".to_owned(), total.into());
-        info.insert("ContainersRunning".to_owned(), running.into());
-        info.insert("ContainersPaused".to_owned(), 0.into());
-        info.insert("ContainersStopped".to_owned(), (total - running).into());
-    }
-    Json(info)
+    }))
 }
 
 /// What confines every container that does not ask otherwise, in Docker's words.
@@ -168,12 +170,6 @@ fn warnings(store: &Store) -> Vec<String> {
     let warning =
         |node: &std::sync::Arc<Node>| format!("WARNING: host {}: {}", node.description.hostname, node.status.message);
     store.nodes().filter(remarked).map(warning).collect()
-}
-
-/// Containers of the cluster's tasks on a host: all, and those that run.
-fn containers_here(store: &Store, node: &NodeId) -> (usize, usize) {
-    let with_container = || store.tasks_on_node(node).filter(|t| t.status.container.is_some());
-    (with_container().count(), with_container().filter(|t| t.status.state() == TaskState::Running).count())
 }
 
 fn swarm_info(view: &crate::engine::ManagerView, membership: &Membership, store: Option<&Store>) -> Value {

@@ -211,6 +211,32 @@ async fn restart_policies() {
     docker.ok(&["rm", "-f", "fails", "always", "loops"]).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_told_of_containers() {
+    let Some(docker) = Docker::new().await else { return };
+    let s = docker.host.socket();
+    let run = async |args: &[&str]| docker.ok(&[&NONE[..], args].concat()).await;
+    run(&["-d", "--name", "runs", "box:1", "sleep", "1000"]).await;
+    run(&["-d", "--name", "paused", "box:1", "sleep", "1000"]).await;
+    docker.ok(&["pause", "paused"]).await;
+    run(&["--name", "ended", "box:1", "true"]).await;
+    docker.ok(&["create", "--name", "never", "--network", "back", "box:1", "true"]).await;
+    let info = get(s, "/info").await.json();
+    let counts = ["Containers", "ContainersRunning", "ContainersPaused", "ContainersStopped"];
+    assert_eq!(counts.map(|count| info[count].as_u64().unwrap()), [4, 1, 1, 2]);
+    // The managers know which network that is.
+    assert_eq!(docker.inspect("never").await["NetworkSettings"]["Networks"]["back"]["NetworkID"], json!(""));
+    // The client sends all of it before it looks at the answer.
+    let home = tempfile::tempdir().unwrap();
+    let large = home.path().join("large");
+    std::fs::write(&large, vec![7; 16 << 20]).unwrap();
+    docker.fails(&["cp", large.to_str().unwrap(), "nobody:/tmp"], 1, "No such container: nobody").await;
+    // What `docker system prune` asks for beside others.
+    let pruned = post(s, "/build/prune", json!({})).await;
+    assert_eq!((pruned.status, &pruned.json()["SpaceReclaimed"]), (200, &json!(0)));
+    docker.ok(&["rm", "-f", "runs", "paused", "ended", "never"]).await;
+}
+
 /// A container that fails whenever it starts, while it waits for its next start for three seconds or longer.
 async fn restarting(docker: &Docker, name: &str) -> String {
     let args = ["-d", "--name", name, "--restart", "always", "box:1", "sh", "-c", "echo again; exit 6"];

@@ -344,6 +344,11 @@ pub(super) fn mode(view: &View) -> &str {
     view.record.spec.networks.first().map_or("bridge", |network| &network.target)
 }
 
+/// Whether it is on a network of the cluster.
+fn needs_place(view: &View) -> bool {
+    view.record.spec.cluster_networks().next().is_some()
+}
+
 /// Docker's map of its networks.
 pub(super) fn networks(view: &View) -> Map<String, Value> {
     let place = view.record.attachments.first();
@@ -355,7 +360,12 @@ pub(super) fn networks(view: &View) -> Map<String, Value> {
         (address.to_owned(), prefix.parse().unwrap_or(0))
     };
     let ((address, prefix), (address6, prefix6)) = (split(&address), split(address6));
-    let id = place.map_or_else(|| super::super::predefined::id(mode(view)), |place| place.network.to_string());
+    // One of the cluster's has an id, which is told with the place.
+    let own = || match needs_place(view) {
+        true => String::new(),
+        false => super::super::predefined::id(mode(view)),
+    };
+    let id = place.map_or_else(own, |place| place.network.to_string());
     let network = json!({
         "NetworkID": id,
         "EndpointID": "",
