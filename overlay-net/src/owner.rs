@@ -74,8 +74,8 @@ struct Task {
     underlay: u32,
     rules: Rules,
     connections: sweep::Connections,
-    /// Its own table.
-    own: Arc<Table>,
+    /// Its own tables.
+    own: Vec<Arc<Table>>,
 }
 
 /// Where tasks are that have the same tables: their networks, and their place on the ingress network.
@@ -663,7 +663,7 @@ impl TaskTables {
             self.known.len() - 1
         });
         let mut tables = self.known[place].1.clone();
-        tables.push(Arc::clone(&task.own));
+        tables.extend_from_slice(&task.own);
         tables
     }
 

@@ -148,16 +148,30 @@ fn published_ports_answer_ipv6_clients_who_keep_their_address() {
     for socket in servers.iter().chain([&client]) {
         socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     }
-    client.send_to(b"?", (outside(1), 8080)).unwrap();
     let mut seen = [0; 8];
     for server in &servers {
         server.set_nonblocking(true).unwrap();
     }
-    let (server, from) =
-        eventually(|| servers.iter().find_map(|s| Some((s, s.recv_from(&mut seen).ok()?.1))).ok_or("no datagram"));
-    server.send_to(b"!", from).unwrap();
-    let (_, from) = client.recv_from(&mut seen).unwrap();
-    assert_eq!(from.ip(), IpAddr::V6(outside(1)));
+    for number in [1, 2] {
+        client.send_to(b"?", (outside(number), 8080)).unwrap();
+        let (server, from) =
+            eventually(|| servers.iter().find_map(|s| Some((s, s.recv_from(&mut seen).ok()?.1))).ok_or("no datagram"));
+        assert_eq!(from.ip(), IpAddr::V6(outside(99)), "the client's own");
+        server.send_to(b"!", from).unwrap();
+        let (_, from) = client.recv_from(&mut seen).unwrap();
+        assert_eq!(from.ip(), IpAddr::V6(outside(number)));
+    }
+    // The way back is no way out.
+    for task in [&tasks[0], &tasks[2]] {
+        let error = greet_within(&task.namespace, outside(99), 80, Duration::from_millis(300)).unwrap_err();
+        let at_once = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NetworkUnreachable];
+        assert!(at_once.contains(&error.kind()), "{error}");
+        let socket = task.namespace.visit(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))).unwrap();
+        socket.connect((outside(99), client.local_addr().unwrap().port())).ok();
+        eventually(|| socket.send(b"?").map_or(Ok(()), |_| Err("it was sent")));
+    }
+    client.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    assert!(client.recv_from(&mut seen).is_err(), "nothing came out");
     // Who is no task cannot be reached past the published ports.
     let links = &mut Links::open(&world.host(1).namespace).unwrap();
     assert!(!links.addresses6().unwrap().is_empty());

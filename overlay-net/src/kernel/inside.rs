@@ -4,9 +4,9 @@
 //! has other things to do, and so reads no more than ours could ever be.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
-use super::links::{FRA_FWMARK, FRA_SRC, Links};
+use super::links::Links;
 use super::mac_of;
 use super::netlink::is_too_much;
 use super::netns::NetNs;
@@ -62,14 +62,16 @@ impl Links {
             .and_then(|route| name(route.link))
             .cloned();
         found.default_route = defaults.any(|route| route.table != names::RETURN_TABLE);
-        found.return_rule = self.ruled_tables(libc::AF_INET, FRA_FWMARK)?.contains(&names::RETURN_TABLE);
+        let returns = |rule: &super::links::RoutingRule| rule.table == names::RETURN_TABLE;
+        found.return_rule = self.routing_rules(libc::AF_INET)?.iter().any(|rule| returns(rule) && rule.by_mark);
         let nobody = mac_of(std::net::Ipv4Addr::UNSPECIFIED);
         let neighbours = self.neighbours()?;
         let known = |gateway: IpAddr| neighbours.iter().any(|(_, address, mac)| (*address, *mac) == (gateway, nobody));
         found.return_gateway = known(names::RETURN_GATEWAY.into());
-        let mut ruled6 =
-            |by| -> io::Result<bool> { Ok(self.ruled_tables(libc::AF_INET6, by)?.contains(&names::RETURN_TABLE)) };
-        if known(names::RETURN_GATEWAY_6.into()) && ruled6(FRA_FWMARK)? && ruled6(FRA_SRC)? {
+        let rules6 = self.routing_rules(libc::AF_INET6)?;
+        let mut rules6 = rules6.iter().filter(|rule| returns(rule));
+        let ruled6 = rules6.clone().any(|rule| rule.by_mark) && rules6.any(|rule| rule.for_all);
+        if known(names::RETURN_GATEWAY_6.into()) && ruled6 {
             let mut routes = self.routes6()?.into_iter();
             let link = routes.find(|(table, net, _)| *table == names::RETURN_TABLE && net.prefix_len() == 0);
             found.return6 = link.and_then(|(_, _, link)| name(link)).cloned();
@@ -84,12 +86,7 @@ impl Links {
 
     /// Lets a task answer clients through the host that they came by: replies that carry a mark leave by the ingress
     /// interface, to a gateway that stands for all hosts.
-    pub(crate) fn remember_stations(
-        &mut self,
-        namespace: &NetNs,
-        side: &IngressSide,
-        six: Option<Ipv6Addr>,
-    ) -> io::Result<()> {
+    pub(crate) fn remember_stations(&mut self, namespace: &NetNs, side: &IngressSide, six: bool) -> io::Result<()> {
         // A client's packets come in where no route to the client leads out.
         for scope in ["all", side.interface.as_str()] {
             namespace.set_sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
@@ -98,9 +95,9 @@ impl Links {
         let nobody = mac_of(std::net::Ipv4Addr::UNSPECIFIED);
         self.set_neighbour(index, names::RETURN_GATEWAY.into(), nobody)?;
         self.route_marked(side.subnet, names::RETURN_TABLE, names::RETURN_GATEWAY, &side.interface)?;
-        if let Some(own) = six {
+        if six {
             self.set_neighbour(index, names::RETURN_GATEWAY_6.into(), nobody)?;
-            self.route_marked6((side.subnet, own), names::RETURN_TABLE, names::RETURN_GATEWAY_6, &side.interface)?;
+            self.route_marked6(side.subnet, names::RETURN_TABLE, names::RETURN_GATEWAY_6, &side.interface)?;
         }
         Ok(())
     }

@@ -179,6 +179,16 @@ fn gone_is_not_found(error: io::Error) -> io::Error {
     }
 }
 
+/// What leads packets to a table of routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RoutingRule {
+    pub(super) table: u32,
+    /// Those with a mark.
+    pub(super) by_mark: bool,
+    /// All that no other table leads anywhere.
+    pub(super) for_all: bool,
+}
+
 impl Links {
     /// Opens a handle on a namespace.
     ///
@@ -595,19 +605,13 @@ impl Links {
         self.add_rule(rule)
     }
 
-    /// The same for IPv6 packets. `marks` are IPv4 addresses here too: those of hosts. Packets from `source` that no
-    /// other route leads anywhere take this one: the kernel asks for the way of a connection's first reply before
-    /// anybody could mark it, and where there is no default route it would not be sent.
+    /// The same for IPv6 packets. `marks` are IPv4 addresses here too: those of hosts. Packets that no other route leads
+    /// anywhere take this one: the kernel asks for the way of a reply, and for the address to send it from, before anybody
+    /// could mark it, and where there is no default route it would not be sent. What is no reply is to be refused by rules.
     ///
     /// # Errors
     /// `NotFound` when the link is missing, or what the kernel says.
-    pub fn route_marked6(
-        &mut self,
-        (marks, source): (Ipv4Net, Ipv6Addr),
-        table: u32,
-        via: Ipv6Addr,
-        name: &str,
-    ) -> io::Result<()> {
+    pub fn route_marked6(&mut self, marks: Ipv4Net, table: u32, via: Ipv6Addr, name: &str) -> io::Result<()> {
         let index = self.index(name)?;
         let mut fixed = [0; 12];
         (fixed[0], fixed[5], fixed[7]) = (libc::AF_INET6 as u8, RTPROT_STATIC, RTN_UNICAST);
@@ -617,9 +621,9 @@ impl Links {
         self.socket.request(route)?;
         self.rule_of_marks(libc::AF_INET6, marks, table)?;
         let mut fixed = [0; 12];
-        (fixed[0], fixed[2], fixed[7]) = (libc::AF_INET6 as u8, 128, TO_TABLE);
+        (fixed[0], fixed[7]) = (libc::AF_INET6 as u8, TO_TABLE);
         let mut rule = Message::new(libc::RTM_NEWRULE, CREATE | EXCL, &fixed);
-        rule.put_u32(FRA_PRIORITY, AFTER_ALL).put_u32(FRA_TABLE, table).put(FRA_SRC, &source.octets());
+        rule.put_u32(FRA_PRIORITY, AFTER_ALL).put_u32(FRA_TABLE, table);
         self.add_rule(rule)
     }
 
@@ -720,20 +724,26 @@ impl Links {
         Ok(replies.iter().filter_map(route).collect())
     }
 
-    /// The tables that rules of a family lead to that go by this attribute: a mark, a source.
-    pub(super) fn ruled_tables(&mut self, family: i32, by: u16) -> io::Result<Vec<u32>> {
+    /// The rules of a family that lead to a table.
+    pub(super) fn routing_rules(&mut self, family: i32) -> io::Result<Vec<RoutingRule>> {
         let mut fixed = [0; 12];
         fixed[0] = u8::try_from(family).expect("address families are small");
         let replies = self.socket.request(Message::new(libc::RTM_GETRULE, DUMP, &fixed))?;
-        let table = |reply: &Reply| {
+        let rule = |reply: &Reply| {
             if i32::from(*reply.body.first()?) != family {
                 return None;
             }
-            let all = || attributes(reply.body.get(12..).unwrap_or_default());
-            all().find(|(kind, _)| *kind == by)?;
-            all().find(|(kind, _)| *kind == FRA_TABLE).map(|(_, value)| u32_of(value))
+            let value = |of: u16| {
+                attributes(reply.body.get(12..).unwrap_or_default())
+                    .find(|(kind, _)| *kind == of)
+                    .map(|(_, value)| value)
+            };
+            let by_mark = value(FRA_FWMARK).is_some();
+            let last = value(FRA_PRIORITY).is_some_and(|priority| u32_of(priority) == AFTER_ALL);
+            let for_all = last && !by_mark && value(FRA_SRC).is_none();
+            Some(RoutingRule { table: u32_of(value(FRA_TABLE)?), by_mark, for_all })
         };
-        Ok(replies.iter().filter_map(table).collect())
+        Ok(replies.iter().filter_map(rule).collect())
     }
 
     /// Which links, by number, check where packets come from (`rp_filter`); 0 stands for the value for all links.

@@ -172,7 +172,8 @@ impl Owner {
         };
         let answers = sockets.ports().map_err(failed("use the resolver's sockets"))?;
         let own = Balance::own_table(answers, inside.ingress.as_ref(), egress.map(|net| net.addr()));
-        let own = Arc::new(own);
+        let own6 = inside.ingress.as_ref().and_then(|side| self.balance.own_table6(side));
+        let own = [own].into_iter().chain(own6).map(Arc::new).collect();
         let view = View::new(&config, egress.is_some()).with_ipv6(&config, &self.desired);
         let shared = sockets.try_clone().map_err(failed("share the resolver's sockets"))?;
         self.dns.serve(&id, shared, view).map_err(failed("serve the resolver's sockets"))?;
@@ -253,7 +254,7 @@ impl Owner {
         }
         if let Some(side) = &inside.ingress {
             links
-                .remember_stations(namespace, side, inside.ingress6())
+                .remember_stations(namespace, side, inside.has_ingress6())
                 .map_err(failed("prepare the way back to clients"))?;
         }
         Ok(())

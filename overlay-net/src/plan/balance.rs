@@ -208,6 +208,20 @@ impl Balance {
         table
     }
 
+    /// The same for IPv6, where the ingress network has it: there is a route to clients for those who answer datagrams
+    /// from a socket without an address, and it leads nobody else out. Programs go on with IPv4 at once.
+    #[must_use]
+    pub fn own_table6(&self, ingress: &IngressSide) -> Option<Table> {
+        let beside = self.beside.values().find(|beside| beside.is_of(ingress.subnet))?;
+        let to = || Match::To(ingress.interface.clone());
+        let known = Rule::new([to(), Match::Destination(ingress.subnet)], Action::Accept);
+        let tcp = Rule::new([to(), Match::New, Match::Protocol(Protocol::Tcp)], Action::RejectTcp);
+        let other = Rule::new([to(), Match::New], Action::RejectNetwork);
+        let mut table = Table::new(Family::Ip, names::OWN_TABLE, COMMENT.into());
+        table.hook("no-way-out", Kind::Filter, Point::Output, PRIORITY_FILTER, vec![known, tcp, other]);
+        Some(table.six(vec![*beside]))
+    }
+
     /// A further table of a task's namespace, for frames: what goes back to a client of a published port goes to the
     /// host that it came by, whatever its address is.
     #[must_use]
@@ -300,9 +314,7 @@ impl Balance {
     /// ports of single hosts, is of IPv4 alone.
     #[must_use]
     pub fn host_table6(&self, node: &str, side: &HostSide, beside: Beside) -> Option<Table> {
-        let (link, _) = side.ingress.as_ref()?;
-        let datagrams = [Match::To(link.clone()), Match::Translated, Match::Protocol(Protocol::Udp)];
-        let hidden = Rule::new(datagrams, Action::Masquerade);
+        side.ingress.as_ref()?;
         let side = HostSide { egress: None, tasks: BTreeMap::new(), apart: side.apart6.clone(), ..side.clone() };
         let mut table = self.host_table(node, &side)?;
         // The kernel lets nothing from `::1` leave by any link, so that such connections would hang. Refused at once,
@@ -310,11 +322,6 @@ impl Balance {
         let itself = Ipv4Net::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("a prefix below 32");
         if let Some(chain) = table.chains.get_mut("from-here") {
             chain.rules.insert(0, Rule::new([Match::Destination(itself)], Action::Accept));
-        }
-        // Tasks have no route to IPv6 clients but for connections that are known to come from there; a server that
-        // answers datagrams from a socket without an address would not find it.
-        if let Some(chain) = table.chains.get_mut("source") {
-            chain.rules.push(hidden);
         }
         Some(table.six(vec![beside]))
     }

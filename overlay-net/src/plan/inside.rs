@@ -6,7 +6,7 @@
 //! example. What is put back is a default route that went with its link.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
@@ -109,12 +109,11 @@ impl Inside {
         })
     }
 
-    /// The address that clients of published ports come to over IPv6, if they do.
+    /// Whether clients of published ports come over IPv6 as well.
     #[must_use]
-    pub fn ingress6(&self) -> Option<Ipv6Addr> {
-        let side = self.ingress.as_ref()?;
-        let interface = self.interfaces.iter().find(|interface| interface.name == side.interface)?;
-        interface.address6.map(|net| net.addr())
+    pub fn has_ingress6(&self) -> bool {
+        let Some(side) = &self.ingress else { return false };
+        self.interfaces.iter().any(|interface| interface.name == side.interface && interface.address6.is_some())
     }
 
     /// What is not as it must be, each as a text; `underlay` is the MTU of what carries the tunnels.
@@ -156,7 +155,7 @@ impl Inside {
                 (found.return_link.as_ref() != Some(&side.interface), "the route of marked replies is missing"),
                 (!found.return_gateway, "the gateway of marked replies is missing"),
                 (
-                    self.ingress6().is_some() && found.return6.as_ref() != Some(&side.interface),
+                    self.has_ingress6() && found.return6.as_ref() != Some(&side.interface),
                     "the way of marked IPv6 replies is missing",
                 ),
             ] {
