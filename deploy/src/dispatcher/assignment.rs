@@ -12,6 +12,7 @@ use crate::model::{
     ConfigId, EndpointMode, Meta, Network, NetworkId, Node, NodeId, PortConfig, PublishMode, RegistryId, SecretId,
     Service, Task, TaskState, TaskStatus,
 };
+use crate::orchestrator::host_is_lost;
 use crate::store::{Holder, Store};
 
 /// Everything that the host is told. Empty for a host that is not in the store.
@@ -148,16 +149,25 @@ pub(super) fn service_items(store: &Store, network: &Network) -> impl Iterator<I
     })
 }
 
-/// What a task is on a network; nothing once it has ended.
+/// What a task is on a network; nothing once it has ended, and no endpoint for a plain container of a host that is lost.
 pub(super) fn task_items(store: &Store, network: &NetworkId, task: &Task) -> Vec<Item> {
     let mut items = Vec::new();
     if task.is_placed() && !task.has_ended() {
         for attachment in task.attachments.iter().filter(|a| a.network == *network) {
             items.extend(station(store, network, &attachment.address, &task.node_id));
-            items.push(Body::Endpoint(endpoint(task, network, &attachment.address)).into());
+            if !is_out_of_sight(store, task) {
+                items.push(Body::Endpoint(endpoint(task, network, &attachment.address)).into());
+            }
         }
     }
     items
+}
+
+/// Whether a task is the place of a plain container whose host is lost. Nobody stops that one and puts another in its place,
+/// as happens to tasks, so its names have to go by themselves, and come back with the host. Until then its address stays
+/// where it was: the container may run, and whoever is connected to it stays so.
+fn is_out_of_sight(store: &Store, task: &Task) -> bool {
+    task.is_attachment() && host_is_lost(store, &task.node_id)
 }
 
 fn station(store: &Store, network: &NetworkId, address: &str, node: &NodeId) -> Option<Item> {

@@ -15,6 +15,7 @@ use super::assignment::{
 use super::item::{Body, Item, ItemKey, ItemKind};
 use super::set::{AssignmentSet, Delta, Stamp, Update};
 use crate::model::{NetworkId, NodeId, Service, Task};
+use crate::orchestrator::host_is_lost;
 use crate::store::{Key, Store};
 
 /// Differences that are kept: sessions that are about as far as each other ask for the same ones.
@@ -138,7 +139,16 @@ impl Parts {
                     old.filter_map(|item| item.key()).for_each(|key| self.ports.remove(&key));
                 }
                 Key::Network(id) => drop(self.networks.remove(id)),
-                Key::Node(id) => self.follow_node(&before, id),
+                Key::Node(id) => {
+                    self.follow_node(&before, id);
+                    if host_is_lost(&before, id) != host_is_lost(store, id) {
+                        // Its plain containers are told of only while it is there.
+                        for task in store.tasks_on_node(id).filter(|task| task.is_attachment()) {
+                            gone.extend(on_networks(&before, before.task(&task.id)));
+                            come.extend(on_networks(store, Some(task)));
+                        }
+                    }
+                }
                 Key::Cluster => {
                     let old = removed_items(&before).filter_map(|item| item.key());
                     old.for_each(|key| self.hosts.remove(&key));
@@ -255,7 +265,42 @@ fn networks_of(service: &Service) -> BTreeSet<NetworkId> {
 mod tests {
     use super::*;
     use crate::control::fixture::{World, publish, web};
-    use crate::model::PublishMode;
+    use crate::control::{AttachContainer, CreateNetwork, DetachContainer, NodeDown, NodeSession, Op};
+    use crate::model::{ATTACH_LEVEL, NetworkSpec, PublishMode, TaskId};
+
+    /// A manager's session with a host, and what the host is told.
+    struct Session {
+        node: NodeId,
+        parts: Parts,
+        told: AssignmentSet,
+        sent: Option<(Store, HostSet)>,
+    }
+
+    impl Session {
+        fn of(node: &NodeId) -> Self {
+            Self { node: node.clone(), parts: Parts::default(), told: AssignmentSet::default(), sent: None }
+        }
+
+        /// Tells it what is new, which leads to what it would be told at first.
+        fn tell(&mut self, store: &Store, alone: bool) {
+            let set = if alone {
+                HostSet::alone(store, &self.node)
+            } else {
+                let shared = self.parts.shared(store, &self.node).expect("new enough");
+                HostSet::new(store, &self.node, shared, self.sent.as_ref().map(|(store, set)| (store, set)))
+            };
+            let before = self.sent.take().map(|(_, set)| set).unwrap_or_default();
+            self.told.apply(self.parts.difference(&before, &set));
+            assert!(self.told.items().eq(assignment(store, &self.node).items()));
+            self.sent = Some((store.clone(), set));
+        }
+
+        /// Tells it, and returns by what names it knows the tasks on its networks.
+        fn names(&mut self, store: &Store) -> Vec<String> {
+            self.tell(store, false);
+            self.told.endpoints().filter_map(|endpoint| endpoint.names.first().cloned()).collect()
+        }
+    }
 
     /// A session that was overtaken by another one in between, and is even again: what it had for its own then is not
     /// its own any more.
@@ -264,27 +309,83 @@ mod tests {
         let mut world = World::new();
         let (node, other) = (world.join(1), world.join(2));
         let service = world.create(publish(web("web"), 8080, PublishMode::Ingress)).expect("made");
-        let mut parts = Parts::default();
-        let mut told = AssignmentSet::default();
-        let mut sent: Option<(Store, HostSet)> = None;
-        let mut tell = |store: &Store, alone: bool| {
-            let set = if alone {
-                HostSet::alone(store, &node)
-            } else {
-                let shared = parts.shared(store, &node).expect("new enough");
-                HostSet::new(store, &node, shared, sent.as_ref().map(|(store, set)| (store, set)))
-            };
-            let before = sent.take().map(|(_, set)| set).unwrap_or_default();
-            told.apply(parts.difference(&before, &set));
-            assert!(told.items().eq(assignment(store, &node).items()));
-            sent = Some((store.clone(), set));
-        };
-        tell(&world.store, false);
-        tell(&world.store, true);
+        let mut session = Session::of(&node);
+        session.tell(&world.store, false);
+        session.tell(&world.store, true);
         // Something that is not the host's own, and then something that is.
         world.place(&service, &other);
-        tell(&world.store, false);
+        session.tell(&world.store, false);
         world.place(&service, &node);
-        tell(&world.store, false);
+        session.tell(&world.store, false);
+    }
+
+    fn attach(world: &mut World, node: &NodeId, generation: u64, name: &str) -> TaskId {
+        let op = AttachContainer {
+            node_id: node.clone(),
+            container: format!("{:0<64}", name.trim_start_matches('c')),
+            name: name.into(),
+            network: "back".into(),
+            generation,
+            ..AttachContainer::default()
+        };
+        TaskId::new(world.run(Op::AttachContainer(op)).expect("a place").id)
+    }
+
+    fn down(world: &mut World, node: &NodeId) {
+        let op = NodeDown { node_id: node.clone(), generation: 99, ..NodeDown::default() };
+        world.run(Op::NodeDown(op)).expect("down");
+    }
+
+    fn up(world: &mut World, node: &NodeId, generation: u64) {
+        let description = world.store.node(node).expect("the node").description.clone();
+        let op = NodeSession { node_id: node.clone(), generation, description, ..NodeSession::default() };
+        world.run(Op::NodeSession(Box::new(op))).expect("a session");
+    }
+
+    #[test]
+    fn a_plain_container_is_told_of_while_its_host_is_there() {
+        let mut world = World::new();
+        let (one, two) = (world.join(1), world.join(2));
+        world.change(|_, txn| {
+            let mut cluster = txn.cluster().map(|cluster| (**cluster).clone()).expect("the cluster");
+            cluster.status.feature_level = ATTACH_LEVEL;
+            txn.put_cluster(cluster);
+        });
+        let spec = NetworkSpec { name: "back".into(), attachable: true, ..NetworkSpec::default() };
+        world.run(Op::CreateNetwork(Box::new(CreateNetwork { spec }))).expect("made");
+        let first = attach(&mut world, &one, 1, "c1");
+        attach(&mut world, &two, 1, "c2");
+        let held = world.addresses(&first);
+        let (mut session, mut seldom) = (Session::of(&two), Session::of(&two));
+        let names = |session: &mut Session, store: &Store| {
+            let mut names = session.names(store);
+            names.sort();
+            names
+        };
+        assert_eq!(names(&mut session, &world.store), ["c1", "c2"]);
+        seldom.tell(&world.store, false);
+        down(&mut world, &one);
+        assert_eq!(names(&mut session, &world.store), ["c2"]);
+        // Its address is still its own, and leads to its host.
+        assert_eq!(world.addresses(&first), held);
+        assert!(session.told.stations().any(|station| station.node == one && station.address == held[0]));
+        let third = attach(&mut world, &two, 1, "c3");
+        assert_ne!(world.addresses(&third), held);
+        up(&mut world, &one, 2);
+        assert_eq!(names(&mut session, &world.store), ["c1", "c2", "c3"]);
+        // Away, one given back and another one asked for: what is told seldom is told all of it at once.
+        down(&mut world, &one);
+        assert_eq!(names(&mut session, &world.store), ["c2", "c3"]);
+        let back = DetachContainer { node_id: one.clone(), id: first, generation: 2, boot: 0 };
+        world.run(Op::DetachContainer(back)).expect("given back");
+        let fourth = attach(&mut world, &one, 2, "c4");
+        assert_eq!(names(&mut session, &world.store), ["c2", "c3"]);
+        assert_eq!(names(&mut seldom, &world.store), ["c2", "c3"]);
+        up(&mut world, &one, 3);
+        let back = DetachContainer { node_id: one.clone(), id: fourth, generation: 3, boot: 0 };
+        attach(&mut world, &one, 3, "c5");
+        world.run(Op::DetachContainer(back)).expect("given back");
+        assert_eq!(names(&mut session, &world.store), ["c2", "c3", "c5"]);
+        assert_eq!(names(&mut seldom, &world.store), ["c2", "c3", "c5"]);
     }
 }
