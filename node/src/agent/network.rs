@@ -111,12 +111,10 @@ impl Networks {
             Body::Endpoint(info) => {
                 let known = self.changed(&info.network).service(&service_of(info));
                 if info.service.is_none() {
-                    // Its id is its own, and the names that others may have as well lead to all of them.
+                    // What it is called are a container's names, which come behind those of services.
                     known.told = true;
-                    let service = Arc::make_mut(&mut known.service);
-                    let (id, names) =
-                        info.names.split_last().map_or((String::new(), &[][..]), |(id, n)| (id.clone(), n));
-                    (service.name, service.aliases) = (id, names.to_vec());
+                    let short_id = info.names.last().cloned().unwrap_or_default();
+                    Arc::make_mut(&mut known.service).name = short_id;
                 }
                 if let (Some(endpoint), Err(place)) = (endpoint(info), known.place(&info.task)) {
                     Arc::make_mut(&mut known.service).endpoints.insert(place, endpoint);
@@ -220,7 +218,7 @@ fn endpoint(info: &EndpointInfo) -> Option<Endpoint> {
         task: info.task.to_string(),
         name: info.names.first().cloned().unwrap_or_default(),
         address: address(&info.address)?,
-        names: if info.service.is_none() { Vec::new() } else { info.names.iter().skip(1).cloned().collect() },
+        names: info.names.iter().skip(1).cloned().collect(),
         serving: info.serving,
     })
 }
@@ -413,10 +411,12 @@ mod tests {
         let [service] = &desired.networks[0].services[..] else { panic!("{desired:?}") };
         assert_eq!(
             (service.name.as_str(), &service.aliases[..]),
-            ("0123456789ab", &["box".to_owned(), "db".into()][..])
+            ("0123456789ab", &[][..]),
+            "names come behind services'"
         );
         let [endpoint] = &service.endpoints[..] else { panic!("{service:?}") };
-        assert_eq!((endpoint.task.as_str(), endpoint.name.as_str(), endpoint.names.len()), ("place", "box", 0));
+        let names = ["db", "0123456789ab"].map(str::to_owned);
+        assert_eq!((endpoint.task.as_str(), endpoint.name.as_str(), &endpoint.names[..]), ("place", "box", &names[..]));
     }
 
     /// One of the items that could be told: of two networks, one of them the ingress network, with few ids.

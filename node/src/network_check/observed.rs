@@ -131,13 +131,13 @@ pub(super) fn expected_names(network: &Network, left_out: &BTreeSet<Ipv4Addr>) -
             names.entry(full).or_default().extend(&whole);
         }
     }
-    // What a task or an alias is called as well is more than one thing; the resolver has rules for it, this has not.
+    // A task that is called as a whole `NAME.NETWORK` is found first. (One that is called `NAME` is not.)
     let own: BTreeSet<String> = network
         .services
         .iter()
         .flat_map(|service| &service.endpoints)
         .flat_map(|endpoint| std::iter::once(&endpoint.name).chain(&endpoint.names))
-        .map(|name| format!("{name}.{}", network.name).to_ascii_lowercase())
+        .map(|name| name.to_ascii_lowercase())
         .collect();
     names.retain(|name, _| !own.contains(name));
     names

@@ -2,6 +2,9 @@
 //!
 //! A value is never changed in place: the next one shares with the one before what the changed services do not touch. So a
 //! change costs what the services that changed have, however many others there are.
+//!
+//! What a service is called stands for nothing else: a task or a plain container that is called the same is not among the
+//! answers, and is found by its other names. Containers that share a name share its answer, and so do services.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,6 +19,15 @@ use crate::plan::balance::trusted;
 
 /// What a service adds to a name: its own name, and that.
 type Part<T> = (Arc<str>, Arc<T>);
+
+/// Whose name something is. The first that there is answers for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// A service's: its name, its aliases, all of its tasks.
+    Service,
+    /// One task's or plain container's.
+    Container,
+}
 
 /// The names of one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,10 +59,11 @@ pub(super) struct Places {
     pub(super) tasks: Vec<(String, IpAddr)>,
 }
 
-/// One name: what each service that has it adds, in the order of the services' names, and all of that.
+/// One name: what each service that has it adds, as itself or for its tasks, in the order of ranks and of the services'
+/// names; and all that is of the first rank.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Name {
-    parts: Vec<Part<[IpAddr]>>,
+    parts: Vec<(Rank, Part<[IpAddr]>)>,
     all: Arc<[IpAddr]>,
 }
 
@@ -64,7 +77,7 @@ struct Known {
 /// What a service adds.
 struct Parts {
     service: Arc<str>,
-    forward: BTreeMap<String, Vec<IpAddr>>,
+    forward: BTreeMap<(String, Rank), Vec<IpAddr>>,
     aliases: BTreeSet<String>,
     places: Arc<Places>,
     reverse: BTreeSet<(IpAddr, String)>,
@@ -149,10 +162,11 @@ impl Names {
 
     fn add(&mut self, known: &Known) {
         let parts = Parts::of(known, &self.name, self.beside);
-        for (name, addresses) in parts.forward {
+        for ((name, rank), addresses) in parts.forward {
             let entry = self.forward.entry(name.into()).or_default();
-            let at = entry.parts.partition_point(|(service, _)| *service <= parts.service);
-            entry.parts.insert(at, (Arc::clone(&parts.service), addresses.into()));
+            let before = |(other, (service, _)): &(Rank, Part<[IpAddr]>)| (*other, service) <= (rank, &parts.service);
+            let at = entry.parts.partition_point(before);
+            entry.parts.insert(at, (rank, (Arc::clone(&parts.service), addresses.into())));
             entry.merge();
         }
         for alias in parts.aliases {
@@ -169,9 +183,11 @@ impl Names {
 
     fn remove(&mut self, known: &Known) {
         let parts = Parts::of(known, &self.name, self.beside);
-        for (name, addresses) in &parts.forward {
+        for ((name, rank), addresses) in &parts.forward {
             let Some(entry) = self.forward.get_mut(name.as_str()) else { continue };
-            let ours = |(service, part): &Part<[IpAddr]>| *service == parts.service && **part == **addresses;
+            let ours = |(other, (service, part)): &(Rank, Part<[IpAddr]>)| {
+                other == rank && *service == parts.service && **part == **addresses
+            };
             take(&mut entry.parts, ours);
             if entry.parts.is_empty() {
                 self.forward.remove(name.as_str());
@@ -210,11 +226,13 @@ fn take<T>(all: &mut Vec<T>, fits: impl FnMut(&T) -> bool) {
 
 impl Name {
     fn merge(&mut self) {
-        self.all = match self.parts.as_slice() {
-            [(_, only)] => Arc::clone(only),
+        let first = self.parts.first().map(|(rank, _)| *rank);
+        let counts = self.parts.partition_point(|(rank, _)| Some(*rank) == first);
+        self.all = match &self.parts[..counts] {
+            [(_, (_, only))] => Arc::clone(only),
             parts => {
                 let mut all = Vec::new();
-                for address in parts.iter().flat_map(|(_, part)| &**part) {
+                for address in parts.iter().flat_map(|(_, (_, part))| &**part) {
                     if !all.contains(address) {
                         all.push(*address);
                     }
@@ -236,9 +254,9 @@ impl Parts {
         let addresses: Vec<IpAddr> = tasks.iter().map(|(_, address)| *address).collect();
         let answer = whole.as_ref().map_or(addresses.clone(), |(_, vip)| vec![*vip]);
         let mut reverse: BTreeSet<(IpAddr, String)> = whole.iter().map(|(name, vip)| (*vip, name.clone())).collect();
-        let mut forward: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
-        let mut add = |name: String, addresses: &[IpAddr]| {
-            let known = forward.entry(name).or_default();
+        let mut forward: BTreeMap<(String, Rank), Vec<IpAddr>> = BTreeMap::new();
+        let mut add = |name: String, rank: Rank, addresses: &[IpAddr]| {
+            let known = forward.entry((name, rank)).or_default();
             for address in addresses {
                 if !known.contains(address) {
                     known.push(*address);
@@ -248,14 +266,14 @@ impl Parts {
         let names = std::iter::once(&service.name).chain(&service.aliases).map(|name| name.to_ascii_lowercase());
         let aliases: BTreeSet<String> = names.collect();
         for alias in &aliases {
-            add(format!("tasks.{alias}"), &addresses);
-            add(alias.clone(), &answer);
+            add(format!("tasks.{alias}"), Rank::Service, &addresses);
+            add(alias.clone(), Rank::Service, &answer);
         }
         // A task can find itself and its peers while they start: clustered databases need that to form.
         for endpoint in &service.endpoints {
             let address = IpAddr::V4(endpoint.address);
             for own in std::iter::once(&endpoint.name).chain(&endpoint.names) {
-                add(own.to_ascii_lowercase(), &[address]);
+                add(own.to_ascii_lowercase(), Rank::Container, &[address]);
             }
             reverse.insert((address, full(&endpoint.name)));
         }

@@ -296,6 +296,65 @@ fn reverse_names_are_read_as_addresses() {
     assert_eq!(reverse_address(&format!("0.{}", ip6(v6))), None);
 }
 
+/// Plain containers, and tasks with hostnames, that are called as services are.
+#[test]
+fn what_a_service_is_called_is_nobody_elses() {
+    let plain = |id: &str, last: u8, names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).chain([id.to_owned()]).collect();
+        let endpoint = Endpoint {
+            task: format!("p{last}"),
+            name: names[0].clone(),
+            address: address(last),
+            names: names[1..].to_vec(),
+            serving: true,
+        };
+        Arc::new(Service { name: id.into(), aliases: vec![], vip: None, endpoints: vec![endpoint], ports: vec![] })
+    };
+    let mut host = service("host", Some(202), &[(4, true)]);
+    Arc::make_mut(&mut host).endpoints[0].names.push("host".into());
+    let containers = [
+        plain("0aaaaaaaaaaa", 20, &["Web", "box"]),
+        plain("0bbbbbbbbbbb", 21, &["db-alias", "tasks.web", "box"]),
+        plain("zccccccccccc", 22, &["lone", "web-alias", "idle"]),
+    ];
+    let services =
+        [service("web", Some(200), &[(2, true)]), service("db", None, &[(3, true)]), service("idle", None, &[])];
+    let all = |parts: &[&[Arc<Service>]]| {
+        let services = parts.iter().flat_map(|part| part.to_vec()).collect();
+        Desired { revision: 1, networks: vec![network("one", services).into()], ports: vec![] }
+    };
+    let view = view(&["one"]);
+    let look = |zone: &Zone, name: &str| match zone.look_up(&view, name) {
+        super::Known::Name(addresses) => addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+        super::Known::Places(port, places) => {
+            format!("{port} {}", places.iter().map(|(name, _)| &**name).collect::<String>())
+        }
+        super::Known::Missing => "missing".to_owned(),
+        super::Known::Foreign => "foreign".to_owned(),
+    };
+    let check = |zone: &Zone, expected: &[(&str, &str)]| {
+        for (name, expected) in expected {
+            let expected = expected.split(' ').map(|last| format!("10.0.9.{last}"));
+            let expected = expected.collect::<Vec<_>>().join(" ").replace("10.0.9.-", "");
+            assert_eq!(look(zone, name), expected, "{name}");
+        }
+    };
+    let without = Zone::new(&all(&[&containers]), &[].into());
+    check(&without, &[("web", "20"), ("db-alias", "21"), ("web-alias", "22"), ("box", "20 21"), ("idle", "22")]);
+    // Services come, and go.
+    let with = without.following(&all(&[&containers, &services, &[host]]), &[].into());
+    check(&with, &[("web", "200"), ("web.one-net", "200"), ("tasks.web", "2"), ("db-alias", "3")]);
+    check(&with, &[("web-alias", "200"), ("host", "202"), ("box", "20 21"), ("lone", "22"), ("zccccccccccc", "22")]);
+    check(&with, &[("idle", "-"), ("0aaaaaaaaaaa", "20")]);
+    assert_eq!(look(&with, "_http._tcp.web"), "80 web.one-net");
+    assert_eq!(look(&with, "_http._tcp.web-alias"), "80 web.one-net");
+    assert_eq!(look(&with, "_http._tcp.lone"), "missing");
+    let address = |last: u8| IpAddr::from(address(last));
+    assert_eq!(with.reverse(&view, address(20)), super::Reverse::Name("web.one-net"), "its own name, which is shared");
+    let gone = with.following(&all(&[&containers]), &[].into());
+    check(&gone, &[("web", "20"), ("db-alias", "21"), ("web-alias", "22"), ("box", "20 21"), ("idle", "22")]);
+}
+
 #[test]
 fn networks_that_are_called_like_a_domain_share_it() {
     let shared = Network { name: "dev".into(), ..network("one", vec![service("web", Some(200), &[])]) };
