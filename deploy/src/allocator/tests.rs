@@ -171,12 +171,17 @@ fn gateway_range_and_auxiliary_addresses_are_kept_out() {
     assert_eq!(given, ["10.9.0.67/24", "10.9.0.68/24", "10.9.0.69/24", "10.9.0.70/24", "10.9.0.71/24"]);
 }
 
-/// A cluster whose managers and hosts know IPv6.
+/// A cluster whose managers know IPv6.
 fn world6() -> World {
+    world_at(IPV6_LEVEL)
+}
+
+/// A cluster whose managers are of that release.
+fn world_at(level: u32) -> World {
     let mut world = World::new();
     world.change(|_, txn| {
         let mut cluster = Cluster::clone(txn.cluster().expect("a cluster"));
-        cluster.status.feature_level = IPV6_LEVEL;
+        cluster.status.feature_level = level;
         txn.put_cluster(cluster);
     });
     world
@@ -206,25 +211,36 @@ fn networks_with_ipv6_have_addresses_of_both_families() {
 }
 
 #[test]
-fn hosts_of_an_older_release_get_no_tasks_on_networks_with_ipv6() {
-    let mut world = world6();
+fn hosts_of_an_older_release_get_no_tasks_on_networks_that_it_does_not_know() {
+    let mut world = world_at(OPTIONS_LEVEL);
     let node = world.join(1);
     network6(&mut world, "six", &[]).expect("made");
     network(&mut world, "four", None).expect("made");
-    let release = |world: &World, service: &ServiceId| {
-        let verdicts = crate::scheduler::explain(&world.store, service);
-        let on = verdicts.into_iter().find(|verdict| verdict.node == node).expect("the host");
-        on.reasons.into_iter().any(|(filter, _)| filter == crate::scheduler::Filter::Release)
+    let local = NetworkSpec { name: "local".into(), driver: LOCAL_DRIVER.into(), ..NetworkSpec::default() };
+    let mut narrow = NetworkSpec { name: "narrow".into(), ..NetworkSpec::default() };
+    narrow.driver_options.insert(MTU_OPTION.into(), "1400".into());
+    for spec in [local, narrow] {
+        world.run(Op::CreateNetwork(Box::new(CreateNetwork { spec }))).expect("made");
+    }
+    let services = ["six", "four", "local", "narrow"].map(|on| world.create(on_network(web(on), on)).expect("made"));
+    let refused = |world: &World| {
+        services.each_ref().map(|service| {
+            let verdicts = crate::scheduler::explain(&world.store, service);
+            let on = verdicts.into_iter().find(|verdict| verdict.node == node).expect("the host");
+            on.reasons.into_iter().any(|(filter, _)| filter == crate::scheduler::Filter::Release)
+        })
     };
-    let service = world.create(on_network(web("web"), "six")).expect("made");
-    let plain = world.create(on_network(web("plain"), "four")).expect("made");
-    assert!(release(&world, &service) && !release(&world, &plain));
-    world.change(|_, txn| {
-        let mut host = Node::clone(txn.node(&node).expect("the host"));
-        host.description.feature_level = IPV6_LEVEL;
-        txn.put_node(host);
-    });
-    assert!(!release(&world, &service));
+    let mut of_level = |level: u32| {
+        world.change(|_, txn| {
+            let mut host = Node::clone(txn.node(&node).expect("the host"));
+            host.description.feature_level = level;
+            txn.put_node(host);
+        });
+        refused(&world)
+    };
+    assert_eq!(of_level(IPV6_LEVEL - 1), [true, false, true, true]);
+    assert_eq!(of_level(IPV6_LEVEL), [false, false, true, true]);
+    assert_eq!(of_level(OPTIONS_LEVEL), [false; 4]);
 }
 
 #[test]

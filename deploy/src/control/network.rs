@@ -5,7 +5,7 @@ use std::fmt::Display;
 use super::{ControlError, CreateNetwork, ErrorKind, RemoveNetwork, Reply, named, not_found, precondition, validate};
 use crate::allocator;
 use crate::cx::Cx;
-use crate::model::{IPV6_LEVEL, Network, NetworkId, Subnet, Subnet6};
+use crate::model::{IPV6_LEVEL, MTU_OPTION, Network, NetworkId, OPTIONS_LEVEL, Subnet, Subnet6};
 use crate::store::Txn;
 
 pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Result<Reply, ControlError> {
@@ -15,7 +15,13 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Resu
     }
     validate::network_spec(&spec)?;
     if spec.ipv6 {
-        refuse_old_managers(txn)?;
+        refuse_old_managers(txn, "EnableIPv6", "networks with IPv6", IPV6_LEVEL)?;
+    }
+    if spec.driver_options.contains_key(MTU_OPTION) {
+        refuse_old_managers(txn, MTU_OPTION, "networks with an MTU of their own", OPTIONS_LEVEL)?;
+    }
+    if spec.is_local() {
+        refuse_old_managers(txn, &spec.driver, "networks that end at each host", OPTIONS_LEVEL)?;
     }
     if spec.attachable {
         super::attachment::refuse_old_managers(txn)?;
@@ -49,14 +55,14 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Resu
 }
 
 /// What an older manager would not keep is not written.
-fn refuse_old_managers(txn: &Txn) -> Result<(), ControlError> {
+fn refuse_old_managers(txn: &Txn, wish: &str, what: &str, needed: u32) -> Result<(), ControlError> {
     let level = txn.cluster().map_or(0, |cluster| cluster.status.feature_level);
-    if level >= IPV6_LEVEL {
+    if level >= needed {
         return Ok(());
     }
     Err(precondition(format!(
-        "EnableIPv6: the managers of this cluster are at feature level {level}, and networks with IPv6 need level \
-         {IPV6_LEVEL}: install the newer release on all managers first"
+        "{wish}: the managers of this cluster are at feature level {level}, and {what} need level {needed}: install the \
+         newer release on all managers first"
     )))
 }
 

@@ -238,6 +238,12 @@ fn networks_that_cannot_be_are_refused() {
     check(|spec| spec.name = "host".into(), ErrorKind::Invalid, "predefined host network");
     check(|spec| spec.driver = "macvlan".into(), ErrorKind::Invalid, "macvlan");
     check(|spec| spec.ipv6 = true, ErrorKind::FailedPrecondition, "feature level 1");
+    check(|spec| spec.driver = LOCAL_DRIVER.into(), ErrorKind::FailedPrecondition, "end at each host need level 3");
+    check(
+        |spec| drop(spec.driver_options.insert(MTU_OPTION.into(), "1400".into())),
+        ErrorKind::FailedPrecondition,
+        "an MTU of their own need level 3",
+    );
     let six = |subnet: &'static str, gateway: &'static str| {
         move |spec: &mut NetworkSpec| {
             spec.ipv6 = true;

@@ -10,6 +10,9 @@ pub const IPV6_LEVEL: u32 = 2;
 /// Feature level from which on plain containers may have places on networks: an older manager would take them for tasks of
 /// a service that is gone.
 pub const ATTACH_LEVEL: u32 = 3;
+/// Feature level from which on networks may be made for an MTU, or end at each host: an older host does not know that of them
+/// and would carry them like all others, with packets that are too long, or to other hosts.
+pub const OPTIONS_LEVEL: u32 = 3;
 
 /// There is exactly one.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -1,6 +1,6 @@
 //! Cluster-wide networks and who is attached to them.
 
-use super::{Labels, Meta, NetworkId, is_ipv6};
+use super::{IPV6_LEVEL, Labels, Meta, NetworkId, OPTIONS_LEVEL, is_ipv6};
 
 /// A cluster-wide network.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -112,6 +112,16 @@ impl NetworkSpec {
     /// with Docker it counts the tunnel's bytes in, so that packets of tasks are 50 bytes shorter.
     pub fn mtu(&self) -> Option<u32> {
         self.driver_options.get(MTU_OPTION)?.parse().ok()
+    }
+
+    /// The feature level that a host needs to carry it.
+    pub fn level(&self) -> u32 {
+        let levels = [
+            (self.ipv6, IPV6_LEVEL),
+            (self.driver_options.contains_key(MTU_OPTION), OPTIONS_LEVEL),
+            (self.is_local(), OPTIONS_LEVEL),
+        ];
+        levels.into_iter().filter(|(wanted, _)| *wanted).map(|(_, level)| level).max().unwrap_or_default()
     }
 
     /// What a user asks of the IPv6 subnet.

@@ -4,9 +4,7 @@
 
 use super::constraint::{Constraint, architecture};
 use super::hosts::Host;
-use crate::model::{
-    IPV6_LEVEL, NetworkAttachmentConfig, NetworkId, Node, NodeAvailability, NodeState, Placement, Platform, Task,
-};
+use crate::model::{NetworkAttachmentConfig, NetworkId, Node, NodeAvailability, NodeState, Placement, Platform, Task};
 use crate::store::Store;
 
 /// Why a host does not take a task.
@@ -48,7 +46,7 @@ impl Filter {
             Filter::Resources => format!("insufficient resources on {hosts}"),
             Filter::Constraints => format!("scheduling constraints not satisfied on {hosts}"),
             Filter::Platform => format!("unsupported platform on {hosts}"),
-            Filter::Release => format!("release too old for IPv6 networks on {hosts}"),
+            Filter::Release => format!("release too old for networks of the task on {hosts}"),
             Filter::HostPorts => format!("host-mode port already in use on {hosts}"),
             Filter::MaxReplicas => "max replicas per node limit exceed".to_owned(),
         }
@@ -59,16 +57,16 @@ impl Filter {
 pub(super) struct Demand<'a> {
     task: &'a Task,
     constraints: Vec<Option<Constraint>>,
-    /// A network of it has IPv6.
-    ipv6: bool,
+    /// The feature level that its networks need.
+    level: u32,
 }
 
 impl<'a> Demand<'a> {
     pub(super) fn new(store: &Store, task: &'a Task) -> Self {
         let constraints = task.spec.placement.constraints.iter().map(|c| Constraint::parse(c).ok()).collect();
         let network = |wanted: &NetworkAttachmentConfig| store.network(&NetworkId::new(&wanted.target));
-        let ipv6 = task.spec.cluster_networks().filter_map(network).any(|network| network.spec.ipv6);
-        Self { task, constraints, ipv6 }
+        let levels = task.spec.cluster_networks().filter_map(network).map(|network| network.spec.level());
+        Self { task, constraints, level: levels.max().unwrap_or_default() }
     }
 
     /// Whether the host passes the filter.
@@ -79,7 +77,7 @@ impl<'a> Demand<'a> {
             // An expression that this release cannot read is satisfied by no host.
             Filter::Constraints => self.constraints.iter().all(|c| c.as_ref().is_some_and(|c| c.matches(&host.node))),
             Filter::Platform => runs_on(&self.task.spec.placement.platforms, &host.node),
-            Filter::Release => !self.ipv6 || host.node.description.feature_level >= IPV6_LEVEL,
+            Filter::Release => host.node.description.feature_level >= self.level,
             Filter::HostPorts => !host.has_port_conflict(self.task),
             Filter::MaxReplicas => {
                 let most = self.task.spec.placement.max_replicas;
@@ -135,8 +133,8 @@ impl<'a> Demand<'a> {
                 format!("unsupported platform: the image does not run on {}/{}", host.os, host.architecture)
             }
             Filter::Release => {
-                let level = host.node.description.feature_level;
-                format!("release too old for IPv6 networks: feature level {level}, {IPV6_LEVEL} is needed")
+                let (level, needed) = (host.node.description.feature_level, self.level);
+                format!("release too old for networks of the task: feature level {level}, {needed} is needed")
             }
             Filter::HostPorts => "host-mode port already in use".to_owned(),
             Filter::MaxReplicas => {

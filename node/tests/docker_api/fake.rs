@@ -215,7 +215,7 @@ fn description(hostname: &str) -> NodeDescription {
         resources: NodeResources { nano_cpus: 4_000_000_000, memory_bytes: 8 << 30 },
         engine_version: "0.1.0".to_owned(),
         data_path_addr: "10.9.0.1".to_owned(),
-        feature_level: 2,
+        feature_level: 3,
         ..NodeDescription::default()
     }
 }
@@ -338,7 +338,7 @@ impl Engine for Fake {
             gossip_keys: vec![deploy::model::GossipKey { id: 1, bytes: vec![7; 32] }],
             next_raft_id: 2,
             incarnation: 5,
-            feature_level: 2,
+            feature_level: 3,
             ..ClusterStatus::default()
         };
         let cluster = Cluster {
