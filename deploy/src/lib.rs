@@ -20,3 +20,4 @@ mod rollout;
 pub mod root_rotation;
 pub mod scheduler;
 pub mod store;
+pub mod turn;

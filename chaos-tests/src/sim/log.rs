@@ -5,10 +5,9 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use deploy::control::Reply;
 use deploy::model::Timestamp;
 
-use super::world::Waiter;
+use super::world::{Decided, Waiter};
 
 /// A place in the log.
 #[derive(Clone)]
@@ -24,7 +23,7 @@ pub(super) struct Proposal {
     pub(super) id: u64,
     pub(super) logged: Logged,
     /// Who is answered when it has been applied.
-    pub(super) waiters: Vec<(Waiter, Reply)>,
+    pub(super) waiters: Vec<(Waiter, Decided)>,
 }
 
 /// The log, and who leads.
@@ -54,7 +53,7 @@ impl Log {
     }
 
     /// Sends an entry out; the number names it.
-    pub(super) fn propose(&mut self, term: u64, bytes: Option<Rc<[u8]>>, waiters: Vec<(Waiter, Reply)>) -> u64 {
+    pub(super) fn propose(&mut self, term: u64, bytes: Option<Rc<[u8]>>, waiters: Vec<(Waiter, Decided)>) -> u64 {
         self.proposals += 1;
         let mut hasher = DefaultHasher::new();
         (term, &bytes).hash(&mut hasher);

@@ -1,25 +1,21 @@
-//! Managers: each applies the log to its store; the leader runs requests and the brain's pass on a speculative one, as
-//! `node`'s leader task does, turn for turn.
+//! Managers: each applies the log to its store; the leader takes its turns (`deploy::turn`) on a speculative one, as
+//! `node`'s leader task does.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use deploy::brain;
-use deploy::control::{self, ControlError, Op, Reply, Request};
-use deploy::cx::{Cx, Limits};
+use deploy::control::{self, Op};
 use deploy::dispatcher::Parts;
 use deploy::model::{NodeState, Timestamp};
-use deploy::store::{Entry, Store, Txn};
+use deploy::store::{Entry, Store};
+use deploy::turn::{self, Passes};
 
 use super::rng::Rng;
-use super::world::{Command, Event, Outcome, Waiter, World, short};
+use super::world::{Command, Decided, Event, Outcome, Waiter, World, short};
 use crate::check::{Applied, Fact};
 
-/// As the real leader has it.
-const LIMITS: Limits = Limits { tasks_per_pass: 256 };
 /// Fewer than the real one, so that the limit is met.
 const IN_FLIGHT: usize = 16;
-const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 /// Pause before a request looks for the leader again.
 const RETRY_MS: u64 = 25;
 /// Session silence that confirms what gossip says, and what is enough by itself.
@@ -40,9 +36,9 @@ pub(super) struct Manager {
     /// Requests that wait until there is room for another entry.
     backlog: VecDeque<Command>,
     /// Answered when the entry at that place is applied.
-    waiting: BTreeMap<usize, Vec<(Waiter, Reply)>>,
+    waiting: BTreeMap<usize, Vec<(Waiter, Decided)>>,
     /// Nobody will ever say what became of them.
-    lost: Vec<(Waiter, Reply)>,
+    lost: Vec<(Waiter, Decided)>,
     in_flight: usize,
     wake: u64,
     apply_scheduled: bool,
@@ -56,6 +52,7 @@ pub(super) struct Manager {
 pub(super) struct Leading {
     term: u64,
     speculative: Store,
+    passes: Passes,
     stale: bool,
     since: Timestamp,
 }
@@ -89,12 +86,6 @@ impl Manager {
         let waiting = std::mem::take(&mut self.waiting).into_values().flatten().map(|(waiter, _)| waiter);
         backlog.chain(waiting).chain(self.lost.drain(..).map(|(waiter, _)| waiter)).collect()
     }
-}
-
-struct Turn {
-    txn: Txn,
-    reply: Reply,
-    sleep: Duration,
 }
 
 impl World {
@@ -182,7 +173,7 @@ impl World {
         }
     }
 
-    fn propose(&mut self, manager: usize, bytes: Option<Vec<u8>>, waiters: Vec<(Waiter, Reply)>) {
+    fn propose(&mut self, manager: usize, bytes: Option<Vec<u8>>, waiters: Vec<(Waiter, Decided)>) {
         let proposal = self.log.propose(self.log.term, bytes.map(Into::into), waiters);
         self.managers[manager].in_flight += 1;
         let delay =
@@ -268,12 +259,12 @@ impl World {
         if !accepted {
             this.leading.iter_mut().for_each(|leading| leading.stale = true);
         }
-        for (waiter, reply) in waiters {
-            if accepted && waiter != Waiter::Nobody {
+        for (waiter, decided) in waiters {
+            if accepted && decided.is_ok() && waiter != Waiter::Nobody {
                 self.fact(&Fact::Acknowledged { index, entry });
             }
             // (A refused entry changed nothing: as good as never sent. The caller tries again.)
-            let outcome = if accepted { Outcome::Done(reply, index) } else { Outcome::NoLeader };
+            let outcome = if accepted { outcome(decided, index) } else { Outcome::NoLeader };
             self.answer(waiter, outcome);
         }
     }
@@ -296,7 +287,8 @@ impl World {
             && this.term == self.log.term
         {
             let (term, speculative) = (self.log.term, this.store.clone());
-            this.leading = Some(Leading { term, speculative, stale: false, since: self.now });
+            this.leading =
+                Some(Leading { term, speculative, passes: Passes::default(), stale: false, since: self.now });
             self.turn(manager, None);
         }
         while let Some(command) = self.next_command(manager) {
@@ -349,34 +341,37 @@ impl World {
             Some(command) => (Some(command.request), command.waiter),
             None => (None, Waiter::Nobody),
         };
-        let decided = decide(&leading.speculative, now, request.as_ref(), &mut self.rng);
-        let turn = match decided {
-            Ok(turn) => turn,
-            Err(error) => return self.answer(waiter, Outcome::Refused(error)),
-        };
+        let scope = leading.passes.scope(now, request.is_some());
+        let rng = &mut self.rng;
+        let (txn, decided) = turn::decide(&leading.speculative, now, &mut || rng.id(), request.as_ref(), scope);
+        let passes = leading.passes.after(now, scope, txn.next_wake());
+        let entry = txn.finish(term);
         let this = &mut self.managers[manager];
         this.wake += 1;
         let token = this.wake;
-        self.at(self.now.plus(turn.sleep), Event::Wake { manager, token });
-        let Some(entry) = turn.txn.finish(term) else {
-            return self.nothing_to_write(manager, waiter, turn.reply);
-        };
-        let bytes = entry.to_bytes();
-        let this = &mut self.managers[manager];
         if let Some(leading) = this.leading.as_mut() {
-            leading.speculative = turn.txn.into_store();
+            leading.passes = passes;
+            if entry.is_some() {
+                leading.speculative = txn.into_store();
+            }
         }
+        self.at(self.now.plus(passes.due().since(now)), Event::Wake { manager, token });
+        let Some(entry) = entry else {
+            return self.nothing_to_write(manager, waiter, decided);
+        };
         if self.log.leader == Some(manager) && self.log.term == term {
-            self.propose(manager, Some(bytes), vec![(waiter, turn.reply)]);
+            self.propose(manager, Some(entry.to_bytes()), vec![(waiter, decided)]);
         } else {
             // It was deposed and does not know yet: nobody will store this.
+            let this = &mut self.managers[manager];
             this.in_flight += 1;
-            this.lost.push((waiter, turn.reply));
+            this.lost.push((waiter, decided));
         }
     }
 
-    /// What was asked for is already so, on the speculative store: true when what is in flight is committed.
-    fn nothing_to_write(&mut self, manager: usize, waiter: Waiter, reply: Reply) {
+    /// What was asked for is already so, on the speculative store, or is refused by what that says: which is true when what
+    /// is in flight is committed.
+    fn nothing_to_write(&mut self, manager: usize, waiter: Waiter, decided: Decided) {
         let index = self.managers[manager].applied as u64;
         let own = self.log.leader == Some(manager);
         if waiter == Waiter::Nobody {
@@ -384,13 +379,13 @@ impl World {
         }
         let this = &mut self.managers[manager];
         if !this.lost.is_empty() {
-            this.lost.push((waiter, reply));
+            this.lost.push((waiter, decided));
         } else if own && let Some(last) = self.log.pending.back_mut() {
-            last.waiters.push((waiter, reply));
+            last.waiters.push((waiter, decided));
         } else if let Some(mut last) = this.waiting.last_entry() {
-            last.get_mut().push((waiter, reply));
+            last.get_mut().push((waiter, decided));
         } else {
-            self.answer(waiter, Outcome::Done(reply, index));
+            self.answer(waiter, outcome(decided, index));
         }
     }
 
@@ -463,15 +458,9 @@ impl World {
     }
 }
 
-fn decide(store: &Store, now: Timestamp, request: Option<&Request>, rng: &mut Rng) -> Result<Turn, ControlError> {
-    let mut ids = || rng.id();
-    let mut cx = Cx { now, ids: &mut ids, limits: LIMITS };
-    let mut txn = Txn::new(store, now);
-    let reply = match request {
-        Some(request) => control::execute(&mut cx, &mut txn, request)?,
-        None => Reply::default(),
-    };
-    brain::pass(&mut cx, &mut txn);
-    let sleep = txn.next_wake().map_or(LONGEST_SLEEP, |at| at.since(now).min(LONGEST_SLEEP));
-    Ok(Turn { txn, reply, sleep })
+fn outcome(decided: Decided, index: u64) -> Outcome {
+    match decided {
+        Ok(reply) => Outcome::Done(reply, index),
+        Err(error) => Outcome::Refused(error),
+    }
 }

@@ -174,6 +174,9 @@ pub(super) enum Waiter {
     Nobody,
 }
 
+/// What the leader decided on a request.
+pub(super) type Decided = Result<Reply, ControlError>;
+
 /// What a request came to.
 #[derive(Clone, Debug)]
 pub(super) enum Outcome {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::leader::Scope;
+use deploy::turn::Scope;
+
 use crate::metrics::{Counter, Gauge, Histogram};
 
 /// Written by the tasks of the manager, each its own; read at any time.

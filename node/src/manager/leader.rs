@@ -1,4 +1,4 @@
-//! The leader's turn: one task that runs every transaction, in order, on a speculative store.
+//! The leader's turns ([`deploy::turn`]): one task that runs every transaction, in order, on a speculative store.
 //!
 //! The speculative store is what was applied plus what is in flight, so entries are pipelined without write skew. It
 //! exists only while this manager leads; when it stops leading, or an entry was refused after all, it is thrown away
@@ -9,11 +9,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deploy::brain;
-use deploy::control::{self, ControlError, ErrorKind, Op, Reply, Request};
-use deploy::cx::{Cx, Limits};
+use deploy::control::{ControlError, ErrorKind, Op, Reply, Request};
 use deploy::model::Timestamp;
-use deploy::store::{Store, Txn};
+use deploy::store::Store;
+use deploy::turn::{self, Passes, Scope};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use prost::Message;
@@ -25,8 +24,6 @@ use super::confirm::{self, Answer, Confirmations};
 use super::counters::Counters;
 use super::machine::{Published, conflict_of};
 
-/// An entry stays below what Raft takes (1.5 MiB): 256 tasks of 4 KiB are 1 MiB.
-const LIMITS: Limits = Limits { tasks_per_pass: 256 };
 /// Requests that wait for their turn.
 const QUEUE: usize = 1024;
 /// Places of the queue that are kept for what the cluster itself asks for (sessions, statuses, hosts that are Down):
@@ -38,8 +35,6 @@ const IN_FLIGHT: usize = 64;
 const BEGIN_RETRY: Duration = Duration::from_millis(20);
 /// Pause after an entry that the log had no room for.
 const REFUSED_RETRY: Duration = Duration::from_secs(1);
-/// The brain looks at everything at least this often while it leads, should a wake-up ever be lost.
-const FULL_PASS: Duration = Duration::from_secs(30);
 
 /// Why a request was not carried out.
 #[derive(Debug)]
@@ -260,7 +255,8 @@ impl Leader {
         let began = Instant::now();
         let clock = now().plus(leading.ahead).max(leading.speculative.now());
         let scope = leading.passes.scope(clock, request.is_some());
-        let decide = || decide(&leading.speculative, clock, request.as_ref(), scope);
+        let mut ids = rand::random::<u128>;
+        let mut decide = || turn::decide(&leading.speculative, clock, &mut ids, request.as_ref(), scope);
         let (txn, decided) = match scope {
             // Some hundred milliseconds for 100 000 objects: what else this thread has to do goes on elsewhere.
             Scope::Full => tokio::task::block_in_place(decide),
@@ -338,61 +334,9 @@ impl Leader {
 impl Leading {
     /// What a pass found to be done later counts once its entry is on its way, or there was nothing to change.
     fn passed(&mut self, passes: Passes, clock: Timestamp) {
-        self.wake = Instant::now() + passes.due.since(clock);
+        self.wake = Instant::now() + passes.due().since(clock);
         self.passes = passes;
     }
-}
-
-/// How much a pass looks at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scope {
-    /// Everything.
-    Full,
-    /// What the request touched: the store under it has nothing left to do at this time.
-    Touched,
-}
-
-/// When the brain has to look at everything again, on the cluster's clock: at first at once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Passes {
-    /// The next time that a pass asked to be woken at, or that a look is due anyway.
-    due: Timestamp,
-}
-
-impl Passes {
-    fn scope(self, now: Timestamp, request: bool) -> Scope {
-        if request && now < self.due { Scope::Touched } else { Scope::Full }
-    }
-
-    /// What is due after a pass that asked for `wake`. One that looked at a part leaves in force what others asked for.
-    fn after(self, now: Timestamp, scope: Scope, wake: Option<Timestamp>) -> Self {
-        let before = match scope {
-            Scope::Full => now.plus(FULL_PASS),
-            Scope::Touched => self.due,
-        };
-        Self { due: wake.map_or(before, |wake| wake.min(before)) }
-    }
-}
-
-/// One transaction: what the request came to (refused, it left no trace), and the brain's pass after it.
-fn decide(
-    store: &Store,
-    now: Timestamp,
-    request: Option<&Request>,
-    scope: Scope,
-) -> (Txn, Result<Reply, ControlError>) {
-    let mut ids = rand::random::<u128>;
-    let mut cx = Cx { now, ids: &mut ids, limits: LIMITS };
-    let mut txn = Txn::new(store, now);
-    let decided = match request {
-        Some(request) => control::execute(&mut cx, &mut txn, request),
-        None => Ok(Reply::default()),
-    };
-    match scope {
-        Scope::Full => brain::pass(&mut cx, &mut txn),
-        Scope::Touched => brain::pass_touched(&mut cx, &mut txn),
-    }
-    (txn, decided)
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -412,32 +356,6 @@ mod tests {
     use deploy::control::CreateConfig;
 
     use super::*;
-
-    fn at(second: u64) -> Timestamp {
-        Timestamp::from_millis(second * 1000)
-    }
-
-    #[test]
-    fn a_pass_looks_at_everything_first_when_it_is_due_and_now_and_then() {
-        let fresh = Passes::default();
-        assert_eq!(fresh.scope(at(100), true), Scope::Full);
-        let passes = fresh.after(at(100), Scope::Full, None);
-        assert_eq!(passes.scope(at(129), true), Scope::Touched);
-        assert_eq!(passes.scope(at(129), false), Scope::Full, "who wakes up by itself looks at everything");
-        assert_eq!(passes.scope(at(130), true), Scope::Full);
-    }
-
-    #[test]
-    fn what_one_request_leaves_for_later_is_not_forgotten_by_the_next() {
-        let passes = Passes::default().after(at(100), Scope::Full, Some(at(110)));
-        let passes = passes.after(at(101), Scope::Touched, Some(at(105)));
-        let passes = passes.after(at(102), Scope::Touched, None);
-        let passes = passes.after(at(103), Scope::Touched, Some(at(120)));
-        assert_eq!(passes.due, at(105));
-        assert_eq!(passes.scope(at(105), true), Scope::Full);
-        // More than one entry takes: the rest comes at once.
-        assert_eq!(passes.after(at(104), Scope::Touched, Some(at(104))).scope(at(104), true), Scope::Full);
-    }
 
     #[tokio::test]
     async fn users_are_refused_when_too_many_wait_and_the_cluster_is_not() {

@@ -39,7 +39,6 @@ use tonic::service::Routes;
 
 pub(crate) use certificates::{Issued, issue, issuing_root, rotation, trust};
 pub(crate) use counters::Counters;
-pub(crate) use leader::Scope;
 pub use machine::Published;
 pub(crate) use recover::{Survivor, begin_anew, read_survivor};
 pub(crate) use services::availability;

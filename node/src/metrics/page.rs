@@ -1,6 +1,7 @@
 //! The names of everything that is told. `docs/metrics.md` lists them; a test compares the two.
 
 use deploy::store::KeyKind;
+use deploy::turn::Scope;
 use raft::Role;
 
 use super::readings::{AgentReadings, ManagerReadings, Readings};
@@ -8,7 +9,6 @@ use super::text::Kind::{Counter, Gauge, Histogram};
 use super::text::Page;
 use crate::docker_api;
 use crate::docker_api::convert::task_state_name;
-use crate::manager::Scope;
 
 /// The page of this moment.
 pub(super) fn render(readings: &Readings) -> String {
