@@ -16,7 +16,7 @@ const PURE: [&str; 12] = [
     "runtime/src/oci/plan.rs",
     "runtime/src/oci/spec.rs",
     "runtime/src/volume/plan.rs",
-    "node/src/agent/core.rs",
+    "node/src/agent/told.rs",
     "node/src/agent/health/machine.rs",
     "node/src/agent/plain/policy.rs",
 ];

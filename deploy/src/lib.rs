@@ -3,6 +3,7 @@
 //! Pure: no async runtime, no files, no network, no clock, no randomness. Time, ids and order are inputs, so a leader,
 //! a follower and a simulation compute the same thing from the same input. `node` drives it; nothing here knows how.
 
+pub mod agent;
 pub mod allocator;
 pub mod brain;
 pub mod control;

@@ -108,13 +108,14 @@ impl World {
     /// No host that is there leads anybody to the task: nobody who is on one of its networks, and no client of the mesh.
     fn check_let_go(&mut self, task: &TaskId, excused: &BTreeSet<NodeId>) {
         for (id, host) in self.hosts.iter().filter(|(id, host)| host.daemon && !excused.contains(*id)) {
-            let ingress = host.agent.set.networks().find(|network| network.ingress).map(|network| &network.id);
+            let ingress = host.agent.set().networks().find(|network| network.ingress).map(|network| &network.id);
             let on = |network: &NetworkId| {
-                let mut tasks = host.agent.tasks.values().map(|life| life.task());
+                let states = host.agent.states();
+                let mut tasks = states.iter().filter_map(|(id, _)| host.agent.task(id));
                 let runs = |id: &TaskId| host.containers.get(id).is_some_and(|container| container.running);
                 tasks.any(|t| runs(&t.id) && t.attachments.iter().any(|attachment| attachment.network == *network))
             };
-            let leads = host.agent.set.endpoints().find(|endpoint| {
+            let leads = host.agent.set().endpoints().find(|endpoint| {
                 endpoint.task == *task
                     && endpoint.serving
                     && (ingress == Some(&endpoint.network) || on(&endpoint.network))

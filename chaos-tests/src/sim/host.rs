@@ -1,17 +1,22 @@
-//! Hosts: a daemon with the agent's core, and containers, which outlive the daemon but not the host.
+//! Hosts: a daemon around the agent's core, whose memory outlives daemon and host, and containers, which outlive the daemon
+//! alone.
 //!
 //! The executor is a fake: every step takes a random time, fails at times, and containers crash at times.
 
 use std::collections::BTreeMap;
 
+use deploy::agent::{Core, Memory, Step};
 use deploy::control::{NodeSession, Op, RegisterNode};
 use deploy::lifecycle::{Action, Event as TaskEvent, Found};
-use deploy::model::{NodeDescription, NodeId, NodeRole, TaskId};
+use deploy::model::{NodeDescription, NodeId, NodeRole, TaskId, Timestamp};
+use prost::Message as _;
 
-use super::agent::{Agent, Step};
 use super::session::Phase;
 use super::world::{Event, Up, Waiter, World, short};
 use crate::check::{Fact, Violation};
+
+/// Reports in one batch. Less than the real one, so that batches follow each other.
+const BATCH: usize = 8;
 
 pub(super) struct Host {
     pub(super) description: NodeDescription,
@@ -25,7 +30,7 @@ pub(super) struct Host {
     pub(super) gossip_cut: bool,
     /// Everything takes so many times longer.
     pub(super) slow: u64,
-    pub(super) agent: Agent,
+    pub(super) agent: Core,
     pub(super) session: Option<u64>,
     pub(super) containers: BTreeMap<TaskId, Container>,
     /// The cluster told it that it was removed.
@@ -41,7 +46,7 @@ pub(super) struct Container {
 }
 
 impl Host {
-    fn new(number: u64) -> Self {
+    fn new(number: u64, now: Timestamp) -> Self {
         let mut description = NodeDescription {
             hostname: format!("host{number}"),
             architecture: "x86_64".into(),
@@ -62,7 +67,7 @@ impl Host {
             cut: false,
             gossip_cut: false,
             slow: 1,
-            agent: Agent::default(),
+            agent: Core::start(Memory::default(), BTreeMap::new(), now).0,
             session: None,
             containers: BTreeMap::new(),
             removed: false,
@@ -96,7 +101,7 @@ impl World {
         self.summary.hosts += 1;
         let number = self.summary.hosts;
         let id = NodeId::from(self.rng.id());
-        let mut host = Host::new(number);
+        let mut host = Host::new(number, self.now);
         // The engine's id stands for the certificate: it names the host to the managers.
         host.description.engine_id = id.to_string();
         let description = host.description.clone();
@@ -146,7 +151,8 @@ impl World {
         // A daemon that starts again does not know that it was removed; the next manager tells it.
         host.removed = false;
         let found = host.found();
-        let (agent, steps) = std::mem::take(&mut host.agent).restarted(&found, now);
+        let memory = Memory::decode(host.agent.snapshot().to_bytes().as_slice()).expect("a memory is readable");
+        let (agent, steps) = Core::start(memory, found.clone(), now);
         host.agent = agent;
         let boot = host.boot;
         self.note(|| format!("daemon of {} starts", short(id)));
@@ -180,9 +186,9 @@ impl World {
         let Some(host) = self.hosts.get_mut(id) else { return };
         let boot = host.boot;
         let timer = host.agent.next_timer();
-        let reports = host.agent.next_reports();
+        let reports = host.agent.next_reports(BATCH);
         let session = host.session;
-        let gone = host.removed && host.agent.tasks.is_empty();
+        let gone = host.removed && host.agent.is_empty();
         if let Some((sequence, reports)) = reports
             && let Some(session) = session
         {
@@ -250,7 +256,7 @@ impl World {
 
     pub(super) fn container_begins(&mut self, id: &NodeId, boot: u64, task: &TaskId, attempt: u32) {
         let Some(host) = self.hosts.get_mut(id).filter(|host| host.boot == boot && host.daemon) else { return };
-        let Some(known) = host.agent.tasks.get(task).map(|life| life.task().clone()) else { return };
+        let Some(known) = host.agent.task(task).cloned() else { return };
         host.epochs += 1;
         let epoch = host.epochs;
         host.containers.insert(task.clone(), Container { running: true, epoch, code: 0 });

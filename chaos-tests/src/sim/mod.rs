@@ -1,12 +1,11 @@
 //! A whole cluster in one thread, on a virtual clock: managers, leader, agents, containers, lines, faults, a user. The
 //! same seed gives the same run, event for event.
 //!
-//! What decides is the real thing: `deploy`'s control, brain, store, dispatcher and lifecycle. What is fake is what
-//! they are driven by: the log (commits in order after a while; a change of leader drops what was not committed), the
+//! What decides is the real thing: `deploy`'s control, leader's turn with its brain, store, dispatcher, and the agent's core
+//! with its lifecycles. What is fake is what they are driven by: the log (commits in order after a while; a change of leader drops what was not committed), the
 //! lines between agents and managers, and the executor. Every fact is shown to the properties in `check`; when the storm
 //! is over, the cluster must come to rest as its specs say.
 
-mod agent;
 mod drain;
 mod faults;
 mod host;
@@ -171,8 +170,8 @@ fn restless(world: &World) -> Vec<String> {
     }
     if problems.is_empty() {
         let state = |host: &host::Host| HostState {
-            set: host.agent.set.clone(),
-            tasks: host.agent.tasks.keys().cloned().collect(),
+            set: host.agent.set().clone(),
+            tasks: host.agent.states().into_iter().map(|(id, _)| id).collect(),
             running: host.containers.iter().filter(|(_, c)| c.running).map(|(id, _)| id.clone()).collect(),
             containers: host.containers.keys().cloned().collect(),
         };

@@ -293,9 +293,10 @@ impl World {
             Down::Assignments(update) if current && !severed || late => {
                 let stamp = update.stamp;
                 match host.agent.update(update, now) {
-                    Ok(steps) => {
+                    Ok(taken) => {
                         self.fact(&Fact::TookSet { host: id, stamp });
-                        self.carry_out(id, steps);
+                        assert_eq!(taken.adopted, [], "every container is remembered");
+                        self.carry_out(id, taken.steps);
                         let session = self.hosts.get(id).and_then(|host| host.session);
                         if let Some(session) = session {
                             self.send_up(session, Up::Applied(stamp.revision));

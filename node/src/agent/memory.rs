@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use deploy::agent::{Memory, Snapshot};
 use prost::Message;
 use tokio::sync::watch;
 
-use super::core::{Memory, Snapshot};
 use crate::stored::{self, Kind, StoredError};
 use crate::vault::Vault;
 

@@ -1,11 +1,10 @@
 //! The agent: runs this host's tasks as the managers say, and goes on without them.
 //!
-//! One loop owns the pure `core`; `session` talks to a manager, `executor` to the runtime and the overlay network.
+//! One loop owns the pure core (`deploy::agent`); `session` talks to a manager, `executor` to the runtime and the overlay network.
 //! Everything that happens comes to the loop as a message, everything that is to be done leaves it as one. The loop's own
 //! heartbeats are this agent's sign of life: from a loop that stands still, the managers hear nothing.
 
 mod container;
-mod core;
 mod counters;
 mod executor;
 pub(crate) mod health;
@@ -17,6 +16,7 @@ mod network;
 mod payloads;
 pub(crate) mod plain;
 mod session;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use deploy::agent::{Core, Given, Step};
 use deploy::dispatcher::{Stamp, Update};
 use deploy::lifecycle::{Action, Event, Found};
 use deploy::model::{GossipKey, NodeDescription, NodeId, TaskId, Timestamp};
@@ -39,7 +40,6 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 
 pub(crate) use self::container::{IMAGE_NAME_LABEL, PLAIN_LABEL, TASK_LABEL, is_plain};
-use self::core::{Core, Step};
 use self::executor::{Basis, Executor, NetworkAttempt};
 use self::payloads::Payloads;
 use self::session::{Line, SessionEvent};
@@ -59,6 +59,8 @@ pub use plain::{Plain, PlainConfig};
 
 /// Messages to the loop that wait for their turn.
 const QUEUE: usize = 256;
+/// Reports in one batch; more wait for the next.
+const BATCH: usize = 256;
 /// Leaving waits so long for tasks to stop, on top of their own grace.
 const REMOVE_ALL: Duration = Duration::from_secs(60);
 /// How often the manager hears from this agent.
@@ -191,8 +193,8 @@ impl Agent {
         let (session, session_in) = mpsc::channel(QUEUE);
         let (commands, commands_in) = mpsc::channel(1);
         let found = find(&config.runtime).await;
-        let (mut core, steps) = Core::start(remembered, found.clone(), now());
-        let mut known = core.managers();
+        let (core, steps) = Core::start(remembered, found.clone(), now());
+        let mut known = told::managers(core.set());
         let told = !known.is_empty();
         if !told {
             known = config.managers;
@@ -202,9 +204,9 @@ impl Agent {
             managers: known.clone(),
             told,
             incarnation: remembered.incarnation,
-            hosts: core.hosts(),
-            data_paths: core.data_paths(),
-            removed_nodes: core.removed_nodes(),
+            hosts: told::hosts(core.set()),
+            data_paths: told::data_paths(core.set()),
+            removed_nodes: told::removed_nodes(core.set()),
             ..AgentView::default()
         });
         let (managers, managers_out) = watch::channel(known);
@@ -236,9 +238,10 @@ impl Agent {
         });
         let plain = plain.await?;
         let plain_ports = plain.ports();
-        let mut networks = core.networks();
-        plain::add_ports(&mut networks.ports, &plain_ports.borrow());
-        let first = config.overlay.set_desired(networks).await;
+        let mut networks = Networks::default();
+        let mut first_networks = networks.desired(core.set(), core.stamp().revision, &core.serving());
+        plain::add_ports(&mut first_networks.ports, &plain_ports.borrow());
+        let first = config.overlay.set_desired(first_networks).await;
         let (attempts, attempts_out) = watch::channel(NetworkAttempt {
             revision: core.stamp().revision,
             whole: !first.as_ref().is_err_and(overlay_net::OverlayError::retry_helps),
@@ -296,6 +299,7 @@ impl Agent {
             node_id,
             generation,
             core,
+            networks,
             executor,
             outbox: None,
             marked: None,
@@ -440,6 +444,7 @@ struct Loop {
     node_id: NodeId,
     generation: u64,
     core: Core,
+    networks: Networks,
     executor: Executor,
     outbox: Option<mpsc::Sender<pb::AgentMessage>>,
     /// The last mark of the manager at the other end, if it was not given back yet.
@@ -455,7 +460,7 @@ struct Loop {
     /// Ports of plain containers, which the networks are to have as well.
     plain_ports: watch::Receiver<Vec<PublishedPort>>,
     /// Places of plain containers on networks.
-    places: watch::Sender<plain::Given>,
+    places: watch::Sender<Given>,
     memory: watch::Sender<memory::Numbered>,
     payloads: watch::Sender<Payloads>,
     /// The number of the session that was opened last.
@@ -621,7 +626,7 @@ impl Loop {
         for (task, container) in taken.adopted {
             self.executor.adopt(task, container, false);
         }
-        let managers = self.core.managers();
+        let managers = told::managers(self.core.set());
         if !managers.is_empty() {
             self.managers.send_if_modified(|known| replace(known, managers.clone()));
         }
@@ -632,11 +637,11 @@ impl Loop {
             managers,
             told: true,
             incarnation: self.core.stamp().incarnation,
-            hosts: self.core.hosts(),
+            hosts: told::hosts(self.core.set()),
             gossip_keys,
-            data_paths: self.core.data_paths(),
-            gossip_blocked: self.core.gossip_blocked(),
-            removed_nodes: self.core.removed_nodes(),
+            data_paths: told::data_paths(self.core.set()),
+            gossip_blocked: told::gossip_blocked(self.core.set()),
+            removed_nodes: told::removed_nodes(self.core.set()),
             trust_pem: message.trust_pem,
             root_digest: message.root_digest,
             uncertified: None,
@@ -650,7 +655,8 @@ impl Loop {
     /// Sends on what a change led to: work, reports, networks, memory.
     fn carry_out(&mut self, steps: Vec<Step>) {
         self.counters.set_tasks(self.core.task_states());
-        let mut desired = self.core.networks();
+        let (set, revision, serving) = (self.core.set(), self.core.stamp().revision, self.core.serving());
+        let mut desired = self.networks.desired(set, revision, &serving);
         plain::add_ports(&mut desired.ports, &self.plain_ports.borrow_and_update());
         self.desired.send_if_modified(|known| {
             let changed = known.as_ref() != Some(&desired);
@@ -685,7 +691,7 @@ impl Loop {
             self.executor.begin(task, action, basis);
         }
         if let Some(outbox) = &self.outbox
-            && let Some((sequence, reports)) = self.core.next_reports()
+            && let Some((sequence, reports)) = self.core.next_reports(BATCH)
         {
             let reports = reports.iter().map(Message::encode_to_vec).collect();
             let statuses = pb::Statuses { sequence, reports };

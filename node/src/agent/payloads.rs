@@ -108,11 +108,6 @@ impl CredentialSource for TaskCredentials {
     }
 }
 
-/// Whether an item must not be written to a disk.
-pub(super) fn is_payload(item: &Item) -> bool {
-    matches!(item.body, Some(Body::Secret(_) | Body::Config(_) | Body::Registry(_)))
-}
-
 /// What an earlier daemon of this boot had. What cannot be read is not there: the managers have all of it.
 pub(super) async fn kept(runtime: &Runtime) -> Vec<Item> {
     match runtime.kept(KEPT).await {
@@ -151,7 +146,7 @@ mod tests {
         let registry =
             Item::from(Body::Registry(RegistryInfo { id: RegistryId::new("r.example"), auth: auth.clone() }));
         let items = vec![Item::from(Body::Secret(payload("s"))), Item::from(Body::Config(payload("c"))), registry];
-        assert!(items.iter().all(is_payload));
+        assert!(items.iter().all(deploy::agent::is_payload));
         let payloads = Payloads::of(&AssignmentSet::new(items.clone()));
         assert_eq!(payloads.items(), items);
         assert!(payloads.are_of(&AssignmentSet::new(items.clone())));

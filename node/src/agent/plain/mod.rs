@@ -30,7 +30,7 @@ use tokio_util::task::TaskTracker;
 
 use self::keeper::{Command, Keeper};
 pub(crate) use self::places::PlaceError;
-pub(super) use self::places::{Given, Places};
+pub(super) use self::places::Places;
 use self::ports::PortError;
 use self::record::{Found, Records};
 use self::shared::{Known, MAX, Place, Shared, State};

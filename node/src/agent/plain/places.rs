@@ -1,9 +1,9 @@
 //! Places of plain containers on the cluster's networks: asked for at the managers, given by what they assign to this
 //! host, and given back when nobody uses them any more.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use deploy::agent::Given;
 use deploy::model::{NetworkAttachment, TaskId};
 use tokio::sync::watch;
 use tonic::transport::Channel;
@@ -46,15 +46,6 @@ impl PlaceError {
             Self::Unavailable(_) | Self::Late => Code::Unavailable,
         }
     }
-}
-
-/// What this host was given.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(in super::super) struct Given {
-    /// A manager has said so to this daemon; otherwise it is what was remembered, which may lack the newest.
-    pub(in super::super) told: bool,
-    /// Who holds it, on which networks, with which addresses.
-    pub(in super::super) places: BTreeMap<TaskId, Vec<NetworkAttachment>>,
 }
 
 /// Asks managers.
