@@ -1,6 +1,8 @@
 //! The agent's decisions on all tasks of its host: which ones it has, what is to be done for them next, what the cluster
 //! must be told. The loop around it (`node::agent`, or a simulation of it) carries out and feeds back.
 
+mod places;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use prost::encoding::message;
@@ -8,7 +10,9 @@ use prost::encoding::message;
 use crate::control::TaskReport;
 use crate::dispatcher::{AssignmentSet, Body, Item, Progress, Stamp, Update};
 use crate::lifecycle::{Action, Event, Found, Lifecycle};
-use crate::model::{DesiredState, NetworkAttachment, Task, TaskId, TaskState, TaskStatus, Timestamp};
+use crate::model::{DesiredState, Task, TaskId, TaskState, TaskStatus, Timestamp};
+
+pub use places::{Given, LOST, Place, Places, Settled};
 
 /// Something that the loop must do for a task.
 pub type Step = (TaskId, Action);
@@ -70,15 +74,6 @@ pub struct RememberedTask {
     /// Its status.
     #[prost(message, required, tag = "2")]
     status: TaskStatus,
-}
-
-/// Places on networks that the plain containers of this host were given.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Given {
-    /// A manager has said so to this daemon; otherwise it is what was remembered, which may lack the newest.
-    pub told: bool,
-    /// Who holds it, on which networks, with which addresses.
-    pub places: BTreeMap<TaskId, Vec<NetworkAttachment>>,
 }
 
 /// Whether it is something secret, which is not remembered where the rest is.

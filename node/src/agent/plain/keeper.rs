@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use deploy::agent::Place;
 use deploy::model::NetworkMode;
 use overlay_net::{Attached, DnsSockets, EndpointConfig, Overlay, OverlayError};
 use runtime::{ContainerState, ExitStatus, RuntimeError, Signal, Status};
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 use super::places::PlaceError;
 use super::policy::{self, End, Next};
 use super::record::{Record, Restart};
-use super::shared::{Place, Shared};
+use super::shared::Shared;
 use super::streams::Listener;
 use super::{PlainError, needs_overlay};
 use crate::agent::executor::DNS_FDS;

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use deploy::agent::Place;
 use deploy::model::{NetworkMode, PortConfig, TaskSpec};
 use overlay_net::{Desired, Overlay, PublishedPort};
 use runtime::image::{ImageError, ImageStore};
@@ -33,7 +34,7 @@ pub(crate) use self::places::PlaceError;
 pub(super) use self::places::Places;
 use self::ports::PortError;
 use self::record::{Found, Records};
-use self::shared::{Known, MAX, Place, Shared, State};
+use self::shared::{Known, MAX, Shared, State};
 use self::streams::Listener;
 use super::container::{self, ContainerError};
 use crate::stored::StoredError;

@@ -1,10 +1,10 @@
 //! What all of this host's plain containers share: names, ports, places on networks, and what is shown of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use deploy::model::{NetworkAttachment, TaskId};
+use deploy::agent::Place;
 use overlay_net::{Overlay, PublishedPort};
 use runtime::{ContainerState, RuntimeError};
 use tokio::sync::{Notify, mpsc, watch};
@@ -17,8 +17,6 @@ use super::record::{Record, Records};
 use super::{PlainConfig, PlainError, QUEUE, View, Wish, names, ports};
 use crate::agent::{container, executor, network};
 
-/// A place that is used and was not given is lost after this time: the manager that says so may lag.
-const LOST: Duration = Duration::from_secs(10);
 /// Plain containers of one host.
 pub(super) const MAX: usize = 4096;
 
@@ -48,19 +46,6 @@ pub(super) struct Known {
     pub(super) commands: mpsc::Sender<Command>,
     /// Changes whenever a run of it is prepared.
     pub(super) runs: watch::Sender<()>,
-}
-
-/// Whether a container uses a place on a network.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// None.
-    Unused,
-    /// It was asked for.
-    Asked,
-    /// This one.
-    Used(TaskId),
-    /// It does not run, and this one is its own when it is started again, unless it is lost by then.
-    Kept(TaskId),
 }
 
 impl State {
@@ -293,12 +278,16 @@ impl Shared {
         const RETRY: Duration = Duration::from_secs(1);
         let Some(places) = &self.config.places else { return };
         let mut given = places.given.clone();
-        let mut missing: BTreeMap<TaskId, Instant> = BTreeMap::new();
-        let mut displaced: BTreeSet<TaskId> = BTreeSet::new();
+        let (mut settling, began) = (deploy::agent::Places::default(), Instant::now());
         loop {
             let now = given.borrow_and_update().clone();
             let mut failed = false;
-            for id in now.places.keys().filter(|id| !self.is_in_use(id)) {
+            let settled = {
+                let state = self.state();
+                let used = state.known.iter().map(|(container, known)| (container.clone(), &known.place));
+                settling.settle(&now, used, began.elapsed())
+            };
+            for id in &settled.unused {
                 if let Err(error) = places.give_back(id).await {
                     tracing::warn!(
                         place = %id, error = crate::chain(&error),
@@ -307,42 +296,16 @@ impl Shared {
                     failed = true;
                 }
             }
-            let lost = if now.told { self.users_but_of(&now.places) } else { BTreeMap::new() };
-            missing.retain(|id, _| lost.contains_key(id));
-            displaced.retain(|id| lost.contains_key(id));
-            for (id, container) in lost {
-                let is_lost = missing.entry(id.clone()).or_insert_with(Instant::now).elapsed() >= LOST;
-                if is_lost && displaced.insert(id) {
-                    self.displaced(&container).await;
-                }
+            for container in &settled.displaced {
+                self.displaced(container).await;
             }
             tokio::select! {
                 biased;
                 changed = given.changed() => if changed.is_err() { return },
                 () = self.unused.notified() => {}
-                () = tokio::time::sleep(RETRY), if failed || !missing.is_empty() => {}
+                () = tokio::time::sleep(RETRY), if failed || settled.again => {}
             }
         }
-    }
-
-    fn is_in_use(&self, id: &TaskId) -> bool {
-        // Whose it is that was asked for is known only when that is answered.
-        let uses = |known: &Known| match &known.place {
-            Place::Unused => false,
-            Place::Asked => true,
-            Place::Used(own) | Place::Kept(own) => own == id,
-        };
-        self.state().known.values().any(uses)
-    }
-
-    /// Places that containers use, but for these.
-    fn users_but_of(&self, given: &BTreeMap<TaskId, Vec<NetworkAttachment>>) -> BTreeMap<TaskId, String> {
-        let state = self.state();
-        let used = state.known.iter().filter_map(|(container, known)| match &known.place {
-            Place::Used(id) if !given.contains_key(id) => Some((id.clone(), container.clone())),
-            _ => None,
-        });
-        used.collect()
     }
 
     /// Its address may be another's by now: the host was away for too long, or the cluster began anew from a backup. It
