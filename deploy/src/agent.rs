@@ -230,16 +230,21 @@ impl Core {
 
     fn reconcile(&mut self, now: Timestamp) -> Taken {
         let (mut adopted, mut steps) = (Vec::new(), Vec::new());
-        let assigned: Vec<_> = self.set.tasks().cloned().collect();
-        let mut wanted = BTreeSet::new();
+        let mut assigned: Vec<_> = self.set.tasks().cloned().collect();
         // The place of a plain container on a network is nothing to run.
-        for assignment in assigned.into_iter().filter(|assignment| !assignment.task.is_attachment()) {
+        assigned.retain(|assignment| !assignment.task.is_attachment());
+        let here: BTreeSet<TaskId> = assigned.iter().map(|assignment| assignment.task.id.clone()).collect();
+        // What is to stop comes first: others may have to wait for it.
+        let withdrawn: Vec<TaskId> = self.tasks.keys().filter(|id| !here.contains(*id)).cloned().collect();
+        for id in withdrawn {
+            self.handle(&id, Event::Withdrawn, now, &mut steps);
+        }
+        assigned.sort_by_key(|assignment| assignment.task.is_wanted());
+        for assignment in assigned {
             let id = assignment.task.id.clone();
-            wanted.insert(id.clone());
-            if let Some(life) = self.tasks.get_mut(&id) {
+            if let Some(life) = self.tasks.get(&id) {
                 if *life.task() != assignment.task {
-                    let actions = life.handle(now, Event::Updated(Box::new(assignment.task)));
-                    self.take(&id, actions, &mut steps);
+                    self.handle(&id, Event::Updated(Box::new(assignment.task)), now, &mut steps);
                 }
                 continue;
             }
@@ -257,10 +262,6 @@ impl Core {
             };
             self.tasks.insert(id.clone(), life);
             self.take(&id, actions, &mut steps);
-        }
-        let withdrawn: Vec<TaskId> = self.tasks.keys().filter(|id| !wanted.contains(*id)).cloned().collect();
-        for id in withdrawn {
-            self.handle(&id, Event::Withdrawn, now, &mut steps);
         }
         // Whatever else was found is nobody's.
         for id in std::mem::take(&mut self.found).into_keys() {
@@ -366,13 +367,31 @@ impl Core {
         if event == Event::Removed {
             self.nobodys.remove(id);
         }
+        let held = self.is_held(id);
         let Some(life) = self.tasks.get_mut(id) else { return };
+        let left = life.is_leaving();
+        life.hold(held);
         let actions = life.handle(now, event);
+        let freed = (left && !life.is_leaving()).then(|| life.task().clone());
         self.take(id, actions, steps);
         if self.tasks.get(id).is_some_and(Lifecycle::is_gone) {
             self.tasks.remove(id);
             self.unreported.remove(id);
         }
+        if let Some(freed) = freed {
+            let waits = |life: &Lifecycle| life.can_be_held() && shares_slot(life.task(), &freed);
+            let waiting = self.tasks.iter().filter(|(_, life)| waits(life)).map(|(id, _)| id.clone());
+            for id in waiting.collect::<Vec<_>>() {
+                self.handle(&id, Event::SlotFree, now, steps);
+            }
+        }
+    }
+
+    /// Whether a task must not start yet: what was in its slot before it has not ended here.
+    fn is_held(&self, id: &TaskId) -> bool {
+        let Some(life) = self.tasks.get(id).filter(|life| life.can_be_held()) else { return false };
+        let task = life.task();
+        self.tasks.values().any(|other| other.is_leaving() && shares_slot(other.task(), task))
     }
 
     /// Keeps what concerns the core itself, passes on the rest. (That a task drains, its manager sees by itself.)
@@ -390,6 +409,11 @@ impl Core {
             }
         }
     }
+}
+
+/// Whether two tasks of this host have one slot. (A global service has one on each host.)
+fn shares_slot(one: &Task, other: &Task) -> bool {
+    one.id != other.id && !one.service_id.is_none() && one.service_id == other.service_id && one.slot == other.slot
 }
 
 #[cfg(test)]

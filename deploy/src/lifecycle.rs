@@ -18,6 +18,9 @@ use crate::restart::{self, Verdict};
 /// ended as Shutdown, and did not fail.
 const FIRST_WORD: Duration = Duration::from_secs(1);
 
+/// What a task says that waits for another one of its slot.
+const HELD: &str = "prepared; waits until the task before it in its slot has ended on this host";
+
 /// A task that is to stop waits so long at the most until all hosts have let go of it.
 pub const DRAIN: Duration = Duration::from_secs(2);
 
@@ -79,6 +82,8 @@ pub enum Event {
     },
     /// What it left on the host was removed.
     Removed,
+    /// The task before it in its slot has ended on this host ([`Lifecycle::hold`]).
+    SlotFree,
     /// The time that was asked for has come.
     Timer,
 }
@@ -181,6 +186,8 @@ pub struct Lifecycle {
     told_end: Option<(TaskState, &'static str, TaskState)>,
     /// Why it was stopped although somebody may still have been led to it.
     undrained: Option<String>,
+    /// Another task of its slot runs here that is to stop.
+    held: bool,
     /// It was said, while it was about to run again, that nobody leads to it any more, but for these hosts that were late.
     let_go: Option<Vec<String>>,
 }
@@ -246,7 +253,7 @@ impl Lifecycle {
 
     fn with(task: Task, status: TaskStatus, connected: bool) -> Self {
         let (phase, withdrawn) = (Phase::Accepted, false);
-        Self { task, status, phase, connected, withdrawn, told_end: None, undrained: None, let_go: None }
+        Self { task, status, phase, connected, withdrawn, told_end: None, undrained: None, held: false, let_go: None }
     }
 
     /// The task as the cluster last described it.
@@ -262,6 +269,32 @@ impl Lifecycle {
     /// Whether nothing of it is left on the host, so that it can be dropped.
     pub fn is_gone(&self) -> bool {
         self.phase == Phase::Gone
+    }
+
+    /// Whether its container may run although it is to stop.
+    pub fn is_leaving(&self) -> bool {
+        let may_run = matches!(
+            self.phase,
+            Phase::Starting
+                | Phase::Checking
+                | Phase::Running
+                | Phase::Draining { .. }
+                | Phase::Stopping
+                | Phase::Failing
+        );
+        may_run && self.must_stop()
+    }
+
+    /// Whether it has not begun to start, so that it can be held.
+    pub fn can_be_held(&self) -> bool {
+        matches!(self.phase, Phase::Preparing | Phase::Ready)
+    }
+
+    /// Says whether it has to wait before it starts: another task of its slot is on this host and has not ended. The leader
+    /// lets no task start before those ahead of it in its slot have ended, as far as it knows. It does not know of an attempt
+    /// that this host made by itself, nor of what still runs on a host that it had given up.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 
     /// Takes note of an event. Returns what to do, in order. An event that answers nothing which is under way (a late
@@ -361,10 +394,13 @@ impl Lifecycle {
                 self.phase = Phase::Cancelling;
                 actions.push(Action::CancelPrepare);
             }
-            Phase::Ready if self.task.desired() >= DesiredState::Running => {
+            Phase::Ready if self.task.desired() >= DesiredState::Running && !self.held => {
                 self.phase = Phase::Starting;
                 self.note(now, TaskState::Starting, "starting", actions);
                 actions.push(Action::Start { attempt: self.attempt() });
+            }
+            Phase::Ready if self.task.desired() >= DesiredState::Running && self.status.message != HELD => {
+                self.note(now, TaskState::Ready, HELD, actions);
             }
             // What is not in the set any more has nobody who would say that it drained.
             Phase::Running if self.must_stop() && !self.withdrawn && !self.task.draining_since.is_never() => {

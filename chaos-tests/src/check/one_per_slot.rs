@@ -1,9 +1,10 @@
 //! At most one task of a slot is wanted, and at most one container of it runs, on hosts that are not Down; two while a
 //! start-first update goes on.
 //!
-//! A container on a host that was Down since it started is excused: it may run until the host is back. So is a new attempt
-//! that a host makes by itself, because it does not know whether anybody heard of the end of the one before: the leader
-//! that did has given the slot to another task by then.
+//! A container on a host that was Down since it started is excused before those on other hosts: it may run until its host is
+//! back. So is a new attempt that a host without a manager makes by itself, because it does not know whether anybody heard of
+//! the end of the one before: the leader that did has given the slot to another task by then. On one host nothing is
+//! excused: what is to stop there has ended before anything else of its slot starts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,7 +73,7 @@ impl OnePerSlot {
                 {
                     container.excused |= container.attempt > 0;
                 }
-                if let Some(task) = self.latest.task(id).filter(|t| t.is_wanted()) {
+                if let Some(task) = self.latest.task(id).filter(|t| t.is_wanted() && !t.is_attachment()) {
                     return self.check_wanted(task);
                 }
             }
@@ -99,12 +100,12 @@ impl OnePerSlot {
         let unheard = attempt > 0 || self.once_lost.contains(host);
         let excused = is_lost(&self.latest, host) || taken_back && unheard;
         let slot = slot_of(task);
-        let others = self
-            .running
-            .iter()
-            .filter(|(id, c)| !c.excused && **id != task.id && c.service == task.service_id && c.slot == slot);
+        let of_slot =
+            |(id, c): &(&TaskId, &Container)| **id != task.id && c.service == task.service_id && c.slot == slot;
+        let counts = |(_, c): &(&TaskId, &Container)| c.host == *host || !c.excused && !excused;
+        let others = self.running.iter().filter(of_slot).filter(counts);
         let others: Vec<String> = others.map(|(id, c)| format!("{id} on {}", c.host)).collect();
-        if !excused && others.len() + 1 > self.most(&task.service_id) {
+        if others.len() + 1 > self.most(&task.service_id) {
             return Err(format!(
                 "{} started on {host} in slot {slot} of service {}, where {others:?} run",
                 task.id, task.service_name
@@ -179,11 +180,11 @@ mod tests {
     }
 
     /// The store says that the first one has ended, and one of its attempts runs all the same when the second one starts.
-    fn replaced(attempt: u32, heard_late: bool) -> Result<(), String> {
+    fn replaced(attempt: u32, heard_late: bool, on: &str) -> Result<(), String> {
         let mut property = OnePerSlot::default();
         let before = cluster(false);
         show(&mut property, &Store::default(), &before)?;
-        let (first, second) = (task("t1", "web", "a"), task("t2", "web", "b"));
+        let (first, second) = (task("t1", "web", "a"), task("t2", "web", on));
         let after = changed(&before, |txn| {
             let mut ended = first.clone();
             ended.status.set_state(TaskState::Failed);
@@ -206,8 +207,9 @@ mod tests {
     #[test]
     fn only_an_attempt_that_a_host_made_by_itself_is_excused_when_its_task_was_replaced() {
         for heard_late in [false, true] {
-            assert!(replaced(0, heard_late).is_err());
-            assert!(replaced(1, heard_late).is_ok());
+            assert!(replaced(0, heard_late, "b").is_err());
+            assert!(replaced(1, heard_late, "b").is_ok());
+            assert!(replaced(1, heard_late, "a").is_err(), "it knows of both");
         }
     }
 

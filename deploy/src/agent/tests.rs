@@ -110,6 +110,86 @@ fn an_end_that_was_not_acknowledged_is_followed_by_an_attempt() {
     assert_eq!(after_the_loss(false), [(TaskId::new("a"), Action::Start { attempt: 1 })]);
 }
 
+/// A task of slot 1, as the leader wants it.
+fn in_slot(id: &str, desired: DesiredState) -> Item {
+    let service_id = crate::model::ServiceId::new("web");
+    let mut task = Task { id: TaskId::new(id), service_id, slot: 1, ..Task::default() };
+    task.set_desired(desired);
+    Body::Task(Box::new(Assignment { task, progress: 0 })).into()
+}
+
+/// `old` ends, and nobody hears that the leader knows; the host runs it again by itself, and is then told of `new`, which was
+/// `before` until then, or is new to it.
+fn replaced(old: &str, new: &str, before: Option<DesiredState>) -> (Core, Vec<Step>) {
+    let (mut core, id) = (core(), TaskId::new(old));
+    let mut put = vec![in_slot(old, DesiredState::Running)];
+    put.extend(before.map(|before| in_slot(new, before)));
+    core.connected(true, NOW);
+    core.update(Update { stamp: stamp(1), base: None, delta: Delta { put, remove: Vec::new() } }, NOW).unwrap();
+    core.event(&TaskId::new(new), Event::Prepared, NOW);
+    let started = || Event::Started { container: "c".into(), pid: 1 };
+    core.event(&id, Event::Prepared, NOW);
+    core.event(&id, started(), NOW);
+    core.event(&id, Event::Exited { exit_code: Some(1), oom_killed: false }, NOW);
+    core.next_reports(256).unwrap();
+    core.connected(false, NOW);
+    let again = core.fire_timers(Timestamp::from_millis(100_000));
+    assert_eq!(again, [(id.clone(), Action::Start { attempt: 1 })]);
+    core.event(&id, started(), NOW);
+    core.connected(true, NOW);
+    let put = vec![in_slot(old, DesiredState::Shutdown), in_slot(new, DesiredState::Running)];
+    let update = Update { stamp: stamp(2), base: None, delta: Delta { put, remove: Vec::new() } };
+    let steps = core.update(update, NOW).unwrap().steps;
+    (core, steps)
+}
+
+#[test]
+fn what_a_host_ran_by_itself_ends_before_its_successor_starts() {
+    let exited = || Event::Exited { exit_code: Some(143), oom_killed: false };
+    for (old, new) in [("a", "b"), ("b", "a")] {
+        let (one, other) = (TaskId::new(old), TaskId::new(new));
+        let (mut core, steps) = replaced(old, new, None);
+        assert!(matches!(&steps[..], [(x, Action::Stop { .. }), (y, Action::Prepare)] if *x == one && *y == other));
+        assert_eq!(core.event(&other, Event::Prepared, NOW), []);
+        let waits = core.next_reports(256).unwrap().1;
+        let waits = waits.iter().find(|report| report.task_id == other).unwrap();
+        assert!(waits.status.message.contains("waits until the task before it"), "{waits:?}");
+        assert_eq!(core.event(&one, exited(), NOW), [(other.clone(), Action::Start { attempt: 0 })]);
+
+        // It was ready before.
+        let (mut core, steps) = replaced(old, new, Some(DesiredState::Ready));
+        assert!(matches!(&steps[..], [(x, Action::Stop { .. })] if *x == one), "{steps:?}");
+        assert_eq!(core.event(&one, exited(), NOW), [(other.clone(), Action::Start { attempt: 0 })]);
+
+        // Its turn does not come.
+        let (mut core, _) = replaced(old, new, Some(DesiredState::Ready));
+        let put = vec![in_slot(old, DesiredState::Shutdown), in_slot(new, DesiredState::Shutdown)];
+        let update = Update { stamp: stamp(3), base: None, delta: Delta { put, remove: Vec::new() } };
+        assert_eq!(core.update(update, NOW).unwrap().steps, [(other.clone(), Action::CancelPrepare)]);
+        assert_eq!(core.event(&one, exited(), NOW), []);
+
+        // The one before is not even told of any more.
+        let (mut core, _) = replaced(old, new, Some(DesiredState::Ready));
+        let put = vec![in_slot(new, DesiredState::Running)];
+        let update = Update { stamp: stamp(3), base: None, delta: Delta { put, remove: Vec::new() } };
+        assert_eq!(core.update(update, NOW).unwrap().steps, []);
+        let steps = core.event(&one, exited(), NOW);
+        assert_eq!(steps, [(one, Action::Remove), (other, Action::Start { attempt: 0 })]);
+    }
+}
+
+#[test]
+fn a_wanted_task_holds_up_nobody_of_its_slot() {
+    let mut core = core();
+    core.connected(true, NOW);
+    let put = ["a", "b"].map(|id| in_slot(id, DesiredState::Running)).to_vec();
+    core.update(Update { stamp: stamp(1), base: None, delta: Delta { put, remove: Vec::new() } }, NOW).unwrap();
+    for id in ["a", "b"].map(TaskId::new) {
+        assert_eq!(core.event(&id, Event::Prepared, NOW), [(id.clone(), Action::Start { attempt: 0 })], "start-first");
+        core.event(&id, Event::Started { container: "c".into(), pid: 1 }, NOW);
+    }
+}
+
 #[test]
 fn what_was_prepared_in_vain_is_taken_back() {
     let mut core = core();
