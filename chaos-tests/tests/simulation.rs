@@ -23,6 +23,7 @@ fn every_seed_ends_well() {
     };
     let next = AtomicU64::new(seeds.start);
     let (drained, late) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (plain, displaced) = (AtomicU64::new(0), AtomicU64::new(0));
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // Each run is a single thread; which thread plays which seed changes nothing.
     let mut failures: Vec<String> = Vec::new();
@@ -38,6 +39,8 @@ fn every_seed_ends_well() {
                     Ok(summary) => {
                         drained.fetch_add(summary.drained, Ordering::Relaxed);
                         late.fetch_add(summary.late, Ordering::Relaxed);
+                        plain.fetch_add(summary.plain, Ordering::Relaxed);
+                        displaced.fetch_add(summary.displaced, Ordering::Relaxed);
                     }
                     Err(failure) => failures.push(failure.to_string()),
                 }
@@ -55,6 +58,12 @@ fn every_seed_ends_well() {
     let (drained, late) = (drained.into_inner(), late.into_inner());
     println!("hosts let go of stopping tasks {drained} times, and {late} times some were late");
     assert!(seeds.end - seeds.start < SEEDS || drained > 100 && late > 0, "the storms say nothing of draining");
+    let (plain, displaced) = (plain.into_inner(), displaced.into_inner());
+    println!("plain containers got {plain} places, and lost {displaced} while they ran");
+    assert!(
+        seeds.end - seeds.start < SEEDS || plain > 100 && displaced > 0,
+        "the storms say nothing of plain containers"
+    );
 }
 
 #[test]

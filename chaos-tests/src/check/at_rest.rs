@@ -8,6 +8,8 @@ use deploy::model::{NodeAvailability, NodeId, NodeState, Service, ServiceMode, T
 use deploy::scheduler;
 use deploy::store::Store;
 
+use super::is_lost;
+
 /// What a host has.
 #[derive(Clone, Debug, Default)]
 pub struct HostState {
@@ -19,6 +21,8 @@ pub struct HostState {
     pub running: BTreeSet<TaskId>,
     /// All containers, also those that ended.
     pub containers: BTreeSet<TaskId>,
+    /// Plain containers on networks that run: what holds their places, and their names.
+    pub plain: BTreeMap<TaskId, String>,
 }
 
 /// Everything that is not at rest, one sentence each. `hosts` are all that run; the store is the leader's.
@@ -27,7 +31,8 @@ pub fn at_rest(store: &Store, hosts: &BTreeMap<NodeId, HostState>) -> Vec<String
     for service in store.services() {
         check_service(store, service, &mut wrong);
     }
-    for task in store.tasks() {
+    check_plain(store, hosts, &mut wrong);
+    for task in store.tasks().filter(|task| !task.is_attachment()) {
         let pending = !task.is_wanted() && !task.has_ended() && task.is_placed();
         if pending || store.service(&task.service_id).is_none() {
             let (state, desired) = (task.state(), task.desired());
@@ -85,16 +90,56 @@ fn check_host(store: &Store, id: &NodeId, host: &HostState, wrong: &mut Vec<Stri
         wrong.push(format!("{id} has another assignment set than the store gives it"));
     }
     check_networks(store, id, host, wrong);
-    let told: BTreeSet<TaskId> = host.set.tasks().map(|a| a.task.id.clone()).collect();
+    let told: BTreeSet<TaskId> =
+        host.set.tasks().filter(|a| !a.task.is_attachment()).map(|a| a.task.id.clone()).collect();
     if host.tasks != told {
         wrong.push(format!("{id} keeps the tasks {:?}, but was told of {told:?}", host.tasks));
     }
-    let wanted: BTreeSet<TaskId> = host.set.tasks().filter(|a| a.task.is_wanted()).map(|a| a.task.id.clone()).collect();
+    let wanted: BTreeSet<TaskId> = host
+        .set
+        .tasks()
+        .filter(|a| a.task.is_wanted() && told.contains(&a.task.id))
+        .map(|a| a.task.id.clone())
+        .collect();
     if host.running != wanted {
         wrong.push(format!("{id} runs {:?} instead of {wanted:?}", host.running));
     }
     if let Some(left) = host.containers.difference(&told).next() {
         wrong.push(format!("{id} still has the container of {left}"));
+    }
+}
+
+/// Whether places on networks are those of the plain containers that run, and others find just these by their names: those of
+/// hosts that are there.
+fn check_plain(store: &Store, hosts: &BTreeMap<NodeId, HostState>, wrong: &mut Vec<String>) {
+    let mut places = BTreeSet::new();
+    for task in store.tasks().filter(|task| task.is_attachment() && !task.has_ended()) {
+        // What a host that is away has is not known.
+        if hosts.contains_key(&task.node_id) || !is_lost(store, &task.node_id) {
+            places.insert((&task.node_id, &task.id, task.service_name.as_str()));
+        }
+    }
+    let running: BTreeSet<_> = hosts
+        .iter()
+        .flat_map(|(host, state)| state.plain.iter().map(move |(place, name)| (host, place, name.as_str())))
+        .collect();
+    if places != running {
+        wrong.push(format!("plain containers have the places {places:?}, and those that run are {running:?}"));
+    }
+    for (id, host) in hosts {
+        let networks: BTreeSet<_> = host.set.networks().map(|network| &network.id).collect();
+        let on = |place: &TaskId| store.task(place).into_iter().flat_map(|task| &task.attachments);
+        let there = running.iter().filter(|(other, ..)| !is_lost(store, other));
+        let expected: BTreeSet<_> = there
+            .flat_map(|(_, place, name)| on(place).map(move |at| (&at.network, *name, at.address.as_str())))
+            .filter(|(network, ..)| networks.contains(*network))
+            .collect();
+        let told = host.set.endpoints().filter(|endpoint| endpoint.service.is_none());
+        let told: BTreeSet<_> =
+            told.map(|e| (&e.network, e.names.first().map_or("", String::as_str), e.address.as_str())).collect();
+        if told != expected {
+            wrong.push(format!("{id} finds the plain containers {told:?}, and those that run are {expected:?}"));
+        }
     }
 }
 
@@ -111,6 +156,9 @@ fn check_networks(store: &Store, id: &NodeId, host: &HostState, wrong: &mut Vec<
     for task in there() {
         for at in task.attachments.iter().filter(|at| carried.contains(at.network.as_str())) {
             places.insert((at.network.as_str(), at.address.as_str(), task.node_id.as_str()));
+            if task.is_attachment() && is_lost(store, &task.node_id) {
+                continue;
+            }
             let serves = task.state() == TaskState::Running && !task.status.unhealthy && task.is_wanted();
             serving.insert((at.network.as_str(), at.address.as_str(), task.id.as_str(), serves));
         }
@@ -152,7 +200,8 @@ mod tests {
         let id = NodeId::new("a");
         let ids = BTreeSet::from([TaskId::new("t")]);
         let set = dispatcher::assignment(store, &id);
-        BTreeMap::from([(id, HostState { set, tasks: ids.clone(), running: ids.clone(), containers: ids })])
+        let host = HostState { set, tasks: ids.clone(), running: ids.clone(), containers: ids, ..HostState::default() };
+        BTreeMap::from([(id, host)])
     }
 
     #[test]

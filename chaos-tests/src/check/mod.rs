@@ -6,6 +6,7 @@
 //! half: what must be so once faults have stopped and time has passed.
 
 mod acknowledged;
+mod addresses;
 pub mod at_rest;
 mod capacity;
 mod older_set;
@@ -20,10 +21,11 @@ pub(crate) mod testing;
 mod unique;
 
 use deploy::dispatcher::Stamp;
-use deploy::model::{NodeId, NodeState, Task, TaskId};
+use deploy::model::{NetworkAttachment, NodeId, NodeState, Task, TaskId};
 use deploy::store::{Key, Store};
 
 pub use acknowledged::Acknowledged;
+pub use addresses::Addresses;
 pub use capacity::Capacity;
 pub use older_set::OlderSet;
 pub use one_per_slot::OnePerSlot;
@@ -70,6 +72,20 @@ pub enum Fact<'a> {
         task: &'a Task,
         /// Which attempt of the task on that host, from 0.
         attempt: u32,
+    },
+    /// A plain container is on a network.
+    Joined {
+        /// Where it runs.
+        host: &'a NodeId,
+        /// What holds its place.
+        place: &'a TaskId,
+        /// Its addresses.
+        attachments: &'a [NetworkAttachment],
+    },
+    /// It is not any more.
+    Left {
+        /// What held its place.
+        place: &'a TaskId,
     },
     /// A container ended, one way or another.
     Ended {
@@ -137,6 +153,7 @@ impl Default for Checker {
                 Box::new(StateGrows::default()),
                 Box::new(StartsOnce::default()),
                 Box::new(OnePerSlot::default()),
+                Box::new(Addresses::default()),
                 Box::new(Unique),
                 Box::new(Capacity),
                 Box::new(Placement),

@@ -18,7 +18,9 @@ impl Property for Placement {
         let Some(applied) = fact.first_applied() else { return Ok(()) };
         for key in applied.keys {
             let Key::Task(id) = key else { continue };
-            let Some(task) = applied.after.task(id).filter(|t| t.is_placed() && t.is_wanted()) else { continue };
+            // A plain container is where its user has put it.
+            let placed = applied.after.task(id).filter(|t| t.is_placed() && t.is_wanted() && !t.is_attachment());
+            let Some(task) = placed else { continue };
             if applied.before.task(id).is_some_and(|old| old.is_placed()) {
                 continue;
             }

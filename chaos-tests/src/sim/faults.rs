@@ -1,8 +1,13 @@
 //! What goes wrong: hosts, daemons, managers, lines, the leader; one at a time, at random, while the storm lasts.
 
-use deploy::model::NodeId;
+use std::time::Duration;
+
+use deploy::model::{NodeId, NodeState};
 
 use super::world::{Event, World, short};
+
+/// More than lost hosts are waited for.
+const DAY: Duration = Duration::from_secs(25 * 3600);
 
 impl World {
     pub(super) fn fault_strikes(&mut self) {
@@ -34,12 +39,24 @@ impl World {
                     self.after_ms(time, Event::ManagerReturns { manager });
                 }
             }
+            98..100 => self.leap(),
             _ => {
                 let slow = self.rng.range(1, 30);
                 if let Some(host) = self.hosts.get_mut(&host) {
                     host.slow = slow;
                 }
             }
+        }
+    }
+
+    /// More than a day passes for the cluster while hosts are away, whose tasks it gives up then. Not while somebody has to
+    /// learn yet that it was removed: the list of those does not last for ever.
+    fn leap(&mut self) {
+        let store = self.newest_store();
+        let away = store.nodes().any(|node| node.status.state() == NodeState::Down);
+        if away && self.hosts.keys().all(|id| store.node(id).is_some()) {
+            self.note(|| "a day passes".to_owned());
+            self.managers.iter_mut().for_each(|manager| manager.leap(DAY));
         }
     }
 

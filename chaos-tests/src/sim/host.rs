@@ -3,14 +3,15 @@
 //!
 //! The executor is a fake: every step takes a random time, fails at times, and containers crash at times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use deploy::agent::{Core, Memory, Step};
+use deploy::agent::{Core, Memory, Places, Step};
 use deploy::control::{NodeSession, Op, RegisterNode};
 use deploy::lifecycle::{Action, Event as TaskEvent, Found};
 use deploy::model::{NodeDescription, NodeId, NodeRole, TaskId, Timestamp};
 use prost::Message as _;
 
+use super::plain::Plain;
 use super::session::Phase;
 use super::world::{Event, Up, Waiter, World, short};
 use crate::check::{Fact, Violation};
@@ -33,6 +34,13 @@ pub(super) struct Host {
     pub(super) agent: Core,
     pub(super) session: Option<u64>,
     pub(super) containers: BTreeMap<TaskId, Container>,
+    /// What its users run by hand, by id.
+    pub(super) plain: BTreeMap<String, Plain>,
+    pub(super) places: Places,
+    /// A look at them is due.
+    pub(super) settles: bool,
+    /// Places that are being given back.
+    pub(super) giving: BTreeSet<TaskId>,
     /// The cluster told it that it was removed.
     pub(super) removed: bool,
     epochs: u64,
@@ -70,6 +78,10 @@ impl Host {
             agent: Core::start(Memory::default(), BTreeMap::new(), now).0,
             session: None,
             containers: BTreeMap::new(),
+            plain: BTreeMap::new(),
+            places: Places::default(),
+            settles: false,
+            giving: BTreeSet::new(),
             removed: false,
             epochs: 0,
         }
@@ -140,6 +152,7 @@ impl World {
         for (task, _) in containers.iter().filter(|(_, c)| c.running) {
             self.fact(&Fact::Ended { task });
         }
+        self.end_all_plain(id);
     }
 
     /// The daemon starts (again).
@@ -160,6 +173,7 @@ impl World {
             let event = TaskEvent::Started { container: "c0".repeat(32), pid: 4242 };
             self.after_ms(1, Event::Task { host: id.clone(), boot, task, event });
         }
+        self.find_plain(id);
         self.carry_out(id, steps);
         self.after_ms(5, Event::Connect { host: id.clone(), boot });
     }
@@ -199,6 +213,8 @@ impl World {
         }
         if gone {
             self.depart(id);
+        } else {
+            self.settle_plain(id);
         }
     }
 

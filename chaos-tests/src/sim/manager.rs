@@ -77,6 +77,11 @@ impl Manager {
         }
     }
 
+    /// Its clock goes forward.
+    pub(super) fn leap(&mut self, time: Duration) {
+        self.fast_by += time;
+    }
+
     /// What it had in memory is gone; returns those who will not hear from it.
     fn forget(&mut self) -> Vec<Waiter> {
         self.leading = None;
@@ -412,6 +417,7 @@ impl World {
             self.heard.insert(session.host.clone(), self.now);
         }
         self.return_to_ready();
+        self.check_displaced();
         let Some(manager) = self.log.leader else { return };
         let Some(leading) = &self.managers[manager].leading else { return };
         let since = leading.since;

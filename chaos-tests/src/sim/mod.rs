@@ -11,6 +11,7 @@ mod faults;
 mod host;
 mod log;
 mod manager;
+mod plain;
 mod queue;
 mod rng;
 mod session;
@@ -88,6 +89,10 @@ pub struct Summary {
     pub drained: u64,
     /// Times that some had not in time.
     pub late: u64,
+    /// Starts of plain containers on networks.
+    pub plain: u64,
+    /// Plain containers that had lost their places.
+    pub displaced: u64,
     /// Assignment sets that an agent refused.
     pub refused_sets: u64,
     /// Tells the end of one run from that of another.
@@ -174,6 +179,7 @@ fn restless(world: &World) -> Vec<String> {
             tasks: host.agent.states().into_iter().map(|(id, _)| id).collect(),
             running: host.containers.iter().filter(|(_, c)| c.running).map(|(id, _)| id.clone()).collect(),
             containers: host.containers.keys().cloned().collect(),
+            plain: host.plain.values().filter_map(|plain| Some((plain.runs.clone()?, plain.name.clone()))).collect(),
         };
         let hosts: BTreeMap<NodeId, HostState> =
             world.hosts.iter().map(|(id, host)| (id.clone(), state(host))).collect();

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use deploy::agent::Place;
 use deploy::control::{Op, ReportStatuses};
 use deploy::dispatcher::drain::Cover;
 use deploy::dispatcher::{self, AssignmentSet, HostSet, Stamp, Update};
@@ -342,8 +343,10 @@ impl World {
         let now = self.now;
         let Some(host) = self.hosts.get_mut(id) else { return };
         host.removed = true;
+        host.plain.values_mut().for_each(|plain| plain.place = Place::Unused);
         let steps = host.agent.withdraw_all(now);
         self.note(|| format!("{} learns that it was removed", short(id)));
+        self.end_all_plain(id);
         self.carry_out(id, steps);
     }
 

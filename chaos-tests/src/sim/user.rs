@@ -7,9 +7,10 @@ use deploy::control::{
     CreateNetwork, CreateService, InitCluster, Op, RemoveNetwork, RemoveNode, RemoveService, UpdateNode, UpdateService,
 };
 use deploy::model::{
-    Cluster, ClusterId, EndpointSpec, FailureAction, Global, GossipKey, ManagerStatus, NetworkAttachmentConfig,
-    NetworkSpec, Node, NodeAvailability, NodeDescription, NodeId, NodeRole, PortConfig, PublishMode, Replicated,
-    RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
+    ATTACH_LEVEL, Cluster, ClusterId, EndpointSpec, FailureAction, Global, GossipKey, ManagerStatus,
+    NetworkAttachmentConfig, NetworkSpec, Node, NodeAvailability, NodeDescription, NodeId, NodeRole, PortConfig,
+    PublishMode, Replicated, RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, UpdateConfig,
+    UpdateOrder,
 };
 use deploy::store::Store;
 
@@ -65,6 +66,7 @@ impl World {
         cluster.status.worker_token = "w".into();
         cluster.status.manager_token = "m".into();
         cluster.status.incarnation = 1;
+        cluster.status.feature_level = ATTACH_LEVEL;
         cluster.status.gossip_keys = vec![GossipKey { id: 1, bytes: vec![7; 32] }];
         cluster.spec.task_history_limit = Some(2);
         let mut node = Node { id: NodeId::from(self.rng.id()), ..Node::default() };
@@ -139,6 +141,9 @@ impl World {
         if !self.stormy {
             return self.ask_for_calm(&store);
         }
+        if self.rng.percent(30) {
+            return self.somebody_runs(&store);
+        }
         let services: Vec<Service> = store.services().map(|s| Service::clone(s)).collect();
         let service = self.rng.pick(&services).cloned();
         match (self.rng.range(0, 100), service) {
@@ -161,7 +166,8 @@ impl World {
             _ => {
                 let name = format!("net{}", self.rng.range(0, 2));
                 if store.network_by_name(&name).is_none() {
-                    let spec = NetworkSpec { name, driver: "overlay".into(), ..NetworkSpec::default() };
+                    let spec =
+                        NetworkSpec { name, driver: "overlay".into(), attachable: true, ..NetworkSpec::default() };
                     self.ask(Op::CreateNetwork(Box::new(CreateNetwork { spec })), Wish::Other);
                 }
             }
@@ -315,6 +321,7 @@ impl World {
     }
 
     fn ask_for_nothing(&mut self, store: &Store) {
+        self.remove_all_plain();
         for service in store.services() {
             self.remove_service(service);
         }

@@ -12,6 +12,7 @@ use super::drain::Collecting;
 use super::host::Host;
 use super::log::Log;
 use super::manager::Manager;
+use super::plain::Start;
 use super::queue::Queue;
 use super::rng::Rng;
 use super::session::Session;
@@ -116,6 +117,27 @@ pub(super) enum Event {
         host: NodeId,
         boot: u64,
     },
+    /// A place for a plain container is asked for, again.
+    AskForPlace(Start),
+    /// It should have come.
+    PlaceLate(Start),
+    /// A plain container is started again.
+    PlainStarts {
+        host: NodeId,
+        boot: u64,
+        container: String,
+    },
+    /// One ends.
+    PlainEnds {
+        host: NodeId,
+        container: String,
+        start: u64,
+    },
+    /// A host looks at its places again.
+    SettlePlain {
+        host: NodeId,
+        boot: u64,
+    },
     /// Managers hear from each other which hosts have let go of tasks that drain.
     Drains,
     /// The leader looks who is silent.
@@ -169,6 +191,14 @@ pub(super) enum Waiter {
     Statuses {
         session: u64,
         sequence: u64,
+    },
+    /// A plain container starts with it.
+    Place(Start),
+    /// A host has given a place back.
+    GivenBack {
+        host: NodeId,
+        boot: u64,
+        place: TaskId,
     },
     /// It does not matter.
     Nobody,
@@ -283,6 +313,15 @@ impl World {
             Event::End { host, task, epoch, code } => self.container_ends(&host, &task, epoch, code),
             Event::Remove { host, boot, task } => self.container_removed(&host, boot, &task),
             Event::Timers { host, boot } => self.timers(&host, boot),
+            Event::AskForPlace(start) => self.ask_for_place(start),
+            Event::PlaceLate(start) => self.place_late(&start),
+            Event::PlainStarts { host, boot, container } => {
+                if self.hosts.get(&host).is_some_and(|known| known.boot == boot) {
+                    self.start_plain(&host, &container);
+                }
+            }
+            Event::PlainEnds { host, container, start } => self.plain_ends(&host, &container, start),
+            Event::SettlePlain { host, boot } => self.settle_again(&host, boot),
             Event::Drains => self.look_at_drains(),
             Event::Look => self.look(),
             Event::UserActs => self.user_acts(),
@@ -331,6 +370,8 @@ impl World {
             Waiter::User(number) => self.user_answered(number, outcome),
             Waiter::Open(session) => self.session_registered(session, outcome),
             Waiter::Statuses { session, sequence } => self.statuses_answered(session, sequence, outcome),
+            Waiter::Place(start) => self.place_answered(start, outcome),
+            Waiter::GivenBack { host, boot, place } => self.given_back(&host, boot, &place, &outcome),
             Waiter::Nobody => {}
         }
     }

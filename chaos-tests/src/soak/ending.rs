@@ -76,6 +76,7 @@ async fn look(site: &Site, rng: &mut Rng) -> anyhow::Result<Vec<String>> {
             tasks: tasks(&agent),
             running: processes.iter().filter(|p| p.host == index).map(|p| task(&p.container)).collect(),
             containers: container_dirs(site, index).iter().map(|id| task(id)).collect(),
+            ..HostState::default()
         };
         hosts.insert(id, state);
     }
