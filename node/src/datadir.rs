@@ -345,6 +345,11 @@ impl DataDir {
         self.path.join("agent/containers")
     }
 
+    /// What the agent remembers of networks of this host alone, a file each.
+    pub fn local_networks(&self) -> PathBuf {
+        self.path.join("agent/networks")
+    }
+
     /// Forgets Raft's log, for a node that is no longer a manager.
     pub fn remove_raft(&self) -> Result<(), DataDirError> {
         remove(&self.raft())
@@ -364,6 +369,7 @@ impl DataDir {
         self.remove_damaged()?;
         remove(&self.assignments())?;
         remove(&self.plain_containers())?;
+        remove(&self.local_networks())?;
         // Nothing is left that needs them; and the next cluster's files must not wait for this one's unlock key.
         Ok(self.vault.reset()?)
     }

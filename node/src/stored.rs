@@ -37,6 +37,8 @@ pub enum Kind {
     Keys = 5,
     /// `agent/containers/*`
     PlainContainer = 6,
+    /// `agent/networks/*`
+    LocalNetwork = 7,
 }
 
 /// Why a stored file could not be read or written.

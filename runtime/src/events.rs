@@ -27,6 +27,8 @@ pub enum EventKind {
     Image,
     /// A volume, by its name.
     Volume,
+    /// A network of this host alone, by its id; whoever makes them tells.
+    Network,
 }
 
 /// Something that happened. The words are Docker's.
@@ -91,6 +93,7 @@ impl EventKind {
             EventKind::Container => "container",
             EventKind::Image => "image",
             EventKind::Volume => "volume",
+            EventKind::Network => "network",
         }
     }
 }

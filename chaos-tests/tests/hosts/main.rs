@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of these tests are part of them")]
 
 mod backup;
+mod bridges;
 mod certificates;
 mod compare;
 mod cut_off;

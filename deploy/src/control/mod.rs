@@ -20,7 +20,7 @@ mod tests;
 mod validate;
 
 pub use request::*;
-pub use validate::{check_container, check_resources};
+pub use validate::{check_container, check_network, check_resources};
 
 use crate::cx::Cx;
 use crate::store::Txn;

@@ -13,7 +13,7 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Resu
     if spec.driver.is_empty() {
         "overlay".clone_into(&mut spec.driver);
     }
-    validate::network_spec(&spec)?;
+    validate::check_network(&spec)?;
     if spec.ipv6 {
         refuse_old_managers(txn, "EnableIPv6", "networks with IPv6", IPV6_LEVEL)?;
     }

@@ -137,7 +137,13 @@ fn kind_of_mode(spec: &ServiceSpec) -> u8 {
 /// Replaces the names of networks by their ids, as they are stored.
 fn resolve_networks(store: &Store, spec: &mut ServiceSpec) -> Result<(), ControlError> {
     if let Some(mode) = spec.task.networks.iter().find(|network| is_predefined(&network.target)) {
-        return check_predefined(spec, mode);
+        let is_bridge = mode.target == BRIDGE_NETWORK;
+        check_predefined(spec, mode)?;
+        // The way out without names, which is what tasks without networks have.
+        if is_bridge {
+            spec.task.networks.clear();
+        }
+        return Ok(());
     }
     let mut seen = std::collections::BTreeSet::new();
     for wanted in &mut spec.task.networks {
@@ -165,19 +171,13 @@ fn is_predefined(target: &str) -> bool {
 /// Tasks on the host's own network, or on none, have no address that ports could be led to, and no names.
 fn check_predefined(spec: &ServiceSpec, wanted: &NetworkAttachmentConfig) -> Result<(), ControlError> {
     let name = &wanted.target;
-    if name == BRIDGE_NETWORK {
-        return Err(unimplemented(
-            "network bridge is not supported for services: without a network their tasks have a way out, and with \
-             --publish mode=host ports on their hosts",
-        ));
-    }
     if spec.task.networks.len() > 1 {
         return Err(invalid(format!("network {name} cannot be combined with other networks")));
     }
     if !wanted.aliases.is_empty() {
         return Err(invalid(format!("network {name} has no names, so no aliases either")));
     }
-    if !spec.endpoint_spec().ports.is_empty() {
+    if !spec.endpoint_spec().ports.is_empty() && name != BRIDGE_NETWORK {
         let why = match name.as_str() {
             HOST_NETWORK => "what its tasks listen at is open on their hosts as it is",
             _ => "nothing reaches its tasks",

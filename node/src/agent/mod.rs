@@ -29,7 +29,7 @@ use deploy::agent::{Core, Given, Step};
 use deploy::dispatcher::{Stamp, Update};
 use deploy::lifecycle::{Action, Event, Found};
 use deploy::model::{GossipKey, NodeDescription, NodeId, TaskId, Timestamp};
-use overlay_net::{Desired, Overlay, PublishedPort};
+use overlay_net::{Desired, Overlay};
 use prost::Message;
 use runtime::image::registry::Registries;
 use runtime::{IdMappings, Runtime};
@@ -104,6 +104,8 @@ pub struct AgentConfig {
     pub cache: PathBuf,
     /// Where the plain containers are remembered.
     pub plain_containers: PathBuf,
+    /// Where this host's own networks are remembered.
+    pub local_networks: PathBuf,
     /// The keys that it is sealed with.
     pub vault: crate::vault::Vault,
     /// How patient it is with managers.
@@ -227,6 +229,9 @@ impl Agent {
             hostname: config.description.hostname.clone(),
             users: config.users.clone(),
             records: config.plain_containers,
+            networks: config.local_networks,
+            data_path: config.description.data_path_addr.parse().unwrap_or(Ipv4Addr::UNSPECIFIED),
+            around: plain::around(&config.description),
             places: Some(plain::Places {
                 channels: config.channels.lane(Lane::Calls),
                 managers: managers_out.clone(),
@@ -237,10 +242,10 @@ impl Agent {
             desired: desired_out.clone(),
         });
         let plain = plain.await?;
-        let plain_ports = plain.ports();
+        let plain_wants = plain.wants();
         let mut networks = Networks::default();
         let mut first_networks = networks.desired(core.set(), core.stamp().revision, &core.serving());
-        plain::add_ports(&mut first_networks.ports, &plain_ports.borrow());
+        plain_wants.borrow().add_to(&mut first_networks);
         let first = config.overlay.set_desired(first_networks).await;
         let (attempts, attempts_out) = watch::channel(NetworkAttempt {
             revision: core.stamp().revision,
@@ -309,7 +314,7 @@ impl Agent {
             view,
             managers,
             desired,
-            plain_ports,
+            plain_wants,
             places,
             memory,
             payloads,
@@ -457,8 +462,8 @@ struct Loop {
     view: watch::Sender<AgentView>,
     managers: watch::Sender<Vec<ManagerRecord>>,
     desired: watch::Sender<Option<Desired>>,
-    /// Ports of plain containers, which the networks are to have as well.
-    plain_ports: watch::Receiver<Vec<PublishedPort>>,
+    /// Ports and networks of plain containers, which the overlay is to have as well.
+    plain_wants: watch::Receiver<plain::Wants>,
     /// Places of plain containers on networks.
     places: watch::Sender<Given>,
     memory: watch::Sender<memory::Numbered>,
@@ -511,7 +516,7 @@ impl Loop {
                     self.say_alive();
                     continue;
                 }
-                Ok(()) = self.plain_ports.changed() => Vec::new(),
+                Ok(()) = self.plain_wants.changed() => Vec::new(),
                 () = until(timer) => self.core.fire_timers(now()),
             };
             self.carry_out(steps);
@@ -657,7 +662,7 @@ impl Loop {
         self.counters.set_tasks(self.core.task_states());
         let (set, revision, serving) = (self.core.set(), self.core.stamp().revision, self.core.serving());
         let mut desired = self.networks.desired(set, revision, &serving);
-        plain::add_ports(&mut desired.ports, &self.plain_ports.borrow_and_update());
+        self.plain_wants.borrow_and_update().add_to(&mut desired);
         self.desired.send_if_modified(|known| {
             let changed = known.as_ref() != Some(&desired);
             *known = Some(desired);

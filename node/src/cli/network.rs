@@ -93,6 +93,10 @@ struct CreateArgs {
     /// "overlay" spans all hosts; "bridge" ends at each of them: tasks reach those of the same host alone
     #[arg(short, long, default_value = "overlay", value_parser = ["overlay", LOCAL_DRIVER])]
     driver: String,
+    /// Of a bridge: "swarm" for one that all hosts know, for services; "local" for one of the asked host alone, for its
+    /// containers
+    #[arg(long, default_value = "swarm", value_parser = ["swarm", "local"])]
+    scope: String,
     /// IPv6 as well: each address of the network has an IPv6 address beside it
     #[arg(long)]
     ipv6: bool,
@@ -162,7 +166,11 @@ pub(super) async fn run(client: Client, args: NetworkArgs) -> Result<(), CliErro
 }
 
 async fn prune(client: &Client, filter: &[String], force: bool) -> Result<(), CliError> {
-    if !force && !confirmed("This removes all networks of the cluster that nothing uses. Go on? [y/N]")? {
+    if !force
+        && !confirmed(
+            "This removes all networks of the cluster, and of this host alone, that nothing uses. Go on? [y/N]",
+        )?
+    {
         return Ok(());
     }
     let filters = filters(filter)?;
@@ -277,9 +285,12 @@ fn configs(args: &CreateArgs) -> Result<Vec<IpamConfig>, CliError> {
 
 fn request(args: CreateArgs) -> Result<NetworkCreate, CliError> {
     let configs = configs(&args)?;
+    if args.driver != LOCAL_DRIVER && args.scope != "swarm" {
+        return Err(CliError::usage(format!("--scope {} needs --driver {LOCAL_DRIVER}", args.scope)));
+    }
     Ok(NetworkCreate {
         name: Some(args.name),
-        scope: (args.driver == LOCAL_DRIVER).then(|| "swarm".to_owned()),
+        scope: (args.driver == LOCAL_DRIVER).then_some(args.scope),
         driver: Some(args.driver),
         internal: Some(args.internal),
         attachable: args.attachable.then_some(true),
@@ -351,6 +362,10 @@ mod tests {
             json!({"Name": "back", "Driver": "bridge", "Scope": "swarm", "Internal": false})
         );
         assert_eq!(
+            create("--driver bridge --scope local back").unwrap(),
+            json!({"Name": "back", "Driver": "bridge", "Scope": "local", "Internal": false})
+        );
+        assert_eq!(
             create("--ipv6 --attachable back").unwrap(),
             json!({"Name": "back", "Driver": "overlay", "Internal": false, "Attachable": true, "EnableIPv6": true})
         );
@@ -373,6 +388,7 @@ mod tests {
             ("--subnet 10.20.0.0/24 --aux-address a=10.21.0.9 back", "a=10.21.0.9"),
             ("--subnet 10.20.0.0/24 --aux-address 10.20.0.9 back", "10.20.0.9"),
             ("--driver macvlan back", "overlay, bridge"),
+            ("--scope local back", "--scope local needs --driver bridge"),
             ("--subnet fd00::/64 back", "--ipv6"),
             ("--ipv6 --subnet fd00::1/64 back", "fd00::/64"),
             ("--subnet 10.20.0.0/24 --subnet 10.21.0.0/24 back", "same family"),

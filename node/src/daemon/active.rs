@@ -107,6 +107,7 @@ impl Active {
             members: gossip.watch(),
             cache: engine.data().assignments(),
             plain_containers: engine.data().plain_containers(),
+            local_networks: engine.data().local_networks(),
             vault: engine.data().vault().clone(),
             timing: engine.config().timing,
         })

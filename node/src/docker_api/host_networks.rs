@@ -18,6 +18,7 @@ use super::App;
 use super::convert::time_to_wire;
 use super::error::ApiError;
 use super::extract::Params;
+use super::local_networks;
 use super::resolve::resolve;
 use super::wire;
 use crate::agent::TASK_LABEL;
@@ -30,6 +31,8 @@ pub(super) struct Here {
     seen: Observation,
     /// Ids of the containers of its tasks.
     containers: BTreeMap<String, String>,
+    /// Ids of the networks of this host alone.
+    local: Vec<String>,
 }
 
 impl Here {
@@ -48,7 +51,8 @@ impl Here {
         }
         let plain = agent.set.tasks().map(|assignment| &assignment.task).filter(|task| task.is_attachment());
         containers.extend(plain.map(|task| (task.id.to_string(), task.container.clone())));
-        Some(Here { agent, seen, containers })
+        let local = local_networks::all(app).into_iter().map(|view| view.record.id).collect();
+        Some(Here { agent, seen, containers, local })
     }
 
     /// The network that is meant, if this host carries it.
@@ -62,6 +66,13 @@ impl Here {
             Err(error) if error.status == hyper::StatusCode::NOT_FOUND => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The networks of the cluster that this host carries: ids and names.
+    pub(super) fn of_cluster(&self) -> impl Iterator<Item = (&str, &str)> {
+        let local: BTreeSet<&str> = self.local.iter().map(String::as_str).collect();
+        let networks = self.seen.desired.networks.iter().filter(move |network| !local.contains(network.id.as_str()));
+        networks.map(|network| (network.id.as_str(), network.name.as_str()))
     }
 
     /// What is said of a network that only managers know.
@@ -231,7 +242,8 @@ fn audit(record: Option<&AuditRecord>) -> Value {
     })
 }
 
-fn mac(bytes: [u8; 6]) -> String {
+/// A hardware address as Docker writes it.
+pub(super) fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 

@@ -22,6 +22,7 @@ mod host_networks;
 mod image_prune;
 mod image_save;
 mod images;
+mod local_networks;
 mod logs;
 mod names;
 mod networks;

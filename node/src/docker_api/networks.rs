@@ -1,4 +1,4 @@
-//! `/networks`: ingress, the overlays, and the networks that every host has of its own.
+//! `/networks`: ingress, the overlays, the networks that every host has of its own, and those that users made on this one.
 
 use std::sync::Arc;
 
@@ -11,16 +11,18 @@ use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::App;
-use super::convert::{driver_of, network_spec_from_wire, network_to_wire};
+use super::convert::{driver_of, is_of_one_host, network_spec_from_wire, network_to_wire};
 use super::error::ApiError;
 use super::extract::{JsonBody, Params};
 use super::filters::Filters;
 use super::host_networks::Here;
 use super::image_prune;
+use super::local_networks;
 use super::predefined;
 use super::resolve::resolve;
 use super::wire;
-use crate::engine::{Engine, EngineError, Membership};
+use crate::agent::plain::LocalView;
+use crate::engine::{Consistency, Engine, EngineError, Membership};
 
 /// The network that a user means by an id, a name or the beginning of an id.
 pub(super) fn find<'a>(store: &'a Store, wanted: &str) -> Result<&'a Arc<Network>, ApiError> {
@@ -30,7 +32,7 @@ pub(super) fn find<'a>(store: &'a Store, wanted: &str) -> Result<&'a Arc<Network
 
 /// The store, or none on a node that is no manager: it has no networks to show, and that is no failure.
 async fn store_if_manager<E: Engine>(app: &App<E>, params: &Params) -> Result<Option<Store>, ApiError> {
-    match app.engine.store(crate::engine::Consistency::Local).await {
+    match app.engine.store(Consistency::Local).await {
         Err(EngineError::NotManager(_)) => Ok(None),
         _ => app.store(params).await.map(Some),
     }
@@ -70,7 +72,9 @@ pub(super) async fn list<E: Engine>(
             })
     };
     let of_cluster = store.iter().flat_map(Store::networks).filter(wanted).map(|n| network_to_wire(n));
-    Ok(Json(own.chain(of_cluster).collect()))
+    let local = local_networks::all(&app);
+    let local = local.iter().filter(|view| local_networks::passes(view, &filters, dangling));
+    Ok(Json(own.chain(local.map(local_networks::to_wire)).chain(of_cluster).collect()))
 }
 
 /// This host's tasks, as far as it knows them: a node that is no manager does not.
@@ -89,9 +93,22 @@ pub(super) async fn inspect<E: Engine>(
 ) -> Result<Json<wire::Network>, ApiError> {
     let missing = || ApiError::not_found(format!("network {id} not found"));
     let verbose = params.flag("verbose");
+    if let Some(view) = local(&app, &id, params.get("scope").unwrap_or_default()).await? {
+        let mut w = local_networks::to_wire(&view);
+        w.containers = Some(local_networks::containers(&view));
+        if verbose && let Some(here) = Here::read(&app).await {
+            let carried = here.find(&view.record.id)?;
+            w.services = carried.map(|network| here.services(network));
+            w.host = Some(here.standing(carried, carried.and_then(|network| here.narrower(network))));
+        }
+        return Ok(Json(w));
+    }
+    if predefined::find(&id).is_none() && !matches!(params.get("scope"), None | Some("" | "swarm" | "global")) {
+        return Err(missing());
+    }
     let store = if verbose {
         // What this host has it can say without managers, and at once; where it is one, it adds what it knows.
-        app.engine.store(crate::engine::Consistency::Local).await.ok()
+        app.engine.store(Consistency::Local).await.ok()
     } else {
         store_if_manager(&app, &params).await?
     };
@@ -103,9 +120,6 @@ pub(super) async fn inspect<E: Engine>(
             Some(_) => return Err(missing()),
         };
         return Ok(Json(predefined::to_wire(name, scope, tasks_here(app.engine.membership(), store.as_ref()))));
-    }
-    if !matches!(params.get("scope"), None | Some("" | "swarm" | "global")) {
-        return Err(missing());
     }
     let here = if verbose || store.is_none() { Here::read(&app).await } else { None };
     let mut w = match (&store, &here) {
@@ -132,6 +146,31 @@ pub(super) async fn inspect<E: Engine>(
         as_seen_here(&mut w, here.as_ref())?;
     }
     Ok(Json(w))
+}
+
+/// The network of this host alone that is meant. Whoever asks for networks of the cluster alone (to give them to a
+/// service) is told why he does not get it.
+async fn local<E: Engine>(app: &App<E>, wanted: &str, scope: &str) -> Result<Option<LocalView>, ApiError> {
+    let own = local_networks::all(app);
+    if own.is_empty() {
+        return Ok(None);
+    }
+    // As it was heard of last: this host's networks are at hand also while no manager leads.
+    let store = app.engine.store(Consistency::Local).await.ok();
+    let here = if store.is_none() && scope != "local" { Here::read(app).await } else { None };
+    let carried = here.iter().flat_map(Here::of_cluster);
+    let others = local_networks::of_cluster(store.as_ref().filter(|_| scope != "local")).chain(carried);
+    match scope {
+        "" | "local" => Ok(local_networks::find(&own, others, wanted)?.cloned()),
+        _ => match local_networks::find(&own, others, wanted) {
+            Ok(Some(view)) if predefined::find(wanted).is_none() => Err(ApiError::not_found(format!(
+                "network {wanted} not found: {} is a network of this host alone, and services can only be on those of \
+                 the cluster",
+                view.record.spec.name
+            ))),
+            _ => Ok(None),
+        },
+    }
 }
 
 /// What `verbose` shows is what this host has, whatever the managers say.
@@ -198,7 +237,17 @@ pub(super) async fn create<E: Engine>(
     State(app): State<App<E>>,
     JsonBody(w): JsonBody<wire::NetworkCreate>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let of_one_host = is_of_one_host(&w);
     let spec = network_spec_from_wire(w)?;
+    if of_one_host {
+        let (id, warning) = local_networks::create(&app, spec).await?;
+        return Ok((StatusCode::CREATED, Json(json!({"Id": id, "Warning": warning}))));
+    }
+    // Of the other hosts' own ones nobody knows.
+    if local_networks::all(&app).iter().any(|view| view.record.spec.name == spec.name) {
+        let text = format!("network with name {} already exists: it is one of this host alone", spec.name);
+        return Err(ApiError::conflict(text));
+    }
     let reply = app.control(Op::CreateNetwork(Box::new(CreateNetwork { spec }))).await?;
     Ok((StatusCode::CREATED, Json(json!({"Id": reply.id, "Warning": reply.warnings.join("\n")}))))
 }
@@ -211,14 +260,17 @@ pub(super) async fn remove<E: Engine>(
     if let Some(name) = predefined::find(&id) {
         return Err(ApiError::forbidden(format!("{name} is a pre-defined network and cannot be removed")));
     }
+    if let Some(view) = local(&app, &id, "").await? {
+        local_networks::remove(&app, &view).await?;
+        return Ok(StatusCode::NO_CONTENT);
+    }
     let store = app.store(&params).await?;
     let id = find(&store, &id)?.id.clone();
     app.control(Op::RemoveNetwork(RemoveNetwork { id })).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Removes the networks of the cluster that nothing uses, as Docker does on a manager. A host has none of its own that
-/// could be removed.
+/// Removes the networks that nothing uses: those of this host alone and, as Docker does on a manager, the cluster's.
 pub(super) async fn prune<E: Engine>(State(app): State<App<E>>, params: Params) -> Result<Json<Value>, ApiError> {
     let filters = params.filters(&["until", "label", "label!"])?;
     let until = image_prune::until(&filters)?;
@@ -227,7 +279,7 @@ pub(super) async fn prune<E: Engine>(State(app): State<App<E>>, params: Params) 
         let unused = store.networks().filter(|network| prunes(store, network, until, &filters));
         unused.map(|network| (network.id.clone(), network.spec.name.clone())).collect()
     };
-    let mut removed: Vec<String> = Vec::new();
+    let mut removed: Vec<String> = local_networks::prune(&app, until, &filters).await;
     for (id, name) in store.as_ref().map(unused).unwrap_or_default() {
         let op = Op::RemoveNetwork(RemoveNetwork { id });
         match app.engine.control(Request { op: Some(op) }).await {

@@ -15,6 +15,7 @@ use super::App;
 use super::convert::{insert_defaults, service_spec_from_wire, service_to_wire};
 use super::error::ApiError;
 use super::extract::{ApiVersion, JsonBody, Params};
+use super::local_networks;
 use super::names::free_name;
 use super::networks;
 use super::predefined;
@@ -112,7 +113,7 @@ pub(super) async fn create<E: Engine>(
     if spec.name.is_empty() {
         spec.name = free_name(&store, rand::random);
     }
-    resolve_networks(&store, &mut spec)?;
+    resolve_networks(&app, &store, &mut spec)?;
     spec.task.container.registry_auth = auth.to_model();
     pin_image(&app, &mut spec, None).await?;
     let reply = app.control(Op::CreateService(Box::new(CreateService { spec }))).await?;
@@ -145,7 +146,7 @@ pub(super) async fn update<E: Engine>(
         ServiceSpec::default()
     } else {
         let mut spec = service_spec_from_wire(w)?;
-        resolve_networks(&store, &mut spec)?;
+        resolve_networks(&app, &store, &mut spec)?;
         spec.task.container.registry_auth = kept_auth(&params, &auth, service)?;
         pin_image(&app, &mut spec, Some(&service.spec)).await?;
         spec
@@ -182,11 +183,22 @@ fn kept_auth(
 }
 
 /// Networks are stored by id, whatever the client called them.
-fn resolve_networks(store: &Store, spec: &mut ServiceSpec) -> Result<(), ApiError> {
+fn resolve_networks<E: Engine>(app: &App<E>, store: &Store, spec: &mut ServiceSpec) -> Result<(), ApiError> {
     for network in &mut spec.task.networks {
-        network.target = match predefined::find(&network.target) {
-            Some(name) => name.to_owned(),
-            None => networks::find(store, &network.target)?.id.to_string(),
+        let wanted = &network.target;
+        network.target = match (predefined::find(wanted), networks::find(store, wanted)) {
+            (Some(name), _) => name.to_owned(),
+            (None, Ok(found)) => found.id.to_string(),
+            (None, Err(error)) => {
+                return Err(match local_networks::find(&local_networks::all(app), std::iter::empty(), wanted) {
+                    // Docker's words.
+                    Ok(Some(_)) => ApiError::forbidden(format!(
+                        "The network {wanted} cannot be used with services. Only networks scoped to the swarm can be used, \
+                         such as those created with the overlay driver."
+                    )),
+                    _ => error,
+                });
+            }
         };
     }
     Ok(())

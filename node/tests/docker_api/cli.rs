@@ -188,7 +188,7 @@ async fn the_ingress_network_and_the_hosts_own() {
     has(&cli.ok("service inspect --pretty agent").await, &["Networks:", "host"]);
     cli.ok("service update -d --network-rm host --network-add none agent").await;
     has(&cli.ok("service inspect --pretty agent").await, &["Networks:", "none"]);
-    cli.fails("service create -d --name b --network bridge web:1", "network bridge is not supported").await;
+    cli.ok("service create -d --name b --network bridge -p mode=host,target=80 web:1").await;
     cli.fails("service create -d --name c --network host -p 80:80 web:1", "ports cannot be published").await;
 }
 
@@ -207,7 +207,7 @@ async fn networks_secrets_configs() {
     cli.fails("network create -d overlay -o com.docker.network.bridge.name=x x", "bridge.name").await;
     let option = "name=ov1,driver-opt=com.docker.network.endpoint.sysctls=net.ipv4.ip_forward=1";
     cli.fails(&format!("service create -d --name o --network {option} web:1"), "endpoint.sysctls").await;
-    cli.fails("network create br1", "only overlay networks are").await;
+    cli.fails("network create br1", "no plain containers here").await;
     cli.fails("network create -d macvlan x", "network driver \"macvlan\" is not supported").await;
     cli.ok("network create -d bridge --scope swarm near").await;
     has(&cli.ok("network inspect near").await, &["\"Driver\": \"bridge\"", "\"Scope\": \"swarm\""]);

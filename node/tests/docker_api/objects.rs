@@ -484,8 +484,13 @@ async fn networks() {
     assert_eq!(id.len(), 25);
     let again = post(s, "/networks/create", create.clone()).await;
     assert_eq!((again.status, again.message()), (409, "network with name ov1 already exists".to_owned()));
+    for (scope, status) in [("", 503), ("local", 503), ("global", 400)] {
+        // This engine has no containers of its own that could be on it.
+        let local = json!({"Name": "br1", "Driver": "bridge", "Scope": scope});
+        assert_eq!(post(s, "/networks/create", local).await.status, status, "{scope}");
+    }
     for (key, value) in [
-        ("Driver", json!("bridge")),
+        ("Driver", json!("macvlan")),
         ("ConfigOnly", json!(true)),
         ("EnableIPv4", json!(false)),
         ("IPAM", json!({"Driver": "dhcp"})),
@@ -602,13 +607,20 @@ async fn predefined_networks() {
     assert!(tasks[0]["NetworksAttachments"].is_null(), "{tasks}");
     let none = post(s, "/services/create", wanting("none", json!([{"Target": "none"}]))).await;
     assert_eq!(none.status, 201, "{}", none.text());
+    let mut bridged = wanting("bridged", json!([{"Target": "bridge"}]));
+    bridged["EndpointSpec"] = json!({"Ports": [{"TargetPort": 80, "PublishMode": "host"}]});
+    let bridged = post(s, "/services/create", bridged).await;
+    assert_eq!(bridged.status, 201, "{}", bridged.text());
+    let bridged = get(s, "/services/bridged").await.json();
+    assert!(bridged["Spec"]["TaskTemplate"]["Networks"].is_null(), "as without networks: {bridged}");
 
     let mut published = wanting("web", json!([{"Target": "host"}]));
     published["EndpointSpec"] = json!({"Ports": [{"TargetPort": 80, "PublishMode": "host"}]});
     let mut forwarding = wanting("web", json!([{"Target": "host"}]));
     forwarding["TaskTemplate"]["ContainerSpec"]["Sysctls"] = json!({"net.ipv4.ip_forward": "1"});
     for (spec, status, word) in [
-        (wanting("web", json!([{"Target": "bridge"}])), 501, "network bridge is not supported for services"),
+        (wanting("web", json!([{"Target": "bridge"}, {"Target": "ingress"}])), 400, "cannot be combined"),
+        (wanting("web", json!([{"Target": "bridge", "Aliases": ["a"]}])), 400, "no aliases"),
         (wanting("web", json!([{"Target": "host"}, {"Target": "none"}])), 400, "cannot be combined"),
         (wanting("web", json!([{"Target": "host", "Aliases": ["a"]}])), 400, "no aliases"),
         (published, 400, "ports cannot be published with network host"),

@@ -467,6 +467,127 @@ async fn what_removal_takes_and_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn networks_of_one_host() {
+    let Some(mut docker) = Docker::new().await else { return };
+    let made = docker
+        .ok(&[
+            "network",
+            "create",
+            "--subnet",
+            "172.20.0.0/24",
+            "--gateway",
+            "172.20.0.254",
+            "--ip-range",
+            "172.20.0.128/25",
+            "--aux-address",
+            "printer=172.20.0.130",
+            "--internal",
+            "--label",
+            "k=v",
+            "-o",
+            "com.docker.network.driver.mtu=1400",
+            "back",
+        ])
+        .await;
+    let back = made.trim().to_owned();
+    assert!(back.len() == 64 && back.bytes().all(|byte| byte.is_ascii_hexdigit()), "{back}");
+    docker.ok(&["network", "create", "front"]).await;
+    let list = ["network", "ls", "--filter", "type=custom", "--format", "{{.Name}} {{.Driver}} {{.Scope}}"];
+    let mut shown: Vec<String> = docker.ok(&list).await.lines().map(str::to_owned).collect();
+    shown.sort();
+    assert_eq!(shown, ["back bridge local", "front bridge local"]);
+    for (filter, expected) in
+        [("label=k=v", "back\n"), ("name=ron", "front\n"), ("scope=swarm", ""), ("dangling=0", "")]
+    {
+        let filters = ["--filter", "type=custom", "--filter", filter, "--format", "{{.Name}}"];
+        assert_eq!(docker.ok(&[&["network", "ls"][..], &filters].concat()).await, expected, "{filter}");
+    }
+    // A daemon that begins anew still has them.
+    docker.restart().await;
+    let network = get(docker.host.socket(), &format!("/networks/{}", &back[..12])).await.json();
+    assert_eq!((&network["Id"], &network["Name"], &network["Scope"]), (&json!(back), &json!("back"), &json!("local")));
+    assert_eq!((&network["Driver"], &network["Internal"]), (&json!("bridge"), &json!(true)));
+    assert_eq!((&network["Labels"], &network["Containers"]), (&json!({"k": "v"}), &json!({})));
+    assert_eq!(network["Options"], json!({"com.docker.network.driver.mtu": "1400"}));
+    let config = json!([{"Subnet": "172.20.0.0/24", "IPRange": "172.20.0.128/25", "Gateway": "172.20.0.254",
+        "AuxiliaryAddresses": {"printer": "172.20.0.130"}}]);
+    assert_eq!(network["IPAM"]["Config"], config);
+    let front = get(docker.host.socket(), "/networks/front?scope=local").await.json();
+    assert_eq!(front["IPAM"]["Config"], json!([{"Subnet": "172.23.0.0/20", "Gateway": "172.23.0.1"}]));
+
+    for (args, text) in [
+        (&["back"][..], "network with name back already exists"),
+        (&["bridge"], "predefined bridge network"),
+        (&["--subnet", "172.20.0.0/16", "x"], "Pool overlaps with other one on this address space"),
+        (&["--ipv6", "x"], "EnableIPv6"),
+        (&["-o", "com.docker.network.bridge.name=br7", "x"], "com.docker.network.bridge.name"),
+        (&["--ingress", "x"], "ingress network"),
+    ] {
+        docker.fails(&[&["network", "create"], args].concat(), 1, text).await;
+    }
+    let create = async |args: &[&str]| docker.run(&[&["create"], args, &["box:1", "true"]].concat()).await;
+    let (code, _, err) =
+        create(&["--name", "web", "--network", "back", "--ip", "172.20.0.7", "--network-alias", "w"]).await;
+    assert_eq!(code, Some(0), "{err}");
+    for (args, text) in [
+        (&["--network", "back", "--ip", "172.20.1.7"][..], "not in subnet 172.20.0.0/24"),
+        (&["--network", "back", "-p", "80:80"], "network back, which is internal"),
+        (&["--network", "front", "--ip", "172.23.0.7"], "user configured subnets"),
+        (&["--network", "nosuch", "--ip", "172.23.0.7"], "networks of one host alone"),
+    ] {
+        let (code, _, err) = create(args).await;
+        assert!(code == Some(1) && err.contains(text), "{args:?}: {code:?} {err}");
+    }
+    let web = docker.inspect("web").await;
+    assert_eq!(web["HostConfig"]["NetworkMode"], json!("back"));
+    let on = &web["NetworkSettings"]["Networks"]["back"];
+    assert_eq!((&on["NetworkID"], &on["Aliases"], &on["IPAddress"]), (&json!(back), &json!(["w"]), &json!("")));
+    assert_eq!(on["IPAMConfig"], json!({"IPv4Address": "172.20.0.7"}));
+    let listed = ["ps", "-a", "--filter", "network=back", "--format", "{{.Names}}"];
+    assert_eq!(docker.ok(&listed).await, "web\n");
+    docker.fails(&["start", "web"], 1, "this host has no networks").await;
+
+    // Beside networks of a cluster.
+    let engine = &docker.host.served.engine;
+    engine.init(node::engine::InitRequest::default()).await.unwrap();
+    docker.fails(&["network", "create", "ingress"], 1, "network with name ingress already exists").await;
+    docker.fails(&["network", "create", "-d", "overlay", "front"], 1, "already exists").await;
+    docker.ok(&["network", "create", "-d", "overlay", "wide"]).await;
+    let swarm = get(docker.host.socket(), "/networks/front?scope=swarm").await;
+    assert!(swarm.status == 404 && swarm.message().contains("is a network of this host alone"), "{}", swarm.text());
+    docker.fails(&["service", "create", "--network", "front", "box:1"], 1, "network front not found").await;
+    let spec =
+        json!({"Name": "s", "TaskTemplate": {"ContainerSpec": {"Image": "box:1"}, "Networks": [{"Target": "front"}]}});
+    let refused = post(docker.host.socket(), "/services/create", spec).await;
+    assert!(refused.status == 403 && refused.message().contains("cannot be used with services"), "{}", refused.text());
+    // Nobody needs to lead for what is of this host alone.
+    engine.set_leaderless();
+    docker.ok(&["network", "create", "alone"]).await;
+    docker.ok(&["network", "inspect", "alone"]).await;
+    docker.ok(&["network", "rm", "alone"]).await;
+
+    // Who does not run is not on it.
+    docker.ok(&["network", "rm", "back"]).await;
+    docker.fails(&["network", "rm", "back"], 1, "leader").await;
+    let s = docker.host.socket().to_owned();
+    let records = Docker::records(&docker.host).with_file_name("networks");
+    let front = front["Id"].as_str().unwrap();
+    std::fs::write(records.join(front), b"damaged").unwrap();
+    docker.restart().await;
+    assert!(get(&s, "/networks/front?scope=local").await.status == 404 && records.join(front).exists());
+    docker.ok(&["network", "create", "front"]).await;
+    docker.ok(&["network", "create", "--label", "keep", "kept"]).await;
+    let prune = format!("/networks/prune?{}", filters(json!({"label!": ["keep"]})));
+    let pruned = post(&s, &prune, json!({})).await;
+    assert!(pruned.status == 500 && pruned.message().contains("leader"), "{}", pruned.text());
+    let left = std::fs::read_dir(&records).unwrap().count();
+    assert_eq!(left, 3, "without a leader nothing is pruned");
+    docker.ok(&["network", "rm", "front", "kept"]).await;
+    assert_eq!(std::fs::read_dir(&records).unwrap().count(), 1, "what is damaged is left");
+    docker.ok(&["rm", "web"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn on_a_terminal_in_both_directions() {
     let Some(docker) = Docker::new().await else { return };
     let Some(script) = Some(Path::new("/usr/bin/script")).filter(|path| path.is_file()) else {

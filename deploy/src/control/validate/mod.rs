@@ -149,7 +149,11 @@ pub(super) fn node_description(description: &NodeDescription) -> Result<(), Cont
     }
 }
 
-pub(super) fn network_spec(spec: &NetworkSpec) -> Result<(), ControlError> {
+/// Checks what a user wants of a network.
+///
+/// # Errors
+/// Names the field, or the field that has no effect yet.
+pub fn check_network(spec: &NetworkSpec) -> Result<(), ControlError> {
     if spec.name.is_empty() {
         return Err(invalid("name must be provided"));
     }

@@ -280,6 +280,7 @@ impl Keeper {
             shared.show(&self.record.id, |view| view.record.name.clone_from(&self.record.name));
             return Err(error);
         }
+        shared.rename_local(&self.record);
         shared.config.runtime.tell(&self.record.id, "rename", vec![("oldName", format!("/{before}"))]);
         Ok(())
     }
@@ -552,6 +553,13 @@ impl Keeper {
     async fn take_place(&mut self) -> Result<(), PlainError> {
         let shared = Arc::clone(&self.shared);
         let Some(wish) = self.record.spec.cluster_networks().next().cloned() else { return Ok(()) };
+        // Those of this host first, as with Docker.
+        if shared.join_local(&mut self.record)? {
+            return Ok(());
+        }
+        if self.record.asked_address(&wish.target).is_some() {
+            return Err(PlainError::AddressElsewhere(wish.target));
+        }
         let network = wish.target.clone();
         let failed = |reason| PlainError::Place { network: network.clone(), reason };
         let without = || failed(PlaceError::Unavailable("this host has no managers".to_owned()));
@@ -582,6 +590,10 @@ impl Keeper {
     async fn disconnect(&mut self) {
         let key = self.record.key();
         self.record.chosen_ports.clear();
+        // On networks of this host it has another address when it is started again.
+        if self.record.place.is_none() {
+            self.record.attachments.clear();
+        }
         if !needs_overlay(&self.record) {
             return;
         }

@@ -4,8 +4,10 @@
 //! (`keeper`) owns it: it starts it, sees its end, and does what its restart policy says (`policy`, pure). [`Plain`] is
 //! the handle that the API has; what it shows is the view that keepers publish. Containers go on without the daemon, and
 //! the next one takes them over. They go with the host's membership: without it there is no network for them.
+//! Networks of this host alone (`local`, pure) are made for them, and remembered and gone in the same way.
 
 mod keeper;
+mod local;
 mod names;
 mod places;
 mod policy;
@@ -21,8 +23,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use deploy::agent::Place;
-use deploy::model::{NetworkMode, PortConfig, TaskSpec};
-use overlay_net::{Desired, Overlay, PublishedPort};
+use deploy::model::{NetworkMode, NetworkSpec, NodeDescription, PortConfig, Subnet, TaskSpec};
+use overlay_net::{Desired, Network, Overlay, PublishedPort};
 use runtime::image::{ImageError, ImageStore};
 use runtime::{ContainerState, IdMappings, Runtime, RuntimeError, Signal, Status};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -30,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::keeper::{Command, Keeper};
+use self::local::{Around, LocalNetworks, NetworkRecord};
 pub(crate) use self::places::PlaceError;
 pub(super) use self::places::Places;
 use self::ports::PortError;
@@ -39,8 +42,8 @@ use self::streams::Listener;
 use super::container::{self, ContainerError};
 use crate::stored::StoredError;
 
+pub(crate) use self::local::{LocalError, LocalView, SubnetError};
 pub(crate) use self::names::is_name;
-pub(super) use self::ports::add as add_ports;
 pub(crate) use self::record::{Record, Restart};
 pub(crate) use self::streams::{Streams, Wanted};
 
@@ -154,6 +157,12 @@ pub(crate) enum PlainError {
         /// Why.
         reason: PlaceError,
     },
+    /// A network of this host.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// An address of its own was asked for on a network that is none of this host's.
+    #[error("an address of one's own is supported on networks of one host alone, and {0} is none of this host's")]
+    AddressElsewhere(String),
     /// The daemon stops, or the host leaves its cluster.
     #[error("this host's containers are not at hand at this moment")]
     Ended,
@@ -173,6 +182,12 @@ pub struct PlainConfig {
     pub users: Option<IdMappings>,
     /// Where they are remembered.
     pub records: PathBuf,
+    /// Where this host's own networks are remembered.
+    pub networks: PathBuf,
+    /// This host's address that the overlay knows it by.
+    pub(super) data_path: Ipv4Addr,
+    /// What this host's own networks are not to have addresses of.
+    pub(super) around: Around,
     /// Gets them places on the cluster's networks.
     pub(super) places: Option<Places>,
     /// What the networks are to be: whose ports are taken.
@@ -189,10 +204,36 @@ impl PlainConfig {
             overlay: None,
             hostname: "host".to_owned(),
             users: None,
+            networks: records.with_file_name("networks"),
             records,
+            data_path: Ipv4Addr::UNSPECIFIED,
+            around: Around::default(),
             places: None,
             desired,
         }
+    }
+}
+
+/// Subnets that a host says it has, or reaches.
+pub(super) fn around(host: &NodeDescription) -> Around {
+    let own = host.own_subnets.iter().chain(&host.routes).filter_map(|text| Subnet::parse(text));
+    Around { host: own.collect(), way_out: Subnet::parse(&host.way_out), cluster: Vec::new() }
+}
+
+/// What the overlay is to have for plain containers, beside what the managers want of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Wants {
+    /// Their ports on this host.
+    ports: Vec<PublishedPort>,
+    /// The networks of this host alone that they are on.
+    networks: Vec<Arc<Network>>,
+}
+
+impl Wants {
+    /// Adds them to what the managers want.
+    pub(super) fn add_to(&self, desired: &mut Desired) {
+        ports::add(&mut desired.ports, &self.ports);
+        desired.networks.extend(self.networks.iter().cloned());
     }
 }
 
@@ -216,6 +257,8 @@ pub(crate) struct Wish {
     pub(crate) no_entrypoint: bool,
     /// Docker's `HostConfig`, as sent.
     pub(crate) host_config: String,
+    /// The addresses that it is to have on its networks, where not any.
+    pub(crate) addresses: BTreeMap<String, Ipv4Addr>,
 }
 
 /// What there is to show of a container, beside what the runtime says.
@@ -229,6 +272,14 @@ pub(crate) struct View {
     pub(crate) connected: bool,
     /// It has ended, and is started again after a pause.
     pub(crate) waits: bool,
+    /// Id of the network of this host alone that it is on, or would be if it ran.
+    pub(crate) local: Option<String>,
+}
+
+impl View {
+    fn new(record: Record) -> Self {
+        Self { record, address: None, connected: false, waits: false, local: None }
+    }
 }
 
 /// The plain containers of this host. A clone is a handle to the same ones.
@@ -244,17 +295,26 @@ impl Plain {
     /// # Errors
     /// [`StoredError`] when it cannot be read.
     pub async fn open(config: PlainConfig) -> Result<Self, StoredError> {
-        let records = Records::open(&config.records)?;
+        let records = Records::<Record>::open(&config.records)?;
+        let network_records = Records::<NetworkRecord>::open(&config.networks)?;
         let mut here: BTreeMap<String, ContainerState> =
             config.runtime.list().await.into_iter().map(|state| (state.id.clone(), state)).collect();
-        let mut state = State::default();
+        let (known, found) = (BTreeMap::new(), Vec::new());
+        let mut state = State { known, local: LocalNetworks::new(config.data_path), found };
+        for network in network_records.read()?.records {
+            let (id, name) = (network.id.clone(), network.spec.name.clone());
+            if let Err(reason) = state.local.add(network) {
+                tracing::error!(network.id = id, network.name = name, reason, "a network of this host is left out");
+            }
+        }
         let Found { records: all, unreadable } = records.read()?;
         for mut record in all {
             let (commands, inbox) = mpsc::channel(QUEUE);
             let found = here.remove(&record.id);
             let holds_ports = found.as_ref().is_some_and(|found| found.status == Status::Running);
             let place = found_place(&mut record, holds_ports);
-            let view = View { record: record.clone(), address: None, connected: false, waits: false };
+            state.local.rejoin(&record);
+            let view = View::new(record.clone());
             let (runs, _) = watch::channel(());
             state.known.insert(record.id.clone(), Known { view, holds_ports, place, commands, runs });
             state.found.push((record, found, inbox));
@@ -272,14 +332,16 @@ impl Plain {
                 tracing::warn!(container.id = unfinished.id, error = crate::chain(&error), "it could not be removed");
             }
         }
-        let (ports, _) = watch::channel(state.ports());
+        let (wants, _) = watch::channel(state.wants());
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         Ok(Self {
             shared: Arc::new(Shared {
                 config,
                 records,
+                network_records,
                 state: Mutex::new(state),
-                ports,
+                changing: tokio::sync::Mutex::default(),
+                wants,
                 unused: Notify::new(),
                 tasks,
                 stop,
@@ -287,9 +349,9 @@ impl Plain {
         })
     }
 
-    /// The ports that they have on this host.
-    pub(super) fn ports(&self) -> watch::Receiver<Vec<PublishedPort>> {
-        self.shared.ports.subscribe()
+    /// What the overlay is to have for them.
+    pub(super) fn wants(&self) -> watch::Receiver<Wants> {
+        self.shared.wants.subscribe()
     }
 
     /// What the overlay knows those by that run.
@@ -312,7 +374,42 @@ impl Plain {
 
     /// What there is to show of a container; `None`: it is none of these.
     pub(crate) fn view(&self, id: &str) -> Option<View> {
-        self.shared.state().known.get(id).map(|known| known.view.clone())
+        let state = self.shared.state();
+        let mut view = state.known.get(id).map(|known| known.view.clone())?;
+        let joined = view.record.attachments.first().map(|attachment| attachment.network.to_string());
+        let wanted = joined.or_else(|| Some(view.record.spec.cluster_networks().next()?.target.clone()));
+        view.local = wanted.and_then(|wanted| Some(state.local.find(&wanted)?.id.clone()));
+        Some(view)
+    }
+
+    /// The networks of this host alone.
+    pub(crate) fn networks(&self) -> Vec<LocalView> {
+        self.shared.state().local.views()
+    }
+
+    /// Makes a network of this host. Its id, and what its user should know. `cluster`: subnets that it had better not have.
+    ///
+    /// # Errors
+    /// See [`PlainError`]; nothing of the network is left.
+    pub(crate) async fn create_network(
+        &self,
+        spec: NetworkSpec,
+        cluster: Vec<Subnet>,
+    ) -> Result<(String, Option<String>), PlainError> {
+        let shared = Arc::clone(&self.shared);
+        // To its end, also when who asked has gone.
+        let made = self.shared.tasks.spawn(async move { shared.create_network(spec, cluster).await });
+        made.await.unwrap_or(Err(PlainError::Ended))
+    }
+
+    /// Removes a network of this host that no container is on.
+    ///
+    /// # Errors
+    /// See [`PlainError`]; the network stays.
+    pub(crate) async fn remove_network(&self, id: &str) -> Result<(), PlainError> {
+        let (shared, id) = (Arc::clone(&self.shared), id.to_owned());
+        let removed = self.shared.tasks.spawn(async move { shared.remove_network(&id).await });
+        removed.await.unwrap_or(Err(PlainError::Ended))
     }
 
     /// Makes a container, which waits for its start. Its id.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tonic::Code;
 
 use super::PlainError;
+use super::local::LocalError;
 use super::places::PlaceError;
 use super::record::{Record, Restart};
 
@@ -64,6 +65,7 @@ pub(super) fn not_started(record: &Record, error: &PlainError, pause: Duration) 
     match error {
         PlainError::Place { reason: PlaceError::Unavailable(_) | PlaceError::Late, .. } => Next::Retry(RETRY),
         PlainError::Place { reason: PlaceError::Refused { code: Code::ResourceExhausted, .. }, .. } => Next::Retry(DRY),
+        PlainError::Local(LocalError::Dry { .. } | LocalError::AddressTaken { .. }) => Next::Retry(DRY),
         _ => after(record, End { code: 127, ran: Duration::ZERO }, pause),
     }
 }

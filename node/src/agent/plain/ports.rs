@@ -69,7 +69,7 @@ pub(super) fn same(protocol: PortProtocol, number: u16, port: &PublishedPort) ->
 }
 
 /// Adds the ports of plain containers to those of services, but for those whose number a service has.
-pub(in super::super) fn add(ports: &mut Vec<PublishedPort>, plain: &[PublishedPort]) {
+pub(super) fn add(ports: &mut Vec<PublishedPort>, plain: &[PublishedPort]) {
     let taken = |port: &&PublishedPort| {
         ports.iter().any(|other| (other.protocol, other.published) == (port.protocol, port.published))
     };

@@ -1,15 +1,19 @@
-//! What this host remembers of a plain container: one file each, replaced as a whole.
+//! What this host remembers of a plain container: one file each, replaced as a whole. Networks of this host are
+//! remembered in the same way.
 //!
 //! What the container is made of lies beside it, with the runtime. What is here is what its user wants of it. It holds
 //! the container's variables, as the runtime's file does; so it is clear, and readable by root alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::marker::PhantomData;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use deploy::model::{NetworkAttachment, PortConfig, Task, TaskId, TaskSpec, Timestamp};
 use prost::Message;
 
+use super::local::NetworkRecord;
 use crate::stored::{self, Kind, StoredError};
 
 /// When a container that has ended is started again; Docker's restart policies.
@@ -74,9 +78,17 @@ pub(crate) struct Record {
     /// The addresses that belong to that.
     #[prost(message, repeated, tag = "15")]
     pub(crate) attachments: Vec<NetworkAttachment>,
+    /// The addresses that its user asked for on networks of this host, by what the user called these.
+    #[prost(btree_map = "string, string", tag = "16")]
+    pub(crate) addresses: BTreeMap<String, String>,
 }
 
 impl Record {
+    /// The address that its user asked for on a network.
+    pub(super) fn asked_address(&self, network: &str) -> Option<Ipv4Addr> {
+        self.addresses.get(network)?.parse().ok()
+    }
+
     /// What the overlay knows it by: what holds its place on a network, or its own id.
     pub(crate) fn key(&self) -> TaskId {
         if self.place.is_none() { TaskId::new(self.id.clone()) } else { self.place.clone() }
@@ -101,25 +113,51 @@ impl Record {
     }
 }
 
+/// What has a file of its own, which is called by its id.
+pub(super) trait Remembered: Message + Default {
+    /// What such a file holds.
+    const KIND: Kind;
+
+    /// Its id.
+    fn id(&self) -> &str;
+}
+
+impl Remembered for Record {
+    const KIND: Kind = Kind::PlainContainer;
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Remembered for NetworkRecord {
+    const KIND: Kind = Kind::LocalNetwork;
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
 /// What is remembered.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Found {
-    pub(super) records: Vec<Record>,
-    /// Ids of containers whose records are there and cannot be read.
+pub(super) struct Found<R> {
+    pub(super) records: Vec<R>,
+    /// Ids of those whose records are there and cannot be read.
     pub(super) unreadable: BTreeSet<String>,
 }
 
 /// Where the records are.
 #[derive(Clone, Debug)]
-pub(super) struct Records {
+pub(super) struct Records<R> {
     dir: PathBuf,
+    of: PhantomData<R>,
 }
 
-impl Records {
+impl<R: Remembered> Records<R> {
     pub(super) fn open(dir: &Path) -> Result<Self, StoredError> {
         let made = std::fs::create_dir_all(dir);
         made.map_err(|source| StoredError::Io { action: "create", path: dir.to_owned(), source })?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), of: PhantomData })
     }
 
     fn path(&self, id: &str) -> PathBuf {
@@ -127,9 +165,9 @@ impl Records {
     }
 
     /// All of them. One that is damaged is left where it is, and told.
-    pub(super) fn read(&self) -> Result<Found, StoredError> {
+    pub(super) fn read(&self) -> Result<Found<R>, StoredError> {
         let failed = |source| StoredError::Io { action: "read", path: self.dir.clone(), source };
-        let mut found = Found::default();
+        let mut found = Found { records: Vec::new(), unreadable: BTreeSet::new() };
         for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             // What a cut write has left.
@@ -137,20 +175,18 @@ impl Records {
                 continue;
             }
             let Some(id) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            match stored::read(&path, Kind::PlainContainer) {
-                Ok(Some(bytes)) => match Record::decode(bytes.as_slice()) {
-                    Ok(record) if record.id == id => {
+            match stored::read(&path, R::KIND) {
+                Ok(Some(bytes)) => match R::decode(bytes.as_slice()) {
+                    Ok(record) if record.id() == id => {
                         found.records.push(record);
                         continue;
                     }
-                    Ok(_) => tracing::error!(path = %path.display(), "the record of a container is another's"),
-                    Err(error) => {
-                        tracing::error!(path = %path.display(), %error, "the record of a container makes no sense");
-                    }
+                    Ok(_) => tracing::error!(path = %path.display(), "a record is another's"),
+                    Err(error) => tracing::error!(path = %path.display(), %error, "a record makes no sense"),
                 },
                 Ok(None) => continue,
                 Err(error @ StoredError::Damaged { .. }) => {
-                    tracing::error!(error = crate::chain(&error), "the record of a container is lost");
+                    tracing::error!(error = crate::chain(&error), "a record is lost");
                 }
                 Err(error) => return Err(error),
             }
@@ -160,8 +196,8 @@ impl Records {
     }
 
     /// Durably.
-    pub(super) fn write(&self, record: &Record) -> Result<(), StoredError> {
-        stored::write(&self.path(&record.id), Kind::PlainContainer, &record.encode_to_vec())
+    pub(super) fn write(&self, record: &R) -> Result<(), StoredError> {
+        stored::write(&self.path(record.id()), R::KIND, &record.encode_to_vec())
     }
 
     /// One that is not there is fine.
@@ -184,7 +220,7 @@ mod tests {
     fn what_was_written_is_read_and_what_is_damaged_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(&dir.path().join("containers")).unwrap();
-        assert_eq!(records.read().unwrap(), Found::default());
+        assert_eq!(records.read().unwrap(), Found::<Record>::default());
         let mut record = Record { id: "a".repeat(64), name: "web".into(), wanted: true, ..Record::default() };
         record.set_restart(Restart::UnlessStopped);
         records.write(&record).unwrap();
@@ -193,7 +229,10 @@ mod tests {
         std::fs::write(records.path("b.tmp"), b"cut").unwrap();
         std::fs::write(records.path("c"), b"nothing that was written here").unwrap();
         std::fs::copy(records.path(&record.id), records.path("d")).unwrap();
-        let unreadable = BTreeSet::from(["c".to_owned(), "d".to_owned()]);
+        // What is whole, and of something else.
+        let network = NetworkRecord { id: "e".into(), ..NetworkRecord::default() };
+        Records::open(&dir.path().join("containers")).unwrap().write(&network).unwrap();
+        let unreadable = BTreeSet::from(["c", "d", "e"].map(str::to_owned));
         let expected = Found { records: vec![record.clone()], unreadable: unreadable.clone() };
         assert_eq!(records.read().unwrap(), expected);
         records.remove(&record.id).unwrap();

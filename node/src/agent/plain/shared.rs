@@ -1,20 +1,22 @@
-//! What all of this host's plain containers share: names, ports, places on networks, and what is shown of them.
+//! What all of this host's plain containers share: names, ports, networks, places on networks, and what is shown of them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deploy::agent::Place;
+use deploy::model::{LOCAL_DRIVER, NetworkSpec, Subnet};
 use overlay_net::{Overlay, PublishedPort};
-use runtime::{ContainerState, RuntimeError};
+use runtime::{ContainerState, EventKind, RuntimeError};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::keeper::{Command, Keeper};
+use super::local::{Around, LocalError, LocalNetworks, NUMBERS_END, NetworkRecord};
 use super::record::{Record, Records};
-use super::{PlainConfig, PlainError, QUEUE, View, Wish, names, ports};
+use super::{PlainConfig, PlainError, QUEUE, View, Wants, Wish, names, ports};
 use crate::agent::{container, executor, network};
 
 /// Plain containers of one host.
@@ -22,18 +24,22 @@ pub(super) const MAX: usize = 4096;
 
 pub(super) struct Shared {
     pub(super) config: PlainConfig,
-    pub(super) records: Records,
+    pub(super) records: Records<Record>,
+    pub(super) network_records: Records<NetworkRecord>,
     pub(super) state: Mutex<State>,
-    pub(super) ports: watch::Sender<Vec<PublishedPort>>,
+    /// Held while a network is made or removed.
+    pub(super) changing: tokio::sync::Mutex<()>,
+    pub(super) wants: watch::Sender<Wants>,
     /// Somebody does not use a place any more.
     pub(super) unused: Notify,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
 }
 
-#[derive(Default)]
 pub(super) struct State {
     pub(super) known: BTreeMap<String, Known>,
+    /// The networks of this host alone.
+    pub(super) local: LocalNetworks,
     /// Found at the start, and not begun yet.
     pub(super) found: Vec<(Record, Option<ContainerState>, mpsc::Receiver<Command>)>,
 }
@@ -49,7 +55,12 @@ pub(super) struct Known {
 }
 
 impl State {
-    pub(super) fn ports(&self) -> Vec<PublishedPort> {
+    /// What the overlay is to have for them.
+    pub(super) fn wants(&self) -> Wants {
+        Wants { ports: self.ports(), networks: self.local.networks() }
+    }
+
+    fn ports(&self) -> Vec<PublishedPort> {
         let holding = self.known.values().filter(|known| known.holds_ports);
         holding.flat_map(|known| network::ports_of(&known.view.record.task()).collect::<Vec<_>>()).collect()
     }
@@ -87,6 +98,7 @@ impl Shared {
             max_restarts: wish.max_restarts,
             auto_remove: wish.auto_remove,
             host_config: wish.host_config,
+            addresses: wish.addresses.into_iter().map(|(network, address)| (network, address.to_string())).collect(),
             ..Record::default()
         };
         record.set_restart(wish.restart);
@@ -100,6 +112,14 @@ impl Shared {
             if state.known.len() >= MAX {
                 return Err(PlainError::TooMany);
             }
+            if let Some(wish) = record.spec.cluster_networks().next() {
+                match state.local.check(wish, &record) {
+                    Some(fits) => fits?,
+                    // It may be one of the cluster, or be made later.
+                    None if record.asked_address(&wish.target).is_none() => {}
+                    None => return Err(PlainError::AddressElsewhere(wish.target.clone())),
+                }
+            }
             record.name = match wish.name {
                 Some(name) => match state.holder_of(&name) {
                     Some(holder) => return Err(PlainError::NameTaken { id: holder.to_owned(), name }),
@@ -107,7 +127,7 @@ impl Shared {
                 },
                 None => names::choose(rand::random(), |name| state.holder_of(name).is_some()),
             };
-            let view = View { record: record.clone(), address: None, connected: false, waits: false };
+            let view = View::new(record.clone());
             let (runs, _) = watch::channel(());
             state.known.insert(id.clone(), Known { view, holds_ports: false, place: Place::Unused, commands, runs });
         }
@@ -200,8 +220,86 @@ impl Shared {
             known.view.record = record.clone();
             known.holds_ports = true;
         }
-        self.tell_ports(&state);
+        self.tell(&state);
         Ok(())
+    }
+
+    /// Gives a container an address on the network of its spec, if that is one of this host alone; `false` if it is not.
+    pub(super) fn join_local(&self, record: &mut Record) -> Result<bool, PlainError> {
+        let Some(wish) = record.spec.cluster_networks().next() else { return Ok(false) };
+        let mut state = self.state();
+        let Some(joined) = state.local.join(wish, record) else { return Ok(false) };
+        let joined = joined?;
+        if let Some(network) = state.local.find(joined.network.as_str()) {
+            self.tell_of(network, "connect", Some(&record.id));
+        }
+        record.attachments = vec![joined];
+        self.tell(&state);
+        Ok(true)
+    }
+
+    /// Tells those who listen to events, in Docker's words.
+    fn tell_of(&self, network: &NetworkRecord, action: &str, container: Option<&str>) {
+        let mut attributes = vec![("name", network.spec.name.clone()), ("type", LOCAL_DRIVER.to_owned())];
+        attributes.extend(container.map(|container| ("container", container.to_owned())));
+        self.config.runtime.events().tell(EventKind::Network, action, network.id.as_str(), &Arc::default(), attributes);
+    }
+
+    /// A container has another name, by which it is found from now on.
+    pub(super) fn rename_local(&self, record: &Record) {
+        let mut state = self.state();
+        state.local.rejoin(record);
+        self.tell(&state);
+    }
+
+    fn leave_local(&self, state: &mut State, container: &str) {
+        for network in state.local.leave(container) {
+            self.tell_of(&network, "disconnect", Some(container));
+        }
+    }
+
+    /// Makes a network of this host; its id, and what its user should know. `cluster`: subnets that it need not have.
+    pub(super) async fn create_network(
+        &self,
+        spec: NetworkSpec,
+        mut cluster: Vec<Subnet>,
+    ) -> Result<(String, Option<String>), PlainError> {
+        let _changing = self.changing.lock().await;
+        if self.stop.is_cancelled() {
+            return Err(PlainError::Ended);
+        }
+        if let Some(desired) = &*self.config.desired.borrow() {
+            let carried = || desired.networks.iter().filter(|network| network.vni >= NUMBERS_END);
+            if carried().any(|network| network.name == spec.name) {
+                return Err(LocalError::NameTaken(spec.name).into());
+            }
+            cluster.extend(carried().filter_map(|network| Subnet::parse(&network.subnet.trunc().to_string())));
+        }
+        let around = Around { cluster, ..self.config.around.clone() };
+        let id: String = (0..4).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
+        let (record, warning) = self.state().local.plan(spec, &around, id.clone(), crate::agent::now())?;
+        let (records, written) = (self.network_records.clone(), record.clone());
+        let done = tokio::task::spawn_blocking(move || records.write(&written)).await;
+        done.map_err(|_| PlainError::Ended)??;
+        // It was planned beside the others, and nobody has added another one since.
+        self.state().local.add(record.clone()).map_err(|reason| LocalError::Invalid(reason.to_owned()))?;
+        self.tell_of(&record, "create", None);
+        Ok((id, warning))
+    }
+
+    /// Removes a network of this host that nobody is on.
+    pub(super) async fn remove_network(&self, id: &str) -> Result<(), PlainError> {
+        let _changing = self.changing.lock().await;
+        // From here on nobody gets an address on it.
+        let removed = self.state().local.remove(id)?;
+        let (records, id) = (self.network_records.clone(), removed.record().id.clone());
+        let done = tokio::task::spawn_blocking(move || records.remove(&id)).await;
+        let done = done.map_err(|_| PlainError::Ended).and_then(|done| Ok(done?));
+        match done {
+            Ok(()) => self.tell_of(removed.record(), "destroy", None),
+            Err(_) => self.state().local.put_back(removed),
+        }
+        done
     }
 
     /// It is not connected any more.
@@ -212,15 +310,16 @@ impl Shared {
             known.place = if record.place.is_none() { Place::Unused } else { Place::Kept(record.place.clone()) };
             (known.view.address, known.view.connected) = (None, false);
         }
-        self.tell_ports(&state);
+        self.leave_local(&mut state, &record.id);
+        self.tell(&state);
         self.unused.notify_one();
     }
 
-    fn tell_ports(&self, state: &State) {
-        let ports = state.ports();
-        self.ports.send_if_modified(|known| {
-            let changed = *known != ports;
-            *known = ports;
+    fn tell(&self, state: &State) {
+        let wants = state.wants();
+        self.wants.send_if_modified(|known| {
+            let changed = *known != wants;
+            *known = wants;
             changed
         });
     }
@@ -260,7 +359,8 @@ impl Shared {
     pub(super) fn forget(&self, id: &str) {
         let mut state = self.state();
         state.known.remove(id);
-        self.tell_ports(&state);
+        self.leave_local(&mut state, id);
+        self.tell(&state);
         self.unused.notify_one();
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use overlay_net::kernel::mac_of;
 use runtime::image::ImageErrorKind;
 use runtime::{ContainerState, RuntimeError, Signal};
 use serde_json::{Map, Value, json};
@@ -17,7 +18,9 @@ use super::super::App;
 use super::super::convert::{name_from_wire, plain_from_wire, update_from_wire};
 use super::super::error::ApiError;
 use super::super::extract::{JsonBody, Params};
+use super::super::host_networks::mac;
 use super::super::image_prune::{all_labels, until};
+use super::super::local_networks;
 use super::actions;
 use super::find::{self, failed, is_running};
 use crate::agent::Plain;
@@ -45,6 +48,8 @@ fn refused(error: PlainError) -> ApiError {
         | PlainError::Unreadable(_)
         | PlainError::TooManyListeners => ApiError::conflict(error.to_string()),
         PlainError::NotFound(id) => find::no_such(id),
+        PlainError::Local(error) => local_networks::of(error.clone()),
+        PlainError::AddressElsewhere(_) => ApiError::not_supported(error.to_string()),
         PlainError::SameName | PlainError::Config(_) | PlainError::Mount(_) => ApiError::invalid(crate::chain(&error)),
         // Docker's clients look for parts of these, and make an exit code of what they find.
         PlainError::Runtime(RuntimeError::Start { command, reason, .. }) => ApiError::invalid(format!(
@@ -365,7 +370,9 @@ pub(super) fn networks(view: &View) -> Map<String, Value> {
         true => String::new(),
         false => super::super::predefined::id(mode(view)),
     };
-    let id = place.map_or_else(own, |place| place.network.to_string());
+    let id = place.map(|place| place.network.to_string()).or_else(|| view.local.clone()).unwrap_or_else(own);
+    let own_mac = address.parse().ok().filter(|_| view.local.is_some()).map(|address| mac(mac_of(address)));
+    let asked = view.record.addresses.get(mode(view));
     let network = json!({
         "NetworkID": id,
         "EndpointID": "",
@@ -375,11 +382,11 @@ pub(super) fn networks(view: &View) -> Map<String, Value> {
         "IPv6Gateway": "",
         "GlobalIPv6Address": address6,
         "GlobalIPv6PrefixLen": prefix6,
-        "MacAddress": "",
+        "MacAddress": own_mac.unwrap_or_default(),
         "Aliases": view.record.spec.networks.first().map(|network| network.aliases.as_slice()).unwrap_or_default(),
         "Links": null,
         "DriverOpts": null,
-        "IPAMConfig": null,
+        "IPAMConfig": asked.map(|address| json!({"IPv4Address": address})),
         "DNSNames": null,
     });
     Map::from_iter([(mode(view).to_owned(), network)])

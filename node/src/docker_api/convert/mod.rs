@@ -13,7 +13,8 @@ mod task;
 
 pub use cluster::{cluster_spec_from_wire, cluster_spec_to_wire, cluster_to_wire, node_tls_info, tls_info};
 pub use container::{container_from_wire, container_to_wire};
-pub use network::{attached_network, driver_of, network_spec_from_wire, network_to_wire};
+pub(crate) use network::ipam_config;
+pub use network::{attached_network, driver_of, is_of_one_host, network_spec_from_wire, network_to_wire};
 pub use node::{node_spec_from_wire, node_to_wire};
 pub use service::{insert_defaults, service_spec_from_wire, service_spec_to_wire, service_to_wire, task_spec_to_wire};
 pub use task::{task_state_name, task_to_wire};

@@ -10,29 +10,34 @@ use crate::docker_api::wire;
 /// Where Docker's clients look for a network's VXLAN id.
 const VXLAN_OPTION: &str = "com.docker.network.driver.overlay.vxlanid_list";
 
+/// Whether a client wants a network of the asked host alone.
+pub fn is_of_one_host(w: &wire::NetworkCreate) -> bool {
+    let (driver, scope) = (w.driver.as_deref().unwrap_or_default(), w.scope.as_deref().unwrap_or_default());
+    matches!((driver, scope), (LOCAL_DRIVER | "", "" | "local"))
+}
+
 /// What a client sent, as the model has it.
 ///
 /// # Errors
-/// Names what the model cannot carry; networks of one host alone.
+/// Names what the model cannot carry.
 pub fn network_spec_from_wire(w: wire::NetworkCreate) -> Result<NetworkSpec, ApiError> {
-    let driver = w.driver.unwrap_or_default();
+    let of_one_host = is_of_one_host(&w);
+    let mut driver = w.driver.unwrap_or_default();
     match (driver.as_str(), w.scope.as_deref().unwrap_or_default()) {
         ("overlay", "" | "swarm") | (LOCAL_DRIVER, "swarm") => {}
-        ("overlay", other) => {
-            return Err(ApiError::invalid(format!("invalid scope for an overlay network: {other:?}")));
-        }
-        (LOCAL_DRIVER | "", _) => {
-            return Err(ApiError::not_supported(
-                "networks of one host alone are not supported yet: only overlay networks are (--driver overlay), and \
-                 networks of the cluster that end at each host (--driver bridge --scope swarm)",
-            ));
+        _ if of_one_host => LOCAL_DRIVER.clone_into(&mut driver),
+        ("overlay" | LOCAL_DRIVER | "", other) => {
+            let driver = if driver.is_empty() { LOCAL_DRIVER } else { &driver };
+            return Err(ApiError::invalid(format!("invalid scope for a network of driver {driver}: {other:?}")));
         }
         (other, _) => {
             return Err(ApiError::not_supported(format!(
-                "network driver {other:?} is not supported yet: only overlay networks are (--driver overlay), and bridge \
-                 with --scope swarm"
+                "network driver {other:?} is not supported yet: overlay is, and bridge"
             )));
         }
+    }
+    if of_one_host && w.enable_ipv6 == Some(true) {
+        return Err(ApiError::not_supported("EnableIPv6 is not supported yet for networks of one host alone"));
     }
     let config_from = w.config_from.and_then(|c| c.network).unwrap_or_default();
     if w.config_only.unwrap_or_default() || !config_from.is_empty() {
@@ -74,7 +79,8 @@ pub fn network_spec_from_wire(w: wire::NetworkCreate) -> Result<NetworkSpec, Api
     })
 }
 
-fn ipam_config(m: &IpamConfig) -> wire::IpamConfig {
+/// What a user asks of a subnet, as clients read it.
+pub(crate) fn ipam_config(m: &IpamConfig) -> wire::IpamConfig {
     wire::IpamConfig {
         subnet: non_empty(&m.subnet),
         ip_range: non_empty(&m.ip_range),

@@ -4,6 +4,7 @@
 //! that Shoal does not do is refused by its name.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use deploy::model::{
     ContainerSpec, DnsConfig, HOST_NETWORK, LogDriver, Mount, MountKind, NONE_NETWORK, NetworkAttachmentConfig,
@@ -115,7 +116,7 @@ pub(crate) fn plain_from_wire(body: Map<String, Value>, name: Option<&str>) -> R
     if auto_remove && restart != Restart::No {
         return Err(ApiError::invalid("can't create 'AutoRemove' container with restart policy"));
     }
-    let network = network(h.network_mode.as_deref().unwrap_or_default(), networking.as_ref())?;
+    let (network, addresses) = network(h.network_mode.as_deref().unwrap_or_default(), networking.as_ref())?;
     let ports = ports(h.port_bindings.clone().unwrap_or_default())?;
     if let Some(network) = network.as_ref().filter(|network| is_own(&network.target))
         && !ports.is_empty()
@@ -148,6 +149,7 @@ pub(crate) fn plain_from_wire(body: Map<String, Value>, name: Option<&str>) -> R
         stdin_once: c.stdin_once.unwrap_or_default(),
         no_entrypoint,
         host_config,
+        addresses,
     })
 }
 
@@ -271,9 +273,12 @@ fn restart(w: wire::ContainerRestartPolicy) -> Result<(Restart, u32), ApiError> 
     Ok((policy, count))
 }
 
-/// The network that it is on, if that is not the way out that every container has.
-fn network(mode: &str, networking: Option<&Value>) -> Result<Option<NetworkAttachmentConfig>, ApiError> {
-    let mut aliases = Vec::new();
+/// The network that it is on, if that is not the way out that every container has, and the address that it is to have there.
+fn network(
+    mode: &str,
+    networking: Option<&Value>,
+) -> Result<(Option<NetworkAttachmentConfig>, BTreeMap<String, Ipv4Addr>), ApiError> {
+    let (mut aliases, mut addresses) = (Vec::new(), BTreeMap::new());
     let endpoints = networking.and_then(|networking| networking.get("EndpointsConfig")).and_then(Value::as_object);
     for (name, endpoint) in endpoints.into_iter().flatten() {
         let same =
@@ -285,27 +290,64 @@ fn network(mode: &str, networking: Option<&Value>) -> Result<Option<NetworkAttac
         }
         for (key, value) in endpoint.as_object().into_iter().flatten() {
             if key == "Aliases" && !is_own(mode) {
-                aliases = parse::<Option<Vec<String>>>(value.clone())?.unwrap_or_default();
+                aliases = names(parse::<Option<Vec<String>>>(value.clone())?.unwrap_or_default())?;
+                continue;
+            }
+            if key == "IPAMConfig" && !is_own(mode) {
+                addresses.extend(own_address(name, value)?.map(|address| (name.clone(), address)));
                 continue;
             }
             refuse_set(&format!("NetworkingConfig.EndpointsConfig.{name}.{key}"), &Some(value.clone()))?;
         }
     }
-    match mode {
-        "" | "default" | "bridge" => Ok(None),
+    let wish = match mode {
+        "" | "default" | "bridge" => None,
         HOST_NETWORK | NONE_NETWORK => {
-            Ok(Some(NetworkAttachmentConfig { target: mode.to_owned(), ..NetworkAttachmentConfig::default() }))
+            Some(NetworkAttachmentConfig { target: mode.to_owned(), ..NetworkAttachmentConfig::default() })
         }
         other if other.contains(':') => {
-            Err(ApiError::not_supported(format!("HostConfig.NetworkMode {other:?} is not supported yet")))
+            return Err(ApiError::not_supported(format!("HostConfig.NetworkMode {other:?} is not supported yet")));
         }
-        // Whether there is such a network, and it is for containers, is for the managers to say.
-        other => Ok(Some(NetworkAttachmentConfig {
-            target: other.to_owned(),
-            aliases,
-            ..NetworkAttachmentConfig::default()
-        })),
+        // Whether there is such a network, and it is for containers, is for this host or the managers to say.
+        other => {
+            Some(NetworkAttachmentConfig { target: other.to_owned(), aliases, ..NetworkAttachmentConfig::default() })
+        }
+    };
+    Ok((wish, addresses))
+}
+
+/// Aliases of one container.
+const MAX_ALIASES: usize = 256;
+
+/// Aliases, which are asked for by name and so are no longer than names may be.
+fn names(aliases: Vec<String>) -> Result<Vec<String>, ApiError> {
+    let fits = |alias: &String| (1..=253).contains(&alias.len()) && alias.bytes().all(|byte| byte.is_ascii_graphic());
+    match aliases.iter().find(|alias| !fits(alias)) {
+        _ if aliases.len() > MAX_ALIASES => Err(ApiError::invalid(format!("more than {MAX_ALIASES} aliases"))),
+        Some(wrong) => {
+            Err(ApiError::invalid(format!("invalid alias {:?}", wrong.chars().take(100).collect::<String>())))
+        }
+        None => Ok(aliases),
     }
+}
+
+/// `{"IPv4Address": "172.18.0.7"}`
+fn own_address(network: &str, config: &Value) -> Result<Option<Ipv4Addr>, ApiError> {
+    let mut address = None;
+    for (key, value) in config.as_object().into_iter().flatten() {
+        match (key.as_str(), value.as_str()) {
+            ("IPv4Address", None | Some("")) if !value.is_number() => {}
+            ("IPv4Address", Some(text)) => {
+                let parsed = text.parse().map_err(|_| ApiError::invalid(format!("invalid IPv4 address: {text:?}")))?;
+                address = Some(parsed);
+            }
+            _ => {
+                let field = format!("NetworkingConfig.EndpointsConfig.{network}.IPAMConfig.{key}");
+                refuse_set(&field, &Some(value.clone()))?;
+            }
+        }
+    }
+    Ok(address)
 }
 
 /// Whether each host has this network of its own.
@@ -684,8 +726,21 @@ mod tests {
         let mut body = usual();
         body["NetworkingConfig"] = json!({"EndpointsConfig": {"back": {"Aliases": ["db"]}}});
         body["HostConfig"]["NetworkMode"] = json!("back");
-        let network = &wish(body).unwrap().spec.networks[0];
+        let network = &wish(body.clone()).unwrap().spec.networks[0];
         assert_eq!((network.target.as_str(), network.aliases.as_slice()), ("back", &["db".to_owned()][..]));
+        let mut endpoint = |config: Value| {
+            body["NetworkingConfig"]["EndpointsConfig"]["back"] = config;
+            wish(body.clone())
+        };
+        let own = endpoint(json!({"IPAMConfig": {"IPv4Address": "172.20.0.7", "IPv6Address": ""}, "Aliases": null}));
+        assert_eq!(own.unwrap().addresses, [("back".to_owned(), Ipv4Addr::new(172, 20, 0, 7))].into());
+        assert_eq!(endpoint(json!({"IPAMConfig": {"IPv4Address": ""}})).unwrap().addresses, [].into());
+        refused(endpoint(json!({"IPAMConfig": {"IPv4Address": "172.20"}})), 400, "invalid IPv4 address");
+        refused(endpoint(json!({"IPAMConfig": {"IPv6Address": "fd00::7"}})), 501, "IPAMConfig.IPv6Address");
+        refused(endpoint(json!({"MacAddress": "02:00:00:00:00:07"})), 501, "back.MacAddress");
+        refused(endpoint(json!({"Aliases": ["a b"]})), 400, "invalid alias");
+        let address = json!({"EndpointsConfig": {"default": {"IPAMConfig": {"IPv4Address": "172.20.0.7"}}}});
+        refused(with(&["NetworkingConfig"], address), 501, "IPAMConfig");
         let ports = json!({"80/tcp": [{"HostIp": "", "HostPort": "8080"}, {"HostPort": ""}], "53/udp": []});
         let ports = host("PortBindings", ports).unwrap().ports;
         let shown: Vec<_> = ports.iter().map(|p| (p.protocol() as i32, p.target, p.published)).collect();
