@@ -230,9 +230,14 @@ async fn a_plain_container_keeps_its_address_while_it_is_restarted() {
         host.power_on()?;
         host.wait_ready().await?;
         has_its_place(&worker).await?;
+        let waiting = || async {
+            let state = inspect(&worker, "box3").await.map_err(|error| error.to_string())?["State"].take();
+            if state["Status"] == "restarting" { Ok(()) } else { Err(state.to_string()) }
+        };
+        worker.wait_for("box3 to wait for its start", Duration::from_secs(5), waiting).await?;
         let has_asked = || async {
             let log = host.log_tail(400);
-            if log.contains("no manager could be asked for a place") { Ok(()) } else { Err(log) }
+            if log.contains("a container could not be started again") { Ok(()) } else { Err(log) }
         };
         worker.wait_for("a start without managers", SOON, has_asked).await?;
         let waits = inspect(&worker, "box3").await?;

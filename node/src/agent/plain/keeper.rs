@@ -106,6 +106,8 @@ impl Keeper {
 
     async fn run(mut self, mut turn: Turn, mut inbox: mpsc::Receiver<Command>) {
         loop {
+            let waits = matches!(turn, Turn::Waits(_));
+            self.shared.show(&self.record.id, |view| view.waits = waits);
             turn = match turn {
                 Turn::Gone => return,
                 Turn::Runs { adopted } => self.runs(adopted, &mut inbox).await,
@@ -134,8 +136,6 @@ impl Keeper {
                     }
                 }
             };
-            let waits = matches!(turn, Turn::Waits(_));
-            self.shared.show(&self.record.id, |view| view.waits = waits);
         }
     }
 
