@@ -33,6 +33,10 @@ pub fn at_rest(store: &Store, hosts: &BTreeMap<NodeId, HostState>) -> Vec<String
     }
     check_plain(store, hosts, &mut wrong);
     for task in store.tasks().filter(|task| !task.is_attachment()) {
+        // What a lost host has not stopped is waited for.
+        if is_lost(store, &task.node_id) && task.is_placed() && !hosts.contains_key(&task.node_id) {
+            continue;
+        }
         let pending = !task.is_wanted() && !task.has_ended() && task.is_placed();
         if pending || store.service(&task.service_id).is_none() {
             let (state, desired) = (task.state(), task.desired());

@@ -88,6 +88,32 @@ impl World {
         }
     }
 
+    /// In some runs, one host is out of reach even then: for a while nobody finds what runs there.
+    pub(super) fn keep_one_away(&mut self) -> bool {
+        let hosts: Vec<NodeId> = self
+            .hosts
+            .iter()
+            .filter(|(_, host)| !host.removed && !host.plain.is_empty())
+            .map(|(id, _)| id.clone())
+            .collect();
+        if self.scenario.ends == super::Ends::Empty || !self.rng.percent(50) {
+            return false;
+        }
+        let Some(id) = self.rng.pick(&hosts).cloned() else { return false };
+        if let Some(host) = self.hosts.get_mut(&id) {
+            (host.cut, host.gossip_cut) = (true, true);
+            let session = host.session;
+            self.note(|| format!("{} stays cut off", short(&id)));
+            session.into_iter().for_each(|session| self.sever(session, 0));
+        }
+        true
+    }
+
+    /// And then it is back.
+    pub(super) fn let_all_return(&mut self) {
+        self.hosts.keys().cloned().collect::<Vec<_>>().iter().for_each(|id| self.heal(id));
+    }
+
     /// Faults stop: everything that was lost returns.
     pub(super) fn calm_down(&mut self) {
         self.stormy = false;

@@ -28,7 +28,7 @@ pub(super) struct Plain {
     pub(super) name: String,
     network: NetworkId,
     /// It is started again when it has ended.
-    again: bool,
+    pub(super) again: bool,
     pub(super) place: Place,
     /// The start that is under way, or was the last one.
     start: u64,
@@ -108,8 +108,12 @@ impl World {
         let slow = host.slow;
         let Some(plain) = host.plain.get_mut(container) else { return };
         plain.again = false;
+        if matches!(plain.place, Place::Kept(_)) {
+            plain.place = Place::Unused;
+        }
         let delay = slow * self.rng.range(1, 500);
         self.plain_ends_after(id, container, delay);
+        self.settle_plain(id);
     }
 
     fn plain_ends_after(&mut self, id: &NodeId, container: &str, ms: u64) {
@@ -125,10 +129,20 @@ impl World {
         let Some(host) = self.hosts.get_mut(id).filter(|host| host.daemon && !host.removed) else { return };
         let boot = host.boot;
         let Some(plain) = host.plain.get_mut(container) else { return };
-        if plain.runs.is_some() || plain.place != Place::Unused {
+        if plain.runs.is_some() || matches!(plain.place, Place::Asked | Place::Used(_)) {
             return;
         }
-        (plain.place, plain.start, plain.until) = (Place::Asked, start, now.plus(PATIENCE));
+        (plain.start, plain.until) = (start, now.plus(PATIENCE));
+        // What was kept needs nobody, as long as it is still its own.
+        let kept = match &plain.place {
+            Place::Kept(place) => host.agent.places().places.contains_key(place).then(|| place.clone()),
+            _ => None,
+        };
+        if let Some(place) = kept {
+            plain.place = Place::Used(place);
+            return self.settle_plain(id);
+        }
+        plain.place = Place::Asked;
         self.ask_for_place(Start { host: id.clone(), boot, container: container.to_owned(), start });
     }
 
@@ -172,7 +186,7 @@ impl World {
                 self.at(until, Event::PlaceLate(start.clone()));
                 return self.settle_plain(&start.host);
             }
-            Outcome::Refused(error) if !matches!(error.kind(), ErrorKind::Busy | ErrorKind::Exhausted) => {
+            Outcome::Refused(error) if error.kind() != ErrorKind::Busy => {
                 return self.start_failed(&start);
             }
             Outcome::Refused(_) | Outcome::NoLeader | Outcome::Unknown => {}
@@ -290,10 +304,11 @@ impl World {
         self.disconnect_plain(id, container);
         let stormy = self.stormy;
         let Some(plain) = self.hosts.get_mut(id).and_then(|host| host.plain.get_mut(container)) else { return };
-        plain.runs = None;
+        let place = plain.runs.take();
         if daemon {
-            plain.place = Place::Unused;
-            if plain.again && stormy {
+            let again = plain.again && stormy;
+            plain.place = place.filter(|_| again).map_or(Place::Unused, Place::Kept);
+            if again {
                 self.after_ms(RETRY_MS, Event::PlainStarts { host: id.clone(), boot, container: container.to_owned() });
             }
             self.settle_plain(id);

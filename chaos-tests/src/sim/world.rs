@@ -316,7 +316,8 @@ impl World {
             Event::AskForPlace(start) => self.ask_for_place(start),
             Event::PlaceLate(start) => self.place_late(&start),
             Event::PlainStarts { host, boot, container } => {
-                if self.hosts.get(&host).is_some_and(|known| known.boot == boot) {
+                let known = self.hosts.get(&host).filter(|known| known.boot == boot);
+                if known.and_then(|known| known.plain.get(&container)).is_some_and(|plain| plain.again) {
                     self.start_plain(&host, &container);
                 }
             }
