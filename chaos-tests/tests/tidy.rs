@@ -36,7 +36,7 @@ const BANNED: [&str; 11] = [
     "std::env",
 ];
 /// Types of `std::net` that are values and open nothing.
-const ADDRESSES: [&str; 5] = ["Ipv4Addr", "Ipv6Addr", "IpAddr", "SocketAddr", "AddrParseError"];
+const ADDRESSES: [&str; 6] = ["Ipv4Addr", "Ipv6Addr", "IpAddr", "SocketAddr", "SocketAddrV4", "AddrParseError"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").to_path_buf()

@@ -69,4 +69,5 @@ fn may_stay(txn: &Txn, node: Option<&Node>, task: &Task) -> bool {
     !host_is_lost(txn, &node.id)
         && node.spec.availability() != NodeAvailability::Drain
         && scheduler::satisfies_constraints(&task.spec.placement, node)
+        && (!scheduler::is_on_encrypted(txn, task) || node.sealing_obstacle().is_none())
 }

@@ -20,5 +20,6 @@ pub mod restart;
 mod rollout;
 pub mod root_rotation;
 pub mod scheduler;
+pub mod sealing;
 pub mod store;
 pub mod turn;

@@ -169,7 +169,9 @@ fn full_store() -> Store {
     cluster.status.manager_token = "manager".into();
     cluster.status.gossip_keys = vec![GossipKey { id: 1, bytes: vec![9; 32] }];
     cluster.status.incarnation = 11;
-    cluster.status.feature_level = 2;
+    cluster.status.feature_level = 4;
+    cluster.status.sealing_epoch = 1;
+    cluster.status.sealing_epoch_at = Timestamp::from_millis(8);
     let mut node = Node { id: NodeId::from(2), ..Node::default() };
     node.spec.set_role(NodeRole::Manager);
     node.spec.labels.insert("zone".into(), "a".into());
@@ -186,7 +188,7 @@ fn full_store() -> Store {
         data_path_addr: "192.0.2.1".into(),
         control_addr: "192.0.2.1:2377".into(),
         engine_id: "engine".into(),
-        feature_level: 2,
+        feature_level: 4,
         own_ports: vec![OwnPort { protocol: PortProtocol::Udp as i32, port: 2377, purpose: "control port".into() }],
         own_subnets: vec!["192.0.2.0/24".into()],
         own_subnets6: vec!["2001:db8::/64".into()],
@@ -194,6 +196,8 @@ fn full_store() -> Store {
         routes: vec!["198.51.100.0/24".into()],
         way_out: "172.30.0.0/16".into(),
     };
+    node.sealing =
+        Some(NodeSealing { obstacle: "why not".into(), keys: vec![SealingKey { epoch: 1, key: vec![7; 32] }] });
     let payload =
         PayloadSpec { name: "pay".into(), labels: [("a".to_owned(), "b".to_owned())].into(), data: b"bytes".to_vec() };
     let ipam = IpamConfig {

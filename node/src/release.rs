@@ -7,7 +7,7 @@
 use std::sync::OnceLock;
 
 /// The level that this release writes.
-const FEATURE_LEVEL: u32 = deploy::model::ATTACH_LEVEL;
+const FEATURE_LEVEL: u32 = deploy::model::ENCRYPTION_LEVEL;
 
 static ACTS_AS: OnceLock<Release> = OnceLock::new();
 

@@ -17,8 +17,12 @@ pub const NETWORKS_MAX: usize = 4096;
 pub const MEMBERS_MAX: usize = 1 << 20;
 /// Published ports in one desired state; there are no more.
 pub const PORTS_MAX: usize = 3 * 65536;
-/// The bytes that VXLAN adds to a frame over IPv4.
+/// Public keys that a host has at the same time: those of two epochs.
+pub const KEYS_MAX: usize = 2;
+/// Bytes that VXLAN adds to a frame over IPv4.
 pub const VXLAN_BYTES: u32 = 50;
+/// Bytes that WireGuard adds to a packet over IPv4: its own 32, and the headers of UDP and IPv4.
+pub const SEAL_BYTES: u32 = 60;
 /// Bytes in a task's or network's id; both are written into an interface's 255-byte alias together.
 pub const ID_MAX: usize = 64;
 
@@ -49,6 +53,36 @@ pub struct Desired {
     pub networks: Vec<Arc<Network>>,
     /// Published ports of all services.
     pub ports: Vec<PublishedPort>,
+    /// What encrypted networks are encrypted with; nothing where there are none.
+    pub sealing: Option<Sealing>,
+}
+
+/// The keys that this host and others seal packets of encrypted networks with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sealing {
+    /// The number of the keys that are to be in use; it grows by one with each rotation, and is not 0. The keys of the
+    /// number before are used between hosts that have not both got these.
+    pub epoch: u64,
+    /// The public keys of the other hosts on encrypted networks, by their data path addresses; at most [`KEYS_MAX`] each.
+    pub peers: BTreeMap<Ipv4Addr, Vec<SealingKey>>,
+}
+
+/// What others are to know of this host's part in encrypted networks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SealingReport {
+    /// Why it cannot carry any, for people; nothing if it can, as far as was tried.
+    pub obstacle: Option<String>,
+    /// Its public keys: none before it carries one. The private ones are in the kernel alone.
+    pub keys: Vec<SealingKey>,
+}
+
+/// A host's public key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SealingKey {
+    /// The rotation that it is of.
+    pub epoch: u64,
+    /// A point of Curve25519.
+    pub key: [u8; 32],
 }
 
 /// One overlay network.
@@ -74,6 +108,8 @@ pub struct Network {
     pub local: bool,
     /// The MTU of the underlay that it is made for, in bytes, where that is not simply the underlay's own.
     pub mtu: Option<u32>,
+    /// What leaves this host of it is encrypted. A host that cannot do that does not carry it.
+    pub encrypted: bool,
     /// This host's own address on it; for the ingress network. Other hosts' own addresses are among the stations.
     pub host_address: Option<Ipv4Addr>,
     /// Who has which address. Those on this host may be among them.
@@ -366,6 +402,12 @@ pub enum ConfigError {
         /// The task that it is of, where it is open on one host.
         task: Option<String>,
     },
+    /// Two hosts name the same public key, or one that is none; both go without.
+    #[error("host {host}: its public key is that of another host as well, or none")]
+    Key {
+        /// Its data path address.
+        host: Ipv4Addr,
+    },
     /// One task is attached to one network twice.
     #[error("task {task:?} is attached to network {network:?} twice")]
     Twice {
@@ -470,6 +512,19 @@ impl Desired {
             });
         }
         self.ports.retain(|port| check(port.validate()));
+        // Epochs are counted from 1.
+        self.sealing = self.sealing.filter(|sealing| sealing.epoch != 0);
+        if let Some(sealing) = &mut self.sealing {
+            let mut times: BTreeMap<[u8; 32], usize> = BTreeMap::new();
+            for key in sealing.peers.values().flatten() {
+                *times.entry(key.key).or_default() += 1;
+            }
+            for (host, keys) in &mut sealing.peers {
+                keys.truncate(KEYS_MAX);
+                let sound = |key: &SealingKey| key.epoch != 0 && key.key != [0; 32] && times.get(&key.key) == Some(&1);
+                keys.retain(|key| check(if sound(key) { Ok(()) } else { Err(ConfigError::Key { host: *host }) }));
+            }
+        }
         (self, refused)
     }
 
@@ -495,6 +550,23 @@ impl Desired {
     pub fn network(&self, id: &str) -> Option<&Network> {
         self.networks.iter().find(|network| network.id == id).map(|network| &**network)
     }
+
+    /// Of the hosts on an encrypted network, those that nothing can be sealed for, since no key of theirs is known that
+    /// would be used; this host may be among them. Nobody on other networks.
+    #[must_use]
+    pub fn without_key(&self, network: &Network) -> BTreeSet<Ipv4Addr> {
+        if !network.encrypted {
+            return BTreeSet::new();
+        }
+        let is_used = |host: &Ipv4Addr| {
+            let sealing = self.sealing.as_ref();
+            sealing.and_then(|sealing| Some((sealing.epoch, sealing.peers.get(host)?))).is_some_and(|(epoch, keys)| {
+                keys.iter().any(|key| key.epoch == epoch || key.epoch.saturating_add(1) == epoch)
+            })
+        };
+        let hosts: BTreeSet<Ipv4Addr> = network.stations.iter().map(|station| station.host).collect();
+        hosts.into_iter().filter(|host| !is_used(host)).collect()
+    }
 }
 
 impl Network {
@@ -507,7 +579,12 @@ impl Network {
     /// How long packets may be on its links.
     #[must_use]
     pub fn room(&self) -> Room {
-        Room { limit: self.mtu, overhead: if self.local { 0 } else { VXLAN_BYTES } }
+        let overhead = match (self.local, self.encrypted) {
+            (true, _) => 0,
+            (false, true) => VXLAN_BYTES + SEAL_BYTES,
+            (false, false) => VXLAN_BYTES,
+        };
+        Room { limit: self.mtu, overhead }
     }
 
     /// A host whose data path address is among the network's own. This host could not have a place on such a network

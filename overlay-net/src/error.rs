@@ -60,6 +60,18 @@ pub enum OverlayError {
         /// The network's id.
         network: String,
     },
+    /// The network is encrypted, and this host cannot do that. A retry helps unless it lasts; another host may.
+    #[error("task {task:?}: network {network:?} is encrypted, and {reason}")]
+    NoSeal {
+        /// The task.
+        task: String,
+        /// The network's id.
+        network: String,
+        /// Why it cannot.
+        reason: String,
+        /// It lacks what cannot come by itself.
+        lasting: bool,
+    },
     /// The address is not in the network. A retry does not help.
     #[error("task {task:?}: address {address} is not in network {network:?} ({subnet})")]
     Outside {
@@ -94,7 +106,11 @@ impl OverlayError {
     pub const fn retry_helps(&self) -> bool {
         !matches!(
             self,
-            OverlayError::Config(_) | OverlayError::Refused(_) | OverlayError::Outside { .. } | OverlayError::Ended
+            OverlayError::Config(_)
+                | OverlayError::Refused(_)
+                | OverlayError::Outside { .. }
+                | OverlayError::NoSeal { lasting: true, .. }
+                | OverlayError::Ended
         )
     }
 }

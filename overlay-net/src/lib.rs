@@ -25,7 +25,7 @@ pub mod probe;
 
 pub use config::{
     Attachment, Beside, Config, ConfigError, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol,
-    PublishedPort, Resolvers, Service, ServicePort, Station, resolv_conf,
+    PublishedPort, Resolvers, Sealing, SealingKey, SealingReport, Service, ServicePort, Station, resolv_conf,
 };
 pub use dns::DnsSockets;
 pub use error::{ObjectError, OverlayError};

@@ -27,6 +27,8 @@ pub struct Observation {
     pub applied_revision: u64,
     /// What was left out of the desired state.
     pub refused: Vec<ConfigError>,
+    /// Why this host cannot carry encrypted networks; nothing if it can, as far as was tried.
+    pub sealing_obstacle: Option<String>,
     /// Data path addresses of the hosts that are left out of balancing and names.
     pub left_out: BTreeSet<Ipv4Addr>,
     /// The tasks that are connected.

@@ -9,10 +9,10 @@ use std::sync::mpsc::{Sender, channel};
 use ipnet::Ipv4Net;
 use tokio::sync::{oneshot, watch};
 
-use crate::config::{Config, Desired, EndpointConfig};
+use crate::config::{Config, Desired, EndpointConfig, SealingReport};
 use crate::dns::DnsSockets;
 use crate::error::OverlayError;
-use crate::kernel::{Links, NetNs, Tables};
+use crate::kernel::{Links, NetNs, Tables, wireguard_possible};
 use crate::observation::{Observation, Place};
 use crate::owner::{Owner, Request};
 use crate::plan::names;
@@ -49,6 +49,7 @@ pub struct Overlay {
     /// Unbounded, but each caller waits for its answer before it can ask again.
     requests: Sender<Request>,
     applied: watch::Receiver<u64>,
+    sealing: watch::Receiver<SealingReport>,
 }
 
 impl Overlay {
@@ -64,7 +65,8 @@ impl Overlay {
         let (report, applied) = watch::channel(0);
         let (ready, started) = oneshot::channel();
         // A new thread starts in the namespace of the one that makes it.
-        let body = move || match Owner::start(config, report) {
+        let (publish, sealing) = watch::channel(SealingReport::default());
+        let body = move || match Owner::start(config, report, publish) {
             Ok(owner) => {
                 ready.send(Ok(())).ok();
                 owner.run(&inbox);
@@ -74,7 +76,7 @@ impl Overlay {
         let thread = std::thread::Builder::new().name("overlay".into()).spawn(body);
         thread.map_err(|source| OverlayError::Start { step: "start a thread", source })?;
         started.await.map_err(|_| OverlayError::Ended)??;
-        Ok(Overlay { requests, applied })
+        Ok(Overlay { requests, applied, sealing })
     }
 
     /// Whether an overlay of this node that has ended left something in the namespace of the calling thread, or its own
@@ -84,9 +86,19 @@ impl Overlay {
         let link = |name: String| Links::current().and_then(|mut links| links.find(&name)).is_ok_and(|l| l.is_some());
         let tables = || NetNs::current().and_then(|here| Tables::open(&here)?.list()).unwrap_or_default();
         config.namespace_path().exists()
+            || config.namespace_path().with_file_name("sealed").exists()
             || link(names::egress_link(&config.node))
             || link(names::ingress_link(&config.node))
             || tables().iter().any(|table| table == names::TABLE)
+    }
+
+    /// Whether this kernel can make what encrypted networks need. It is tried, in a namespace that is gone afterwards; takes
+    /// some milliseconds.
+    ///
+    /// # Errors
+    /// Why it cannot: `Unsupported` when it has no WireGuard.
+    pub fn try_sealing() -> io::Result<()> {
+        wireguard_possible()
     }
 
     async fn ask<T>(
@@ -179,6 +191,12 @@ impl Overlay {
     #[must_use]
     pub fn applied_revision(&self) -> watch::Receiver<u64> {
         self.applied.clone()
+    }
+
+    /// What others are to know of this host's part in encrypted networks, as it changes.
+    #[must_use]
+    pub fn sealing(&self) -> watch::Receiver<SealingReport> {
+        self.sealing.clone()
     }
 
     /// Removes everything that the overlay made, in the host's namespace, its own and the tasks'. `ip_forward` stays

@@ -20,7 +20,8 @@ use tokio::sync::{oneshot, watch};
 use self::attach::Waiting;
 use self::audit::Audit;
 use self::flows::Flows;
-use crate::config::{Config, ConfigError, Desired, EndpointConfig, Network};
+use self::sealing::SealingState;
+use crate::config::{Config, ConfigError, Desired, EndpointConfig, Network, SealingReport};
 use crate::dns::{DnsSockets, Server};
 use crate::error::{ObjectError, OverlayError};
 use crate::kernel::{Firewall, HostAddresses, Links, NetNs, Rules, Stage, Tables, Transitions, Watch, legacy_filter};
@@ -32,11 +33,13 @@ use crate::plan::inside::{DefaultRoute, Inside};
 use crate::plan::names;
 use crate::plan::picture::{Facts, Operation, Picture, Port};
 use crate::plan::ruleset::Table;
+use crate::plan::seal::ports;
 
 mod attach;
 mod audit;
 mod examine;
 mod flows;
+mod sealing;
 mod sweep;
 
 /// Errors that one answer carries; the rest are as likely to be the same.
@@ -142,13 +145,18 @@ pub(crate) struct Owner {
     carried_out: u64,
     /// It was said that there are rules that cannot be read.
     legacy_told: bool,
+    sealing: SealingState,
     audit: Audit,
     flows: Flows,
 }
 
 impl Owner {
     /// Opens what is there, in the namespace of the calling thread.
-    pub(crate) fn start(config: Config, applied: watch::Sender<u64>) -> Result<Owner, OverlayError> {
+    pub(crate) fn start(
+        config: Config,
+        applied: watch::Sender<u64>,
+        sealing: watch::Sender<SealingReport>,
+    ) -> Result<Owner, OverlayError> {
         let failed = |step| move |source| OverlayError::Start { step, source };
         let pin = config.namespace_path();
         let mut stage = Stage::open(&config.node, &pin).map_err(failed("open the overlay's namespace"))?;
@@ -158,6 +166,8 @@ impl Owner {
         let dns = Server::start(config.resolvers.clone()).map_err(failed("start the resolver"))?;
         let replies = replies().map_err(failed("try nf_tables"))?;
         let flows = Flows::new(Instant::now()).map_err(failed("start the thread that ends connections"))?;
+        let sealing = SealingState::start(&mut stage, config.data_path_port, sealing)
+            .map_err(failed("read the keys of encrypted networks"))?;
         Ok(Owner {
             config,
             pin,
@@ -187,6 +197,7 @@ impl Owner {
             stubborn: BTreeSet::new(),
             carried_out: 0,
             legacy_told: false,
+            sealing,
             audit: Audit::new(Instant::now()),
             flows,
         })
@@ -242,7 +253,12 @@ impl Owner {
         self.rebalance();
         self.audit.begin();
         self.flows.stir();
-        let wired = self.reconcile(Some(&before));
+        // Tunnels of encrypted networks are there only where their namespace is.
+        let had_seal = self.stage.has_seal();
+        let unready = self.desired.sealing.is_some() && !self.sealing.ready;
+        let unsealed =
+            if unready || before.sealing != self.desired.sealing { self.reconcile_seals() } else { Vec::new() };
+        let wired = self.reconcile(Some(&before).filter(|_| self.stage.has_seal() == had_seal));
         let tables = self.apply_tables();
         self.dns.follow(&self.desired, &self.suspects);
         if tables.leads {
@@ -250,6 +266,7 @@ impl Owner {
         }
         self.acknowledge();
         let mut errors = wired?;
+        errors.extend(unsealed);
         errors.extend(tables.errors);
         self.outcome(errors)
     }
@@ -320,7 +337,8 @@ impl Owner {
     fn reconcile(&mut self, before: Option<&Desired>) -> Result<Vec<ObjectError>, OverlayError> {
         // What others have changed meanwhile is for the audit to find, unless it is in the way.
         if let Some(before) = before.filter(|_| self.settled && self.failing.is_empty())
-            && let Some(operations) = Picture::steps(before, &self.desired, self.config.data_path_addr)
+            && let Some(operations) =
+                Picture::steps(before, &self.desired, self.config.data_path_addr, self.stage.has_seal())
         {
             let mut failed = Vec::new();
             self.put_through(&operations, &mut failed);
@@ -354,8 +372,12 @@ impl Owner {
                 }
             }
         }
-        let facts =
-            Facts { data_path_addr: self.config.data_path_addr, data_path_port: self.config.data_path_port, underlay };
+        let facts = Facts {
+            data_path_addr: self.config.data_path_addr,
+            data_path_port: self.config.data_path_port,
+            underlay,
+            seals: self.stage.has_seal(),
+        };
         let wanted = Picture::wanted(&self.desired, &facts, &observed);
         let operations = observed.operations_to(&wanted);
         if settled && (before.is_none() || stirred) {
@@ -480,6 +502,7 @@ impl Owner {
             tasks: self.way_out.clone(),
             replies: self.replies,
             tunnel: Some(self.config.data_path_port),
+            seals: if self.desired.sealing.is_some() { ports(self.config.data_path_port).to_vec() } else { Vec::new() },
             apart: self.stage.apart().to_vec(),
             apart6: self.stage.apart6().to_vec(),
         }

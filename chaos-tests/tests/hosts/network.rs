@@ -339,6 +339,62 @@ fn wait(mut stream: TcpStream, since: Instant) -> (Duration, io::Result<usize>) 
     (since.elapsed(), outcome)
 }
 
+/// On a kernel without WireGuard, nobody carries such a network, and everybody says why; on one that has it, tasks on
+/// different hosts meet there. (What is on the wire then, `.ci/wireguard-kernel` looks at.)
+#[tokio::test(flavor = "multi_thread")]
+async fn encrypted_networks_are_for_hosts_that_can() {
+    with(Cluster::start(&binaries(), 1, 1), async |cluster| {
+        let api = cluster.api(0);
+        let network = value!({"Name": "quiet", "Driver": "overlay", "Options": {"encrypted": ""}});
+        api.post("/networks/create", &network).await?;
+        let seen = api.get("/networks/quiet").await?;
+        ensure!(seen["Options"]["encrypted"] == "", "{seen}");
+        let mut ingress = network.clone();
+        (ingress["Name"], ingress["Ingress"]) = ("mesh".into(), true.into());
+        let refused = api.post("/networks/create", &ingress).await.err().context("the ingress network is encrypted")?;
+        ensure!(refused.to_string().contains("cannot be encrypted"), "{refused}");
+        let spec = ServiceDraft::new("web", IMAGE, 2).network("quiet").publish(8080, 80).build();
+        api.create_service(&spec).await?;
+        if let Err(error) = overlay_net::Overlay::try_sealing() {
+            let why = "encrypted networks not possible on 2 nodes";
+            api.wait_for("the reason", SOON, || async {
+                let tasks = api.get("/tasks").await.map_err(|e| e.to_string())?;
+                let told = tasks.as_array().into_iter().flatten().map(|task| task["Status"]["Err"].to_string());
+                let told: Vec<String> = told.collect();
+                if told.len() == 2 && told.iter().all(|text| text.contains(why)) {
+                    Ok(())
+                } else {
+                    Err(format!("{told:?}"))
+                }
+            })
+            .await?;
+            let why = api.get("/shoal/v1/services/web/why").await?.to_string();
+            ensure!(
+                why.matches("encrypted networks not possible: the kernel of this host has no WireGuard").count() == 2,
+                "{why}"
+            );
+            println!("{error}: that is what was tested");
+            // Others are not concerned.
+            api.create_overlay("plain").await?;
+            api.create_service(&ServiceDraft::new("plain", IMAGE, 2).network("plain").build()).await?;
+            api.wait_running("plain", 2, &[], SOON).await?;
+            return Ok(());
+        }
+        api.wait_running("web", 2, &[], SOON).await?;
+        cluster.wait_port(8080).await?;
+        let outside = cluster.client()?;
+        let mut served = BTreeSet::new();
+        for _ in 0..20 {
+            let seen = fetch(&outside, cluster.host(1).at(8080), "http://web/json").await?;
+            let who: Value = serde_json::from_str(seen["body"].as_str().unwrap_or_default())?;
+            served.insert(who["hostname"].to_string());
+        }
+        ensure!(served.len() == 2, "a virtual address leads to {served:?}, of two tasks");
+        Ok(())
+    })
+    .await;
+}
+
 /// The death of a host ends what its tasks were being asked, for those too who only wait for an answer; and nobody else's
 /// connections.
 #[tokio::test(flavor = "multi_thread")]

@@ -22,7 +22,7 @@ use crate::store::{Key, Txn};
 use address::{Addresses, Given};
 use port::HostPorts;
 
-pub(crate) use reserved::{own_ports, reserved_port};
+pub(crate) use reserved::{own_ports, reserved_port, sealing_ports};
 pub(crate) use subnet::{overlapping_hosts, overlapping_hosts6, plan_network};
 pub use trouble::Troubles;
 pub(crate) use trouble::{host_inside, ingress_obstacle};

@@ -24,6 +24,9 @@ pub(crate) fn reserved_port(store: &Store, protocol: PortProtocol, port: u32) ->
     if (protocol, Some(port)) == (PortProtocol::Udp, data_path_port(store)) {
         return Some("the cluster as its data path port".to_owned());
     }
+    if protocol == PortProtocol::Udp && has_encrypted(store) && sealing_ports(store).any(|own| own == port) {
+        return Some("the cluster for encrypted networks".to_owned());
+    }
     store.nodes().find_map(|node| {
         let (_, _, purpose) = own_ports(node).find(|(p, number, _)| (*p, *number) == (protocol, port))?;
         Some(format!("node '{}' ({}) as its {purpose}", node.description.hostname, node.id))
@@ -33,7 +36,17 @@ pub(crate) fn reserved_port(store: &Store, protocol: PortProtocol, port: u32) ->
 /// All of them, of all hosts.
 pub(super) fn reserved_ports(store: &Store) -> BTreeSet<(PortProtocol, u32)> {
     let own = store.nodes().flat_map(|node| own_ports(node).map(|(protocol, port, _)| (protocol, port)));
-    own.chain(data_path_port(store).map(|port| (PortProtocol::Udp, port))).collect()
+    let sealing = sealing_ports(store).filter(|_| has_encrypted(store));
+    own.chain(data_path_port(store).into_iter().chain(sealing).map(|port| (PortProtocol::Udp, port))).collect()
+}
+
+/// The UDP ports that hosts exchange what is of encrypted networks at: the two that follow the data path port.
+pub(crate) fn sealing_ports(store: &Store) -> impl Iterator<Item = u32> + use<> {
+    data_path_port(store).into_iter().flat_map(|port| [port + 1, port + 2])
+}
+
+fn has_encrypted(store: &Store) -> bool {
+    store.networks().any(|network| network.spec.is_encrypted())
 }
 
 fn data_path_port(store: &Store) -> Option<u32> {

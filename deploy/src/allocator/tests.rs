@@ -1,5 +1,6 @@
 //! What is given, to whom, and when it is free again.
 
+mod encrypted;
 mod hosts;
 mod ingress;
 mod ports;

@@ -10,7 +10,7 @@ use crate::allocator;
 use crate::cx::Cx;
 use crate::model::{NodeId, ServiceId, ServiceMode};
 use crate::store::{Key, Store, Txn};
-use crate::{enforcer, gossip_keys, orchestrator, reaper, root_rotation, scheduler};
+use crate::{enforcer, gossip_keys, orchestrator, reaper, root_rotation, scheduler, sealing};
 
 /// Looks at everything. For a leader's first pass, and for each time that a pass asked to be woken at.
 pub fn pass(cx: &mut Cx<'_>, txn: &mut Txn) {
@@ -41,6 +41,7 @@ pub fn pass_touched(cx: &mut Cx<'_>, txn: &mut Txn) {
 fn run(cx: &mut Cx<'_>, txn: &mut Txn, scope: &Scope) {
     gossip_keys::reconcile(cx, txn);
     root_rotation::reconcile(cx, txn);
+    sealing::reconcile(cx, txn);
     enforcer::reconcile(cx, txn, &scope.hosts);
     for service in &scope.services {
         if txn.is_full() {

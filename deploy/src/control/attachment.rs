@@ -41,6 +41,7 @@ pub(super) fn attach(cx: &mut Cx<'_>, txn: &mut Txn, op: &AttachContainer) -> Re
     }
     op.aliases.iter().chain([&op.name]).try_for_each(|name| check_name(name))?;
     let network = find(txn, &op.network)?;
+    refuse_unsealed(txn, &network, &op.node_id)?;
     let wish = NetworkAttachmentConfig {
         target: network.id.to_string(),
         aliases: op.aliases.clone(),
@@ -93,9 +94,21 @@ fn find(txn: &Txn, wanted: &str) -> Result<Network, ControlError> {
     Ok(Network::clone(network))
 }
 
-/// Only the daemon that has the node's session speaks for its containers: not one whose disk was cloned, nor one that runs
+/// The scheduler puts tasks on encrypted networks only where hosts can carry them; containers are where they are.
+fn refuse_unsealed(txn: &Txn, network: &Network, node: &NodeId) -> Result<(), ControlError> {
+    let obstacle = || txn.node(node).and_then(|node| node.sealing_obstacle());
+    match network.spec.is_encrypted().then(obstacle).flatten() {
+        Some(obstacle) => Err(precondition(format!(
+            "network {} is encrypted, and node {node} cannot carry such a network: {obstacle}",
+            network.spec.name
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Only the daemon that has the node's session speaks for it and its containers: not one whose disk was cloned, nor one that runs
 /// on after another has taken its place. One whose session is under way asks again.
-fn refuse_others(txn: &Txn, node: &NodeId, generation: u64, boot: u64) -> Result<(), ControlError> {
+pub(super) fn refuse_others(txn: &Txn, node: &NodeId, generation: u64, boot: u64) -> Result<(), ControlError> {
     let found = txn.node(node).ok_or_else(|| not_found("node", node))?;
     if (found.status.generation, found.status.boot) == (generation, boot) {
         return Ok(());

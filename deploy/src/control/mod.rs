@@ -13,6 +13,7 @@ mod node;
 mod payload;
 mod registry;
 mod request;
+mod sealing;
 mod service;
 mod status;
 #[cfg(test)]
@@ -65,6 +66,7 @@ pub fn execute(cx: &mut Cx<'_>, txn: &mut Txn, request: &Request) -> Result<Repl
         Op::ReportStatuses(op) => status::report(txn, op),
         Op::AttachContainer(op) => attachment::attach(cx, txn, op),
         Op::DetachContainer(op) => attachment::detach(txn, op),
+        Op::NodeSealed(op) => sealing::announce(txn, op),
     }
 }
 

@@ -5,7 +5,10 @@ use std::fmt::Display;
 use super::{ControlError, CreateNetwork, ErrorKind, RemoveNetwork, Reply, named, not_found, precondition, validate};
 use crate::allocator;
 use crate::cx::Cx;
-use crate::model::{IPV6_LEVEL, MTU_OPTION, Network, NetworkId, OPTIONS_LEVEL, Subnet, Subnet6};
+use crate::model::{
+    IPV6_LEVEL, MTU_OPTION, Network, NetworkId, OPTIONS_LEVEL, PortConfig, PortProtocol, Service, Subnet, Subnet6,
+};
+use crate::sealing;
 use crate::store::Txn;
 
 pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Result<Reply, ControlError> {
@@ -22,6 +25,10 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Resu
     }
     if spec.is_local() {
         refuse_old_managers(txn, &spec.driver, "networks that end at each host", OPTIONS_LEVEL)?;
+    }
+    if spec.is_encrypted() {
+        super::sealing::refuse_old_managers(txn, "encrypted")?;
+        refuse_published_ports(txn)?;
     }
     if spec.attachable {
         super::attachment::refuse_old_managers(txn)?;
@@ -49,6 +56,9 @@ pub(super) fn create(cx: &mut Cx<'_>, txn: &mut Txn, op: &CreateNetwork) -> Resu
         return Err(ControlError::new(ErrorKind::Invalid, format!("{why}: hosts would lose the way to each other")));
     }
     let warnings = overlap_warnings(txn, &network);
+    if network.spec.is_encrypted() {
+        sealing::begin(txn);
+    }
     let id = network.id.clone();
     txn.put_network(network);
     Ok(Reply { warnings, ..named(id) })
@@ -64,6 +74,36 @@ fn refuse_old_managers(txn: &Txn, wish: &str, what: &str, needed: u32) -> Result
         "{wish}: the managers of this cluster are at feature level {level}, and {what} need level {needed}: install the \
          newer release on all managers first"
     )))
+}
+
+/// What hosts exchange of encrypted networks comes to ports of its own, which a published port would take.
+fn refuse_published_ports(txn: &Txn) -> Result<(), ControlError> {
+    match allocator::sealing_ports(txn).find_map(|port| port_user(txn, port).map(|user| (port, user))) {
+        Some((port, user)) => Err(precondition(format!(
+            "encrypted: port '{port}', which hosts need for encrypted networks, is already in use by {user}"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Who has a UDP port on some host, or has asked for it.
+fn port_user(txn: &Txn, number: u32) -> Option<String> {
+    let is_it = |port: &PortConfig| port.protocol() == PortProtocol::Udp && port.published == number;
+    let asks = |service: &Service| {
+        let wanted = service.spec.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
+        wanted.chain(&service.endpoint.ports).any(is_it)
+    };
+    if let Some(service) = txn.services().find(|service| asks(service)) {
+        return Some(format!("service '{}' ({})", service.spec.name, service.id));
+    }
+    if let Some(task) = txn.chosen_port_holder(PortProtocol::Udp, number) {
+        return Some(format!("task {}", task.id));
+    }
+    txn.nodes().find_map(|node| {
+        let own = |(protocol, port, _): &(PortProtocol, u32, &str)| (*protocol, *port) == (PortProtocol::Udp, number);
+        let (_, _, purpose) = allocator::own_ports(node).find(own)?;
+        Some(format!("node '{}' ({}) as its {purpose}", node.description.hostname, node.id))
+    })
 }
 
 /// What becomes of the subnets that a user asked for and that hosts have too.

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::allocator;
 use crate::model::{
-    Cluster, DesiredState, ManagerStatus, Node, NodeAvailability, NodeCertificate, NodeDescription, NodeId, NodeRole,
-    NodeSpec, NodeState, NodeStatus, RemovedNode, Subnet, TaskState, Timestamp, is_id, parse_ipv4,
+    Cluster, DesiredState, ENCRYPTION_LEVEL, ManagerStatus, Node, NodeAvailability, NodeCertificate, NodeDescription,
+    NodeId, NodeRole, NodeSpec, NodeState, NodeStatus, RemovedNode, Subnet, TaskState, Timestamp, is_id, parse_ipv4,
 };
 use crate::store::Txn;
 
@@ -144,6 +144,10 @@ pub(super) fn session(txn: &mut Txn, op: &NodeSession) -> Result<Reply, ControlE
     {
         manager.addr.clone_from(&op.description.control_addr);
     }
+    // What it said of encrypted networks with a release that knows of them.
+    if op.description.feature_level < ENCRYPTION_LEVEL {
+        node.sealing = None;
+    }
     let manager = node.manager.is_some();
     txn.put_node(node);
     if manager {
@@ -232,8 +236,7 @@ pub(super) fn left(txn: &mut Txn, op: &NodeLeft) -> Result<Reply, ControlError> 
     revoke(txn, &mut cluster, &node);
     txn.put_cluster(cluster);
     // No late renewal for who is gone, however long the list above remembers it.
-    node.certificate = None;
-    node.next_certificate = None;
+    (node.certificate, node.next_certificate, node.sealing) = (None, None, None);
     orphan_tasks(txn, &op.node_id, "the node left the cluster");
     set_state(txn, &mut node, NodeState::Down, "the node left the cluster");
     txn.put_node(node);

@@ -5,8 +5,9 @@
 use std::fmt;
 
 use crate::model::{
-    Cluster, ClusterSpec, ConfigId, NetworkId, NetworkSpec, Node, NodeCertificate, NodeDescription, NodeId, NodeSpec,
-    PayloadSpec, RegistryAuth, RegistryId, RootRotation, SecretId, ServiceId, ServiceSpec, TaskId, TaskStatus,
+    Cluster, ClusterSpec, ConfigId, NetworkId, NetworkSpec, Node, NodeCertificate, NodeDescription, NodeId,
+    NodeSealing, NodeSpec, PayloadSpec, RegistryAuth, RegistryId, RootRotation, SecretId, ServiceId, ServiceSpec,
+    TaskId, TaskStatus,
 };
 
 /// One request.
@@ -15,7 +16,7 @@ pub struct Request {
     /// What is asked for; absent if a newer release asks for something that this one does not know.
     #[prost(
         oneof = "Op",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 24, 25, 40, 50, 51, 70, 71"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 24, 25, 40, 50, 51, 70, 71, 80"
     )]
     pub op: Option<Op>,
 }
@@ -113,6 +114,9 @@ pub enum Op {
     /// A plain container gives its place back; one that it does not have any more is fine.
     #[prost(message, tag = "71")]
     DetachContainer(DetachContainer),
+    /// A host says whether it can carry encrypted networks, and its keys for them.
+    #[prost(message, tag = "80")]
+    NodeSealed(NodeSealed),
 }
 
 /// See `Op::InitCluster`.
@@ -500,6 +504,23 @@ pub struct DetachContainer {
     /// What its daemon drew when it started.
     #[prost(uint64, tag = "4")]
     pub boot: u64,
+}
+
+/// See `Op::NodeSealed`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NodeSealed {
+    /// The host; the one that says it.
+    #[prost(message, required, tag = "1")]
+    pub node_id: NodeId,
+    /// Its boot generation.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    /// What its daemon drew when it started.
+    #[prost(uint64, tag = "3")]
+    pub boot: u64,
+    /// What it says.
+    #[prost(message, required, tag = "4")]
+    pub sealing: NodeSealing,
 }
 
 /// What came of a request.

@@ -263,10 +263,19 @@ fn networks_that_cannot_be_are_refused() {
         ErrorKind::Unimplemented,
         "several subnets of a family",
     );
+    let option = |name: &'static str, value: &'static str| {
+        move |spec: &mut NetworkSpec| drop(spec.driver_options.insert(name.into(), value.into()))
+    };
+    check(option("encrypted", ""), ErrorKind::FailedPrecondition, "level 4 is needed");
+    check(option("encrypted", "false"), ErrorKind::Invalid, "neither nothing nor");
+    check(option("colour", "blue"), ErrorKind::Unimplemented, "colour");
     check(
-        |spec| drop(spec.driver_options.insert("encrypted".into(), "".into())),
-        ErrorKind::Unimplemented,
-        "encrypted",
+        |spec| {
+            spec.ingress = true;
+            option("encrypted", "true")(spec);
+        },
+        ErrorKind::Invalid,
+        "ingress network cannot be encrypted",
     );
     let option = |key: &'static str, value: &'static str| {
         move |spec: &mut NetworkSpec| drop(spec.driver_options.insert(key.into(), value.into()))

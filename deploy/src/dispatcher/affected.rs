@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::assignment::{networks_of_host, peer, short_id};
+use super::assignment::{networks_of_host, peer, sealing_epoch, short_id};
 use crate::model::{NetworkId, NodeId, PayloadReference, RegistryId, Task};
 use crate::store::{Key, Store};
 
@@ -63,7 +63,7 @@ fn reach<'a>(before: &Store, after: &Store, keys: impl IntoIterator<Item = &'a K
         match key {
             Key::Cluster => {
                 let removed = |s: &Store| s.cluster().map(|c| c.status.removed_nodes.clone()).unwrap_or_default();
-                if removed(before) != removed(after) {
+                if removed(before) != removed(after) || sealing_epoch(before) != sealing_epoch(after) {
                     return None;
                 }
             }

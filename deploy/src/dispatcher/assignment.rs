@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use super::item::{
     Assignment, Body, EndpointInfo, Item, ItemKey, NetworkInfo, PayloadInfo, Peer, Progress, PublishedPort,
-    RegistryInfo, RemovedPeer, ServiceInfo, ServicePort, Station,
+    RegistryInfo, RemovedPeer, SealingInfo, ServiceInfo, ServicePort, Station,
 };
 use super::set::AssignmentSet;
 use crate::allocator::own_ports;
 use crate::model::{
-    ConfigId, EndpointMode, Meta, Network, NetworkId, Node, NodeId, PortConfig, PublishMode, RegistryId, SecretId,
-    Service, Task, TaskState, TaskStatus,
+    ConfigId, ENCRYPTION_LEVEL, EndpointMode, Meta, Network, NetworkId, Node, NodeId, PortConfig, PublishMode,
+    RegistryId, SecretId, Service, Task, TaskState, TaskStatus,
 };
 use crate::orchestrator::host_is_lost;
 use crate::store::{Holder, Store};
@@ -28,7 +28,7 @@ pub fn assignment(store: &Store, node: &NodeId) -> AssignmentSet {
     }
     items.extend(mesh_ports(store, node));
     items.extend(store.nodes().map(|node| Body::Peer(peer(node)).into()));
-    items.extend(removed_items(store));
+    items.extend(cluster_items(store));
     AssignmentSet::new(items)
 }
 
@@ -43,10 +43,13 @@ pub(super) fn own_items(store: &Store, node: &Node) -> Vec<Item> {
     items
 }
 
-/// Hosts that are not trusted any more.
-pub(super) fn removed_items(store: &Store) -> impl Iterator<Item = Item> {
+/// What every host is told of the cluster itself: hosts that are not trusted any more, and the rotation that keys of
+/// encrypted networks are to be of.
+pub(super) fn cluster_items(store: &Store) -> impl Iterator<Item = Item> {
     let removed = store.cluster().into_iter().flat_map(|c| &c.status.removed_nodes);
-    removed.map(|r| Body::Removed(RemovedPeer { id: r.id.clone(), until: r.until }).into())
+    let removed = removed.map(|r| Body::Removed(RemovedPeer { id: r.id.clone(), until: r.until }).into());
+    let epoch = Some(sealing_epoch(store)).filter(|epoch| *epoch != 0);
+    removed.chain(epoch.map(|epoch| Body::Sealing(SealingInfo { epoch }).into()))
 }
 
 /// Networks that the host takes part in: those of its tasks that have not ended, and ingress.
@@ -100,12 +103,23 @@ fn assigned(task: &Task) -> Assignment {
 
 fn network_info(node: &Node, network: &Network) -> Option<Item> {
     let allocation = network.allocation.as_ref()?;
+    let encrypted = network.spec.is_encrypted();
+    // It would carry it as if it were not encrypted.
+    if encrypted && node.description.feature_level < ENCRYPTION_LEVEL {
+        return None;
+    }
+    // What an older release remembers of it must mean nothing to it either.
+    let (subnet, sealed_subnet) = match encrypted {
+        true => (String::new(), allocation.subnet.clone()),
+        false => (allocation.subnet.clone(), String::new()),
+    };
     let own = node.attachments.iter().find(|a| a.network == network.id);
     let info = NetworkInfo {
         id: network.id.clone(),
         name: network.spec.name.clone(),
         vni: allocation.vni,
-        subnet: allocation.subnet.clone(),
+        subnet,
+        sealed_subnet,
         gateway: allocation.gateway.clone(),
         internal: network.spec.internal,
         ingress: network.spec.ingress,
@@ -115,6 +129,11 @@ fn network_info(node: &Node, network: &Network) -> Option<Item> {
         local: network.spec.is_local(),
     };
     Some(Body::Network(info).into())
+}
+
+/// The rotation that keys of encrypted networks are to be of; 0 before there was one.
+pub(super) fn sealing_epoch(store: &Store) -> u64 {
+    store.cluster().map_or(0, |cluster| cluster.status.sealing_epoch)
 }
 
 /// All that is on a network.
@@ -267,6 +286,7 @@ pub(super) fn peer(node: &Node) -> Peer {
         manager: node.manager.is_some(),
         state: node.status.state,
         message: node.status.message.clone(),
+        sealing_keys: node.sealing_keys().to_vec(),
     }
 }
 

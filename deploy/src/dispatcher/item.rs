@@ -1,8 +1,8 @@
 //! What an agent is told, in items that can be compared, replaced and taken away one by one.
 
 use crate::model::{
-    GOSSIP_BLOCKED, NetworkId, NodeId, NodeRole, NodeState, PortProtocol, RegistryAuth, RegistryId, ServiceId, Task,
-    TaskId, Timestamp,
+    GOSSIP_BLOCKED, NetworkId, NodeId, NodeRole, NodeState, PortProtocol, RegistryAuth, RegistryId, SealingKey,
+    ServiceId, Task, TaskId, Timestamp,
 };
 
 /// Names an item among all items of a host. The text fields' meaning depends on the kind.
@@ -47,13 +47,15 @@ pub enum ItemKind {
     Config = 10,
     /// `RegistryInfo`.
     Registry = 11,
+    /// `SealingInfo`.
+    Sealing = 12,
 }
 
 /// One item.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Item {
     /// What it is; absent when it comes from a newer release, and then ignored.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub body: Option<Body>,
 }
 
@@ -93,6 +95,9 @@ pub enum Body {
     /// Credentials for the registry of a task of the host. Never written to its disk.
     #[prost(message, tag = "11")]
     Registry(RegistryInfo),
+    /// What encrypted networks are encrypted with; there is one at the most.
+    #[prost(message, tag = "12")]
+    Sealing(SealingInfo),
 }
 
 /// A task of the host that is told.
@@ -152,6 +157,10 @@ pub struct NetworkInfo {
     /// The MTU of the underlay that it is made for, in bytes; 0 where that is simply the underlay's own.
     #[prost(uint32, tag = "10")]
     pub mtu: u32,
+    /// The IPv4 subnet of an encrypted network, which has none in `subnet`: an older release, which would carry it as if it
+    /// were not encrypted, does not find any there. Empty for one that is not encrypted.
+    #[prost(string, tag = "13")]
+    pub sealed_subnet: String,
     /// It ends at each host.
     #[prost(bool, tag = "12")]
     pub local: bool,
@@ -284,6 +293,9 @@ pub struct Peer {
     /// Why, for people ([`GOSSIP_BLOCKED`]).
     #[prost(string, tag = "8")]
     pub message: String,
+    /// Its public keys for encrypted networks.
+    #[prost(message, repeated, tag = "9")]
+    pub sealing_keys: Vec<SealingKey>,
 }
 
 impl Peer {
@@ -336,6 +348,14 @@ pub struct RegistryInfo {
     pub auth: RegistryAuth,
 }
 
+/// What encrypted networks are encrypted with.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SealingInfo {
+    /// The rotation of the hosts' keys that is to be in use, not 0.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+}
+
 impl Item {
     /// The item's name; `None` for one that this release does not know.
     pub fn key(&self) -> Option<ItemKey> {
@@ -354,6 +374,7 @@ impl Item {
             Body::Secret(p) => key(ItemKind::Secret, &p.id, String::new()),
             Body::Config(p) => key(ItemKind::Config, &p.id, String::new()),
             Body::Registry(r) => key(ItemKind::Registry, r.id.as_str(), String::new()),
+            Body::Sealing(_) => key(ItemKind::Sealing, "", String::new()),
         }
     }
 }

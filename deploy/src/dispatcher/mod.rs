@@ -14,7 +14,7 @@ pub use affected::{Affected, affected, affects};
 pub use assignment::assignment;
 pub use item::{
     Assignment, Body, EndpointInfo, Item, ItemKey, ItemKind, NetworkInfo, PayloadInfo, Peer, Progress, PublishedPort,
-    RegistryInfo, RemovedPeer, ServiceInfo, ServicePort, Station,
+    RegistryInfo, RemovedPeer, SealingInfo, ServiceInfo, ServicePort, Station,
 };
 pub use parts::{HostSet, Parts, Shared};
 pub use set::{AssignmentSet, DecodeUpdateError, Delta, ItemChange, MAX_UPDATE_BYTES, Stamp, Update};

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::assignment::{
-    assignment, network_items, networks_of_host, own_items, peer, ports, removed_items, reserved_ports, service_items,
+    assignment, cluster_items, network_items, networks_of_host, own_items, peer, ports, reserved_ports, service_items,
     task_items,
 };
 use super::item::{Body, Item, ItemKey, ItemKind};
@@ -24,7 +24,7 @@ const DELTAS: usize = 64;
 /// A part that hosts share.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
-    /// The hosts of the cluster, and those that are not trusted any more.
+    /// The hosts of the cluster, those that are not trusted any more, and the rotation of keys.
     Hosts,
     /// Published ports.
     Ports,
@@ -150,9 +150,9 @@ impl Parts {
                     }
                 }
                 Key::Cluster => {
-                    let old = removed_items(&before).filter_map(|item| item.key());
+                    let old = cluster_items(&before).filter_map(|item| item.key());
                     old.for_each(|key| self.hosts.remove(&key));
-                    removed_items(&self.store).for_each(|item| self.hosts.put(item));
+                    cluster_items(&self.store).for_each(|item| self.hosts.put(item));
                 }
                 Key::Secret(_) | Key::Config(_) | Key::Registry(_) => {}
             }

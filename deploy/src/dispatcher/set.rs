@@ -9,7 +9,7 @@ use prost::Message;
 use super::item::{
     Assignment, Body, EndpointInfo, Item, ItemKey, ItemKind, NetworkInfo, PayloadInfo, Peer, PublishedPort,
 };
-use super::item::{RegistryInfo, RemovedPeer, ServiceInfo, Station};
+use super::item::{RegistryInfo, RemovedPeer, SealingInfo, ServiceInfo, Station};
 
 /// Longest encoded update that is accepted, in bytes. A host in a cluster of some thousand tasks is told about 1 MiB.
 pub const MAX_UPDATE_BYTES: usize = 64 << 20;
@@ -181,6 +181,8 @@ impl AssignmentSet {
         configs: Config(PayloadInfo),
         /// Credentials for the registries of the host's tasks.
         registries: Registry(RegistryInfo),
+        /// What encrypted networks are encrypted with.
+        sealing: Sealing(SealingInfo),
     }
 
     /// What turns this set into `new`.

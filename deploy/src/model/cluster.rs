@@ -13,6 +13,9 @@ pub const ATTACH_LEVEL: u32 = 3;
 /// Feature level from which on networks may be made for an MTU, or end at each host: an older host does not know that of them
 /// and would carry them like all others, with packets that are too long, or to other hosts.
 pub const OPTIONS_LEVEL: u32 = 3;
+/// Feature level from which on networks may be encrypted: an older manager would forget the hosts' keys, and an older host
+/// would carry such a network as if it were not encrypted.
+pub const ENCRYPTION_LEVEL: u32 = 4;
 
 /// There is exactly one.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -126,6 +129,12 @@ pub struct ClusterStatus {
     /// Roots of before, the newest first: nodes that were away trust no later one.
     #[prost(message, repeated, tag = "32")]
     pub retired_roots: Vec<RetiredRoot>,
+    /// The keys of encrypted networks that are to be in use: grows by one with each rotation; 0 before there was one.
+    #[prost(uint64, tag = "50")]
+    pub sealing_epoch: u64,
+    /// When it grew last.
+    #[prost(message, required, tag = "51")]
+    pub sealing_epoch_at: Timestamp,
 }
 
 /// A new root on its way to take the place of the present one.

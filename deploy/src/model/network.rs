@@ -97,7 +97,15 @@ pub struct NetworkAllocation {
     pub gateway6: String,
 }
 
+/// The driver option that has a network encrypted.
+pub const ENCRYPTED_OPTION: &str = "encrypted";
+
 impl NetworkSpec {
+    /// Whether what hosts exchange of it is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.driver_options.contains_key(ENCRYPTED_OPTION)
+    }
+
     /// What a user asks of the IPv4 subnet.
     pub fn ipam4(&self) -> Option<&IpamConfig> {
         self.ipam.iter().find(|ipam| !is_ipv6(&ipam.subnet))
@@ -114,7 +122,8 @@ impl NetworkSpec {
         self.driver_options.get(MTU_OPTION)?.parse().ok()
     }
 
-    /// The feature level that a host needs to carry it.
+    /// The feature level that a host needs to carry it. (One that is encrypted needs more than that: see
+    /// `Node::sealing_obstacle`.)
     pub fn level(&self) -> u32 {
         let levels = [
             (self.ipv6, IPV6_LEVEL),

@@ -1,6 +1,6 @@
 //! A host of the cluster.
 
-use super::{Labels, Meta, NetworkAttachment, NodeId, PortProtocol, Timestamp};
+use super::{ENCRYPTION_LEVEL, Labels, Meta, NetworkAttachment, NodeId, PortProtocol, Timestamp};
 
 /// A host that joined.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -32,6 +32,29 @@ pub struct Node {
     /// One that was issued after that and not seen in use: the answer may have been lost on its way.
     #[prost(message, optional, tag = "31")]
     pub next_certificate: Option<NodeCertificate>,
+    /// What the host said last of its part in encrypted networks.
+    #[prost(message, optional, tag = "54")]
+    pub sealing: Option<NodeSealing>,
+}
+
+impl Node {
+    /// Why the host cannot carry encrypted networks, for people; nothing if it can.
+    pub fn sealing_obstacle(&self) -> Option<String> {
+        let level = self.description.feature_level;
+        if level < ENCRYPTION_LEVEL {
+            return Some(format!("its release is too old: feature level {level}, {ENCRYPTION_LEVEL} is needed"));
+        }
+        match &self.sealing {
+            Some(sealing) if sealing.obstacle.is_empty() => None,
+            Some(sealing) => Some(sealing.obstacle.clone()),
+            None => Some("it has not said yet whether it can".to_owned()),
+        }
+    }
+
+    /// Its public keys for encrypted networks.
+    pub fn sealing_keys(&self) -> &[SealingKey] {
+        self.sealing.as_ref().map_or(&[], |sealing| &sealing.keys)
+    }
 }
 
 /// What is kept of a certificate of a host: enough to know its key again when the certificate has run out.
@@ -180,6 +203,31 @@ pub struct NodeDescription {
     /// Other IPv6 subnets that it has a route to, without the default route; as many at the most.
     #[prost(string, repeated, tag = "61")]
     pub routes6: Vec<String>,
+}
+
+/// Public keys that a host has at the same time: those of two rotations.
+pub const MAX_SEALING_KEYS: usize = 2;
+
+/// What a host says of its part in encrypted networks, while its session goes on.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct NodeSealing {
+    /// Why it cannot carry any, for people; empty if it can, which was tried.
+    #[prost(string, tag = "1")]
+    pub obstacle: String,
+    /// Its public keys; none before it carries one, at most [`MAX_SEALING_KEYS`].
+    #[prost(message, repeated, tag = "2")]
+    pub keys: Vec<SealingKey>,
+}
+
+/// A host's public key for encrypted networks. The private one is in the host's kernel alone.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SealingKey {
+    /// The rotation that it is of (`ClusterStatus::sealing_epoch`); not 0.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// 32 bytes, a point of Curve25519.
+    #[prost(bytes = "vec", tag = "2")]
+    pub key: Vec<u8>,
 }
 
 /// Ports of its daemon that a host names.

@@ -20,6 +20,8 @@ pub enum Filter {
     Platform,
     /// The host's release does not know a network of the task.
     Release,
+    /// The host cannot carry an encrypted network of the task.
+    Encryption,
     /// A port that is published on the host itself is taken.
     HostPorts,
     /// The host already has as many tasks of the service as the placement allows.
@@ -28,12 +30,13 @@ pub enum Filter {
 
 impl Filter {
     /// All filters, in the order in which they are asked.
-    pub(super) const ALL: [Filter; 7] = [
+    pub(super) const ALL: [Filter; 8] = [
         Filter::Ready,
         Filter::Resources,
         Filter::Constraints,
         Filter::Platform,
         Filter::Release,
+        Filter::Encryption,
         Filter::HostPorts,
         Filter::MaxReplicas,
     ];
@@ -47,6 +50,7 @@ impl Filter {
             Filter::Constraints => format!("scheduling constraints not satisfied on {hosts}"),
             Filter::Platform => format!("unsupported platform on {hosts}"),
             Filter::Release => format!("release too old for networks of the task on {hosts}"),
+            Filter::Encryption => format!("encrypted networks not possible on {hosts}"),
             Filter::HostPorts => format!("host-mode port already in use on {hosts}"),
             Filter::MaxReplicas => "max replicas per node limit exceed".to_owned(),
         }
@@ -59,6 +63,8 @@ pub(super) struct Demand<'a> {
     constraints: Vec<Option<Constraint>>,
     /// The feature level that its networks need.
     level: u32,
+    /// A network of it is encrypted.
+    encrypted: bool,
 }
 
 impl<'a> Demand<'a> {
@@ -66,7 +72,7 @@ impl<'a> Demand<'a> {
         let constraints = task.spec.placement.constraints.iter().map(|c| Constraint::parse(c).ok()).collect();
         let network = |wanted: &NetworkAttachmentConfig| store.network(&NetworkId::new(&wanted.target));
         let levels = task.spec.cluster_networks().filter_map(network).map(|network| network.spec.level());
-        Self { task, constraints, level: levels.max().unwrap_or_default() }
+        Self { task, constraints, level: levels.max().unwrap_or_default(), encrypted: is_on_encrypted(store, task) }
     }
 
     /// Whether the host passes the filter.
@@ -78,6 +84,7 @@ impl<'a> Demand<'a> {
             Filter::Constraints => self.constraints.iter().all(|c| c.as_ref().is_some_and(|c| c.matches(&host.node))),
             Filter::Platform => runs_on(&self.task.spec.placement.platforms, &host.node),
             Filter::Release => host.node.description.feature_level >= self.level,
+            Filter::Encryption => !self.encrypted || host.node.sealing_obstacle().is_none(),
             Filter::HostPorts => !host.has_port_conflict(self.task),
             Filter::MaxReplicas => {
                 let most = self.task.spec.placement.max_replicas;
@@ -136,12 +143,21 @@ impl<'a> Demand<'a> {
                 let (level, needed) = (host.node.description.feature_level, self.level);
                 format!("release too old for networks of the task: feature level {level}, {needed} is needed")
             }
+            Filter::Encryption => {
+                format!("encrypted networks not possible: {}", host.node.sealing_obstacle().unwrap_or_default())
+            }
             Filter::HostPorts => "host-mode port already in use".to_owned(),
             Filter::MaxReplicas => {
                 format!("already has {} tasks of the service, the most allowed", host.tasks_of(&self.task.service_id))
             }
         }
     }
+}
+
+/// Whether a network of the task is encrypted.
+pub(crate) fn is_on_encrypted(store: &Store, task: &Task) -> bool {
+    let network = |wanted: &NetworkAttachmentConfig| store.network(&NetworkId::new(&wanted.target));
+    task.spec.cluster_networks().filter_map(network).any(|network| network.spec.is_encrypted())
 }
 
 /// Whether new tasks may be placed on the host.

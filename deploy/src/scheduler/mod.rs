@@ -20,7 +20,7 @@ pub use constraint::{Constraint, ConstraintError};
 pub use explain::{HostVerdict, explain};
 use filter::Demand;
 pub use filter::Filter;
-pub(crate) use filter::{matches_placement, satisfies_constraints, takes_new_tasks};
+pub(crate) use filter::{is_on_encrypted, matches_placement, satisfies_constraints, takes_new_tasks};
 use hosts::Host;
 
 /// Places what can be placed.

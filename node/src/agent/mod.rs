@@ -291,6 +291,7 @@ impl Agent {
             generation: config.generation,
             boot,
             description: config.description,
+            sealing: config.overlay.sealing(),
             channels: config.channels.lane(Lane::Session),
             managers: managers_out,
             members: config.members,

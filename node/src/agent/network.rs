@@ -6,11 +6,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use deploy::dispatcher::{self, AssignmentSet, Body, EndpointInfo, NetworkInfo};
-use deploy::model::{NetworkId, PortProtocol, ServiceId, Task, TaskId};
+use deploy::model::{NetworkId, NodeId, PortProtocol, SealingKey, ServiceId, Task, TaskId};
 use overlay_net::kernel::{Links, NetNs};
 use overlay_net::{
-    Attachment, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol, PublishedPort, Service, ServicePort,
-    Station,
+    Attachment, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol, PublishedPort, Sealing, Service,
+    ServicePort, Station,
 };
 
 /// The networks of this host, made of its assignment set and kept up to date by what changes of it: what is not touched
@@ -57,7 +57,38 @@ impl Networks {
         let networks = self.known.values_mut().filter_map(OnNetwork::network).collect();
         let mut ports = self.ingress_ports(set);
         ports.extend(host_ports(set, serving_here));
-        Desired { revision, networks, ports }
+        let sealing = self.sealing(set);
+        Desired { revision, networks, ports, sealing }
+    }
+
+    /// What encrypted networks are encrypted with: the keys of the hosts that have somebody on one of them, and of no
+    /// other ones. A host says itself where it is reached; what it says leads nowhere unless it has been given a task there.
+    fn sealing(&self, set: &AssignmentSet) -> Option<Sealing> {
+        let is_encrypted = |known: &OnNetwork| known.frame.as_ref().is_some_and(|frame| frame.encrypted);
+        let encrypted = self.known.iter().filter(|(_, known)| is_encrypted(known)).map(|(id, _)| id);
+        let encrypted: BTreeSet<&NetworkId> = encrypted.collect();
+        if encrypted.is_empty() {
+            return None;
+        }
+        // Nobody can seal anything without it, and nothing leaves unsealed.
+        let epoch = set.sealing().next().map_or(0, |sealing| sealing.epoch);
+        let on_them = set.stations().filter(|station| encrypted.contains(&station.network));
+        let hosts: BTreeSet<(&NodeId, &str)> = on_them.map(|s| (&s.node, s.data_path_addr.as_str())).collect();
+        let key = |key: &SealingKey| {
+            let bytes = key.key.as_slice().try_into().ok()?;
+            Some(overlay_net::SealingKey { epoch: key.epoch, key: bytes })
+        };
+        let mut peers: BTreeMap<Ipv4Addr, Vec<overlay_net::SealingKey>> = BTreeMap::new();
+        let mut unclear = BTreeSet::new();
+        for peer in set.peers().filter(|peer| hosts.contains(&(&peer.id, peer.data_path_addr.as_str()))) {
+            let Ok(address) = peer.data_path_addr.parse() else { continue };
+            // Who of two hosts with one address is meant cannot be known.
+            if peers.insert(address, peer.sealing_keys.iter().filter_map(key).collect()).is_some() {
+                unclear.insert(address);
+            }
+        }
+        peers.retain(|address, _| !unclear.contains(address));
+        Some(Sealing { epoch, peers })
     }
 
     fn changed(&mut self, network: &NetworkId) -> &mut OnNetwork {
@@ -91,7 +122,9 @@ impl Networks {
 
     fn take(&mut self, body: &Body) {
         match body {
-            Body::Network(info) => self.changed(&info.id).frame = frame(info),
+            Body::Network(info) => {
+                self.changed(&info.id).frame = frame(info);
+            }
             Body::Station(info) => {
                 if let Some(station) = station(info) {
                     let stations = &mut self.changed(&info.network).stations;
@@ -192,17 +225,19 @@ fn service_of(info: &EndpointInfo) -> ServiceId {
 
 /// A network without stations and services.
 fn frame(info: &NetworkInfo) -> Option<Network> {
+    let encrypted = !info.sealed_subnet.is_empty();
     Some(Network {
         id: info.id.to_string(),
         name: info.name.clone(),
         vni: info.vni,
-        subnet: info.subnet.parse().ok()?,
+        subnet: if encrypted { &info.sealed_subnet } else { &info.subnet }.parse().ok()?,
         subnet6: info.subnet6.parse().ok(),
         gateway: info.gateway.parse().ok()?,
         internal: info.internal,
         ingress: info.ingress,
         local: info.local,
         mtu: Some(info.mtu).filter(|mtu| *mtu > 0),
+        encrypted,
         host_address: address(&info.own_address),
         stations: Vec::new(),
         services: Vec::new(),
@@ -306,7 +341,7 @@ fn protocol(protocol: PortProtocol) -> Protocol {
 
 #[cfg(test)]
 mod tests {
-    use deploy::dispatcher::{Delta, Item, PublishedPort as Port, ServiceInfo};
+    use deploy::dispatcher::{Delta, Item, PublishedPort as Port, SealingInfo, ServiceInfo};
     use deploy::model::NodeId;
     use proptest::prelude::*;
 
@@ -355,6 +390,54 @@ mod tests {
         assert_eq!(frame(&info).unwrap().mtu, None);
         info.mtu = 1400;
         assert_eq!(frame(&info).unwrap().mtu, Some(1400));
+    }
+
+    #[test]
+    fn hosts_on_encrypted_networks_are_known_by_their_keys() {
+        let network = |id: &str, encrypted: bool| {
+            let (id, gateway) = (NetworkId::new(id), "10.0.1.1".to_owned());
+            let (mut subnet, mut sealed_subnet) = ("10.0.1.0/24".to_owned(), String::new());
+            if encrypted {
+                std::mem::swap(&mut subnet, &mut sealed_subnet);
+            }
+            Body::Network(NetworkInfo { id, subnet, sealed_subnet, gateway, ..NetworkInfo::default() })
+        };
+        let station = |id: &str, last: u8, node: &str, host: &str| {
+            let (network, address, node) = (NetworkId::new(id), format!("10.0.1.{last}/24"), NodeId::new(node));
+            Body::Station(dispatcher::Station { network, address, node, data_path_addr: host.to_owned() })
+        };
+        let peer = |id: &str, host: &str, byte: u8| {
+            let sealing_keys =
+                vec![SealingKey { epoch: 7, key: vec![byte; 32] }, SealingKey { epoch: 8, key: vec![byte] }];
+            let (id, data_path_addr) = (NodeId::new(id), host.to_owned());
+            Body::Peer(dispatcher::Peer { id, data_path_addr, sealing_keys, ..dispatcher::Peer::default() })
+        };
+        let known = |more: &[Body]| {
+            let put = [
+                Body::Sealing(SealingInfo { epoch: 7 }),
+                network("quiet", true),
+                network("plain", false),
+                station("quiet", 5, "a", "192.0.2.1"),
+                station("plain", 5, "b", "192.0.2.2"),
+                peer("a", "192.0.2.1", 1),
+                peer("b", "192.0.2.2", 2),
+            ];
+            let mut set = AssignmentSet::default();
+            let put = put.iter().chain(more).cloned().map(Into::into).collect();
+            set.apply(Delta { put, remove: Vec::new() });
+            let desired = Networks::default().desired(&set, 7, &BTreeSet::new());
+            assert!(desired.network("quiet").unwrap().encrypted && !desired.network("plain").unwrap().encrypted);
+            desired.sealing.unwrap()
+        };
+        let keys = vec![overlay_net::SealingKey { epoch: 7, key: [1; 32] }];
+        let first = Sealing { epoch: 7, peers: BTreeMap::from([(Ipv4Addr::new(192, 0, 2, 1), keys)]) };
+        assert_eq!(known(&[]), first);
+        // Another host says that it is there, too. Without a task on the network it is nobody.
+        assert_eq!(known(&[peer("z", "192.0.2.1", 9)]), first);
+        assert_eq!(known(&[peer("z", "192.0.2.1", 9), station("plain", 9, "z", "192.0.2.1")]), first);
+        // With one, nobody is sure to be the right one.
+        let both = known(&[peer("z", "192.0.2.1", 9), station("quiet", 9, "z", "192.0.2.1")]);
+        assert_eq!(both, Sealing { epoch: 7, peers: BTreeMap::new() });
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use deploy::model::NodeDescription;
+use deploy::model::{self, NodeDescription, NodeSealing};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use overlay_net::SealingReport;
 use prost::Message;
 use runtime::image::ImageStore;
 use tokio::sync::{mpsc, watch};
@@ -27,8 +28,13 @@ const OPEN: Duration = Duration::from_secs(5);
 const STAGGER: Duration = Duration::from_millis(200);
 /// Pause after every known manager was tried in vain, and the least between the beginnings of two sessions.
 const PAUSE: Duration = Duration::from_millis(200);
-/// A manager that has not taken note of this node's certificate is told of it again after this time.
+/// A manager that has not taken note of this node's certificate, or of its part in encrypted networks, is told of it again
+/// after this time.
 const SAY_AGAIN: Duration = Duration::from_secs(1);
+/// Bytes of the words for what stands in the way of encrypted networks.
+const OBSTACLE: usize = 200;
+/// The longest that is waited before a manager is told that again.
+const SAY_SELDOM: Duration = Duration::from_secs(60);
 /// Messages to the manager that wait for the network.
 const BACKLOG: usize = 16;
 
@@ -96,6 +102,8 @@ pub(super) struct Line {
     /// Drawn when the daemon started, not 0.
     pub(super) boot: u64,
     pub(super) description: NodeDescription,
+    /// Its part in encrypted networks.
+    pub(super) sealing: watch::Receiver<SealingReport>,
     pub(super) channels: Channels,
     pub(super) managers: watch::Receiver<Vec<ManagerRecord>>,
     /// Where gossip has seen the other hosts last: a manager may have moved since the list was made.
@@ -246,6 +254,7 @@ impl Line {
     /// when it speaks again before.
     async fn converse(&self, session: &mut Session, number: u64) -> End {
         let mut unwanted = self.unwanted.clone();
+        let mut sealing = Sealing::new(self.sealing.clone());
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut heard = Instant::now();
@@ -270,6 +279,7 @@ impl Line {
                         Ok(Some(pb::ManagerMessage { kind: Some(kind) })) => match kind {
                             pb::manager_message::Kind::Assignments(a) => {
                                 known_key.clone_from(&a.certificate_key);
+                                sealing.known(&a);
                                 if a.wants_content && announcer.is_none() {
                                     announcer = Some(Announcer::new(self.images.clone()));
                                 }
@@ -306,6 +316,7 @@ impl Line {
                     let others = managers.into_iter().filter(|m| m.node_id != session.manager.node_id).collect();
                     other = Some(Box::pin(self.open_any(others)));
                 }
+                () = sealing.news() => sealing.say(&session.sender),
                 () = news(&mut announcer), if !crowded => crowded = !announce(&mut announcer, &session.sender),
                 _ = look.tick() => {
                     crowded = false;
@@ -353,6 +364,72 @@ async fn is_unwanted(unwanted: &mut watch::Receiver<u64>, number: u64) {
     let _ = unwanted.wait_for(|unwanted| *unwanted == number).await;
 }
 
+/// What one manager is told of this host's part in encrypted networks.
+struct Sealing {
+    own: watch::Receiver<SealingReport>,
+    /// What the manager knows, if it wants to know anything.
+    known: Option<Option<NodeSealing>>,
+    /// What it was told last, when, and after what time it is told that again.
+    said: Option<(NodeSealing, Instant, Duration)>,
+}
+
+impl Sealing {
+    fn new(own: watch::Receiver<SealingReport>) -> Sealing {
+        Sealing { own, known: None, said: None }
+    }
+
+    fn own(&self) -> NodeSealing {
+        let report = self.own.borrow();
+        let key = |key: &overlay_net::SealingKey| model::SealingKey { epoch: key.epoch, key: key.key.to_vec() };
+        let mut obstacle = report.obstacle.clone().unwrap_or_default().replace(char::is_control, " ");
+        obstacle.truncate(obstacle.floor_char_boundary(OBSTACLE));
+        NodeSealing { obstacle, keys: report.keys.iter().map(key).collect() }
+    }
+
+    fn known(&mut self, told: &pb::Assignments) {
+        // What cannot be read is not what this host has said.
+        let known = || told.sealing.as_ref().and_then(|bytes| NodeSealing::decode(bytes.as_slice()).ok());
+        self.known = told.wants_sealing.then(known);
+    }
+
+    /// Until there is something to say: at once when it has changed, and again after a while if the manager has not taken
+    /// note of it.
+    async fn news(&mut self) {
+        let own = self.own();
+        match (&self.known, &self.said) {
+            (Some(known), Some((said, at, pause))) if known.as_ref() != Some(&own) && *said == own => {
+                let again = *at + *pause;
+                tokio::select! {
+                    biased;
+                    Ok(()) = self.own.changed() => {}
+                    () = tokio::time::sleep_until(again) => {}
+                }
+            }
+            (Some(known), _) if known.as_ref() != Some(&own) => {}
+            // An overlay that has ended says nothing new.
+            _ => {
+                if self.own.changed().await.is_err() {
+                    std::future::pending().await
+                }
+            }
+        }
+    }
+
+    fn say(&mut self, sender: &mpsc::Sender<pb::AgentMessage>) {
+        self.own.mark_unchanged();
+        let own = self.own();
+        if self.known.as_ref().is_some_and(|known| known.as_ref() != Some(&own)) {
+            // What the cluster does not take is said ever less often.
+            let before = self.said.take().filter(|(said, ..)| *said == own);
+            let pause = before.map_or(SAY_AGAIN, |(_, _, pause)| SAY_SELDOM.min(pause * 2));
+            let said = pb::SealingSaid { sealing: own.encode_to_vec() };
+            // One that does not fit is followed by another.
+            let _ = sender.try_send(message(pb::agent_message::Kind::Sealing(said)));
+            self.said = Some((own, Instant::now(), pause));
+        }
+    }
+}
+
 /// Until there may be news of this host's images for the manager; never, if it does not ask.
 async fn news(announcer: &mut Option<Announcer>) {
     match announcer {
@@ -382,6 +459,58 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+
+    fn told(sealing: Option<&NodeSealing>) -> pb::Assignments {
+        let sealing = sealing.map(Message::encode_to_vec);
+        pb::Assignments { wants_sealing: true, sealing, ..pb::Assignments::default() }
+    }
+
+    fn next(said: &mut mpsc::Receiver<pb::AgentMessage>) -> Option<NodeSealing> {
+        match said.try_recv().ok()?.kind {
+            Some(pb::agent_message::Kind::Sealing(said)) => NodeSealing::decode(said.sealing.as_slice()).ok(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_manager_is_told_of_keys_when_it_wants_to_know_and_until_it_does() {
+        let (overlay, own) = watch::channel(SealingReport::default());
+        let (sender, mut said) = mpsc::channel(4);
+        let mut sealing = Sealing::new(own);
+        // An older one would not know what to do with it.
+        assert!(sealing.news().now_or_never().is_none());
+        sealing.known(&pb::Assignments::default());
+        assert!(sealing.news().now_or_never().is_none());
+        // One that knows nothing yet is told that there is nothing.
+        sealing.known(&told(None));
+        sealing.news().now_or_never().expect("news");
+        sealing.say(&sender);
+        let nothing = next(&mut said).expect("said");
+        assert_eq!(nothing, NodeSealing::default());
+        assert!(sealing.news().now_or_never().is_none(), "it takes a moment to be known");
+        sealing.known(&told(Some(&nothing)));
+        assert!(sealing.news().now_or_never().is_none());
+        // New keys are said at once, and again until they are known.
+        let keys = vec![overlay_net::SealingKey { epoch: 3, key: [7; 32] }];
+        overlay.send_replace(SealingReport { obstacle: Some("x\ny".repeat(100)), keys });
+        for pause in [SAY_AGAIN, 2 * SAY_AGAIN, 4 * SAY_AGAIN] {
+            tokio::time::timeout(10 * SAY_AGAIN, sealing.news()).await.expect("news");
+            sealing.say(&sender);
+            let report = next(&mut said).expect("said");
+            assert_eq!(report.keys, [model::SealingKey { epoch: 3, key: vec![7; 32] }]);
+            assert!(report.obstacle.starts_with("x y") && report.obstacle.len() <= OBSTACLE);
+            assert!(sealing.news().now_or_never().is_none());
+            let (_, at, said_again) = sealing.said.as_mut().expect("said");
+            assert_eq!(*said_again, pause);
+            *at = at.checked_sub(pause).expect("the clock began long ago");
+        }
+        let own = sealing.own();
+        sealing.known(&told(Some(&own)));
+        assert!(sealing.news().now_or_never().is_none());
+        // An overlay that has ended leaves the session alone.
+        drop(overlay);
+        assert!(sealing.news().now_or_never().is_none());
+    }
 
     #[test]
     fn what_is_said_of_a_session_that_is_over_does_not_end_the_next() {

@@ -29,6 +29,7 @@ Examples:
   shoal network create --subnet 10.21.0.0/24 --aux-address printer=10.21.0.9 front
   shoal network create --driver bridge near
   shoal network create --opt com.docker.network.driver.mtu=1400 narrow
+  shoal network create --opt encrypted quiet
   shoal network rm ingress && shoal network create --ingress --subnet 10.11.0.0/16 ingress
   shoal network ls
   shoal network inspect --verbose back
@@ -124,9 +125,10 @@ struct CreateArgs {
     /// A label; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<KeyValue>,
-    /// An option of the driver; there is com.docker.network.driver.mtu: the MTU between the hosts that it is made for, 50
-    /// more than its tasks get [default: what each host's interface has]
-    #[arg(short, long, value_name = "KEY=VALUE")]
+    /// An option of the driver. com.docker.network.driver.mtu: the MTU between the hosts that it is made for, 50
+    /// more than its tasks get [default: what each host's interface has]. encrypted: what hosts exchange of it is
+    /// sealed by WireGuard, which takes 60 more
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
     opt: Vec<KeyValue>,
 }
 

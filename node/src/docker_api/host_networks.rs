@@ -96,6 +96,21 @@ impl Here {
         ))
     }
 
+    /// What is said of an encrypted network that this host cannot carry, or not to all hosts.
+    pub(super) fn unsealed(&self, network: &Network) -> Option<String> {
+        if let Some(obstacle) = self.seen.sealing_obstacle.as_ref().filter(|_| network.encrypted) {
+            return Some(format!("it is encrypted, and this host cannot carry such a network: {obstacle}"));
+        }
+        let without = self.without_key(network);
+        (!without.is_empty()).then(|| format!("no key is known of {}: nothing is sent there", without.join(", ")))
+    }
+
+    /// The other hosts on an encrypted network that nothing can be encrypted for.
+    fn without_key(&self, network: &Network) -> Vec<String> {
+        let hosts = self.seen.desired.without_key(network).into_iter();
+        hosts.filter(|host| *host != self.seen.data_path_addr).map(|host| host.to_string()).collect()
+    }
+
     /// A network without what managers alone know of it: labels, options, when it was made.
     pub(super) fn base(&self, network: &Network) -> wire::Network {
         let config = |subnet: String, gateway: Option<String>| wire::IpamConfig {
@@ -218,6 +233,7 @@ impl Here {
             "DataPath": format!("{}:{}", self.seen.data_path_addr, self.seen.data_path_port),
             "UnderlayMTU": self.seen.underlay_mtu,
             "MTU": network.map(|network| network.room().mtu(self.seen.underlay_mtu)),
+            "WithoutKey": network.filter(|network| network.encrypted).map(|network| self.without_key(network)),
             "LeftOut": left_out,
             "Refused": refused,
             "Audit": audit(self.seen.audit.as_ref()),

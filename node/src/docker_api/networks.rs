@@ -187,7 +187,7 @@ fn as_seen_here(w: &mut wire::Network, here: Option<&Here>) -> Result<(), ApiErr
         w.containers = Some(here.containers(network));
     }
     let message = match network {
-        Some(network) => here.narrower(network),
+        Some(network) => here.unsealed(network).or_else(|| here.narrower(network)),
         None => Some(here.not_carried(w.name.as_deref().unwrap_or_default())),
     };
     w.host = Some(here.standing(network, message));

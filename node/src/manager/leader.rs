@@ -71,6 +71,7 @@ fn is_users(request: &Request) -> bool {
                 | Op::ReportStatuses(_)
                 | Op::NodeDown(_)
                 | Op::NodeCertified(_)
+                | Op::NodeSealed(_)
                 | Op::NoteNode(_)
                 | Op::NodeLeft(_)
                 | Op::ClearManager(_)
@@ -164,6 +165,8 @@ struct Leading {
     passes: Passes,
     /// An entry was refused: the speculative store is wrong, and what is in flight will be refused as well.
     stale: bool,
+    /// The rotation of keys whose late hosts were named.
+    late_told: u64,
 }
 
 /// Why the task woke up.
@@ -234,6 +237,7 @@ impl Leader {
                     wake: Instant::now(),
                     passes: Passes::default(),
                     stale: false,
+                    late_told: 0,
                 });
             }
             Err(error) => tracing::debug!(%error, "not sure to lead yet"),
@@ -263,6 +267,9 @@ impl Leader {
             Scope::Touched => decide(),
         };
         self.counters.passes(scope).add_one();
+        if scope == Scope::Full {
+            leading.tell_late(clock);
+        }
         self.counters.turn.observe(began.elapsed());
         let answer = to.map(|to| Answer { decided, to });
         let passed = leading.passes.after(clock, scope, txn.next_wake());
@@ -332,6 +339,24 @@ impl Leader {
 }
 
 impl Leading {
+    /// Names the hosts that a rotation of keys waits for, once each.
+    fn tell_late(&mut self, clock: Timestamp) {
+        let epoch = self.speculative.cluster().map_or(0, |cluster| cluster.status.sealing_epoch);
+        if epoch == self.late_told {
+            return;
+        }
+        let late = deploy::sealing::late(&self.speculative, clock);
+        if !late.is_empty() {
+            self.late_told = epoch;
+            let late: Vec<&str> = late.iter().map(deploy::model::NodeId::as_str).collect();
+            tracing::warn!(
+                epoch,
+                ?late,
+                "hosts have not made their keys for encrypted networks: the next ones wait for them"
+            );
+        }
+    }
+
     /// What a pass found to be done later counts once its entry is on its way, or there was nothing to change.
     fn passed(&mut self, passes: Passes, clock: Timestamp) {
         self.wake = Instant::now() + passes.due().since(clock);

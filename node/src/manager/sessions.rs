@@ -9,11 +9,13 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deploy::control::{
-    AttachContainer, DetachContainer, ErrorKind, NodeCertified, NodeSession, Op, ReportStatuses,
+    AttachContainer, DetachContainer, ErrorKind, NodeCertified, NodeSealed, NodeSession, Op, ReportStatuses,
     Request as ControlRequest, TaskReport,
 };
 use deploy::dispatcher::{self, HostSet, Parts, Stamp, Update};
-use deploy::model::{NodeCertificate, NodeDescription, NodeId, NodeRole, NodeState, TaskId};
+use deploy::model::{
+    ENCRYPTION_LEVEL, NodeCertificate, NodeDescription, NodeId, NodeRole, NodeSealing, NodeState, TaskId,
+};
 use deploy::store::{Key, Store};
 use futures_util::Stream;
 use prost::Message;
@@ -39,6 +41,8 @@ const HELLO: Duration = Duration::from_secs(5);
 const BACKLOG: usize = 16;
 /// An agent hears from its manager at least this often.
 const HEARTBEAT: Duration = Duration::from_millis(250);
+/// The least between two times that a host's keys change.
+const BETWEEN_KEYS: Duration = Duration::from_secs(1);
 /// Changes are gathered for this long before a difference is computed.
 const GATHER: Duration = Duration::from_millis(5);
 
@@ -222,7 +226,16 @@ impl Session {
         let mut committing: Option<Pin<Box<dyn Future<Output = bool> + Send + '_>>> = None;
         // The same for the certificate that the node uses, one at a time: what is said meanwhile is said again.
         let mut noting: Option<Pin<Box<dyn Future<Output = ()> + Send + '_>>> = None;
+        // And for its keys: of what is said meanwhile, the last counts.
+        let mut sealing: Option<Pin<Box<dyn Future<Output = ()> + Send + '_>>> = None;
+        let mut said_since: Option<pb::SealingSaid> = None;
         loop {
+            if let Some(said) = said_since.take_if(|_| sealing.is_none()) {
+                match self.sealing_said(&said) {
+                    Ok(news) => sealing = news.map(|news| Box::pin(self.note_sealing(news)) as _),
+                    Err(_) => return "the agent said what cannot be read",
+                }
+            }
             let received = tokio::select! {
                 biased;
                 received = messages.message() => received,
@@ -235,6 +248,10 @@ impl Session {
                 }
                 () = finished(&mut noting) => {
                     noting = None;
+                    continue;
+                }
+                () = finished(&mut sealing) => {
+                    sealing = None;
                     continue;
                 }
             };
@@ -259,6 +276,7 @@ impl Session {
                         self.certificate_in_use(&used.cert_pem).map(|news| Box::pin(self.note_certificate(news)) as _);
                 }
                 Some(pb::agent_message::Kind::Certificate(_)) => {}
+                Some(pb::agent_message::Kind::Sealing(said)) => said_since = Some(said),
                 Some(pb::agent_message::Kind::Content(held)) => self.content.tell(&held),
                 Some(pb::agent_message::Kind::Hello(_)) | None => return "the agent said what it should not",
             }
@@ -313,6 +331,39 @@ impl Session {
         if let Err(error) = self.manager.control(ControlRequest::from(Op::NodeCertified(certified))).await {
             tracing::debug!(%error, "a certificate could not be written down");
         }
+    }
+
+    /// What the host says of its part in encrypted networks, if that is news.
+    fn sealing_said(&self, said: &pb::SealingSaid) -> Result<Option<NodeSealing>, prost::DecodeError> {
+        let sealing = NodeSealing::decode(said.sealing.as_slice())?;
+        let published = self.manager.inner.published.borrow();
+        let known = published.store.node(self.node_id()).and_then(|node| node.sealing.as_ref());
+        Ok(Some(sealing).filter(|sealing| known != Some(sealing)))
+    }
+
+    /// Commits that. The host says it again if this is lost. Every host is told of the keys of all others, so there is a
+    /// pause before what this one says next.
+    async fn note_sealing(&self, sealing: NodeSealing) {
+        let said = NodeSealed {
+            node_id: self.node_id().clone(),
+            generation: self.registration.generation,
+            boot: self.registration.boot,
+            sealing,
+        };
+        match self.manager.control(ControlRequest::from(Op::NodeSealed(said))).await {
+            Ok(reply) => {
+                for reason in reply.warnings {
+                    tracing::warn!(node.id = %self.node_id(), reason, "a key of a host was left out");
+                }
+            }
+            Err(EngineError::Refused(reason)) if reason.kind() != ErrorKind::Busy => {
+                tracing::warn!(node.id = %self.node_id(), %reason, "the keys of a host were refused");
+            }
+            Err(error) => {
+                tracing::debug!(node.id = %self.node_id(), %error, "the keys of a host were not written down")
+            }
+        }
+        tokio::time::sleep(BETWEEN_KEYS).await;
     }
 
     fn heartbeat(&self) -> pb::ManagerHeartbeat {
@@ -454,6 +505,8 @@ impl Session {
             trust: certificates::trust(cluster),
             root: certificates::wanted_root(cluster).to_owned(),
             certificate: node.certificate.as_ref().map(|certificate| certificate.key.clone()).unwrap_or_default(),
+            wants_sealing: cluster.status.feature_level >= ENCRYPTION_LEVEL,
+            sealing: node.sealing.as_ref().map(Message::encode_to_vec),
         };
         let update = match &*sent {
             Some(old) => {
@@ -476,6 +529,8 @@ impl Session {
             certificate_key: told.certificate.clone(),
             wants_content: true,
             drains: true,
+            wants_sealing: told.wants_sealing,
+            sealing: told.sealing.clone(),
         };
         self.manager.inner.counters.updates.add_one();
         self.manager.inner.counters.update_bytes.add(message.update.len() as u64);
@@ -508,6 +563,10 @@ struct Told {
     root: String,
     /// Key of the certificate that it is known to use.
     certificate: Vec<u8>,
+    /// It is to say what its part in encrypted networks is.
+    wants_sealing: bool,
+    /// What it has said of that, encoded.
+    sealing: Option<Vec<u8>>,
 }
 
 impl Told {
@@ -518,6 +577,7 @@ impl Told {
             && self.trust == other.trust
             && self.root == other.root
             && self.certificate == other.certificate
+            && (self.wants_sealing, &self.sealing) == (other.wants_sealing, &other.sealing)
     }
 }
 

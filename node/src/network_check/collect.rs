@@ -55,6 +55,7 @@ pub async fn check<E: Engine>(engine: &E, only: Option<&str>) -> Result<Report, 
     let mut seen = Observed {
         underlay_mtu: view.underlay_mtu,
         data_path_port: view.data_path_port,
+        sealing_obstacle: view.sealing_obstacle.clone(),
         data_path_addr: Some(view.data_path_addr),
         refused: view.refused.iter().map(ToString::to_string).collect(),
         peers: peers(&agent, &view),
@@ -253,6 +254,7 @@ fn look(view: &Observation, id: &str) -> Option<NetworkSeen> {
     let mtu = u16::try_from(network.room().mtu(view.underlay_mtu)).unwrap_or(u16::MAX).max(SMALL);
     let mut seen = NetworkSeen {
         left_out: view.left_out.clone(),
+        without_key: view.desired.without_key(&network),
         from: task.map(|task| task.config.task.clone()),
         names: None,
         vips: None,

@@ -1,8 +1,9 @@
 //! Judges what was found out: a line a check, what is wrong with what to do. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use overlay_net::plan::seal::ports as sealing_ports;
 use overlay_net::probe::{Answer, Reached};
 
 use super::observed::{NetworkSeen, Observed, PeerSeen, expected_names};
@@ -64,6 +65,7 @@ pub(super) fn on_network(network: &NetworkSeen, seen: &Observed) -> Vec<Line> {
         lines.extend([names(network), vips(network)]);
     }
     lines.extend(narrow(network, seen));
+    lines.extend(encryption(network, seen));
     lines.extend(paths(network, seen));
     lines
 }
@@ -78,6 +80,37 @@ fn narrow(network: &NetworkSeen, seen: &Observed) -> Option<Line> {
     );
     let advice = format!("set the MTU of that interface to {asked}, or make the network anew for a smaller one");
     Some(wrong("mtu", &network.network.name, detail, advice))
+}
+
+/// Whether what this host exchanges of an encrypted network can be encrypted; nothing for others.
+fn encryption(network: &NetworkSeen, seen: &Observed) -> Vec<Line> {
+    let (check, name) = ("encryption", &network.network.name);
+    if !network.network.encrypted {
+        return Vec::new();
+    }
+    if let Some(obstacle) = &seen.sealing_obstacle {
+        let advice = "nothing of it leaves this host or comes to it; docs/encryption.md says what a host needs";
+        return vec![wrong(check, name, format!("this host cannot carry it: {obstacle}"), advice)];
+    }
+    let hosts: BTreeSet<Ipv4Addr> = network.network.stations.iter().map(|station| station.host).collect();
+    let others = hosts.into_iter().filter(|host| Some(*host) != seen.data_path_addr);
+    let (without, with): (Vec<Ipv4Addr>, Vec<Ipv4Addr>) = others.partition(|host| network.without_key.contains(host));
+    let mut lines: Vec<Line> = without
+        .iter()
+        .filter(|host| !seen.peer(**host).is_some_and(|peer| peer.down))
+        .map(|host| {
+            let peer = seen.peer(*host).map_or_else(|| host.to_string(), |peer| peer.hostname.clone());
+            let detail = format!("no key from {peer}: nothing is sent to it");
+            let advice =
+                "its daemon says its key once a manager serves it; its log and the managers' say if that was refused";
+            wrong(check, &format!("{name} to {peer}"), detail, advice)
+        })
+        .collect();
+    if lines.is_empty() {
+        let many = if with.len() == 1 { "" } else { "s" };
+        lines.push(ok(check, name, format!("the keys of {} other host{many} are known", with.len())));
+    }
+    lines
 }
 
 fn revision(seen: &Observed) -> Line {
@@ -312,7 +345,7 @@ fn vips(network: &NetworkSeen) -> Line {
 }
 
 /// The way to one host, by addresses of one family.
-fn path(subject: &str, tried: &[&(IpAddr, Reached, Reached)], mtu: u16, data_path_port: u16) -> Line {
+fn path(subject: &str, tried: &[&(IpAddr, Reached, Reached)], mtu: u16, (by, ports): (&str, &str)) -> Line {
     let small = tried.iter().find(|(_, small, _)| *small == Reached::Yes);
     let full = tried.iter().find(|(.., full)| *full == Reached::Yes);
     let asked: Vec<String> = tried.iter().map(|(address, ..)| address.to_string()).collect();
@@ -327,10 +360,8 @@ fn path(subject: &str, tried: &[&(IpAddr, Reached, Reached)], mtu: u16, data_pat
         (None, None) => wrong(
             "path",
             subject,
-            format!("no answer over VXLAN from {}", some(&asked)),
-            format!(
-                "open UDP port {data_path_port} between the hosts, in both directions; if it is open, run the check there"
-            ),
+            format!("no answer over {by} from {}", some(&asked)),
+            format!("open UDP {ports} between the hosts, in both directions; if it is open, run the check there"),
         ),
     }
 }
@@ -348,18 +379,26 @@ fn paths(network: &NetworkSeen, seen: &Observed) -> Vec<Line> {
         };
         return vec![skipped("path", name, format!("{own}, so there is nowhere to ask from"))];
     };
-    let of = |host: &Ipv4Addr| seen.peers.iter().find(|peer| peer.data_path == Some(*host));
+    let encrypted = network.network.encrypted;
+    let (by, ports) = match encrypted {
+        false => ("VXLAN", format!("port {}", seen.data_path_port)),
+        true => ("WireGuard", sealing_ports(seen.data_path_port).map(|port| format!("port {port}")).join(" and ")),
+    };
     let mut lines = Vec::new();
     for (host, tried) in paths {
-        let known = of(host);
+        let known = seen.peer(*host);
         let subject = format!("{name} to {}", known.map_or_else(|| host.to_string(), |peer| peer.hostname.clone()));
         if known.is_some_and(|peer| peer.down) {
             lines.push(skipped("path", &subject, "is down, as the managers say"));
             continue;
         }
+        if encrypted && (seen.sealing_obstacle.is_some() || network.without_key.contains(host)) {
+            lines.push(skipped("path", &subject, "nothing can be encrypted for it"));
+            continue;
+        }
         let (four, six): (Vec<_>, Vec<_>) = tried.iter().partition(|(address, ..)| address.is_ipv4());
         let families = [four, six].into_iter().filter(|tried| !tried.is_empty());
-        lines.extend(families.map(|tried| path(&subject, &tried, network.mtu, seen.data_path_port)));
+        lines.extend(families.map(|tried| path(&subject, &tried, network.mtu, (by, &ports))));
     }
     if lines.is_empty() {
         lines.push(skipped("path", name, "no other host is on it"));

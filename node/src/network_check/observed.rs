@@ -28,6 +28,8 @@ pub(super) struct Observed {
     pub(super) underlay_mtu: u32,
     /// The UDP port of VXLAN.
     pub(super) data_path_port: u16,
+    /// Why this host cannot carry encrypted networks.
+    pub(super) sealing_obstacle: Option<String>,
     /// This host's own address there.
     pub(super) data_path_addr: Option<Ipv4Addr>,
     /// Addresses on links of this host's own tasks: network, address, task.
@@ -36,6 +38,13 @@ pub(super) struct Observed {
     pub(super) networks: Vec<NetworkSeen>,
     /// A network that was asked for, and is not carried; with what to say.
     pub(super) not_carried: Option<String>,
+}
+
+impl Observed {
+    /// The other host with this data path address.
+    pub(super) fn peer(&self, host: Ipv4Addr) -> Option<&PeerSeen> {
+        self.peers.iter().find(|peer| peer.data_path == Some(host))
+    }
 }
 
 /// How a host stands to its managers.
@@ -93,6 +102,8 @@ pub(super) struct NetworkSeen {
     pub(super) network: Arc<Network>,
     /// Hosts that are left out.
     pub(super) left_out: BTreeSet<Ipv4Addr>,
+    /// Hosts on it that nothing can be encrypted for, if it is encrypted.
+    pub(super) without_key: BTreeSet<Ipv4Addr>,
     /// A task of this host's that is on it, to ask from.
     pub(super) from: Option<String>,
     /// What was asked, and what the resolver said; nothing if it was not asked.

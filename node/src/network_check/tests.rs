@@ -33,6 +33,7 @@ fn network() -> Network {
         vni: 7,
         subnet: "10.0.1.0/24".parse().unwrap(),
         subnet6: None,
+        encrypted: false,
         gateway: at(1),
         internal: false,
         ingress: false,
@@ -54,6 +55,7 @@ fn healthy() -> Observed {
     let names = expected_names(&network, &BTreeSet::new());
     let seen = NetworkSeen {
         left_out: BTreeSet::new(),
+        without_key: BTreeSet::new(),
         from: Some("t1".into()),
         names: Some(names.into_iter().map(|(name, found)| (name, Answer::Addresses(found))).collect()),
         vips: Some(vec![("web".into(), at(2).into(), Reached::Yes)]),
@@ -79,6 +81,7 @@ fn healthy() -> Observed {
         peers: vec![peer],
         underlay_mtu: 1500,
         data_path_port: 4789,
+        sealing_obstacle: None,
         data_path_addr: Some(host(1)),
         held: vec![("n1".into(), at(11), "t1".into())],
         networks: vec![seen],
@@ -172,6 +175,30 @@ fn what_is_wrong_is_named_with_what_to_do() {
     });
     check("addresses", &["behind two hosts"], |seen| {
         Arc::make_mut(&mut seen.networks[0].network).stations.push(Station { address: at(12), host: host(3) });
+    });
+}
+
+#[test]
+fn what_is_wrong_with_an_encrypted_network_is_named() {
+    let encrypted = |seen: &mut Observed| Arc::make_mut(&mut seen.networks[0].network).encrypted = true;
+    let mut seen = healthy();
+    encrypted(&mut seen);
+    let lines = evaluate(&seen);
+    assert!(lines.iter().all(|line| line.result == Verdict::Ok), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.check == "encryption" && line.detail.contains("1 other host")), "{lines:#?}");
+    check("encryption", &["Back to host-2", "no key from host-2"], |seen| {
+        encrypted(seen);
+        seen.networks[0].without_key = [host(1), host(2)].into();
+        seen.networks[0].paths = Some([(host(2), vec![(at(12).into(), Reached::Silence, Reached::Silence)])].into());
+    });
+    check("encryption", &["Back", "this host cannot carry it: UDP port 4790", "encryption.md"], |seen| {
+        encrypted(seen);
+        seen.sealing_obstacle = Some("UDP port 4790 is in use".into());
+        seen.networks[0].paths = Some([(host(2), vec![(at(12).into(), Reached::Silence, Reached::Silence)])].into());
+    });
+    check("path", &["Back to host-2", "no answer over WireGuard", "port 4790 and port 4791"], |seen| {
+        encrypted(seen);
+        seen.networks[0].paths = Some([(host(2), vec![(at(12).into(), Reached::Silence, Reached::Silence)])].into());
     });
 }
 

@@ -330,6 +330,7 @@ mod tests {
             vni: 5,
             subnet,
             subnet6: None,
+            encrypted: false,
             gateway: address(1),
             internal: false,
             ingress: false,

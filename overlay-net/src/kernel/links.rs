@@ -24,6 +24,11 @@ use super::netns::NetNs;
 const NAME_MAX: usize = 15;
 /// The interface group of links that are about to be removed; a number that nobody else uses.
 const CONDEMNED_GROUP: u32 = 0x5348_4f41;
+/// `IFLA_LINK_NETNSID`.
+const LINK_NETNSID: u16 = 37;
+// `NETNSA_*` of linux/net_namespace.h.
+const NETNSA_NSID: u16 = 1;
+const NETNSA_FD: u16 = 3;
 /// `VETH_INFO_PEER`.
 const VETH_INFO_PEER: u16 = 1;
 // `IFLA_VXLAN_*` of linux/if_link.h.
@@ -86,7 +91,7 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// `bridge`, `vxlan`, `veth`; empty for `lo` and hardware.
+    /// `bridge`, `vxlan`, `veth`, `wireguard`; empty for `lo` and hardware.
     pub kind: String,
     /// Whether it was set up.
     pub up: bool,
@@ -100,6 +105,9 @@ pub struct Link {
     pub controller: u32,
     /// The free text that its maker gave it.
     pub alias: String,
+    /// The namespace that it was made in and still has its sockets in, as its own namespace numbers it; nothing if that is
+    /// the same one.
+    pub birthplace: Option<u32>,
     /// VXLAN only: network identifier, local address, UDP port.
     pub vxlan: Option<(u32, Ipv4Addr, u16)>,
     /// Ports of a bridge only: how it treats them.
@@ -275,6 +283,37 @@ impl Links {
                 });
             });
         self.socket.request(message).map(drop)
+    }
+
+    /// Makes a WireGuard device that appears in `other`, while its UDP socket stays in this handle's namespace.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, or what the kernel says: `Unsupported` when it has no WireGuard.
+    pub fn create_wireguard_into(&mut self, other: &NetNs, name: &str, mtu: u32) -> io::Result<()> {
+        check_name(name)?;
+        let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, 0, 0));
+        message
+            .put_str(IFLA_IFNAME, name)
+            .put_u32(IFLA_MTU, mtu)
+            .put_u32(IFLA_NET_NS_FD, other.fd().as_raw_fd().cast_unsigned())
+            .nest(IFLA_LINKINFO, |m| {
+                m.put_str(IFLA_INFO_KIND, "wireguard");
+            });
+        self.socket.request(message).map(drop)
+    }
+
+    /// The number that this handle's namespace has for another one; nothing where it has none, so that no link of it can
+    /// have been made there.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn number_of(&mut self, other: &NetNs) -> io::Result<Option<u32>> {
+        let mut message = Message::new(libc::RTM_GETNSID, 0, &[0; 4]);
+        message.put_u32(NETNSA_FD, other.fd().as_raw_fd().cast_unsigned());
+        let replies = self.socket.request(message)?;
+        let values = replies.iter().flat_map(|reply| attributes(reply.body.get(4..).unwrap_or_default()));
+        // Minus one stands for none.
+        Ok(values.filter(|(kind, _)| *kind == NETNSA_NSID).map(|(_, value)| u32_of(value)).find(|id| *id != u32::MAX))
     }
 
     /// Makes a veth pair: `name` here, the peer in its own namespace; both with this MTU, both down.
@@ -795,6 +834,7 @@ fn parse_link(reply: &Reply) -> Option<Link> {
             IFLA_ADDRESS => link.address = value.to_vec(),
             IFLA_MASTER => link.controller = u32_of(value),
             IFLA_IFALIAS => link.alias = str_of(value),
+            LINK_NETNSID => link.birthplace = Some(u32_of(value)),
             IFLA_LINKINFO => parse_info(value, &mut link),
             _ => {}
         }

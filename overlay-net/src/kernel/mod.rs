@@ -15,7 +15,9 @@ mod netns;
 mod nftables;
 mod readback;
 mod rules;
+mod seal;
 mod stage;
+mod wireguard;
 
 pub(crate) use conntrack::Prod;
 pub use conntrack::{Connections, Flow};
@@ -27,6 +29,7 @@ pub use netns::{NetNs, enter};
 pub use nftables::Tables;
 pub(crate) use rules::{Rules, Transitions};
 pub(crate) use stage::{HostAddresses, Stage};
+pub(crate) use wireguard::possible as wireguard_possible;
 
 /// The hardware address that belongs to an IPv4 address: `02:42` and the four bytes, as Docker derives it.
 #[must_use]

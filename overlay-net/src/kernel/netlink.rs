@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use zeroize::Zeroize;
 
 /// Length of `struct nlmsghdr`.
 pub(crate) const HEADER: usize = 16;
@@ -217,6 +218,8 @@ pub(crate) struct Socket {
     sequence: u32,
     /// Bytes of lists that are still taken; nothing where it does not matter how many there are.
     allowance: Option<usize>,
+    /// What goes through it is wiped from memory afterwards, but for what callers are given.
+    secret: bool,
 }
 
 /// Lists were longer than allowed: somebody has filled a namespace.
@@ -238,7 +241,12 @@ impl Socket {
         // One nf_tables transaction is one datagram, and each of its messages may be answered.
         setsockopt(&fd, sockopt::SndBufForce, &(16 << 20))?;
         setsockopt(&fd, sockopt::RcvBufForce, &(16 << 20))?;
-        Ok(Socket { fd, sequence: 0, allowance: None })
+        Ok(Socket { fd, sequence: 0, allowance: None, secret: false })
+    }
+
+    /// The same for messages with keys in them.
+    pub(crate) fn secret(self) -> Socket {
+        Socket { secret: true, ..self }
     }
 
     /// Takes no more than so many bytes of lists from now on, or any number. A list that is longer ends as
@@ -266,6 +274,9 @@ impl Socket {
             match nix::sys::socket::recv(self.fd.as_raw_fd(), &mut buffer, flags) {
                 Ok(length) => {
                     split(&buffer[..length], replies);
+                    if self.secret {
+                        buffer[..length].zeroize();
+                    }
                     return Ok(length);
                 }
                 Err(nix::errno::Errno::EINTR) => {}
@@ -277,6 +288,14 @@ impl Socket {
     /// Sends one request and waits for its acknowledgement; the objects that came before it are returned. A list that
     /// changed while the kernel wrote it down is asked for again, since it may lack what was there all the time.
     pub(crate) fn request(&mut self, mut message: Message) -> io::Result<Vec<Reply>> {
+        let outcome = self.ask(&mut message);
+        if self.secret {
+            message.bytes.zeroize();
+        }
+        outcome
+    }
+
+    fn ask(&mut self, message: &mut Message) -> io::Result<Vec<Reply>> {
         let flags = u16::from_ne_bytes([message.bytes[6], message.bytes[7]]);
         // The two bits of a dump mean replace and exclusive elsewhere; nobody asks for both of those.
         if flags & DUMP != DUMP {
@@ -296,6 +315,15 @@ impl Socket {
     /// The objects that answer a request, up to their end; nothing when the list is not consistent.
     fn answer(&mut self, sequence: u32) -> io::Result<Option<Vec<Reply>>> {
         let mut objects = Vec::new();
+        let outcome = self.gather(sequence, &mut objects);
+        if self.secret && !matches!(outcome, Ok(true)) {
+            objects.iter_mut().for_each(|object| object.body.zeroize());
+        }
+        Ok(outcome?.then_some(objects))
+    }
+
+    /// Takes the objects that answer a request, up to their end; whether the list is consistent.
+    fn gather(&mut self, sequence: u32, objects: &mut Vec<Reply>) -> io::Result<bool> {
         let mut interrupted = false;
         loop {
             let mut replies = Vec::new();
@@ -308,7 +336,7 @@ impl Socket {
                     NLMSG_ERROR | NLMSG_DONE => {
                         interrupted |= reply.kind == NLMSG_DONE && reply.flags & DUMP_INTERRUPTED != 0;
                         return match errno(&reply.body) {
-                            None => Ok((!interrupted).then_some(objects)),
+                            None => Ok(!interrupted),
                             Some(error) => Err(error),
                         };
                     }
@@ -481,7 +509,7 @@ mod tests {
             }
             asked
         });
-        let mut socket = Socket { fd: ours, sequence: 0, allowance: None };
+        let mut socket = Socket { fd: ours, sequence: 0, allowance: None, secret: false };
         let answer = socket.request(Message::new(18, DUMP, &[0; 16]));
         drop(socket);
         (answer, kernel.join().unwrap())

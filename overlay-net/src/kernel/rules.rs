@@ -252,6 +252,7 @@ mod tests {
             tasks: [("t1".to_owned(), address(77))].into(),
             replies: Return::Remember,
             tunnel: Some(4789),
+            seals: vec![4790, 4791],
             apart: vec!["eth0".into(), "a-long-name-15b".into()],
             apart6: Vec::new(),
         };

@@ -2,11 +2,12 @@
 //!
 //! Bridges and VXLAN devices are in the node's own namespace; only this host's place on the ingress network and its
 //! end of the way out are in the host's. The node's namespace has no address and routes nothing: it is a switch.
+//! A third one, for encrypted networks alone, is `seal`'s.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::Ipv4Addr;
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -16,9 +17,11 @@ use super::links::{BridgePort, Link, Links, Peer, Vxlan};
 use super::mac_of;
 use super::netlink::{LINKS, NEIGHBOURS, Watch};
 use super::netns::NetNs;
+use super::seal::{Seal, pin_beside};
 use crate::plan::attachment::{Interface, choose_egress, gateway};
 use crate::plan::names;
 use crate::plan::picture::{HostPort, Operation, Picture, Port, Switch, Tunnel};
+use crate::plan::seal::{Seals, Step};
 
 /// Whether the host forwards IPv6 packets.
 const FORWARDING_6: &str = "ipv6/conf/all/forwarding";
@@ -50,6 +53,9 @@ pub(crate) struct Stage {
     watches: [Watch; 2],
     forwarding: Forwarding,
     forwarding6: Forwarding,
+    /// Where packets of encrypted networks are sealed, once that was needed.
+    seal: Option<Seal>,
+    seal_pin: PathBuf,
 }
 
 /// A link of ours in the host's namespace, and its addresses there.
@@ -164,7 +170,24 @@ impl Stage {
         let (host_links, inner_links) = (Links::open(&host)?, Links::open(&inner)?);
         let watches = [inner.visit(|| Watch::with_room(LINKS | NEIGHBOURS, ROOM))?, host.visit(|| Watch::open(LINKS))?];
         let (forwarding, forwarding6) = (Forwarding::open(pin, "apart")?, Forwarding::open(pin, "apart6")?);
-        Ok(Stage { node: node.to_owned(), host, inner, host_links, inner_links, watches, forwarding, forwarding6 })
+        let seal_pin = pin_beside(pin);
+        let seal = match Seal::find(node, &seal_pin) {
+            // The kernel has lost what it was made with: nothing can leave through it, and other networks go on.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => None,
+            found => found?,
+        };
+        Ok(Stage {
+            node: node.to_owned(),
+            host,
+            inner,
+            host_links,
+            inner_links,
+            watches,
+            forwarding,
+            forwarding6,
+            seal,
+            seal_pin,
+        })
     }
 
     /// Whether anything happened in either namespace since the last call, but for our own changes of entries. (Those of
@@ -202,6 +225,10 @@ impl Stage {
                 picture.switches.insert(vni, Switch { network, up: link.up, ..Switch::default() });
             }
         }
+        let sealing = match &self.seal {
+            Some(seal) => self.inner_links.number_of(&seal.namespace)?,
+            None => None,
+        };
         let mut tunnels = BTreeMap::new();
         let mut bridges = BTreeMap::new();
         for link in &links {
@@ -212,7 +239,8 @@ impl Stage {
                 // One that is half made is of no use: an MTU of 0 is never wanted, so it is made anew.
                 let whole = on_bridge && link.up && link.port == Some(TUNNEL_PORT);
                 let mtu = if whole { link.mtu } else { 0 };
-                switch.tunnel = Some(Tunnel { local, port, mtu });
+                let sealed = sealing.is_some() && link.birthplace == sealing;
+                switch.tunnel = Some(Tunnel { local, port, mtu, sealed });
                 tunnels.insert(link.index, vni);
             } else {
                 bridges.insert(link.index, vni);
@@ -391,7 +419,12 @@ impl Stage {
             Operation::CreateTunnel { vni, tunnel } => {
                 let (name, bridge) = (names::tunnel(*vni), names::bridge(*vni));
                 let vxlan = Vxlan { vni: *vni, local: tunnel.local, port: tunnel.port, mtu: tunnel.mtu };
-                self.host_links.create_vxlan_into(&self.inner, &name, &vxlan)?;
+                let links = match (tunnel.sealed, &mut self.seal) {
+                    (false, _) => &mut self.host_links,
+                    (true, Some(seal)) => &mut seal.links,
+                    (true, None) => return Err(io::ErrorKind::NotConnected.into()),
+                };
+                links.create_vxlan_into(&self.inner, &name, &vxlan)?;
                 self.inner_links.set_controller(&name, Some(&bridge))?;
                 self.inner_links.set_bridge_port(&name, TUNNEL_PORT)?;
                 self.inner_links.set_up(&name)
@@ -491,6 +524,43 @@ impl Stage {
             )),
             None => Ok(()),
         }
+    }
+
+    /// Whether there is a namespace to seal packets in. What leaves a tunnel of there is sealed, or does not leave.
+    pub(crate) fn has_seal(&self) -> bool {
+        self.seal.is_some()
+    }
+
+    /// Whether nobody has any of these UDP ports in the host's namespace.
+    ///
+    /// # Errors
+    /// `AddrInUse`, or what the kernel says.
+    pub(crate) fn try_ports(&self, ports: [u16; 2]) -> io::Result<()> {
+        let bind = |address: IpAddr, port| UdpSocket::bind((address, port)).map(drop);
+        self.host.visit(|| {
+            ports.into_iter().try_for_each(|port| {
+                bind(Ipv4Addr::UNSPECIFIED.into(), port)?;
+                match bind(Ipv6Addr::UNSPECIFIED.into(), port) {
+                    // A host without IPv6 has nobody at that port there.
+                    Err(error) if error.kind() != io::ErrorKind::AddrInUse => Ok(()),
+                    outcome => outcome,
+                }
+            })
+        })
+    }
+
+    /// What packets of encrypted networks are sealed with.
+    pub(crate) fn seals(&mut self) -> io::Result<Seals> {
+        self.seal.as_mut().map_or_else(|| Ok(Seals::default()), Seal::observe)
+    }
+
+    /// Does one step of those. The first one makes their namespace.
+    pub(crate) fn seal(&mut self, step: &Step) -> io::Result<()> {
+        let seal = match &mut self.seal {
+            Some(seal) => seal,
+            none => none.insert(Seal::create(&self.node, &self.seal_pin)?),
+        };
+        seal.apply(&mut self.host_links, step)
     }
 
     /// The links between which this host did not forward before it had to for us.
@@ -657,6 +727,17 @@ impl Stage {
             }
             Err(error) => errors.push(("the node's links".into(), error)),
         }
+        // The same goes for the ports of these.
+        if let Some(mut seal) = self.seal.take() {
+            for device in [0, 1].map(names::seal) {
+                if let Err(error) = seal.links.delete(&device) {
+                    errors.push((device, error));
+                }
+            }
+        }
+        if let Err(error) = NetNs::delete(&self.seal_pin) {
+            errors.push((self.seal_pin.display().to_string(), error));
+        }
         for forwarding in [&self.forwarding, &self.forwarding6] {
             if let Err(error) = forwarding.forget() {
                 errors.push((forwarding.path.display().to_string(), error));
@@ -695,7 +776,7 @@ mod tests {
             })
             .unwrap();
         let vni = 5;
-        let tunnel = Tunnel { local: Ipv4Addr::LOCALHOST, port: 4789, mtu: 1450 };
+        let tunnel = Tunnel { local: Ipv4Addr::LOCALHOST, port: 4789, mtu: 1450, sealed: false };
         stage.apply(&Operation::CreateSwitch { vni, network: "net".into() }).unwrap();
         stage.apply(&Operation::CreateTunnel { vni, tunnel }).unwrap();
         // The kernel tells of new links until they carry packets.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use tokio::sync::oneshot;
 
+use super::sealing::Obstacle;
 use super::sweep::Connections;
 use super::{Owner, Task, apply_task_tables};
 use crate::config::EndpointConfig;
@@ -125,6 +126,12 @@ impl Owner {
             let (task, step) = (id.clone(), step.to_owned());
             move |source| OverlayError::Attach { task, step, source }
         };
+        let encrypted = |id: &String| self.desired.network(id).is_some_and(|network| network.encrypted);
+        let mut networks = config.attachments.iter().map(|attachment| &attachment.network);
+        if let Some(network) = networks.find(|id| encrypted(id)).filter(|_| !self.sealing.ready) {
+            let Obstacle { reason, lasting } = self.sealing.obstacle();
+            return Err(OverlayError::NoSeal { task: id, network: network.clone(), reason, lasting });
+        }
         let underlay = self.underlay_mtu()?;
         let ports = self.observe_ports()?;
         let egress =

@@ -25,6 +25,8 @@ const NOTED_MAX: usize = 32;
 /// What is looked at in one go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
+    /// What packets of encrypted networks are sealed with.
+    Seals,
     /// The links and entries of the node's own namespace and the host's.
     Links,
     /// The host's values and rules.
@@ -117,7 +119,7 @@ impl Audit {
             self.complaints.rotate_left(1);
             self.complaints[1].clear();
             if self.begun {
-                self.steps.extend([Step::Links, Step::Host]);
+                self.steps.extend([Step::Seals, Step::Links, Step::Host]);
                 self.steps.extend(tasks.map(Step::Task));
             }
         }
@@ -144,6 +146,7 @@ impl Owner {
     pub(super) fn audit_when_due(&mut self, now: Instant) {
         let Some(step) = self.audit.next(now, self.tasks.keys().cloned()) else { return };
         let errors = match step {
+            Step::Seals => self.audit_seals(),
             Step::Links => self.audit_links(),
             Step::Host => self.audit_host(),
             Step::Task(id) => self.audit_task(&id),
@@ -152,6 +155,23 @@ impl Owner {
             self.audit.complain(error);
         }
         self.audit.end_round(now);
+    }
+
+    fn audit_seals(&mut self) -> Vec<ObjectError> {
+        let had_seal = self.stage.has_seal();
+        let mut errors = self.reconcile_seals();
+        self.try_seals_again();
+        if self.stage.has_seal() != had_seal {
+            // Tunnels come and go with it, which nobody else has done.
+            self.settled = false;
+            match self.reconcile(None) {
+                Ok(more) => errors.extend(more),
+                Err(error) => {
+                    errors.push(ObjectError { object: "links".into(), source: io::Error::other(error) });
+                }
+            }
+        }
+        errors
     }
 
     fn audit_links(&mut self) -> Vec<ObjectError> {
@@ -262,11 +282,11 @@ mod tests {
         audit.begin();
         let late = start + 2 * PERIOD + Duration::from_millis(700);
         let steps: Vec<Step> = std::iter::from_fn(|| audit.next(late, tasks())).collect();
-        assert_eq!(steps, [Step::Links, Step::Host, Step::Task("a".into()), Step::Task("b".into())]);
+        assert_eq!(steps, [Step::Seals, Step::Links, Step::Host, Step::Task("a".into()), Step::Task("b".into())]);
         // The next round begins a period after this one began, not after it ended.
         assert_eq!(audit.due(), late + PERIOD);
         let much_later = late + 10 * PERIOD;
-        assert_eq!(audit.next(much_later, tasks()), Some(Step::Links));
+        assert_eq!(audit.next(much_later, tasks()), Some(Step::Seals));
         assert_eq!(audit.due(), much_later, "the rest of a round does not wait");
     }
 

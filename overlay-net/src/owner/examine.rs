@@ -36,6 +36,7 @@ impl Owner {
             desired: self.desired.clone(),
             applied_revision: *self.applied.borrow(),
             refused: self.refused.clone(),
+            sealing_obstacle: self.sealing.report().obstacle,
             left_out: self.suspects.clone(),
             tasks,
             host: share(self.stage.host())?,
@@ -69,8 +70,13 @@ impl Owner {
         if let Some(address) = self.egress {
             lacks.extend(self.stage.egress_lacks(address, underlay)?);
         }
-        let facts =
-            Facts { data_path_addr: self.config.data_path_addr, data_path_port: self.config.data_path_port, underlay };
+        lacks.extend(self.seals_lack(underlay)?);
+        let facts = Facts {
+            data_path_addr: self.config.data_path_addr,
+            data_path_port: self.config.data_path_port,
+            underlay,
+            seals: self.stage.has_seal(),
+        };
         let wanted = Picture::wanted(&self.desired, &facts, &observed);
         // A network that the last task has left is removed by and by.
         let left = |o: &&Operation| matches!(o, Operation::DeleteTunnel(_) | Operation::DeleteSwitch(_));

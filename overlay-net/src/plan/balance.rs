@@ -77,6 +77,8 @@ pub struct HostSide {
     pub replies: Return,
     /// The UDP port that hosts exchange the tasks' frames at, unless it is not known.
     pub tunnel: Option<u16>,
+    /// The UDP ports of WireGuard, while there are encrypted networks.
+    pub seals: Vec<u16>,
     /// The links between which this host did not forward before it had to for the overlay.
     pub apart: Vec<String>,
     /// The same for IPv6.
@@ -275,8 +277,9 @@ impl Balance {
         table.hook("guard", Kind::Filter, Point::Prerouting, PRIORITY_RAW, rules);
         // Each connection between tasks is a flow of datagrams between hosts as well, and another one back. Their hosts have
         // no use for following these: it would cost two entries on each host beside the connection's own.
-        if let Some(port) = side.tunnel {
-            let rules = || vec![Rule::new([Match::Protocol(Protocol::Udp), Match::Port(port)], Action::Untracked)];
+        if side.tunnel.is_some() || !side.seals.is_empty() {
+            let rule = |port| Rule::new([Match::Protocol(Protocol::Udp), Match::Port(port)], Action::Untracked);
+            let rules = || side.tunnel.iter().chain(&side.seals).map(|port| rule(*port)).collect();
             table.hook("tunnel-in", Kind::Filter, Point::Prerouting, PRIORITY_RAW, rules());
             table.hook("tunnel-out", Kind::Filter, Point::Output, PRIORITY_RAW, rules());
         }

@@ -84,6 +84,7 @@ mod tests {
             vni: 5,
             subnet: "10.0.1.0/24".parse().unwrap(),
             subnet6: None,
+            encrypted: false,
             gateway: address(1),
             internal: false,
             mtu: None,
@@ -93,7 +94,7 @@ mod tests {
             stations: stations.iter().map(|s| Station { address: address(*s), host: Ipv4Addr::LOCALHOST }).collect(),
             services: vips.iter().map(service).collect(),
         };
-        Desired { revision: 1, networks: vec![network.into()], ports: vec![] }
+        Desired { revision: 1, networks: vec![network.into()], ports: vec![], sealing: None }
     }
 
     #[test]

@@ -58,6 +58,26 @@ pub fn tunnel(vni: u32) -> String {
     format!("vx-{vni:x}")
 }
 
+/// A WireGuard device, in the namespace of these. Older kernels look for another link of that name where it is made from,
+/// which is the host's namespace.
+#[must_use]
+pub fn seal(slot: u8) -> String {
+    format!("shw-{slot}")
+}
+
+/// The alias of a WireGuard device.
+#[must_use]
+pub fn seal_alias(node: &str, epoch: u64) -> String {
+    format!("shoal epoch {epoch} of {node}")
+}
+
+/// The epoch in such an alias of this node's: no node uses the keys of another one, also where it was that one before.
+#[must_use]
+pub fn epoch_of(alias: &str, node: &str) -> Option<u64> {
+    let (epoch, of) = alias.strip_prefix("shoal epoch ")?.split_once(" of ")?;
+    epoch.parse().ok().filter(|_| of == node)
+}
+
 /// The VNI in a bridge's or VXLAN device's name.
 #[must_use]
 pub fn vni_of(name: &str) -> Option<u32> {

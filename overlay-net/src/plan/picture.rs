@@ -56,6 +56,8 @@ pub struct Tunnel {
     pub port: u16,
     /// MTU in bytes.
     pub mtu: u32,
+    /// Its socket is where there is no way out but through WireGuard.
+    pub sealed: bool,
 }
 
 /// The node's end of a task's link.
@@ -95,6 +97,8 @@ pub struct Facts {
     pub data_path_port: u16,
     /// The MTU of the underlay, in bytes.
     pub underlay: u32,
+    /// It has a namespace to seal packets in.
+    pub seals: bool,
 }
 
 /// One step. Each is idempotent or comes only where the observed picture says that it will succeed.
@@ -191,9 +195,15 @@ impl Picture {
         let mut wanted = Picture::default();
         for network in &desired.networks {
             let mtu = network.room().mtu(facts.underlay);
-            let tunnel = Tunnel { local: facts.data_path_addr, port: facts.data_path_port, mtu };
-            let tunnel = (!network.local).then_some(tunnel);
-            let mut switch = Switch { network: network.id.clone(), up: true, tunnel, ..Switch::default() };
+            let (local, port, sealed) = (facts.data_path_addr, facts.data_path_port, network.encrypted);
+            let tunnel = (!network.local).then_some(Tunnel { local, port, mtu, sealed });
+            let mut switch = Switch { network: network.id.clone(), up: true, ..Switch::default() };
+            // What cannot be sealed does not leave.
+            if sealed && !facts.seals {
+                wanted.switches.insert(network.vni, switch);
+                continue;
+            }
+            switch.tunnel = tunnel;
             for station in &network.stations {
                 if station.host == facts.data_path_addr || Some(station.address) == network.host_address {
                     continue;
@@ -289,9 +299,9 @@ impl Picture {
     }
 
     /// The operations that lead from one desired state to another where it is in force and nobody else has changed
-    /// anything: all that differs are stations. Nothing where more than that differs, or so much that it is better to look.
+    /// anything: all that differs are stations. `seals` as in [`Facts`]. Nothing where more than that differs, or so much that it is better to look.
     #[must_use]
-    pub fn steps(before: &Desired, after: &Desired, data_path_addr: Ipv4Addr) -> Option<Vec<Operation>> {
+    pub fn steps(before: &Desired, after: &Desired, data_path_addr: Ipv4Addr, seals: bool) -> Option<Vec<Operation>> {
         if before.networks.len() != after.networks.len() {
             return None;
         }
@@ -302,10 +312,15 @@ impl Picture {
             }
             let frame = |n: &Network| {
                 let swallows = if n.ingress { n.swallows() } else { None };
-                (n.id.clone(), n.vni, n.ingress, n.local, n.subnet, n.subnet6, n.room(), n.host_address, swallows)
+                let kind = (n.ingress, n.local, n.encrypted);
+                (n.id.clone(), n.vni, kind, n.subnet, n.subnet6, n.room(), n.host_address, swallows)
             };
             if frame(old) != frame(new) {
                 return None;
+            }
+            // Nothing is known there of stations.
+            if new.encrypted && !seals {
+                continue;
             }
             let (gone, come) = difference(&old.stations, &new.stations)?;
             let elsewhere =

@@ -20,7 +20,7 @@ use crate::kernel::mac_of;
 const ME: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
 const THIRD: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 3);
-const FACTS: Facts = Facts { data_path_addr: ME, data_path_port: 4789, underlay: 1500 };
+const FACTS: Facts = Facts { data_path_addr: ME, data_path_port: 4789, underlay: 1500, seals: true };
 
 fn address(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 9, last)
@@ -33,6 +33,7 @@ fn network(id: &str, vni: u32) -> Network {
         vni,
         subnet: "10.0.9.0/24".parse().unwrap(),
         subnet6: None,
+        encrypted: false,
         gateway: address(1),
         internal: false,
         ingress: false,
@@ -57,7 +58,7 @@ fn service(vip: Option<Ipv4Addr>, endpoints: &[(u8, bool)]) -> Arc<Service> {
 }
 
 fn desired(networks: Vec<Network>) -> Desired {
-    Desired { revision: 1, networks: networks.into_iter().map(Arc::new).collect(), ports: vec![] }
+    Desired { revision: 1, networks: networks.into_iter().map(Arc::new).collect(), ports: vec![], sealing: None }
 }
 
 fn port(task: &str, network: &str, vni: u32) -> Port {
@@ -204,7 +205,12 @@ fn a_network_uses_no_more_of_the_underlay_than_it_is_made_for() {
 fn switch_strategy() -> impl Strategy<Value = Switch> {
     let tunnel = proptest::option::weighted(
         0.9,
-        (0u8..2, 1400u32..1402).prop_map(|(port, mtu)| Tunnel { local: ME, port: 4789 + u16::from(port), mtu }),
+        (0u8..2, 1400u32..1402, any::<bool>()).prop_map(|(port, mtu, sealed)| Tunnel {
+            local: ME,
+            port: 4789 + u16::from(port),
+            mtu,
+            sealed,
+        }),
     );
     let stations = proptest::collection::btree_map(1u8..6, (0u8..2, any::<[bool; 3]>()), 0..5);
     ("[ab]", any::<bool>(), tunnel, stations).prop_map(|(network, up, tunnel, stations)| {
@@ -561,7 +567,7 @@ proptest! {
         let (before, after) = (state(&before), state(&after));
         let mut kernel = Picture::wanted(&before, &FACTS, &Picture::default());
         let wanted = Picture::wanted(&after, &FACTS, &kernel);
-        let operations = Picture::steps(&before, &after, ME).expect("only stations differ, and few of them");
+        let operations = Picture::steps(&before, &after, ME, true).expect("only stations differ, and few of them");
         operations.iter().for_each(|operation| kernel.apply(operation));
         prop_assert_eq!(kernel, wanted);
     }
@@ -577,7 +583,7 @@ fn what_is_more_than_a_few_stations_is_looked_at() {
     let check = |change: &dyn Fn(&mut Network), expected: bool| {
         let mut net = base();
         change(&mut net);
-        let steps = Picture::steps(&desired(vec![base()]), &desired(vec![net]), ME);
+        let steps = Picture::steps(&desired(vec![base()]), &desired(vec![net]), ME, true);
         assert_eq!(steps.is_some(), expected);
     };
     check(&|_| {}, true);
@@ -590,5 +596,41 @@ fn what_is_more_than_a_few_stations_is_looked_at() {
         net.stations.extend((10..300).map(add));
     };
     check(&many, false);
-    assert_eq!(Picture::steps(&desired(vec![]), &desired(vec![base()]), ME), None);
+    assert_eq!(Picture::steps(&desired(vec![]), &desired(vec![base()]), ME, true), None);
+}
+
+#[test]
+fn a_node_knows_its_own_keys_again_and_no_others() {
+    let alias = names::seal_alias("n1", 7);
+    assert_eq!((names::epoch_of(&alias, "n1"), names::epoch_of(&alias, "n2")), (Some(7), None));
+    assert_eq!((names::epoch_of("shoal epoch 7", "n1"), names::epoch_of("", "n1")), (None, None));
+}
+
+/// A tunnel of an encrypted network is one that leads nowhere but into WireGuard, or there is none; the entries of one that
+/// is not there are not there either.
+#[test]
+fn encrypted_networks_have_sealed_tunnels_or_none() {
+    let quiet = |stations: &[Station]| {
+        let mut net = network("net", 5);
+        (net.encrypted, net.stations) = (true, stations.to_vec());
+        desired(vec![net])
+    };
+    let there = [Station { address: address(7), host: PEER }];
+    let all = quiet(&there);
+    let wanted = Picture::wanted(&all, &FACTS, &Picture::default());
+    let tunnel = wanted.switches[&5].tunnel.expect("a tunnel");
+    assert_eq!((tunnel.sealed, tunnel.mtu, wanted.switches[&5].hosts.len()), (true, 1390, 1));
+    let without = Facts { seals: false, ..FACTS };
+    let none = Picture::wanted(&all, &without, &wanted);
+    assert_eq!((none.switches[&5].tunnel, none.switches[&5].hosts.len()), (None, 0));
+    let operations = wanted.operations_to(&none);
+    assert!(operations.contains(&Operation::DeleteTunnel(5)), "{operations:?}");
+    // One whose socket is where anybody leads is made anew.
+    let mut plain = wanted.clone();
+    plain.switches.get_mut(&5).expect("it is there").tunnel = Some(Tunnel { sealed: false, ..tunnel });
+    let operations = plain.operations_to(&wanted);
+    assert!(operations.contains(&Operation::DeleteTunnel(5)), "{operations:?}");
+    assert!(operations.contains(&Operation::CreateTunnel { vni: 5, tunnel }), "{operations:?}");
+    let steps = |seals| Picture::steps(&quiet(&[]), &all, ME, seals).expect("only stations differ").len();
+    assert_eq!((steps(true), steps(false)), (3, 0));
 }

@@ -195,6 +195,7 @@ mod tests {
             vni: 7,
             subnet: "10.1.0.0/16".parse().unwrap(),
             subnet6: None,
+            encrypted: false,
             gateway: Ipv4Addr::new(10, 1, 0, 1),
             internal: true,
             ingress: false,
@@ -210,7 +211,7 @@ mod tests {
                 ports: Vec::new(),
             })],
         };
-        let desired = Desired { revision: 1, networks: vec![Arc::new(network)], ports: Vec::new() };
+        let desired = Desired { revision: 1, networks: vec![Arc::new(network)], ports: Vec::new(), sealing: None };
         (Zone::new(&desired, &BTreeSet::new()), View { networks: vec!["n".into()], ..View::default() })
     }
 

@@ -238,6 +238,7 @@ pub fn desired(revision: u64, endpoints: &[(&str, u8, u8)], hosts: u8) -> Desire
         vni,
         subnet: format!("10.0.{net}.0/24").parse().unwrap(),
         subnet6: None,
+        encrypted: false,
         gateway: Ipv4Addr::new(10, 0, net, 1),
         internal: false,
         ingress: net == 0,
@@ -261,7 +262,7 @@ pub fn desired(revision: u64, endpoints: &[(&str, u8, u8)], hosts: u8) -> Desire
         backends: endpoints.iter().filter(|e| e.0.starts_with("web")).map(|e| Ipv4Addr::new(10, 0, 0, e.1)).collect(),
         task: None,
     };
-    Desired { revision, networks: vec![web_network.into(), ingress.into()], ports: vec![port] }
+    Desired { revision, networks: vec![web_network.into(), ingress.into()], ports: vec![port], sealing: None }
 }
 
 /// The one service of [`desired`], to be changed.

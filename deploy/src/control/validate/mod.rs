@@ -7,8 +7,8 @@ mod service;
 
 use super::{ControlError, invalid, node::known_availability, unimplemented};
 use crate::model::{
-    Labels, MAX_OWN_PORTS, MAX_OWN_SUBNETS, MTU_OPTION, NetworkSpec, NodeDescription, NodeSpec, PayloadSpec,
-    PortProtocol, Subnet, Subnet6, is_id, is_ipv6, parse_cidr, parse_ipv4, parse_ipv6,
+    ENCRYPTED_OPTION, Labels, MAX_OWN_PORTS, MAX_OWN_SUBNETS, MTU_OPTION, NetworkSpec, NodeDescription, NodeSpec,
+    PayloadSpec, PortProtocol, Subnet, Subnet6, is_id, is_ipv6, parse_cidr, parse_ipv4, parse_ipv6,
 };
 
 pub use container::check_container;
@@ -193,18 +193,44 @@ pub fn check_network(spec: &NetworkSpec) -> Result<(), ControlError> {
 /// What VXLAN adds to each packet.
 const TUNNEL_BYTES: u32 = 50;
 
+/// What WireGuard adds to each packet of an encrypted network.
+const SEAL_BYTES: u32 = 60;
+
+/// Docker takes any value for a yes; nobody is to believe that "false" is a no here or a yes there.
+fn encrypted(spec: &NetworkSpec, value: &str) -> Result<(), ControlError> {
+    if !["", "true", "1"].contains(&value) {
+        let value = shorten(value);
+        return Err(invalid(format!("Options[{ENCRYPTED_OPTION:?}]: {value:?} is neither nothing nor \"true\"")));
+    }
+    if spec.is_local() {
+        return Err(invalid("a network that ends at each host cannot be encrypted: nothing of it leaves one"));
+    }
+    if spec.ingress {
+        let why = "every host has a place on it, also without WireGuard";
+        return Err(invalid(format!("ingress network cannot be encrypted: {why}")));
+    }
+    Ok(())
+}
+
 fn driver_option(spec: &NetworkSpec, option: &str, value: &str) -> Result<(), ControlError> {
+    if option == ENCRYPTED_OPTION {
+        return encrypted(spec, value);
+    }
     if option != MTU_OPTION {
         return unsupported(&format!("Options[{:?}] of a network", shorten(option)), true);
     }
     // The least that a link may have, of which IPv6 makes more.
-    let tunnel = if spec.is_local() { 0 } else { TUNNEL_BYTES };
-    let least = tunnel + if spec.ipv6 { 1280 } else { 68 };
+    let added = match (spec.is_local(), spec.is_encrypted()) {
+        (true, _) => 0,
+        (false, true) => TUNNEL_BYTES + SEAL_BYTES,
+        (false, false) => TUNNEL_BYTES,
+    };
+    let least = added + if spec.ipv6 { 1280 } else { 68 };
     if spec.mtu().is_none_or(|mtu| !(least..=65535).contains(&mtu)) {
         let with = if spec.ipv6 { "a network with IPv6" } else { "a network" };
         return Err(invalid(format!(
             "invalid {MTU_OPTION} {:?}: between {least} and 65535 for {with}. It is the MTU of the interfaces between \
-             the hosts; tasks get {tunnel} bytes less",
+             the hosts; tasks get {added} bytes less",
             shorten(value)
         )));
     }

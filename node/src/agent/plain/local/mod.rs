@@ -393,6 +393,7 @@ fn overlays(
         vni: record.number,
         subnet: Ipv4Net::new(frame.subnet.first().into(), frame.subnet.prefix()).ok()?,
         subnet6: None,
+        encrypted: false,
         gateway: frame.gateway.into(),
         internal: record.spec.internal,
         ingress: false,

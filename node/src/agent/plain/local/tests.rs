@@ -165,6 +165,7 @@ fn what_cannot_be_is_refused() {
         (asking("new", "172.20.0.1/24"), "invalid subnet"),
         (with("com.docker.network.bridge.name", "br0"), "com.docker.network.bridge.name"),
         (with("com.docker.network.bridge.enable_icc", "false"), "enable_icc"),
+        (with("encrypted", ""), "cannot be encrypted"),
         (with("com.docker.network.driver.mtu", "7"), "invalid com.docker.network.driver.mtu"),
     ] {
         let refused = plan(spec).unwrap_err();
