@@ -19,6 +19,7 @@ mod images;
 pub mod manager;
 pub mod metrics;
 pub mod network_check;
+mod own_networks;
 pub mod release;
 pub mod rpc;
 pub mod stored;

@@ -55,6 +55,8 @@ pub struct Desired {
     pub ports: Vec<PublishedPort>,
     /// What encrypted networks are encrypted with; nothing where there are none.
     pub sealing: Option<Sealing>,
+    /// Subnets that the way out is not to have, beside those of `networks`.
+    pub taken: Vec<Ipv4Net>,
 }
 
 /// The keys that this host and others seal packets of encrypted networks with.
@@ -476,6 +478,8 @@ impl Desired {
         self.networks.truncate(NETWORKS_MAX);
         check(bounded("published ports", self.ports.len(), PORTS_MAX));
         self.ports.truncate(PORTS_MAX);
+        check(bounded("taken subnets", self.taken.len(), NETWORKS_MAX));
+        self.taken.truncate(NETWORKS_MAX);
         let (mut ids, mut vnis) = (BTreeSet::new(), BTreeSet::new());
         self.networks.retain(|network| {
             let duplicate = ids.contains(&network.id) || vnis.contains(&network.vni);
@@ -543,6 +547,12 @@ impl Desired {
             }
         }
         self
+    }
+
+    /// What the way out is not to have addresses of.
+    #[must_use]
+    pub fn subnets(&self) -> Vec<Ipv4Net> {
+        self.networks.iter().map(|network| network.subnet).chain(self.taken.iter().copied()).collect()
     }
 
     /// A network by its id.

@@ -29,6 +29,7 @@ use deploy::agent::{Core, Given, Step};
 use deploy::dispatcher::{Stamp, Update};
 use deploy::lifecycle::{Action, Event, Found};
 use deploy::model::{GossipKey, NodeDescription, NodeId, TaskId, Timestamp};
+use overlay_net::plan::names::egress_link;
 use overlay_net::{Desired, Overlay};
 use prost::Message;
 use runtime::image::registry::Registries;
@@ -222,6 +223,7 @@ impl Agent {
         let stop = CancellationToken::new();
 
         let boot = rand::random_range(1..=u64::MAX);
+        let node: String = config.description.engine_id.chars().take(8).collect();
         let plain = Plain::open(PlainConfig {
             runtime: config.runtime.clone(),
             images: config.registries.store().clone(),
@@ -231,7 +233,7 @@ impl Agent {
             records: config.plain_containers,
             networks: config.local_networks,
             data_path: config.description.data_path_addr.parse().unwrap_or(Ipv4Addr::UNSPECIFIED),
-            around: plain::around(&config.description),
+            way_out_link: Some(egress_link(&node)),
             places: Some(plain::Places {
                 channels: config.channels.lane(Lane::Calls),
                 managers: managers_out.clone(),

@@ -58,7 +58,7 @@ impl Networks {
         let mut ports = self.ingress_ports(set);
         ports.extend(host_ports(set, serving_here));
         let sealing = self.sealing(set);
-        Desired { revision, networks, ports, sealing }
+        Desired { revision, networks, ports, sealing, taken: Vec::new() }
     }
 
     /// What encrypted networks are encrypted with: the keys of the hosts that have somebody on one of them, and of no

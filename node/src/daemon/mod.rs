@@ -8,7 +8,6 @@ mod keeper;
 mod knock;
 mod local;
 mod moved;
-mod own_networks;
 mod ports;
 mod priority;
 mod raft_entry;
@@ -35,8 +34,9 @@ pub use local::LocalEngine;
 pub(crate) use priority::raise as raise_priority;
 pub use recover::recover;
 
+use crate::agent::plain;
 use crate::datadir::{DataDir, DataDirError};
-use crate::{docker_api, metrics};
+use crate::{docker_api, metrics, own_networks};
 
 /// What is still under way when the daemon is told to stop gets this long.
 const SHUTDOWN: Duration = Duration::from_secs(10);
@@ -188,7 +188,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 fn describe(engine: &LocalEngine, listen: &str, advertise: &str, data_path: &str) -> NodeDescription {
     let uname = rustix::system::uname();
     let node: String = engine.identity().engine_id.chars().take(8).collect();
-    let networks = own_networks::read(&overlay_net::plan::names::egress_link(&node));
+    let local = plain::remembered_subnets(&engine.data().local_networks());
+    let networks = own_networks::read(&overlay_net::plan::names::egress_link(&node), &local);
     NodeDescription {
         hostname: uname.nodename().to_string_lossy().into_owned(),
         architecture: uname.machine().to_string_lossy().into_owned(),

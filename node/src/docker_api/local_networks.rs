@@ -160,6 +160,7 @@ pub(super) fn of(error: LocalError) -> ApiError {
         LocalError::Refused(error) => error.into(),
         LocalError::Invalid(_) | LocalError::TooMany | LocalError::Subnet(SubnetError::Dry) => ApiError::invalid(text),
         LocalError::Subnet(SubnetError::Overlaps | SubnetError::WayOut { .. })
+        | LocalError::Predefined(_)
         | LocalError::InUse { .. }
         | LocalError::AddressTaken { .. } => ApiError::forbidden(text),
         LocalError::Dry { .. } => ApiError::new(hyper::StatusCode::SERVICE_UNAVAILABLE, text),

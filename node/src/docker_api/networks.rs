@@ -10,7 +10,6 @@ use deploy::store::Store;
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::App;
 use super::convert::{driver_of, is_of_one_host, network_spec_from_wire, network_to_wire};
 use super::error::ApiError;
 use super::extract::{JsonBody, Params};
@@ -21,6 +20,7 @@ use super::local_networks;
 use super::predefined;
 use super::resolve::resolve;
 use super::wire;
+use super::{App, consistency};
 use crate::agent::plain::LocalView;
 use crate::engine::{Consistency, Engine, EngineError, Membership};
 
@@ -38,6 +38,19 @@ async fn store_if_manager<E: Engine>(app: &App<E>, params: &Params) -> Result<Op
     }
 }
 
+/// The same for a list: what this manager has heard last where none leads, unless the client wants it fresh. This host's
+/// own networks are shown all the same, and clients look whether one is there before they make it.
+async fn store_for_list<E: Engine>(app: &App<E>, params: &Params) -> Result<Option<Store>, ApiError> {
+    let known = match app.engine.store(Consistency::Local).await {
+        Err(EngineError::NotManager(_)) => return Ok(None),
+        known => known.ok().filter(|_| params.get("consistency").is_none()),
+    };
+    match (app.engine.store(consistency(params)?).await, known) {
+        (Err(EngineError::NoLeader), Some(known)) => Ok(Some(known)),
+        (fresh, _) => Ok(Some(fresh?)),
+    }
+}
+
 pub(super) async fn list<E: Engine>(
     State(app): State<App<E>>,
     params: Params,
@@ -47,7 +60,8 @@ pub(super) async fn list<E: Engine>(
         return Err(ApiError::invalid("invalid filter: 'type' must be custom or builtin"));
     }
     let dangling = filters.flag("dangling")?;
-    let store = store_if_manager(&app, &params).await?;
+    // Whoever asks for this host's alone waits for no leader.
+    let store = if filters.exact("scope", "swarm") { store_for_list(&app, &params).await? } else { None };
     let own = predefined::ALL.iter().filter(|(name, driver)| {
         filters.prefix("id", &predefined::id(name))
             && filters.any("name", |wanted| name.contains(wanted))

@@ -518,6 +518,7 @@ async fn networks_of_one_host() {
     for (args, text) in [
         (&["back"][..], "network with name back already exists"),
         (&["bridge"], "predefined bridge network"),
+        (&["default"], "predefined default network"),
         (&["--subnet", "172.20.0.0/16", "x"], "Pool overlaps with other one on this address space"),
         (&["--ipv6", "x"], "EnableIPv6"),
         (&["-o", "com.docker.network.bridge.name=br7", "x"], "com.docker.network.bridge.name"),
@@ -546,6 +547,17 @@ async fn networks_of_one_host() {
     let listed = ["ps", "-a", "--filter", "network=back", "--format", "{{.Names}}"];
     assert_eq!(docker.ok(&listed).await, "web\n");
     docker.fails(&["start", "web"], 1, "this host has no networks").await;
+    // By its id, and by how that begins, it is the same one.
+    for wanted in [&back[..], &back[..12]] {
+        let id = docker.ok(&["create", "--network", wanted, "box:1", "true"]).await;
+        let made = docker.inspect(id.trim()).await;
+        assert_eq!(made["NetworkSettings"]["Networks"]["back"]["NetworkID"], json!(back), "{made}");
+        let listed = docker.ok(&["ps", "-aq", "--no-trunc", "--filter", "network=back"]).await;
+        assert!(listed.contains(id.trim()), "{listed}");
+        docker.ok(&["rm", id.trim()]).await;
+    }
+    let predefined = post(docker.host.socket(), "/networks/create", json!({"Name": "none"})).await;
+    assert_eq!(predefined.status, 403, "{}", predefined.text());
 
     // Beside networks of a cluster.
     let engine = &docker.host.served.engine;
@@ -564,6 +576,14 @@ async fn networks_of_one_host() {
     engine.set_leaderless();
     docker.ok(&["network", "create", "alone"]).await;
     docker.ok(&["network", "inspect", "alone"]).await;
+    for filter in ["scope=local", "name=alone"] {
+        let listed = docker.ok(&["network", "ls", "--filter", filter, "--format", "{{.Name}}"]).await;
+        assert!(listed.lines().any(|name| name == "alone"), "{filter}: {listed}");
+    }
+    let listed = docker.ok(&["network", "ls", "--filter", "name=wide", "--format", "{{.Name}}"]).await;
+    assert_eq!(listed, "wide\n", "as it was heard of last");
+    let fresh = get(docker.host.socket(), "/networks?consistency=linearizable").await;
+    assert!(fresh.status == 500 && fresh.message().contains("leader"), "{}", fresh.text());
     docker.ok(&["network", "rm", "alone"]).await;
 
     // Who does not run is not on it.

@@ -70,6 +70,7 @@ pub(super) fn zone() -> Zone {
             networks: vec![network("one", one).into(), network("two", two).into()],
             ports: vec![],
             sealing: None,
+            taken: Vec::new(),
         },
         &[].into(),
     )
@@ -79,8 +80,10 @@ pub(super) fn zone() -> Zone {
 fn nobody_is_found_by_name_over_the_ingress_network() {
     let mut ingress = network("in", vec![service("web", Some(200), &[(2, true)])]);
     ingress.ingress = true;
-    let zone =
-        Zone::new(&Desired { revision: 1, networks: vec![ingress.into()], ports: vec![], sealing: None }, &[].into());
+    let zone = Zone::new(
+        &Desired { revision: 1, networks: vec![ingress.into()], ports: vec![], sealing: None, taken: Vec::new() },
+        &[].into(),
+    );
     for name in ["web", "tasks.web", "web.in-net", "web.2"] {
         let view = View { networks: vec!["in".into()], ..View::default() };
         let found = zone.look_up(&view, name);
@@ -328,7 +331,13 @@ fn what_a_service_is_called_is_nobody_elses() {
         [service("web", Some(200), &[(2, true)]), service("db", None, &[(3, true)]), service("idle", None, &[])];
     let all = |parts: &[&[Arc<Service>]]| {
         let services = parts.iter().flat_map(|part| part.to_vec()).collect();
-        Desired { revision: 1, networks: vec![network("one", services).into()], ports: vec![], sealing: None }
+        Desired {
+            revision: 1,
+            networks: vec![network("one", services).into()],
+            ports: vec![],
+            sealing: None,
+            taken: Vec::new(),
+        }
     };
     let view = view(&["one"]);
     let look = |zone: &Zone, name: &str| match zone.look_up(&view, name) {
@@ -365,8 +374,10 @@ fn what_a_service_is_called_is_nobody_elses() {
 #[test]
 fn networks_that_are_called_like_a_domain_share_it() {
     let shared = Network { name: "dev".into(), ..network("one", vec![service("web", Some(200), &[])]) };
-    let zone =
-        Zone::new(&Desired { revision: 1, networks: vec![shared.into()], ports: vec![], sealing: None }, &[].into());
+    let zone = Zone::new(
+        &Desired { revision: 1, networks: vec![shared.into()], ports: vec![], sealing: None, taken: Vec::new() },
+        &[].into(),
+    );
     let view = view(&["one"]);
     let look = |name| zone.look_up(&view, name);
     assert_eq!(look("web.dev"), super::Known::Name(&[address(200).into()]));
@@ -380,7 +391,7 @@ fn services_names_leave_out_suspected_hosts_but_never_everybody() {
         network("one", vec![service("web", Some(200), &[(2, true), (3, true)]), service("db", None, &[(5, true)])]);
     net.stations =
         [(2, here), (3, there), (5, there)].map(|(last, host)| Station { address: address(last), host }).into();
-    let desired = Desired { revision: 1, networks: vec![net.into()], ports: vec![], sealing: None };
+    let desired = Desired { revision: 1, networks: vec![net.into()], ports: vec![], sealing: None, taken: Vec::new() };
     let found = |suspects: &[Ipv4Addr], name| {
         let zone = Zone::new(&desired, &suspects.iter().copied().collect::<BTreeSet<_>>());
         match zone.look_up(&view(&["one"]), name) {
@@ -424,7 +435,13 @@ fn what_does_not_fit_a_datagram_is_marked_and_fits_a_stream() {
     let many: Vec<(u8, bool)> = (2..=150).map(|last| (last, true)).collect();
     let networks = vec![network("one", vec![service("big", None, &many)])];
     let zone = Zone::new(
-        &Desired { revision: 1, networks: networks.into_iter().map(Arc::new).collect(), ports: vec![], sealing: None },
+        &Desired {
+            revision: 1,
+            networks: networks.into_iter().map(Arc::new).collect(),
+            ports: vec![],
+            sealing: None,
+            taken: Vec::new(),
+        },
         &[].into(),
     );
     let (plain, extended) = (query("big", A), extended("big", A, 4096));

@@ -292,8 +292,7 @@ impl Owner {
         let host = match self.egress {
             Some(host) => host,
             None => {
-                let subnets: Vec<Ipv4Net> = self.desired.networks.iter().map(|network| network.subnet).collect();
-                let host = self.stage.create_egress(mtu, &subnets).map_err(failed)?;
+                let host = self.stage.create_egress(mtu, &self.desired.subnets()).map_err(failed)?;
                 self.egress = Some(host);
                 host
             }

@@ -94,7 +94,7 @@ mod tests {
             stations: stations.iter().map(|s| Station { address: address(*s), host: Ipv4Addr::LOCALHOST }).collect(),
             services: vips.iter().map(service).collect(),
         };
-        Desired { revision: 1, networks: vec![network.into()], ports: vec![], sealing: None }
+        Desired { revision: 1, networks: vec![network.into()], ports: vec![], sealing: None, taken: Vec::new() }
     }
 
     #[test]

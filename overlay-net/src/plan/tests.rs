@@ -58,7 +58,13 @@ fn service(vip: Option<Ipv4Addr>, endpoints: &[(u8, bool)]) -> Arc<Service> {
 }
 
 fn desired(networks: Vec<Network>) -> Desired {
-    Desired { revision: 1, networks: networks.into_iter().map(Arc::new).collect(), ports: vec![], sealing: None }
+    Desired {
+        revision: 1,
+        networks: networks.into_iter().map(Arc::new).collect(),
+        ports: vec![],
+        sealing: None,
+        taken: Vec::new(),
+    }
 }
 
 fn port(task: &str, network: &str, vni: u32) -> Port {
@@ -465,6 +471,9 @@ fn the_way_out_avoids_what_is_taken() {
     let taken = nets(&["172.30.5.0/24", "172.29.0.0/16", "172.16.0.0/12"]);
     assert_eq!(choose_egress(&taken), Some("10.200.0.0/16".parse().unwrap()));
     assert_eq!(choose_egress(&nets(&["0.0.0.0/0"])), None);
+    // Nor what networks will have that nobody is on at this moment.
+    let idle = Desired { taken: nets(&["172.30.0.0/24", "172.29.7.0/24"]), ..desired(vec![]) };
+    assert_eq!(choose_egress(&idle.subnets()), Some("172.28.0.0/16".parse().unwrap()));
     let subnet = nets(&["172.30.0.0/29"])[0];
     assert_eq!(gateway(subnet), Ipv4Addr::new(172, 30, 0, 1));
     let given = |last: Option<u8>| {

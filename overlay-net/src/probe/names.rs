@@ -211,7 +211,13 @@ mod tests {
                 ports: Vec::new(),
             })],
         };
-        let desired = Desired { revision: 1, networks: vec![Arc::new(network)], ports: Vec::new(), sealing: None };
+        let desired = Desired {
+            revision: 1,
+            networks: vec![Arc::new(network)],
+            ports: Vec::new(),
+            sealing: None,
+            taken: Vec::new(),
+        };
         (Zone::new(&desired, &BTreeSet::new()), View { networks: vec!["n".into()], ..View::default() })
     }
 

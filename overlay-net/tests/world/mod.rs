@@ -262,7 +262,13 @@ pub fn desired(revision: u64, endpoints: &[(&str, u8, u8)], hosts: u8) -> Desire
         backends: endpoints.iter().filter(|e| e.0.starts_with("web")).map(|e| Ipv4Addr::new(10, 0, 0, e.1)).collect(),
         task: None,
     };
-    Desired { revision, networks: vec![web_network.into(), ingress.into()], ports: vec![port], sealing: None }
+    Desired {
+        revision,
+        networks: vec![web_network.into(), ingress.into()],
+        ports: vec![port],
+        sealing: None,
+        taken: Vec::new(),
+    }
 }
 
 /// The one service of [`desired`], to be changed.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::places::PlaceError;
 use super::policy::{self, End, Next};
-use super::record::{Record, Restart};
+use super::record::{NetworkOf, Record, Restart};
 use super::shared::Shared;
 use super::streams::Listener;
 use super::{PlainError, needs_overlay};
@@ -553,7 +553,7 @@ impl Keeper {
     async fn take_place(&mut self) -> Result<(), PlainError> {
         let shared = Arc::clone(&self.shared);
         let Some(wish) = self.record.spec.cluster_networks().next().cloned() else { return Ok(()) };
-        // Those of this host first, as with Docker.
+        // Those of this host first, as with Docker; unless it is known whose it is.
         if shared.join_local(&mut self.record)? {
             return Ok(());
         }
@@ -568,6 +568,7 @@ impl Keeper {
         if let Some(kept) = places.given(&self.record.place) {
             shared.use_place(&self.record.id, Place::Used(self.record.place.clone()));
             self.record.attachments = kept;
+            self.record.set_network_of(NetworkOf::Cluster);
             return Ok(());
         }
         self.record.lose_place();
@@ -583,6 +584,7 @@ impl Keeper {
         shared.use_place(&self.record.id, Place::Used(id.clone()));
         self.record.attachments = places.told(&id).await.map_err(failed)?;
         self.record.place = id;
+        self.record.set_network_of(NetworkOf::Cluster);
         Ok(())
     }
 
@@ -598,18 +600,16 @@ impl Keeper {
             return;
         }
         // Before its address is given back: nobody may have it twice.
-        let detached = match &self.shared.config.overlay {
-            Some(overlay) => overlay.detach(key.as_str()).await,
-            None => Ok(()),
-        };
-        self.shared.release(&self.record);
-        if let Err(error) = detached {
+        if let Some(overlay) = &self.shared.config.overlay
+            && let Err(error) = detach(overlay, key.as_str()).await
+        {
             tracing::warn!(
                 container.id = self.record.id,
                 error = crate::chain(&error),
                 "a container's network could not be taken down"
             );
         }
+        self.shared.release(&self.record);
     }
 
     /// Gives its place back: it is not to run, or not soon. It is not connected.
@@ -711,6 +711,23 @@ async fn attach(overlay: &Overlay, netns: OwnedFd, endpoint: &EndpointConfig) ->
     }
 }
 
+/// Disconnects it; what only failed at this moment is tried again.
+async fn detach(overlay: &Overlay, key: &str) -> Result<(), OverlayError> {
+    /// How often it is tried.
+    const TRIES: usize = 3;
+    /// Pause in between. Its user may wait for its end.
+    const PAUSE: Duration = Duration::from_millis(200);
+    let mut detached = overlay.detach(key).await;
+    for _ in 1..TRIES {
+        if !detached.as_ref().is_err_and(OverlayError::retry_helps) {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+        detached = overlay.detach(key).await;
+    }
+    detached
+}
+
 /// Keeps an adopted container's network, and asks for its health. Never ends.
 async fn watch(shared: &Shared, record: &Record, adopted: bool) {
     if adopted {
@@ -751,6 +768,16 @@ async fn watch(shared: &Shared, record: &Record, adopted: bool) {
 
 async fn reattach(shared: &Shared, record: &Record) -> Result<(), String> {
     let Some(overlay) = shared.config.overlay.as_ref().filter(|_| needs_overlay(record)) else { return Ok(()) };
+    if shared.has_lost_network(record) {
+        // To connect it anew would need that network. What it has still leads out, and to its ports.
+        tracing::error!(
+            container.id = record.id,
+            container.name = record.name,
+            "what was remembered of a container's network is lost: its links are left as they are"
+        );
+        shared.show(&record.id, |view| view.connected = true);
+        return Ok(());
+    }
     let runtime = &shared.config.runtime;
     let netns = runtime.netns(&record.id).await.map_err(|error| crate::chain(&error))?;
     let fds = runtime.fetch_fds(&record.id, DNS_FDS).await.map_err(|error| crate::chain(&error))?;

@@ -18,12 +18,13 @@ mod streams;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use deploy::agent::Place;
-use deploy::model::{NetworkMode, NetworkSpec, NodeDescription, PortConfig, Subnet, TaskSpec};
+use deploy::model::{NetworkMode, NetworkSpec, PortConfig, Subnet, TaskSpec};
+use ipnet::Ipv4Net;
 use overlay_net::{Desired, Network, Overlay, PublishedPort};
 use runtime::image::{ImageError, ImageStore};
 use runtime::{ContainerState, IdMappings, Runtime, RuntimeError, Signal, Status};
@@ -36,10 +37,11 @@ use self::local::{Around, LocalNetworks, NetworkRecord};
 pub(crate) use self::places::PlaceError;
 pub(super) use self::places::Places;
 use self::ports::PortError;
-use self::record::{Found, Records};
+use self::record::{Found, NetworkOf, Records};
 use self::shared::{Known, MAX, Shared, State};
 use self::streams::Listener;
 use super::container::{self, ContainerError};
+use crate::own_networks;
 use crate::stored::StoredError;
 
 pub(crate) use self::local::{LocalError, LocalView, SubnetError};
@@ -186,8 +188,8 @@ pub struct PlainConfig {
     pub networks: PathBuf,
     /// This host's address that the overlay knows it by.
     pub(super) data_path: Ipv4Addr,
-    /// What this host's own networks are not to have addresses of.
-    pub(super) around: Around,
+    /// The link of the containers' way out on this host; absent: they have none.
+    pub(super) way_out_link: Option<String>,
     /// Gets them places on the cluster's networks.
     pub(super) places: Option<Places>,
     /// What the networks are to be: whose ports are taken.
@@ -207,17 +209,28 @@ impl PlainConfig {
             networks: records.with_file_name("networks"),
             records,
             data_path: Ipv4Addr::UNSPECIFIED,
-            around: Around::default(),
+            way_out_link: None,
             places: None,
             desired,
         }
     }
 }
 
-/// Subnets that a host says it has, or reaches.
-pub(super) fn around(host: &NodeDescription) -> Around {
-    let own = host.own_subnets.iter().chain(&host.routes).filter_map(|text| Subnet::parse(text));
-    Around { host: own.collect(), way_out: Subnet::parse(&host.way_out), cluster: Vec::new() }
+/// What this host's own networks are not to have addresses of; `others` are the subnets of those that there are. Reads
+/// what the host has at this moment.
+fn around(way_out_link: Option<&str>, others: &[Ipv4Net], cluster: Vec<Subnet>) -> Around {
+    let Some(link) = way_out_link else { return Around { cluster, ..Around::default() } };
+    let host = own_networks::read(link, others);
+    let own = host.subnets.iter().chain(&host.routes).filter_map(|text| Subnet::parse(text));
+    Around { host: own.collect(), way_out: Subnet::parse(&host.way_out), cluster }
+}
+
+/// Subnets of the networks of a host alone that are remembered in a directory. What cannot be read is left out: whoever
+/// opens it in earnest says so.
+pub(crate) fn remembered_subnets(dir: &Path) -> Vec<Ipv4Net> {
+    let found = Records::<NetworkRecord>::at(dir).read();
+    let records = found.map(|found| found.records).unwrap_or_default();
+    records.iter().filter_map(|record| record.subnet.parse().ok()).collect()
 }
 
 /// What the overlay is to have for plain containers, beside what the managers want of it.
@@ -227,6 +240,8 @@ pub(super) struct Wants {
     ports: Vec<PublishedPort>,
     /// The networks of this host alone that they are on.
     networks: Vec<Arc<Network>>,
+    /// The subnets of all networks of this host alone.
+    subnets: Vec<Ipv4Net>,
 }
 
 impl Wants {
@@ -234,6 +249,7 @@ impl Wants {
     pub(super) fn add_to(&self, desired: &mut Desired) {
         ports::add(&mut desired.ports, &self.ports);
         desired.networks.extend(self.networks.iter().cloned());
+        desired.taken.extend_from_slice(&self.subnets);
     }
 }
 
@@ -272,8 +288,8 @@ pub(crate) struct View {
     pub(crate) connected: bool,
     /// It has ended, and is started again after a pause.
     pub(crate) waits: bool,
-    /// Id of the network of this host alone that it is on, or would be if it ran.
-    pub(crate) local: Option<String>,
+    /// Id and name of the network of this host alone that it is on, or would be if it ran.
+    pub(crate) local: Option<(String, String)>,
 }
 
 impl View {
@@ -301,10 +317,15 @@ impl Plain {
             config.runtime.list().await.into_iter().map(|state| (state.id.clone(), state)).collect();
         let (known, found) = (BTreeMap::new(), Vec::new());
         let mut state = State { known, local: LocalNetworks::new(config.data_path), found };
-        for network in network_records.read()?.records {
+        let mut networks = network_records.read()?;
+        // Where two cannot be side by side, the older one stays.
+        networks.records.sort_by(|a, b| (a.created.nanos, &a.id).cmp(&(b.created.nanos, &b.id)));
+        networks.unreadable.into_iter().for_each(|id| state.local.lose(id));
+        for network in networks.records {
             let (id, name) = (network.id.clone(), network.spec.name.clone());
             if let Err(reason) = state.local.add(network) {
                 tracing::error!(network.id = id, network.name = name, reason, "a network of this host is left out");
+                state.local.lose(id);
             }
         }
         let Found { records: all, unreadable } = records.read()?;
@@ -312,6 +333,10 @@ impl Plain {
             let (commands, inbox) = mpsc::channel(QUEUE);
             let found = here.remove(&record.id);
             let holds_ports = found.as_ref().is_some_and(|found| found.status == Status::Running);
+            // Who was made before that was remembered.
+            if !record.place.is_none() {
+                record.set_network_of(NetworkOf::Cluster);
+            }
             let place = found_place(&mut record, holds_ports);
             state.local.rejoin(&record);
             let view = View::new(record.clone());
@@ -377,8 +402,9 @@ impl Plain {
         let state = self.shared.state();
         let mut view = state.known.get(id).map(|known| known.view.clone())?;
         let joined = view.record.attachments.first().map(|attachment| attachment.network.to_string());
-        let wanted = joined.or_else(|| Some(view.record.spec.cluster_networks().next()?.target.clone()));
-        view.local = wanted.and_then(|wanted| Some(state.local.find(&wanted)?.id.clone()));
+        let wanted = joined.or_else(|| Some(view.record.local_wish()?.target.clone()));
+        let network = wanted.and_then(|wanted| state.local.find(&wanted));
+        view.local = network.map(|network| (network.id.clone(), network.spec.name.clone()));
         Some(view)
     }
 

@@ -5,16 +5,20 @@
 //! the container's variables, as the runtime's file does; so it is clear, and readable by root alone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use deploy::model::{NetworkAttachment, PortConfig, Task, TaskId, TaskSpec, Timestamp};
+use deploy::model::{NetworkAttachment, NetworkAttachmentConfig, PortConfig, Task, TaskId, TaskSpec, Timestamp};
 use prost::Message;
 
 use super::local::NetworkRecord;
 use crate::stored::{self, Kind, StoredError};
+
+/// The end of a file's name while it is written.
+const BESIDE: &str = "tmp";
 
 /// When a container that has ended is started again; Docker's restart policies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
@@ -28,6 +32,19 @@ pub(crate) enum Restart {
     Always = 2,
     /// Always but when its user has stopped it.
     UnlessStopped = 3,
+}
+
+/// Whose the network of a container is. What a user calls it may be the name of another one another day: who has been on
+/// one of this host is never led to one of the cluster instead, nor the other way round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub(crate) enum NetworkOf {
+    /// Not known before its first start.
+    Anybody = 0,
+    /// This host's alone.
+    Host = 1,
+    /// The cluster's.
+    Cluster = 2,
 }
 
 /// A plain container, as its user wants it.
@@ -81,9 +98,22 @@ pub(crate) struct Record {
     /// The addresses that its user asked for on networks of this host, by what the user called these.
     #[prost(btree_map = "string, string", tag = "16")]
     pub(crate) addresses: BTreeMap<String, String>,
+    /// Whose the network of its spec is.
+    #[prost(enumeration = "NetworkOf", tag = "17")]
+    pub(crate) network_of: i32,
 }
 
 impl Record {
+    /// The network of this host that its user named, if it may be one of these.
+    pub(super) fn local_wish(&self) -> Option<&NetworkAttachmentConfig> {
+        self.spec.cluster_networks().next().filter(|_| self.network_of() != NetworkOf::Cluster)
+    }
+
+    /// Whether it is started again as soon as it has ended, its daemon begins, or a pause is over.
+    pub(super) fn goes_on(&self) -> bool {
+        self.wanted && !self.stopped && self.restart() != Restart::No
+    }
+
     /// The address that its user asked for on a network.
     pub(super) fn asked_address(&self, network: &str) -> Option<Ipv4Addr> {
         self.addresses.get(network)?.parse().ok()
@@ -154,10 +184,23 @@ pub(super) struct Records<R> {
 }
 
 impl<R: Remembered> Records<R> {
+    /// Those in a directory, which is made if it is not there. Nobody else has it open.
     pub(super) fn open(dir: &Path) -> Result<Self, StoredError> {
         let made = std::fs::create_dir_all(dir);
         made.map_err(|source| StoredError::Io { action: "create", path: dir.to_owned(), source })?;
-        Ok(Self { dir: dir.to_owned(), of: PhantomData })
+        // What cut writes have left: nobody else removes it, since no two records have one id.
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        for path in entries.filter(|path| path.extension() == Some(BESIDE.as_ref())) {
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "what a cut write has left could not be removed");
+            }
+        }
+        Ok(Self::at(dir))
+    }
+
+    /// Those in a directory that need not be there.
+    pub(super) fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), of: PhantomData }
     }
 
     fn path(&self, id: &str) -> PathBuf {
@@ -200,15 +243,34 @@ impl<R: Remembered> Records<R> {
         stored::write(&self.path(record.id()), R::KIND, &record.encode_to_vec())
     }
 
-    /// One that is not there is fine.
+    /// As [`Records::write`], for one that is not there yet: when that fails, nothing of it is left, as far as the disk
+    /// lets that be done.
+    pub(super) fn write_first(&self, record: &R) -> Result<(), StoredError> {
+        self.write(record).inspect_err(|_| {
+            let path = self.path(record.id());
+            for path in [path.with_extension(BESIDE), path] {
+                match std::fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        tracing::warn!(path = %path.display(), %error, "a record could not be taken back");
+                    }
+                    _ => {}
+                }
+            }
+        })
+    }
+
+    /// Durably. One that is not there is fine.
     pub(super) fn remove(&self, id: &str) -> Result<(), StoredError> {
         let path = self.path(id);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoredError::Io { action: "remove", path, source: error })
+                return Err(StoredError::Io { action: "remove", path, source: error });
             }
-            _ => Ok(()),
+            _ => {}
         }
+        // Also of one that was removed before: that may have failed here.
+        let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
+        synced.map_err(|source| StoredError::Io { action: "fsync", path: self.dir.clone(), source })
     }
 }
 
@@ -231,13 +293,41 @@ mod tests {
         std::fs::copy(records.path(&record.id), records.path("d")).unwrap();
         // What is whole, and of something else.
         let network = NetworkRecord { id: "e".into(), ..NetworkRecord::default() };
-        Records::open(&dir.path().join("containers")).unwrap().write(&network).unwrap();
+        Records::at(&dir.path().join("containers")).write(&network).unwrap();
         let unreadable = BTreeSet::from(["c", "d", "e"].map(str::to_owned));
         let expected = Found { records: vec![record.clone()], unreadable: unreadable.clone() };
         assert_eq!(records.read().unwrap(), expected);
         records.remove(&record.id).unwrap();
         records.remove(&record.id).unwrap();
         assert_eq!(records.read().unwrap(), Found { records: Vec::new(), unreadable });
-        assert!(records.path("c").exists());
+        assert!(records.path("c").exists() && records.path("b.tmp").exists());
+        Records::<Record>::open(&dir.path().join("containers")).unwrap();
+        assert!(records.path("c").exists() && !records.path("b.tmp").exists());
+    }
+
+    #[test]
+    fn of_a_first_write_that_fails_nothing_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let record = Record { id: "a".into(), ..Record::default() };
+        // What is in the way of the last step.
+        std::fs::create_dir_all(records.path("a").join("b")).unwrap();
+        records.write_first(&record).unwrap_err();
+        assert!(!records.path("a.tmp").exists());
+        std::fs::remove_dir_all(records.path("a")).unwrap();
+        records.write_first(&record).unwrap();
+        assert_eq!(records.read().unwrap().records, [record]);
+    }
+
+    #[test]
+    fn who_is_started_again_by_itself() {
+        let record = |restart, wanted, stopped| {
+            let mut record = Record { wanted, stopped, ..Record::default() };
+            record.set_restart(restart);
+            record.goes_on()
+        };
+        assert!(record(Restart::Always, true, false) && record(Restart::OnFailure, true, false));
+        assert!(!record(Restart::No, true, false) && !record(Restart::Always, false, false));
+        assert!(!record(Restart::Always, true, true), "its user has just stopped it");
     }
 }

@@ -1,6 +1,7 @@
 //! What all of this host's plain containers share: names, ports, networks, places on networks, and what is shown of them.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::keeper::{Command, Keeper};
-use super::local::{Around, LocalError, LocalNetworks, NUMBERS_END, NetworkRecord};
-use super::record::{Record, Records};
+use super::local::{LocalError, LocalNetworks, NUMBERS_END, NetworkRecord};
+use super::record::{NetworkOf, Record, Records};
 use super::{PlainConfig, PlainError, QUEUE, View, Wants, Wish, names, ports};
 use crate::agent::{container, executor, network};
 
@@ -57,7 +58,7 @@ pub(super) struct Known {
 impl State {
     /// What the overlay is to have for them.
     pub(super) fn wants(&self) -> Wants {
-        Wants { ports: self.ports(), networks: self.local.networks() }
+        Wants { ports: self.ports(), networks: self.local.networks(), subnets: self.local.subnets() }
     }
 
     fn ports(&self) -> Vec<PublishedPort> {
@@ -112,12 +113,16 @@ impl Shared {
             if state.known.len() >= MAX {
                 return Err(PlainError::TooMany);
             }
-            if let Some(wish) = record.spec.cluster_networks().next() {
-                match state.local.check(wish, &record) {
-                    Some(fits) => fits?,
+            let wished = record.spec.cluster_networks().next().cloned();
+            if let Some(wish) = wished {
+                match state.local.check(&wish, &record) {
+                    Some(fits) => {
+                        fits?;
+                        record.set_network_of(NetworkOf::Host);
+                    }
                     // It may be one of the cluster, or be made later.
                     None if record.asked_address(&wish.target).is_none() => {}
-                    None => return Err(PlainError::AddressElsewhere(wish.target.clone())),
+                    None => return Err(PlainError::AddressElsewhere(wish.target)),
                 }
             }
             record.name = match wish.name {
@@ -226,16 +231,29 @@ impl Shared {
 
     /// Gives a container an address on the network of its spec, if that is one of this host alone; `false` if it is not.
     pub(super) fn join_local(&self, record: &mut Record) -> Result<bool, PlainError> {
-        let Some(wish) = record.spec.cluster_networks().next() else { return Ok(false) };
-        let mut state = self.state();
-        let Some(joined) = state.local.join(wish, record) else { return Ok(false) };
+        let Some(wish) = record.local_wish() else { return Ok(false) };
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let others = state.known.values().map(|known| &known.view.record);
+        let Some(joined) = state.local.join(wish, record, others) else {
+            return match record.network_of() {
+                NetworkOf::Host => Err(LocalError::NotFound(wish.target.clone()).into()),
+                _ => Ok(false),
+            };
+        };
         let joined = joined?;
         if let Some(network) = state.local.find(joined.network.as_str()) {
             self.tell_of(network, "connect", Some(&record.id));
         }
         record.attachments = vec![joined];
-        self.tell(&state);
+        record.set_network_of(NetworkOf::Host);
+        self.tell(state);
         Ok(true)
+    }
+
+    /// Whether a container is on a network of this host of which what was remembered is lost.
+    pub(super) fn has_lost_network(&self, record: &Record) -> bool {
+        self.state().local.has_lost_one_of(record)
     }
 
     /// Tells those who listen to events, in Docker's words.
@@ -275,14 +293,21 @@ impl Shared {
             }
             cluster.extend(carried().filter_map(|network| Subnet::parse(&network.subnet.trunc().to_string())));
         }
-        let around = Around { cluster, ..self.config.around.clone() };
+        let (link, others) = (self.config.way_out_link.clone(), self.state().local.subnets());
+        // As they are now: the host may have got networks since its daemon began.
+        let around = tokio::task::spawn_blocking(move || super::around(link.as_deref(), &others, cluster)).await;
+        let around = around.map_err(|_| PlainError::Ended)?;
         let id: String = (0..4).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
         let (record, warning) = self.state().local.plan(spec, &around, id.clone(), crate::agent::now())?;
         let (records, written) = (self.network_records.clone(), record.clone());
-        let done = tokio::task::spawn_blocking(move || records.write(&written)).await;
+        let done = tokio::task::spawn_blocking(move || records.write_first(&written)).await;
         done.map_err(|_| PlainError::Ended)??;
         // It was planned beside the others, and nobody has added another one since.
-        self.state().local.add(record.clone()).map_err(|reason| LocalError::Invalid(reason.to_owned()))?;
+        {
+            let mut state = self.state();
+            state.local.add(record.clone()).map_err(|reason| LocalError::Invalid(reason.to_owned()))?;
+            self.tell(&state);
+        }
         self.tell_of(&record, "create", None);
         Ok((id, warning))
     }
@@ -291,13 +316,24 @@ impl Shared {
     pub(super) async fn remove_network(&self, id: &str) -> Result<(), PlainError> {
         let _changing = self.changing.lock().await;
         // From here on nobody gets an address on it.
-        let removed = self.state().local.remove(id)?;
+        let removed = {
+            let mut guard = self.state();
+            let state = &mut *guard;
+            let others = state.known.values().map(|known| &known.view.record);
+            let removed = state.local.remove(id, others)?;
+            self.tell(state);
+            removed
+        };
         let (records, id) = (self.network_records.clone(), removed.record().id.clone());
         let done = tokio::task::spawn_blocking(move || records.remove(&id)).await;
         let done = done.map_err(|_| PlainError::Ended).and_then(|done| Ok(done?));
         match done {
             Ok(()) => self.tell_of(removed.record(), "destroy", None),
-            Err(_) => self.state().local.put_back(removed),
+            Err(_) => {
+                let mut state = self.state();
+                state.local.put_back(removed);
+                self.tell(&state);
+            }
         }
         done
     }
@@ -437,23 +473,33 @@ impl Shared {
         });
     }
 
-    /// Waits until its ports are in force, as far as no service has them by now.
+    /// Waits until its ports are in force, as far as no service has them by now, and others on a network of this host
+    /// find it.
     pub(super) async fn published(&self, overlay: &Overlay, record: &Record) -> Result<(), PlainError> {
         /// How often it is looked.
         const EVERY: Duration = Duration::from_millis(10);
         /// How long.
         const PATIENCE: Duration = Duration::from_secs(10);
         let wanted: Vec<PublishedPort> = network::ports_of(&record.task()).collect();
+        // Of its place on a network of the cluster, managers tell others.
+        let places = record.attachments.iter().filter(|_| record.network_of() == NetworkOf::Host);
+        let local: Vec<(&str, Ipv4Addr)> = places
+            .filter_map(|place| Some((place.network.as_str(), place.address.split('/').next()?.parse().ok()?)))
+            .collect();
         let looking = async {
             loop {
                 let observed = overlay.observe().await.map_err(|error| PlainError::Network(crate::chain(&error)))?;
-                if wanted.iter().all(|port| observed.desired.ports.contains(port)) {
+                let found = local.iter().all(|(id, address)| {
+                    let network = observed.desired.network(id);
+                    network.is_some_and(|network| network.stations.iter().any(|one| one.address == *address))
+                });
+                if found && wanted.iter().all(|port| observed.desired.ports.contains(port)) {
                     return Ok(());
                 }
                 tokio::time::sleep(EVERY).await;
             }
         };
-        let late = || PlainError::Network("its ports could not be published within 10 s".to_owned());
+        let late = || PlainError::Network("its ports and names could not be published within 10 s".to_owned());
         tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| Err(late()))
     }
 }

@@ -349,6 +349,11 @@ pub(super) fn mode(view: &View) -> &str {
     view.record.spec.networks.first().map_or("bridge", |network| &network.target)
 }
 
+/// The same for a key of Docker's map: one of this host by its name, whatever its user called it.
+fn network_name(view: &View) -> &str {
+    view.local.as_ref().map_or_else(|| mode(view), |(_, name)| name)
+}
+
 /// Whether it is on a network of the cluster.
 fn needs_place(view: &View) -> bool {
     view.record.spec.cluster_networks().next().is_some()
@@ -370,7 +375,10 @@ pub(super) fn networks(view: &View) -> Map<String, Value> {
         true => String::new(),
         false => super::super::predefined::id(mode(view)),
     };
-    let id = place.map(|place| place.network.to_string()).or_else(|| view.local.clone()).unwrap_or_else(own);
+    let id = place
+        .map(|place| place.network.to_string())
+        .or_else(|| view.local.as_ref().map(|(id, _)| id.clone()))
+        .unwrap_or_else(own);
     let own_mac = address.parse().ok().filter(|_| view.local.is_some()).map(|address| mac(mac_of(address)));
     let asked = view.record.addresses.get(mode(view));
     let network = json!({
@@ -389,7 +397,7 @@ pub(super) fn networks(view: &View) -> Map<String, Value> {
         "IPAMConfig": asked.map(|address| json!({"IPv4Address": address})),
         "DNSNames": null,
     });
-    Map::from_iter([(mode(view).to_owned(), network)])
+    Map::from_iter([(network_name(view).to_owned(), network)])
 }
 
 /// `POST /containers/prune`: those that do not run, as Docker does.

@@ -43,15 +43,17 @@ impl Addresses {
         Self { subnet, first, last, reserved, holders: BTreeMap::new(), next: first }
     }
 
-    /// An address that nobody has; nothing where all are somebody's. Whoever has one keeps it.
-    pub(super) fn choose(&mut self, holder: &str) -> Option<Ipv4Addr> {
+    /// An address that nobody has; nothing where all are somebody's. Whoever has one keeps it. Those that somebody else
+    /// has `asked` for, who has none at this moment, are given when there is no other.
+    pub(super) fn choose(&mut self, holder: &str, asked: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
         if let Some(own) = self.of(holder) {
             return Some(own);
         }
         // No more are passed over than are somebody's.
         let free = |address: &u32| !self.reserved.contains(address) && !self.holders.contains_key(address);
-        let mut behind = self.next..=self.last;
-        let address = behind.find(free).or_else(|| (self.first..self.next).find(free))?;
+        let nobodys = |address: &u32| free(address) && !asked.contains(&Ipv4Addr::from(*address));
+        let in_turn = || (self.next..=self.last).chain(self.first..self.next);
+        let address = in_turn().find(nobodys).or_else(|| in_turn().find(free))?;
         self.give(holder, address);
         Some(address.into())
     }
@@ -107,15 +109,27 @@ mod tests {
     fn addresses_are_given_in_turn_until_none_is_left() {
         let mut all = addresses("172.18.0.0/29", None, &["172.18.0.1", "172.18.0.3"]);
         let last = |given: Option<Ipv4Addr>| given.map(|address| address.octets()[3]);
-        let mut next = |holder: &str| last(all.choose(holder));
+        let mut next = |holder: &str| last(all.choose(holder, &BTreeSet::new()));
         assert_eq!([next("a"), next("b"), next("a"), next("c"), next("d")], [2, 4, 2, 5, 6].map(Some));
         assert_eq!(next("e"), None);
         all.give_back("b");
         all.give_back("nobody");
-        assert_eq!(last(all.choose("e")), Some(4));
+        let none = BTreeSet::new();
+        assert_eq!(last(all.choose("e", &none)), Some(4));
         all.give_back("a");
         all.give_back("c");
-        assert_eq!([last(all.choose("f")), last(all.choose("g")), last(all.choose("h"))], [Some(5), Some(2), None]);
+        let chosen = ["f", "g", "h"].map(|holder| last(all.choose(holder, &none)));
+        assert_eq!(chosen, [Some(5), Some(2), None]);
+    }
+
+    #[test]
+    fn what_somebody_else_has_asked_for_is_given_last() {
+        let mut all = addresses("172.18.0.0/29", None, &["172.18.0.1"]);
+        let at = |last: u8| Ipv4Addr::new(172, 18, 0, last);
+        let asked = BTreeSet::from([at(2), at(5), Ipv4Addr::LOCALHOST]);
+        let mut next = |holder: &str| all.choose(holder, &asked);
+        assert_eq!([next("a"), next("b"), next("c")], [3, 4, 6].map(|last| Some(at(last))));
+        assert_eq!([next("d"), next("e"), next("f")], [Some(at(2)), Some(at(5)), None]);
     }
 
     #[test]
@@ -131,7 +145,8 @@ mod tests {
             assert_eq!(all.take("c", outside), Err(Unfit::Outside), "{outside}");
         }
         // The first of the range is an address like others where the subnet goes on around it.
-        let chosen = ["d", "e", "f", "g"].map(|holder| all.choose(holder).map(|address| address.octets()[3]));
+        let chosen =
+            ["d", "e", "f", "g"].map(|holder| all.choose(holder, &BTreeSet::new()).map(|address| address.octets()[3]));
         assert_eq!(chosen, [Some(128), Some(130), Some(131), None]);
     }
 
@@ -150,7 +165,7 @@ mod tests {
                     1 => if all.take(&who, Ipv4Addr::new(10, 9, 0, what)).is_ok() {
                         known.insert(who, Ipv4Addr::new(10, 9, 0, what));
                     },
-                    _ => match all.choose(&who) {
+                    _ => match all.choose(&who, &[Ipv4Addr::new(10, 9, 0, what)].into()) {
                         Some(address) => drop(known.insert(who, address)),
                         None => prop_assert!(known.len() == 13, "{known:?}"),
                     },

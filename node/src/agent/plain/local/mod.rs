@@ -9,7 +9,7 @@ mod addresses;
 mod record;
 mod subnets;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -44,6 +44,9 @@ pub(crate) enum LocalError {
     /// What is asked for makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// A name that means something else, or nothing; Docker's text.
+    #[error("operation is not permitted on predefined {0} network")]
+    Predefined(String),
     /// As for networks of the cluster.
     #[error(transparent)]
     Refused(#[from] ControlError),
@@ -106,6 +109,8 @@ pub(super) struct LocalNetworks {
     host: Ipv4Addr,
     /// By id.
     known: BTreeMap<String, Known>,
+    /// Ids of those that are remembered and not among them: what is remembered is damaged, or clashes with another.
+    lost: BTreeSet<String>,
 }
 
 /// One of them.
@@ -122,7 +127,7 @@ pub(super) struct Known {
 
 impl LocalNetworks {
     pub(super) fn new(host: Ipv4Addr) -> Self {
-        Self { host, known: BTreeMap::new() }
+        Self { host, known: BTreeMap::new(), lost: BTreeSet::new() }
     }
 
     /// What is to be remembered of a new network, and what its user should know. `id` is random.
@@ -169,6 +174,21 @@ impl LocalNetworks {
         Ok(())
     }
 
+    /// One is remembered and cannot be among them.
+    pub(super) fn lose(&mut self, id: String) {
+        self.lost.insert(id);
+    }
+
+    /// Whether a container is on one that is lost.
+    pub(super) fn has_lost_one_of(&self, container: &Record) -> bool {
+        container.attachments.iter().any(|attachment| self.lost.contains(attachment.network.as_str()))
+    }
+
+    /// The subnets of all of them.
+    pub(super) fn subnets(&self) -> Vec<Ipv4Net> {
+        self.known.values().map(|known| known.network.subnet).collect()
+    }
+
     /// Puts one back that was taken away.
     pub(super) fn put_back(&mut self, known: Known) {
         self.known.insert(known.record.id.clone(), known);
@@ -204,15 +224,22 @@ impl LocalNetworks {
         self.known.values().map(view).collect()
     }
 
-    /// Takes one away that nobody is on. Who gets it puts it back or forgets it.
-    pub(super) fn remove(&mut self, id: &str) -> Result<Known, LocalError> {
+    /// Takes one away that nobody is on, and none of `others` that goes on by itself is to be on. Who gets it puts it back
+    /// or forgets it.
+    pub(super) fn remove<'a>(
+        &mut self,
+        id: &str,
+        others: impl Iterator<Item = &'a Record>,
+    ) -> Result<Known, LocalError> {
         let known = self.known.get(id).ok_or_else(|| LocalError::NotFound(id.to_owned()))?;
-        if !known.users.is_empty() {
-            let user = |(id, service): (&String, &Arc<Service>)| {
-                let name = service.endpoints.first().map(|endpoint| endpoint.name.as_str()).unwrap_or_default();
-                format!("name:{name:?} id:{:?}", short(id))
-            };
-            let users = known.users.iter().map(user).collect();
+        let mut users: BTreeMap<&str, &str> = BTreeMap::new();
+        for (id, service) in &known.users {
+            users.insert(id, service.endpoints.first().map(|endpoint| endpoint.name.as_str()).unwrap_or_default());
+        }
+        let waiting = others.filter(|record| record.goes_on() && self.is_meant_by(id, record));
+        users.extend(waiting.map(|record| (record.id.as_str(), record.name.as_str())));
+        if !users.is_empty() {
+            let users = users.into_iter().map(|(id, name)| format!("name:{name:?} id:{:?}", short(id))).collect();
             return Err(LocalError::InUse { name: known.record.spec.name.clone(), users });
         }
         self.known.remove(id).ok_or_else(|| LocalError::NotFound(id.to_owned()))
@@ -225,15 +252,24 @@ impl LocalNetworks {
         Some(known.check(wish, container))
     }
 
-    /// Gives a container an address; nothing where the network is none of these.
-    pub(super) fn join(
+    fn is_meant_by(&self, id: &str, container: &Record) -> bool {
+        container.local_wish().and_then(|wish| self.meant(&wish.target)).is_some_and(|meant| meant == id)
+    }
+
+    /// Gives a container an address; nothing where the network is none of these. What `others` ask for is theirs, as far
+    /// as there is something else.
+    pub(super) fn join<'a>(
         &mut self,
         wish: &NetworkAttachmentConfig,
         container: &Record,
+        others: impl Iterator<Item = &'a Record>,
     ) -> Option<Result<NetworkAttachment, LocalError>> {
         let id = self.meant(&wish.target)?;
+        let asking = others
+            .filter(|other| !other.addresses.is_empty() && other.id != container.id && self.is_meant_by(&id, other));
+        let asked = asking.filter_map(|other| other.asked_address(&other.local_wish()?.target)).collect();
         let (host, known) = (self.host, self.known.get_mut(&id)?);
-        Some(known.join(host, wish, container))
+        Some(known.join(host, wish, container, &asked))
     }
 
     /// A container that runs has what its record says.
@@ -305,6 +341,7 @@ impl Known {
         host: Ipv4Addr,
         wish: &NetworkAttachmentConfig,
         container: &Record,
+        asked: &BTreeSet<Ipv4Addr>,
     ) -> Result<NetworkAttachment, LocalError> {
         self.check(wish, container)?;
         let address = match container.asked_address(&wish.target) {
@@ -314,7 +351,7 @@ impl Known {
             }
             None => {
                 let (name, id) = (self.record.spec.name.clone(), self.record.id.clone());
-                self.addresses.choose(&container.id).ok_or(LocalError::Dry { name, id })?
+                self.addresses.choose(&container.id, asked).ok_or(LocalError::Dry { name, id })?
             }
         };
         self.put(host, container, &wish.aliases, address);
@@ -414,6 +451,9 @@ const USUAL: [(&str, &str); 3] = [
 
 /// What the cluster's own networks are checked for, and what those of one host have not.
 fn check(spec: &NetworkSpec) -> Result<(), LocalError> {
+    if ["bridge", "host", "none", "default"].contains(&spec.name.as_str()) {
+        return Err(LocalError::Predefined(spec.name.clone()));
+    }
     let mut judged = spec.clone();
     judged.driver_options.retain(|option, value| !USUAL.contains(&(option.as_str(), value.as_str())));
     deploy::control::check_network(&judged)?;

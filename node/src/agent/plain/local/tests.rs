@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use deploy::model::{IpamConfig, PortConfig, TaskSpec};
 
+use super::super::record::{NetworkOf, Restart};
 use super::*;
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
@@ -46,10 +47,68 @@ fn container(digit: char, name: &str, network: &str) -> Record {
 
 fn join(networks: &mut LocalNetworks, container: &mut Record) -> Result<String, LocalError> {
     let wish = container.spec.networks[0].clone();
-    let attachment = networks.join(&wish, container).unwrap()?;
+    let attachment = networks.join(&wish, container, std::iter::empty()).unwrap()?;
     let address = attachment.address.clone();
     container.attachments = vec![attachment];
     Ok(address)
+}
+
+fn remove(networks: &mut LocalNetworks, digit: char) -> Result<Known, LocalError> {
+    networks.remove(&id(digit), std::iter::empty())
+}
+
+#[test]
+fn a_network_stays_for_those_that_are_started_again() {
+    let mut all = networks(&[asking("net", "172.20.0.0/24")]);
+    let mut waits = Record { wanted: true, ..container('a', "waits", "net") };
+    waits.set_restart(Restart::Always);
+    let of_cluster = {
+        let mut record = waits.clone();
+        record.set_network_of(NetworkOf::Cluster);
+        record
+    };
+    let elsewhere = Record { spec: container('b', "b", "other").spec, ..waits.clone() };
+    let stopped = Record { stopped: true, ..waits.clone() };
+    for target in ["net", &id('1')] {
+        let one = Record { spec: container('a', "a", target).spec, ..waits.clone() };
+        let refused = all.remove(&id('1'), [&stopped, &one].into_iter()).unwrap_err().to_string();
+        assert!(refused.contains("active endpoints (name:\"waits\" id:\"aaaaaaaaaaaa\")"), "{refused}");
+    }
+    // What is counted twice is one.
+    join(&mut all, &mut waits).unwrap();
+    let Err(LocalError::InUse { users, .. }) = all.remove(&id('1'), [&waits].into_iter()) else { panic!("{all:?}") };
+    assert_eq!(users.len(), 1);
+    all.leave(&waits.id);
+    assert!(all.remove(&id('1'), [&of_cluster, &elsewhere, &stopped].into_iter()).is_ok());
+}
+
+#[test]
+fn an_address_waits_for_who_asks_for_it() {
+    let mut all = networks(&[asking("net", "172.20.0.0/29")]);
+    let asks = |digit, address: &str, network: &str| Record {
+        addresses: [(network.to_owned(), address.to_owned())].into(),
+        ..container(digit, "c", network)
+    };
+    let others = [asks('d', "172.20.0.2", "net"), asks('e', "172.20.0.3", "other"), asks('f', "172.20.0.4", "net")];
+    let mut joins = |record: &Record| {
+        let wish = record.spec.networks[0].clone();
+        all.join(&wish, record, others.iter()).unwrap().map(|joined| joined.address)
+    };
+    assert_eq!(joins(&container('a', "a", "net")).unwrap(), "172.20.0.3/29");
+    assert_eq!(joins(&others[2]).unwrap(), "172.20.0.4/29");
+    assert_eq!(joins(&others[0]).unwrap(), "172.20.0.2/29");
+}
+
+#[test]
+fn a_lost_network_is_known_by_its_id() {
+    let mut all = networks(&[asking("net", "172.20.0.0/29")]);
+    let mut web = container('a', "web", "net");
+    assert!(!all.has_lost_one_of(&web));
+    join(&mut all, &mut web).unwrap();
+    assert!(!all.has_lost_one_of(&web));
+    all.lose(id('1'));
+    assert!(all.has_lost_one_of(&web));
+    assert_eq!(all.subnets(), ["172.20.0.0/29".parse().unwrap()]);
 }
 
 #[test]
@@ -80,13 +139,14 @@ fn containers_come_and_go() {
     all.leave(&more[1].id);
     assert_eq!(join(&mut all, &mut container('9', "late", "net")).unwrap(), "172.20.0.4/29");
 
-    let refused = all.remove(&id('2')).unwrap_err().to_string();
+    let refused = remove(&mut all, '2').unwrap_err().to_string();
     assert!(refused.contains("network other has active endpoints (name:\"box\" id:\"bbbbbbbbbbbb\")"), "{refused}");
     all.leave(&box_.id);
     all.leave(&box_.id);
     assert_eq!(all.networks().len(), 1);
-    let other = all.remove(&id('2')).unwrap();
-    assert!(all.join(&box_.spec.networks[0], &box_).is_none() && all.remove(&id('2')).is_err());
+    let other = remove(&mut all, '2').unwrap();
+    let joined = all.join(&box_.spec.networks[0], &box_, std::iter::empty());
+    assert!(joined.is_none() && remove(&mut all, '2').is_err());
     all.put_back(other);
     assert!(join(&mut all, &mut box_).is_ok());
 }
@@ -160,6 +220,7 @@ fn what_cannot_be_is_refused() {
         (named("net"), "network with name net already exists"),
         (named(""), "name must be provided"),
         (named("host"), "predefined host network"),
+        (named("default"), "predefined default network"),
         (named(&id('a')), "looks like an id"),
         (asking("new", "172.20.0.128/25"), "Pool overlaps"),
         (asking("new", "172.20.0.1/24"), "invalid subnet"),

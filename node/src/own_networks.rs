@@ -24,17 +24,17 @@ const ITSELF: u32 = 0x8010_0000;
 
 /// What a host says of its networks; see `NodeDescription`.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct OwnNetworks {
+pub(crate) struct OwnNetworks {
     /// Subnets that it has addresses in, in order.
-    pub(super) subnets: Vec<String>,
+    pub(crate) subnets: Vec<String>,
     /// Others that it has routes to, in order.
-    pub(super) routes: Vec<String>,
+    pub(crate) routes: Vec<String>,
     /// The subnet through which tasks reach other networks.
-    pub(super) way_out: String,
+    pub(crate) way_out: String,
     /// As `subnets`, for IPv6.
-    pub(super) subnets6: Vec<String>,
+    pub(crate) subnets6: Vec<String>,
     /// As `routes`, for IPv6.
-    pub(super) routes6: Vec<String>,
+    pub(crate) routes6: Vec<String>,
 }
 
 /// An address of an interface.
@@ -43,8 +43,9 @@ struct Address<N = Ipv4Net> {
     net: N,
 }
 
-/// Reads them. What cannot be read is left out: nothing but the choice of subnets depends on it.
-pub(super) fn read(egress_link: &str) -> OwnNetworks {
+/// Reads them. What cannot be read is left out: nothing but the choice of subnets depends on it. `taken` are subnets that
+/// a way out which is not there yet will not have either.
+pub(crate) fn read(egress_link: &str, taken: &[Ipv4Net]) -> OwnNetworks {
     let counts =
         |flags: InterfaceFlags| flags.contains(InterfaceFlags::IFF_UP) && !flags.contains(InterfaceFlags::IFF_LOOPBACK);
     let (mut addresses, mut addresses6) = (Vec::new(), Vec::new());
@@ -59,7 +60,7 @@ pub(super) fn read(egress_link: &str) -> OwnNetworks {
     }
     let text = |path| std::fs::read_to_string(path).unwrap_or_default();
     let (subnets6, routes6) = own_networks6(addresses6, &text(ROUTES_6));
-    OwnNetworks { subnets6, routes6, ..own_networks(addresses, &text(ROUTES), egress_link) }
+    OwnNetworks { subnets6, routes6, ..own_networks(addresses, &text(ROUTES), egress_link, taken) }
 }
 
 /// Subnets, and routes to others. What belongs to a single link is everybody's, and so nobody's.
@@ -89,7 +90,7 @@ fn route6(line: &str) -> Option<(String, Ipv6Net)> {
     Some(((*fields.get(9)?).to_owned(), Ipv6Net::new(to.into(), prefix).ok()?))
 }
 
-fn own_networks(addresses: Vec<Address>, routes: &str, egress_link: &str) -> OwnNetworks {
+fn own_networks(addresses: Vec<Address>, routes: &str, egress_link: &str, taken: &[Ipv4Net]) -> OwnNetworks {
     let way_out = addresses.iter().find(|a| a.interface == egress_link).map(|a| a.net.trunc());
     let foreign = |interface: &str| !is_own_link(interface);
     // Ordered by address, so that a host that has not changed says the same again.
@@ -99,7 +100,8 @@ fn own_networks(addresses: Vec<Address>, routes: &str, egress_link: &str) -> Own
     let routes =
         routes.lines().skip(1).filter_map(route).filter(|(interface, net)| foreign(interface) && net.prefix_len() > 0);
     let routes: BTreeSet<Ipv4Net> = routes.map(|(_, net)| net.trunc()).filter(|net| !subnets.contains(net)).collect();
-    let way_out = way_out.or_else(|| choose_egress(&subnets.union(&routes).copied().collect::<Vec<_>>()));
+    let all = || subnets.iter().chain(&routes).chain(taken).copied().collect::<Vec<_>>();
+    let way_out = way_out.or_else(|| choose_egress(&all()));
     let told = |nets: BTreeSet<Ipv4Net>| nets.iter().take(MAX_OWN_SUBNETS).map(ToString::to_string).collect();
     OwnNetworks {
         subnets: told(subnets),
@@ -153,7 +155,7 @@ mod tests {
         ];
         let addresses =
             vec![address("eth0", "10.0.0.5/24"), address("she-abc", "172.29.0.1/16"), address("wg0", "10.6.0.1/32")];
-        let found = own_networks(addresses, &routes.concat(), "she-abc");
+        let found = own_networks(addresses, &routes.concat(), "she-abc", &[]);
         assert_eq!(found.subnets, ["10.0.0.0/24", "10.6.0.1/32"]);
         assert_eq!(found.routes, ["10.7.0.0/16"]);
         assert_eq!(found.way_out, "172.29.0.0/16");
@@ -193,13 +195,16 @@ mod tests {
 
     #[test]
     fn without_a_way_out_the_one_that_would_be_made_is_told() {
-        let found = own_networks(vec![address("eth0", "172.30.4.5/20")], "", "she-abc");
+        let taken = ["172.29.0.0/24".parse().unwrap()];
+        let found = own_networks(vec![address("eth0", "172.30.4.5/20")], "", "she-abc", &taken);
+        assert_eq!(found.way_out, "172.28.0.0/16");
+        let found = own_networks(vec![address("eth0", "172.30.4.5/20")], "", "she-abc", &[]);
         assert_eq!((found.subnets, found.way_out), (vec!["172.30.0.0/20".to_owned()], "172.29.0.0/16".to_owned()));
     }
 
     #[test]
     fn no_more_subnets_are_told_than_the_cluster_takes() {
         let many = (0..=255).map(|n| address("eth0", &format!("10.1.{n}.1/24"))).collect();
-        assert_eq!(own_networks(many, "", "").subnets.len(), MAX_OWN_SUBNETS);
+        assert_eq!(own_networks(many, "", "", &[]).subnets.len(), MAX_OWN_SUBNETS);
     }
 }
