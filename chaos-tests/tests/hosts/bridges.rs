@@ -140,9 +140,31 @@ async fn networks_of_one_host() {
         run(&api, "later", "late", "late", None).await?;
         reaches(&api, "later", "http://late/json").await?;
         api.post("/containers/db/restart?t=0", &Value::Null).await?;
+        let again = address(&api, "db", "net").await?;
+        ensure!(again != db, "another address would show that names follow it: {again}");
         reaches(&api, "web", "http://db/json").await?;
         api.delete("/containers/later?force=1").await?;
         api.delete("/networks/late").await?;
+        // Between two runs of a container its network stays.
+        network(&api, "waited", json!({})).await?;
+        let body = json!({
+            "Image": IMAGE,
+            "Entrypoint": ["/shoal", "__whoami", "no port"],
+            "HostConfig": {"NetworkMode": "waited", "RestartPolicy": {"Name": "always"}},
+        });
+        api.post("/containers/create?name=fails", &body).await?;
+        api.post("/containers/fails/start", &Value::Null).await?;
+        let waits = || async {
+            let object = inspect(&api, "fails").await.map_err(|error| error.to_string())?;
+            let pauses = object["RestartCount"].as_u64() > Some(3) && object["State"]["Restarting"] == true;
+            if pauses { Ok(()) } else { Err(object["State"].to_string()) }
+        };
+        api.wait_for("a container to wait for its start", SOON, waits).await?;
+        refused(api.delete("/networks/waited").await, 403, "has active endpoints")?;
+        api.post("/containers/fails/stop", &Value::Null).await?;
+        api.delete("/networks/waited").await?;
+        api.post("/containers/fails/start", &Value::Null).await.err().context("its network is gone")?;
+        api.delete("/containers/fails").await?;
         cluster.host(0).start_daemon()?;
         cluster.host(0).wait_ready().await?;
 
