@@ -250,7 +250,7 @@ impl Runtime {
         let source = self.source(id)?;
         std::thread::scope(|scope| {
             let put = std::thread::Builder::new().name("copy".to_owned()).spawn_scoped(scope, || {
-                let _alone = source.ended().then(|| source.alone()).transpose()?;
+                let _alone = source.ended.then(|| source.alone()).transpose()?;
                 let root = source.writable_root()?;
                 let owner = match options.own && !source.config.user.is_empty() {
                     true => Some(unpack::owner(&root, &source.config.user)?),
@@ -271,8 +271,9 @@ impl Runtime {
         let container = self.inner.get(id)?;
         let permit = Arc::clone(&self.inner.copies).try_acquire_owned().map_err(|_| CopyError::Busy)?;
         let config = container.config()?;
-        let ids = Ids::of(&config, container.exit().is_some());
-        Ok(Source { inner: Arc::clone(&self.inner), container, config, ids, _permit: permit })
+        let ended = container.exit().is_some();
+        let ids = Ids::of(&config, ended);
+        Ok(Source { inner: Arc::clone(&self.inner), container, config, ids, ended, _permit: permit })
     }
 }
 
@@ -282,14 +283,13 @@ struct Source {
     container: Arc<Container>,
     config: ContainerConfig,
     ids: Ids,
+    /// It had ended when the copy began: looked at once, as all that is done with it depends on that. One that ends later
+    /// has no root any more.
+    ended: bool,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Source {
-    fn ended(&self) -> bool {
-        self.container.exit().is_some()
-    }
-
     /// Only one at a time writes into a root that it mounts for that.
     fn alone(&self) -> Result<MutexGuard<'_, ()>, CopyError> {
         match self.container.copying.try_lock() {
@@ -311,7 +311,7 @@ impl Source {
 
     /// All that can be read: as its processes see it, or, when it has ended, its layers with its volumes.
     fn root(&self) -> Result<Root, CopyError> {
-        if self.ended() {
+        if self.ended {
             let mounts = self.lasting_mounts();
             return view::ended(&self.dir(), self.config.layers.len(), &mounts)
                 .map_err(self.failed("mount the root of"));
@@ -320,7 +320,7 @@ impl Source {
     }
 
     fn writable_root(&self) -> Result<Root, CopyError> {
-        if self.ended() {
+        if self.ended {
             if self.config.readonly_root {
                 return Err(CopyError::ReadOnlyRoot);
             }
@@ -342,7 +342,7 @@ impl Source {
 
     /// Without anything that is mounted in it.
     fn bare_root(&self) -> Result<Root, CopyError> {
-        if self.ended() {
+        if self.ended {
             return view::ended(&self.dir(), self.config.layers.len(), &[]).map_err(self.failed("mount the root of"));
         }
         view::without_mounts(self.living_root()?).map_err(self.failed("look below the mounts of"))
