@@ -12,7 +12,7 @@ use crate::dispatcher::{AssignmentSet, Body, Item, Progress, Stamp, Update};
 use crate::lifecycle::{Action, Event, Found, Lifecycle};
 use crate::model::{DesiredState, Task, TaskId, TaskState, TaskStatus, Timestamp};
 
-pub use places::{Given, LOST, Place, Places, Settled};
+pub use places::{Given, GivenPlace, LOST, Place, Places, Settled};
 
 /// Something that the loop must do for a task.
 pub type Step = (TaskId, Action);
@@ -177,7 +177,9 @@ impl Core {
     /// Places of this host's plain containers on networks.
     pub fn places(&self) -> Given {
         let places = self.set.tasks().map(|assignment| &assignment.task).filter(|task| task.is_attachment());
-        let places = places.map(|task| (task.id.clone(), task.attachments.clone())).collect();
+        let place =
+            |task: &Task| GivenPlace { container: task.container.clone(), attachments: task.attachments.clone() };
+        let places = places.map(|task| (task.id.clone(), place(task))).collect();
         Given { told: self.told, places }
     }
 

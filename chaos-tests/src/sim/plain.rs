@@ -219,10 +219,10 @@ impl World {
         let mut started: Vec<(String, TaskId, Vec<NetworkAttachment>)> = Vec::new();
         for (container, plain) in host.plain.iter_mut().filter(|(_, plain)| plain.runs.is_none()) {
             if let Place::Used(place) = &plain.place
-                && let Some(attachments) = given.places.get(place)
+                && let Some(given) = given.places.get(place)
             {
                 (plain.runs, plain.connected, plain.lost) = (Some(place.clone()), true, None);
-                started.push((container.clone(), place.clone(), attachments.clone()));
+                started.push((container.clone(), place.clone(), given.attachments.clone()));
             }
         }
         for plain in host.plain.values_mut() {

@@ -14,8 +14,17 @@ pub const LOST: Duration = Duration::from_secs(10);
 pub struct Given {
     /// A manager has said so to this daemon; otherwise it is what was remembered, which may lack the newest.
     pub told: bool,
-    /// Who holds it, on which networks, with which addresses.
-    pub places: BTreeMap<TaskId, Vec<NetworkAttachment>>,
+    /// By what holds them.
+    pub places: BTreeMap<TaskId, GivenPlace>,
+}
+
+/// A place of a plain container.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GivenPlace {
+    /// The container's id.
+    pub container: String,
+    /// On which networks, with which addresses.
+    pub attachments: Vec<NetworkAttachment>,
 }
 
 /// Whether a container uses a place on a network.
@@ -24,7 +33,7 @@ pub enum Place {
     /// None.
     #[default]
     Unused,
-    /// It was asked for.
+    /// It was asked for, and is not given yet: which one it will be is not known.
     Asked,
     /// This one.
     Used(TaskId),
@@ -53,25 +62,27 @@ pub struct Settled<C> {
 }
 
 impl Places {
-    /// Compares what was given with what is used. `now` is what has passed since one moment, the same for all calls.
-    pub fn settle<'a, C>(
+    /// Compares what was given with what is used, by containers' ids. `now` is what has passed since one moment, the same for all calls.
+    pub fn settle<'a, C: AsRef<str>>(
         &mut self,
         given: &Given,
         used: impl IntoIterator<Item = (C, &'a Place)>,
         now: Duration,
     ) -> Settled<C> {
-        let (mut asked, mut kept, mut users) = (false, BTreeSet::new(), BTreeMap::new());
+        let (mut asking, mut kept, mut users) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
         for (container, place) in used {
             match place {
                 Place::Unused => {}
-                Place::Asked => asked = true,
+                Place::Asked => drop(asking.insert(container.as_ref().to_owned())),
                 Place::Used(id) => drop(users.insert(id, container)),
                 Place::Kept(id) => drop(kept.insert(id)),
             }
         }
-        // Whose it is that was asked for is known only when that is answered.
-        let is_in_use = |id: &&TaskId| asked || kept.contains(*id) || users.contains_key(*id);
-        let unused = given.places.keys().filter(|id| !is_in_use(id)).cloned().collect();
+        // Which one was asked for is known only when that is answered; it is one of its own container.
+        let is_in_use =
+            |id: &TaskId, container: &str| asking.contains(container) || kept.contains(id) || users.contains_key(id);
+        let unused = given.places.iter().filter(|(id, place)| !is_in_use(id, &place.container));
+        let unused = unused.map(|(id, _)| id.clone()).collect();
         users.retain(|id, _| given.told && !given.places.contains_key(*id));
         self.missing.retain(|id, _| users.contains_key(id));
         self.displaced.retain(|id| users.contains_key(id));
@@ -93,7 +104,9 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn given(told: bool, places: &[&str]) -> Given {
-        Given { told, places: places.iter().map(|id| (TaskId::new(*id), Vec::new())).collect() }
+        let place =
+            |id: &&str| (TaskId::new(*id), GivenPlace { container: format!("of {id}"), ..GivenPlace::default() });
+        Given { told, places: places.iter().map(place).collect() }
     }
 
     fn ids(ids: &[&str]) -> Vec<TaskId> {
@@ -103,15 +116,17 @@ mod tests {
     #[test]
     fn what_nobody_uses_is_given_back_unless_somebody_asks() {
         let (mut places, used) = (Places::default(), Place::Used(TaskId::new("a")));
-        let mut unused = |of: &[&Place]| {
-            places
-                .settle(&given(false, &["a", "b"]), of.iter().enumerate().map(|(n, place)| (n, *place)), SECOND)
-                .unused
-        };
-        assert_eq!(unused(&[&used, &Place::Unused]), ids(&["b"]));
-        assert_eq!(unused(&[&used, &Place::Asked]), ids(&[]), "it may be the one that was asked for");
+        let mut unused =
+            |of: &[(&str, &Place)]| places.settle(&given(false, &["a", "b"]), of.iter().copied(), SECOND).unused;
+        assert_eq!(unused(&[("of a", &used), ("of b", &Place::Unused)]), ids(&["b"]));
+        assert_eq!(
+            unused(&[("of a", &used), ("of b", &Place::Asked)]),
+            ids(&[]),
+            "it may be the one that was asked for"
+        );
+        assert_eq!(unused(&[("of a", &used), ("other", &Place::Asked)]), ids(&["b"]), "that would be another one");
         assert_eq!(unused(&[]), ids(&["a", "b"]));
-        assert_eq!(unused(&[&Place::Kept(TaskId::new("b"))]), ids(&["a"]));
+        assert_eq!(unused(&[("of b", &Place::Kept(TaskId::new("b")))]), ids(&["a"]));
     }
 
     #[test]

@@ -59,7 +59,8 @@ fn the_place_of_a_plain_container_is_nothing_to_run() {
     let update = Update { stamp: stamp(1), base: None, delta: Delta { put, remove: Vec::new() } };
     assert_eq!(core.update(update, NOW).unwrap(), Taken::default());
     assert!(core.is_empty() && core.places().told);
-    assert_eq!(core.places().places.keys().collect::<Vec<_>>(), [&TaskId::new("p")]);
+    let of_container = GivenPlace { container: "c".repeat(64), attachments: Vec::new() };
+    assert_eq!(core.places().places, BTreeMap::from([(TaskId::new("p"), of_container)]));
     let again = Core::start(memory(&core), BTreeMap::new(), NOW).0;
     assert_eq!(again.places(), Given { told: false, ..core.places() });
 }

@@ -249,7 +249,7 @@ async fn restarting(docker: &Docker, name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_its_restart_counts_as_running() {
-    let Some(docker) = Docker::new().await else { return };
+    let Some(mut docker) = Docker::new().await else { return };
     let s = docker.host.socket();
     let id = restarting(&docker, "loops").await;
     let state = &docker.inspect("loops").await["State"];
@@ -276,7 +276,15 @@ async fn what_waits_for_its_restart_counts_as_running() {
     // Started by its user again, it is restarted again.
     docker.ok(&["restart", "killed"]).await;
     docker.until("killed", |object| object["RestartCount"].as_u64() >= Some(1)).await;
-    docker.ok(&["rm", "-f", "killed"]).await;
+    restarting(&docker, "updated").await;
+    docker.ok(&["update", "--restart", "no", "updated"]).await;
+    let object = docker.inspect("updated").await;
+    assert_eq!(object["State"]["Status"], json!("exited"), "nothing is to start it any more");
+    // The next daemon starts it as Docker's does: its user has not stopped it.
+    docker.ok(&["update", "--restart", "unless-stopped", "updated"]).await;
+    docker.restart().await;
+    docker.until("updated", |now| now["RestartCount"].as_u64() > object["RestartCount"].as_u64()).await;
+    docker.ok(&["rm", "-f", "killed", "updated"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -332,6 +340,11 @@ async fn another_name_and_another_policy() {
     assert_eq!((&attributes["name"], &attributes["oldName"]), (&json!("two"), &json!("/one")));
     docker.restart().await;
     assert_eq!(docker.inspect(id).await["Name"], json!("/two"));
+    // Its label is written first, and then the daemon is killed.
+    docker.host.runtime.set_label(id, "io.shoal.container.name", "three").await.unwrap();
+    docker.restart().await;
+    docker.fails(&["rename", "other", "three"], 1, "The container name \"/three\" is already in use by").await;
+    docker.ok(&["rename", "three", "two"]).await;
     docker.ok(&["restart", "-t", "0", "two"]).await;
     assert_eq!(docker.ok(&["ps", "--format", "{{.Names}}"]).await, "other\ntwo\n");
     run(&docker, &["--name", "one", "box:1", "true"]).await;

@@ -130,7 +130,8 @@ impl Runtime {
             });
             match asking.await {
                 Ok(()) => {
-                    if let Ok(status) = self.wait_at_most(id, grace).await {
+                    // Of this run: there may be another one by then.
+                    if let Some(status) = exited(&container, grace).await {
                         container.tell(&self.inner.events, "stop", Vec::new());
                         return Ok(status);
                     }

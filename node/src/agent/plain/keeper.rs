@@ -156,11 +156,11 @@ impl Keeper {
             }
             // Its daemon ended between saying so and starting it.
             Status::Created if self.record.wanted => return Turn::Waits(Instant::now()),
-            Status::Created => None,
             Status::Exited(exit) if self.record.wanted => Some(end_of(&found, exit)),
-            Status::Exited(_) => None,
+            Status::Created | Status::Exited(_) => None,
         };
-        self.follow(policy::at_start(&self.record, end)).await
+        let has_run = matches!(found.status, Status::Exited(_));
+        self.follow(policy::at_start(&self.record, end, has_run)).await
     }
 
     /// A command to one that does not run.
@@ -168,14 +168,15 @@ impl Keeper {
         match command {
             Command::Start(reply) => {
                 let started = self.start_anew().await;
-                self.settle(started, |started| drop(reply.send(started.map(|()| true)))).await
+                self.settle(started, matches!(turn, Turn::Waits(_)), |started| drop(reply.send(started.map(|()| true))))
+                    .await
             }
             Command::Restart(_, _, reply) => {
                 let started = self.start_anew().await;
                 if started.is_ok() {
                     self.tell("restart");
                 }
-                self.settle(started, |started| drop(reply.send(started))).await
+                self.settle(started, matches!(turn, Turn::Waits(_)), |started| drop(reply.send(started))).await
             }
             // A start that is due counts as running. What does not run stays as it is: it may never have been started.
             Command::Stop(_, _, reply) => {
@@ -198,8 +199,13 @@ impl Keeper {
                 turn
             }
             Command::Update(restart, max_restarts, reply) => {
-                let _ = reply.send(self.update(restart, max_restarts).await);
-                turn
+                let waits = matches!(turn, Turn::Waits(_)) && self.record.restart() != Restart::No;
+                let updated = self.update(restart, max_restarts).await;
+                let ends = updated.is_ok() && waits && restart == Restart::No;
+                // Nothing is to start it any more.
+                let next = if ends { self.follow(Next::Stay).await } else { turn };
+                let _ = reply.send(updated);
+                next
             }
             Command::Remove { force: false, reply, .. } if matches!(turn, Turn::Waits(_)) => {
                 let _ = reply.send(Err(PlainError::Restarting(self.record.name.clone())));
@@ -245,12 +251,22 @@ impl Keeper {
         Turn::Rests
     }
 
-    /// What follows a start by its user, who is told in between.
-    async fn settle(&mut self, started: Result<(), PlainError>, tell: impl FnOnce(Result<(), PlainError>)) -> Turn {
+    /// What follows a start by its user, who is told in between. `waited`: it was about to be started anyway.
+    async fn settle(
+        &mut self,
+        started: Result<(), PlainError>,
+        waited: bool,
+        tell: impl FnOnce(Result<(), PlainError>),
+    ) -> Turn {
         let next = match &started {
             Ok(()) => Turn::Runs { adopted: false },
-            Err(_) if self.record.auto_remove => self.remove_at_last().await,
-            Err(_) => Turn::Rests,
+            Err(error) => {
+                let next = policy::not_started_by_user(&self.record, error, waited);
+                self.record.wanted = matches!(next, Next::Retry(_));
+                self.give_place_back();
+                self.save_or_tell().await;
+                self.follow(next).await
+            }
         };
         tell(started);
         next
@@ -263,23 +279,15 @@ impl Keeper {
             return Err(PlainError::KnownByName { name, network });
         }
         shared.take_name(&self.record.id, &name)?;
-        let before = std::mem::replace(&mut self.record.name, name);
-        let renamed = async {
-            shared.config.runtime.set_label(&self.record.id, PLAIN_LABEL, &self.record.name).await?;
-            self.save().await
-        };
-        if let Err(error) = renamed.await {
-            self.record.name = before;
-            if let Err(error) = shared.config.runtime.set_label(&self.record.id, PLAIN_LABEL, &self.record.name).await {
-                tracing::warn!(
-                    container.id = self.record.id,
-                    error = crate::chain(&error),
-                    "a container has not got its name back"
-                );
-            }
-            shared.show(&self.record.id, |view| view.record.name.clone_from(&self.record.name));
-            return Err(error);
+        // With this it is done: a daemon that finds another name in the record takes the label's.
+        let labelled = shared.config.runtime.set_label(&self.record.id, PLAIN_LABEL, &name).await;
+        if let Err(error) = labelled {
+            shared.renamed(&self.record.id, &self.record.name);
+            return Err(error.into());
         }
+        let before = std::mem::replace(&mut self.record.name, name);
+        self.save_or_tell().await;
+        shared.renamed(&self.record.id, &self.record.name);
         shared.rename_local(&self.record);
         shared.config.runtime.tell(&self.record.id, "rename", vec![("oldName", format!("/{before}"))]);
         Ok(())
@@ -321,14 +329,15 @@ impl Keeper {
         let mut watched = pin!(watch(&shared, &record, adopted));
         // Who wants it started again, each with the number of its stop, in the order in which they came.
         let mut restarting: Vec<(u64, Reply<()>)> = Vec::new();
-        let (mut stops, mut number) = (JoinSet::new(), 0u64);
+        // All that are under way. That of a restart says its number and why, if it fails.
+        let (mut stops, mut number) = (JoinSet::<Option<(u64, RuntimeError)>>::new(), 0u64);
         loop {
             tokio::select! {
                 biased;
                 end = &mut ended => {
                     return match end {
                         Ok(exit) => {
-                            // It has ended, so they are over.
+                            // It has ended, so they are over soon; not before that is there another run, which they would kill.
                             while stops.join_next().await.is_some() {}
                             self.ended(exit, restarting.into_iter().map(|(_, reply)| reply).collect()).await
                         }
@@ -342,10 +351,11 @@ impl Keeper {
                         }
                     };
                 }
-                Some(Ok((number, stopped))) = stops.join_next() => {
-                    let place = restarting.iter().position(|(of, _)| *of == number);
-                    // Otherwise its end is on its way here, too.
-                    if let (Err(error), Some(place)) = (stopped, place) {
+                // Otherwise its end is on its way here, too.
+                Some(Ok(stopped)) = stops.join_next() => {
+                    if let Some((number, error)) = stopped
+                        && let Some(place) = restarting.iter().position(|(of, _)| *of == number)
+                    {
                         let _ = restarting.remove(place).1.send(Err(PlainError::Runtime(error)));
                     }
                 }
@@ -364,16 +374,20 @@ impl Keeper {
                         // A disk without room keeps nobody running.
                         self.save_or_tell().await;
                         let (shared, id) = (Arc::clone(&shared), record.id.clone());
-                        self.shared.spawn(async move {
+                        stops.spawn(async move {
                             let stopped = shared.config.runtime.stop(&id, signal, grace).await;
                             let _ = reply.send(stopped.map(|_| true).map_err(PlainError::from));
+                            None
                         });
                     }
                     Some(Command::Restart(signal, grace, reply)) => {
                         number += 1;
                         restarting.push((number, reply));
                         let (shared, id, number) = (Arc::clone(&shared), record.id.clone(), number);
-                        stops.spawn(async move { (number, shared.config.runtime.stop(&id, signal, grace).await) });
+                        stops.spawn(async move {
+                            let stopped = shared.config.runtime.stop(&id, signal, grace).await;
+                            stopped.err().map(|error| (number, error))
+                        });
                     }
                     Some(Command::WillEnd(reply)) => {
                         self.record.stopped = true;
@@ -396,6 +410,8 @@ impl Keeper {
                         let gone = removed.is_ok();
                         let _ = reply.send(removed);
                         if gone {
+                            // Who stopped it is told that it has stopped.
+                            stops.detach_all();
                             return Turn::Gone;
                         }
                     }
@@ -418,7 +434,7 @@ impl Keeper {
         if started.is_ok() {
             self.tell("restart");
         }
-        self.settle(started, |started| {
+        self.settle(started, false, |started| {
             let first = restarting.pop();
             for reply in restarting {
                 let _ = reply.send(match &started {
@@ -476,17 +492,11 @@ impl Keeper {
         self.follow(next).await
     }
 
-    /// As its user wants.
+    /// As its user wants. What follows from that is for [`Keeper::settle`].
     async fn start_anew(&mut self) -> Result<(), PlainError> {
         (self.record.stopped, self.record.restarts, self.pause) = (false, 0, Duration::ZERO);
         self.retries = false;
-        let started = self.start().await;
-        if started.is_err() {
-            self.record.wanted = false;
-            self.give_place_back();
-            self.save_or_tell().await;
-        }
-        started
+        self.start().await
     }
 
     fn tell(&self, action: &str) {
@@ -580,9 +590,15 @@ impl Keeper {
             start: rand::random(),
             ..pb::AttachRequest::default()
         };
-        let id = places.ask(request).await.map_err(failed)?;
+        let id = places.ask(request).await.map_err(&failed)?;
+        let told = places.told(&id).await;
+        if told.is_err() {
+            // Now, as managers can be reached: the next attempt asks for another one, and this host, which knows of none,
+            // would never give this one back. Should it fail, that happens when it is told of it after all.
+            let _ = places.give_back(&id).await;
+        }
+        self.record.attachments = told.map_err(failed)?;
         shared.use_place(&self.record.id, Place::Used(id.clone()));
-        self.record.attachments = places.told(&id).await.map_err(failed)?;
         self.record.place = id;
         self.record.set_network_of(NetworkOf::Cluster);
         Ok(())

@@ -40,7 +40,7 @@ use self::ports::PortError;
 use self::record::{Found, NetworkOf, Records};
 use self::shared::{Known, MAX, Shared, State};
 use self::streams::Listener;
-use super::container::{self, ContainerError};
+use super::container::{self, ContainerError, PLAIN_LABEL};
 use crate::own_networks;
 use crate::stored::StoredError;
 
@@ -332,6 +332,12 @@ impl Plain {
         for mut record in all {
             let (commands, inbox) = mpsc::channel(QUEUE);
             let found = here.remove(&record.id);
+            if found.as_ref().is_some_and(|found| finish_rename(&mut record, &found.labels))
+                && let Err(error) = records.write(&record)
+            {
+                let error = crate::chain(&error);
+                tracing::warn!(container.id = record.id, error, "a container's name could not be remembered");
+            }
             let holds_ports = found.as_ref().is_some_and(|found| found.status == Status::Running);
             // Who was made before that was remembered.
             if !record.place.is_none() {
@@ -341,7 +347,8 @@ impl Plain {
             state.local.rejoin(&record);
             let view = View::new(record.clone());
             let (runs, _) = watch::channel(());
-            state.known.insert(record.id.clone(), Known { view, holds_ports, place, commands, runs });
+            let renamed = None;
+            state.known.insert(record.id.clone(), Known { view, renamed, holds_ports, place, commands, runs });
             state.found.push((record, found, inbox));
         }
         for unfinished in here.into_values().filter(|found| container::is_plain(&found.labels)) {
@@ -543,6 +550,14 @@ impl Plain {
     }
 }
 
+/// Gives a container the name of its label, which is what a rename writes first: one that was cut in two is done so.
+/// Whether there was one.
+fn finish_rename(record: &mut Record, labels: &BTreeMap<String, String>) -> bool {
+    let Some(name) = labels.get(PLAIN_LABEL).filter(|name| **name != record.name) else { return false };
+    record.name.clone_from(name);
+    true
+}
+
 /// The place that is still a container's when the daemon begins. What one had that has ended meanwhile may be another's by
 /// now.
 fn found_place(record: &mut Record, runs: bool) -> Place {
@@ -563,6 +578,15 @@ mod tests {
     use deploy::model::{NetworkAttachment, TaskId};
 
     use super::*;
+
+    #[test]
+    fn a_rename_that_was_cut_in_two_is_done() {
+        let mut record = Record { name: "old".into(), ..Record::default() };
+        let labels = BTreeMap::from([(PLAIN_LABEL.to_owned(), "new".to_owned())]);
+        assert!(finish_rename(&mut record, &labels) && record.name == "new");
+        assert!(!finish_rename(&mut record, &labels) && !finish_rename(&mut record, &BTreeMap::new()));
+        assert_eq!(record.name, "new");
+    }
 
     #[test]
     fn one_that_has_ended_without_its_daemon_has_no_address() {

@@ -72,7 +72,7 @@ impl Places {
 
     /// The addresses of a place that is this host's.
     pub(super) fn given(&self, id: &TaskId) -> Option<Vec<NetworkAttachment>> {
-        self.given.borrow().places.get(id).cloned()
+        self.given.borrow().places.get(id).map(|place| place.attachments.clone())
     }
 
     /// The addresses of a place, once this host is told of them.
@@ -80,7 +80,7 @@ impl Places {
         let mut given = self.given.clone();
         let told = tokio::time::timeout(PATIENCE, given.wait_for(|given| given.places.contains_key(id))).await;
         match told {
-            Ok(Ok(given)) => Ok(given.places.get(id).cloned().unwrap_or_default()),
+            Ok(Ok(given)) => Ok(given.places.get(id).map(|place| place.attachments.clone()).unwrap_or_default()),
             _ => Err(PlaceError::Late),
         }
     }

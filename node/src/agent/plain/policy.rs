@@ -70,8 +70,19 @@ pub(super) fn not_started(record: &Record, error: &PlainError, pause: Duration) 
     }
 }
 
-/// When the daemon begins, and finds one that does not run. `end` is how it ended, if it was to run until then.
-pub(super) fn at_start(record: &Record, end: Option<End>) -> Next {
+/// After a start by its user that failed, and was told. `waited`: it was about to be started anyway, and still is if only a
+/// manager or an address is missing.
+pub(super) fn not_started_by_user(record: &Record, error: &PlainError, waited: bool) -> Next {
+    match not_started(record, error, Duration::ZERO) {
+        Next::Retry(pause) if waited => Next::Retry(pause),
+        _ if record.auto_remove => Next::Remove,
+        _ => Next::Stay,
+    }
+}
+
+/// When the daemon begins, and finds one that does not run. `end` is how it ended, if it was to run until then; otherwise
+/// `has_run` says whether it has ended at all.
+pub(super) fn at_start(record: &Record, end: Option<End>, has_run: bool) -> Next {
     match (end, record.restart()) {
         (Some(end), _) => match after(record, end, Duration::ZERO) {
             // Whoever was to run, and did not for as long as the daemon was away, has waited for long enough.
@@ -80,6 +91,8 @@ pub(super) fn at_start(record: &Record, end: Option<End>) -> Next {
         },
         // Docker's difference to unless-stopped.
         (None, Restart::Always) if record.stopped => Next::Again(Duration::ZERO),
+        // It has had another policy until it ended.
+        (None, Restart::Always | Restart::UnlessStopped) if has_run && !record.stopped => Next::Again(Duration::ZERO),
         (None, _) => Next::Stay,
     }
 }
@@ -147,16 +160,34 @@ mod tests {
     }
 
     #[test]
+    fn a_start_by_its_user_that_fails_ends_no_wait_for_a_manager() {
+        let late = PlainError::Place { network: "back".into(), reason: PlaceError::Late };
+        let always = record(Restart::Always, 0, 0);
+        assert_eq!(not_started_by_user(&always, &late, true), Next::Retry(RETRY));
+        assert_eq!(not_started_by_user(&always, &late, false), Next::Stay);
+        assert_eq!(not_started_by_user(&always, &PlainError::Paused, true), Next::Stay);
+        let removed = Record { auto_remove: true, ..Record::default() };
+        assert_eq!(not_started_by_user(&removed, &late, false), Next::Remove);
+        assert_eq!(not_started_by_user(&removed, &late, true), Next::Retry(RETRY));
+    }
+
+    #[test]
     fn a_daemon_that_begins_starts_those_that_are_to_run() {
         let end = Some(End { code: 137, ran: MOMENT });
         let now = Next::Again(Duration::ZERO);
-        assert_eq!(at_start(&record(Restart::UnlessStopped, 0, 0), end), now);
-        assert_eq!(at_start(&record(Restart::No, 0, 0), end), Next::Stay);
-        assert_eq!(at_start(&record(Restart::OnFailure, 0, 0), end), now);
-        assert_eq!(at_start(&Record { auto_remove: true, ..Record::default() }, end), Next::Remove);
+        assert_eq!(at_start(&record(Restart::UnlessStopped, 0, 0), end, true), now);
+        assert_eq!(at_start(&record(Restart::No, 0, 0), end, true), Next::Stay);
+        assert_eq!(at_start(&record(Restart::OnFailure, 0, 0), end, true), now);
+        assert_eq!(at_start(&Record { auto_remove: true, ..Record::default() }, end, true), Next::Remove);
         let stopped = |policy| Record { stopped: true, ..record(policy, 0, 0) };
-        assert_eq!(at_start(&stopped(Restart::Always), None), now);
-        assert_eq!(at_start(&stopped(Restart::UnlessStopped), None), Next::Stay);
-        assert_eq!(at_start(&record(Restart::Always, 0, 0), None), Next::Stay, "it was never started");
+        assert_eq!(at_start(&stopped(Restart::Always), None, true), now);
+        assert_eq!(at_start(&stopped(Restart::UnlessStopped), None, true), Next::Stay);
+        for policy in [Restart::Always, Restart::UnlessStopped] {
+            assert_eq!(at_start(&record(policy, 0, 0), None, false), Next::Stay, "it was never started");
+            assert_eq!(at_start(&record(policy, 0, 0), None, true), now, "it ended under another policy");
+        }
+        for policy in [Restart::No, Restart::OnFailure] {
+            assert_eq!(at_start(&record(policy, 0, 0), None, true), Next::Stay);
+        }
     }
 }

@@ -47,6 +47,8 @@ pub(super) struct State {
 
 pub(super) struct Known {
     pub(super) view: View,
+    /// The name that it is being given: its own already, beside the one that it has until then.
+    pub(super) renamed: Option<String>,
     /// It has its ports.
     pub(super) holds_ports: bool,
     pub(super) place: Place,
@@ -67,7 +69,8 @@ impl State {
     }
 
     fn holder_of(&self, name: &str) -> Option<&str> {
-        self.known.values().map(|known| &known.view.record).find(|record| record.name == name).map(|r| r.id.as_str())
+        let has = |known: &&Known| known.view.record.name == name || known.renamed.as_deref() == Some(name);
+        self.known.values().find(has).map(|known| known.view.record.id.as_str())
     }
 }
 
@@ -134,7 +137,8 @@ impl Shared {
             };
             let view = View::new(record.clone());
             let (runs, _) = watch::channel(());
-            state.known.insert(id.clone(), Known { view, holds_ports: false, place: Place::Unused, commands, runs });
+            let (renamed, place) = (None, Place::Unused);
+            state.known.insert(id.clone(), Known { view, renamed, holds_ports: false, place, commands, runs });
         }
         let made = self.make(&record, wish.stdin_once, wish.no_entrypoint).await;
         if let Err(error) = made {
@@ -146,7 +150,7 @@ impl Shared {
         Ok(id)
     }
 
-    /// Gives a container another name, unless somebody has it.
+    /// A container is given another name, unless somebody has it: until [`Shared::renamed`] both are its own.
     pub(super) fn take_name(&self, id: &str, name: &str) -> Result<(), PlainError> {
         let mut state = self.state();
         if let Some(holder) = state.holder_of(name) {
@@ -156,9 +160,17 @@ impl Shared {
             });
         }
         if let Some(known) = state.known.get_mut(id) {
-            name.clone_into(&mut known.view.record.name);
+            known.renamed = Some(name.to_owned());
         }
         Ok(())
+    }
+
+    /// It has this name alone.
+    pub(super) fn renamed(&self, id: &str, name: &str) {
+        if let Some(known) = self.state().known.get_mut(id) {
+            known.renamed = None;
+            name.clone_into(&mut known.view.record.name);
+        }
     }
 
     async fn make(&self, record: &Record, stdin_once: bool, no_entrypoint: bool) -> Result<(), PlainError> {
