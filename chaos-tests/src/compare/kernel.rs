@@ -228,23 +228,29 @@ impl Rules {
             let elements = self.named(kind, name.trim_start_matches('@')).map(|it| list(&it["elem"]));
             elements.into_iter().flatten().collect::<Vec<_>>()
         };
-        let mut found = BTreeMap::new();
-        // What a map has beyond what rules draw from it is as wrong as a wrong address.
-        let all = elements("map", "backends").into_iter().filter_map(|pair| text(&pair[0]["concat"][0]).parse().ok());
-        found.extend(all.map(|vip: Ipv4Addr| (vip, BTreeSet::new())));
+        let vip_of = |pair: &Value| text(&pair[0]["concat"][0]).parse::<Ipv4Addr>().ok();
+        let maps =
+            self.listed.iter().map(|item| text(&item["map"]["name"])).filter(|name| name.starts_with("backends-of-"));
+        // How many maps have an address: one in two of them, or in one that no rule draws from, is as wrong as a wrong address.
+        let mut in_maps: BTreeMap<Ipv4Addr, usize> = BTreeMap::new();
+        for map in maps {
+            let vips: BTreeSet<Ipv4Addr> = elements("map", map).into_iter().filter_map(vip_of).collect();
+            vips.into_iter().for_each(|vip| *in_maps.entry(vip).or_default() += 1);
+        }
+        let mut found: BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>> =
+            in_maps.keys().map(|vip| (*vip, BTreeSet::new())).collect();
         for rule in self.listed.iter().map(|item| &item["rule"]).filter(|rule| rule["chain"] == "translate") {
             let choices = list(&rule["expr"]).map(|expression| &expression["dnat"]["addr"]["map"]);
             let Some(choice) = choices.into_iter().find(|choice| !choice.is_null()) else { continue };
             let drawn = choice["key"]["concat"][1]["numgen"]["mod"].as_u64().unwrap_or(0);
-            let pairs = elements("map", text(&choice["data"]));
-            let sets = list(&rule["expr"]).map(|expression| text(&expression["match"]["right"]).to_owned());
-            for vip in sets.flat_map(|set| elements("set", &set)).filter_map(|vip| text(vip).parse::<Ipv4Addr>().ok()) {
-                let own = pairs.iter().filter(|pair| text(&pair[0]["concat"][0]).parse() == Ok(vip));
-                let numbered: BTreeMap<u64, Ipv4Addr> = own
-                    .filter_map(|pair| Some((number(&pair[0]["concat"][1], drawn)?, text(&pair[1]).parse().ok()?)))
-                    .collect();
+            let mut numbered: BTreeMap<Ipv4Addr, BTreeMap<u64, Ipv4Addr>> = BTreeMap::new();
+            for pair in elements("map", text(&choice["data"])) {
+                let (Some(vip), Some(number)) = (vip_of(pair), number(&pair[0]["concat"][1], drawn)) else { continue };
+                numbered.entry(vip).or_default().extend(text(&pair[1]).parse().ok().map(|address| (number, address)));
+            }
+            for (vip, numbered) in numbered {
                 // One that is never drawn, or a number that leads nowhere, is as wrong.
-                let exact = numbered.keys().copied().eq(0..drawn);
+                let exact = in_maps.get(&vip) == Some(&1) && numbered.keys().copied().eq(0..drawn);
                 found.insert(vip, if exact { numbered.into_values().collect() } else { BTreeSet::new() });
             }
         }
