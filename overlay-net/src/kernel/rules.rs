@@ -17,6 +17,8 @@ use crate::plan::ruleset::Table;
 /// What lists of a task's rules may come to in bytes: so much of others', and so much for each part of ours.
 const FOREIGN_MAX: usize = 1 << 20;
 const PART_MAX: usize = 512;
+/// How often what seems wrong is read at the most.
+const READS: usize = 4;
 
 /// A handle on our tables in one namespace. It is kept: closing one waits until the kernel has freed what was replaced.
 #[derive(Debug)]
@@ -86,11 +88,27 @@ impl Rules {
         Ok(Rules { task: Some(namespace.try_clone()?), ..Rules::open(namespace)? })
     }
 
-    /// Reads what is there, where it is not much more than it should be.
+    /// Reads what is there, where it is not much more than it should be. Where something seems wrong, it is read until two
+    /// lists say the same: while the kernel spreads the elements of a set that has grown over more buckets, a list of them
+    /// may lack some.
     fn read(&mut self, wanted: &[Arc<Table>]) -> io::Result<Seen> {
         let known = self.known.as_ref().map_or(&[][..], |known| &known.tables);
         let parts: usize = wanted.iter().chain(known).map(|table| table.parts()).sum();
-        self.bounded(FOREIGN_MAX.saturating_add(parts.saturating_mul(PART_MAX)), |tables| tables.read(&names::TABLES))
+        let bound = FOREIGN_MAX.saturating_add(parts.saturating_mul(PART_MAX));
+        let expected = if known.is_empty() { wanted.to_vec() } else { known.to_vec() };
+        let mut seen = self.bounded(bound, |tables| tables.read(&names::TABLES))?;
+        let mut wrong = seen.differences(&expected);
+        for _ in 1..READS {
+            if wrong.is_empty() {
+                break;
+            }
+            seen = self.bounded(bound, |tables| tables.read(&names::TABLES))?;
+            let before = std::mem::replace(&mut wrong, seen.differences(&expected));
+            if before == wrong {
+                break;
+            }
+        }
+        Ok(seen)
     }
 
     fn bounded<T>(&mut self, bytes: usize, look: impl FnOnce(&mut Tables) -> io::Result<T>) -> io::Result<T> {
