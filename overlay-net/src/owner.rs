@@ -252,7 +252,7 @@ impl Owner {
         self.refused = refused;
         self.rebalance();
         self.audit.begin();
-        self.flows.stir();
+        self.presence_changes();
         // Tunnels of encrypted networks are there only where their namespace is.
         let had_seal = self.stage.has_seal();
         let unready = self.desired.sealing.is_some() && !self.sealing.ready;
@@ -623,8 +623,9 @@ impl Owner {
             return Ok(());
         }
         self.suspects = hosts;
-        self.flows.stir_at_once(Instant::now());
         self.rebalance();
+        self.presence_changes();
+        self.flows.stir_at_once(Instant::now());
         self.dns.follow(&self.desired, &self.suspects);
         let Applied { errors, .. } = self.apply_tables();
         if errors.is_empty() { Ok(()) } else { Err(OverlayError::Partial(errors)) }

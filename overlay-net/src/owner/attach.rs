@@ -223,6 +223,7 @@ impl Owner {
             Some(address) => self.way_out.insert(id.clone(), address.addr()),
             None => self.way_out.remove(&id),
         };
+        self.presence_changes();
         self.apply_host_table().map_err(failed("set the host's published ports"))?;
         // A firewall that cannot be opened is no reason to have no task; the next round says so.
         drop(self.open_firewalls());

@@ -105,6 +105,13 @@ impl Owner {
         }
     }
 
+    /// Somebody may have come, or gone: who has come is known before anybody is led there.
+    pub(super) fn presence_changes(&mut self) {
+        self.flows.stir();
+        let everybody = self.present();
+        self.flows.sweeper.know(everybody);
+    }
+
     /// Who is there, as far as this host knows: its own tasks are, whether it was told of them or not.
     fn present(&mut self) -> Everybody {
         if let Some(now) = &self.flows.now {

@@ -75,6 +75,11 @@ impl Sweeper {
         Ok(Sweeper { shared, thread: Some(thread) })
     }
 
+    /// Says who is there, before anybody is led to those who are new: a look that is under way spares them.
+    pub(super) fn know(&self, everybody: Everybody) {
+        self.shared.state().everybody = everybody;
+    }
+
     /// Has these places looked at, by who is there now.
     pub(super) fn look(&self, everybody: Everybody, jobs: Vec<Job>, urgent: bool) {
         let mut state = self.shared.state();
@@ -111,7 +116,7 @@ impl Shared {
         let mut busy = Duration::ZERO;
         while let Some((job, everybody)) = self.next(&mut busy) {
             let begun = Instant::now();
-            match job.sweep(&everybody) {
+            match job.sweep(&everybody, || Arc::clone(&self.state().everybody)) {
                 Ok(0) => {}
                 Ok(count) => tracing::info!(place = ?job.place, count, "ended connections to those that are gone"),
                 Err(error) => {
@@ -160,22 +165,27 @@ impl Connections {
 }
 
 impl Job {
-    /// Ends the connections that lead nowhere; gives how many there were.
-    fn sweep(&self, everybody: &BTreeMap<String, Present>) -> io::Result<usize> {
-        let led_to: Vec<&Present> = self.networks.iter().filter_map(|network| everybody.get(network)).collect();
-        let inside = self.place != Place::Host;
-        // A task's own published ports may lead anywhere; what it asked for by a virtual address is on the same network.
-        let lost = |flow: &Flow| {
-            let Some(answers) = self.four(flow.answers) else { return false };
-            let asked = self.four(flow.asked.ip());
-            let through = |network: &Present| !inside || asked.is_some_and(|asked| network.subnet.contains(&asked));
-            led_to.iter().any(|network| network.lacks(answers) && through(network))
-        };
+    /// Ends the connections that lead nowhere; gives how many there were. Who has come while they were listed (`later`) has
+    /// connections already that lead somewhere.
+    fn sweep(&self, everybody: &Everybody, later: impl Fn() -> Everybody) -> io::Result<usize> {
         self.connections.with(&self.namespace, |connections| {
-            let flows = connections.list(lost)?;
+            let mut flows = connections.list(|flow| self.is_lost(flow, everybody))?;
+            let now = later();
+            flows.retain(|flow| self.is_lost(flow, &now));
+            let inside = self.place != Place::Host;
             connections.reset(&flows, if inside { Prod::Inside } else { Prod::Outside })?;
             Ok(flows.len())
         })
+    }
+
+    fn is_lost(&self, flow: &Flow, everybody: &Everybody) -> bool {
+        let inside = self.place != Place::Host;
+        let Some(answers) = self.four(flow.answers) else { return false };
+        // A task's own published ports may lead anywhere; what it asked for by a virtual address is on the same network.
+        let asked = self.four(flow.asked.ip());
+        let through = |network: &Present| !inside || asked.is_some_and(|asked| network.subnet.contains(&asked));
+        let mut led_to = self.networks.iter().filter_map(|network| everybody.get(network));
+        led_to.any(|network| network.lacks(answers) && through(network))
     }
 
     /// The IPv4 address that decides for both: itself, or the one that an IPv6 address is beside.
