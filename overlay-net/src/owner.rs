@@ -24,7 +24,10 @@ use self::sealing::SealingState;
 use crate::config::{Config, ConfigError, Desired, EndpointConfig, Network, SealingReport};
 use crate::dns::{DnsSockets, Server};
 use crate::error::{ObjectError, OverlayError};
-use crate::kernel::{Firewall, HostAddresses, Links, NetNs, Rules, Stage, Tables, Transitions, Watch, legacy_filter};
+use crate::kernel::{
+    Firewall, HostAddresses, Links, NetNs, Rules, Stage, Tables, Transitions, Watch, legacy_filter,
+    raise_neighbour_limits,
+};
 use crate::observation::{Observation, Place as Examined};
 use crate::overlay::Attached;
 use crate::plan::balance::{Balance, HostSide, IngressSide, Return};
@@ -159,6 +162,7 @@ impl Owner {
     ) -> Result<Owner, OverlayError> {
         let failed = |step| move |source| OverlayError::Start { step, source };
         let pin = config.namespace_path();
+        raise_neighbour_limits();
         let mut stage = Stage::open(&config.node, &pin).map_err(failed("open the overlay's namespace"))?;
         let host_rules = Rules::open(stage.host()).map_err(failed("open nf_tables"))?;
         let firewall = Firewall::open(stage.host()).map_err(failed("open nf_tables"))?;

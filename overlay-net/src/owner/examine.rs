@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::Owner;
 use crate::error::{ObjectError, OverlayError};
-use crate::kernel::{NetNs, legacy_filter};
+use crate::kernel::{NetNs, legacy_filter, low_neighbour_limits};
 use crate::observation::{Connected, Observation, Place};
 use crate::overlay::AttachedInterface;
 use crate::plan::picture::{Facts, Operation, Picture};
@@ -88,6 +88,7 @@ impl Owner {
     fn examine_host(&mut self) -> io::Result<Vec<String>> {
         let wanted = self.host_tables();
         let mut lacks: Vec<String> = self.stage.host_lacks()?.iter().map(|name| format!("net/{name} is off")).collect();
+        lacks.extend(low_neighbour_limits().iter().map(ToString::to_string));
         let sides = self.host_addresses();
         lacks.extend(self.stage.routes_lacking(&sides)?);
         lacks.extend(self.host_rules.differences(&wanted)?);
