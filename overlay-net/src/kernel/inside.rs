@@ -10,6 +10,7 @@ use super::links::Links;
 use super::mac_of;
 use super::netlink::is_too_much;
 use super::netns::NetNs;
+use super::routes::RoutingRule;
 use crate::plan::balance::IngressSide;
 use crate::plan::inside::{Found, FoundLink};
 use crate::plan::names;
@@ -62,7 +63,7 @@ impl Links {
             .and_then(|route| name(route.link))
             .cloned();
         found.default_route = defaults.any(|route| route.table != names::RETURN_TABLE);
-        let returns = |rule: &super::links::RoutingRule| rule.table == names::RETURN_TABLE;
+        let returns = |rule: &RoutingRule| rule.table == names::RETURN_TABLE;
         found.return_rule = self.routing_rules(libc::AF_INET)?.iter().any(|rule| returns(rule) && rule.by_mark);
         let nobody = mac_of(std::net::Ipv4Addr::UNSPECIFIED);
         let neighbours = self.neighbours()?;

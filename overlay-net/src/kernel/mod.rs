@@ -15,6 +15,7 @@ mod netlink;
 mod netns;
 mod nftables;
 mod readback;
+mod routes;
 mod rules;
 mod seal;
 mod stage;
