@@ -29,6 +29,7 @@ pub use config::{
 };
 pub use dns::DnsSockets;
 pub use error::{ObjectError, OverlayError};
+pub use kernel::FirewallObstacle;
 pub use observation::{AuditRecord, Connected, Observation, Place};
 pub use overlay::{Attached, AttachedInterface, Overlay};
 pub use plan::names::is_own_link;

@@ -80,8 +80,6 @@ pub enum Place {
     Links,
     /// Our rules, and values, in the host's namespace.
     Host,
-    /// What firewalls of others in the host's namespace do to what our links forward.
-    Firewalls,
     /// A task's namespace.
     Task(String),
 }

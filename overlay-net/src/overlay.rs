@@ -12,7 +12,7 @@ use tokio::sync::{oneshot, watch};
 use crate::config::{Config, Desired, EndpointConfig, SealingReport};
 use crate::dns::DnsSockets;
 use crate::error::OverlayError;
-use crate::kernel::{Links, NetNs, Tables, wireguard_possible};
+use crate::kernel::{FirewallObstacle, Links, NetNs, Tables, wireguard_possible};
 use crate::observation::{Observation, Place};
 use crate::owner::{Owner, Request};
 use crate::plan::names;
@@ -184,6 +184,14 @@ impl Overlay {
     /// [`OverlayError::Partial`] when it cannot be read.
     pub async fn examine(&self, place: Place) -> Result<Vec<String>, OverlayError> {
         self.ask(|reply| Request::Examine(place, reply)).await
+    }
+
+    /// What firewalls of others in the host's namespace do to what our links forward, as far as their rules say it.
+    ///
+    /// # Errors
+    /// [`OverlayError::Partial`] when they cannot be read.
+    pub async fn examine_firewalls(&self) -> Result<Vec<FirewallObstacle>, OverlayError> {
+        self.ask(Request::ExamineFirewalls).await
     }
 
     /// The newest revision of the desired state that is wholly in force on this host, but for what was refused in it;

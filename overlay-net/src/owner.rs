@@ -25,7 +25,7 @@ use crate::config::{Config, ConfigError, Desired, EndpointConfig, Network, Seali
 use crate::dns::{DnsSockets, Server};
 use crate::error::{ObjectError, OverlayError};
 use crate::kernel::{
-    Firewall, HostAddresses, Links, NetNs, Rules, Stage, Tables, Transitions, Watch, legacy_filter,
+    Firewall, FirewallObstacle, HostAddresses, Links, NetNs, Rules, Stage, Tables, Transitions, Watch, legacy_filter,
     raise_neighbour_limits,
 };
 use crate::observation::{Observation, Place as Examined};
@@ -59,6 +59,7 @@ pub(crate) enum Request {
     LeaveOut(BTreeSet<Ipv4Addr>, oneshot::Sender<Result<(), OverlayError>>),
     Observe(oneshot::Sender<Result<Observation, OverlayError>>),
     Examine(Examined, oneshot::Sender<Result<Vec<String>, OverlayError>>),
+    ExamineFirewalls(oneshot::Sender<Result<Vec<FirewallObstacle>, OverlayError>>),
     Destroy(oneshot::Sender<Result<(), OverlayError>>),
 }
 
@@ -243,6 +244,7 @@ impl Owner {
             Request::LeaveOut(hosts, reply) => drop(reply.send(self.leave_out(hosts))),
             Request::Observe(reply) => drop(reply.send(self.observation(Instant::now()))),
             Request::Examine(place, reply) => drop(reply.send(self.examine(&place))),
+            Request::ExamineFirewalls(reply) => drop(reply.send(self.examine_firewalls())),
             Request::Destroy(_) => unreachable!("it ends the loop"),
         }
     }

@@ -332,7 +332,7 @@ async fn read_back(overlay: &Overlay, seen: &mut Observed, end: Instant) -> Resu
     let tasks =
         view.tasks.iter().map(|task| (format!("task {}", task.config.task), Place::Task(task.config.task.clone())));
     let places = [("links".to_owned(), Place::Links), ("host".to_owned(), Place::Host)];
-    seen.firewalls = overlay.examine(Place::Firewalls).await.map_err(text);
+    seen.firewalls = overlay.examine_firewalls().await.map_err(text);
     for (name, place) in places.into_iter().chain(tasks) {
         let Ok(read) = timeout_at(end, overlay.examine(place)).await else { break };
         seen.kernel.insert(name, read.map_err(text));

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use overlay_net::FirewallObstacle;
 use overlay_net::plan::seal::ports as sealing_ports;
 use overlay_net::probe::{Answer, Reached};
 
@@ -30,8 +31,8 @@ fn skipped(check: &str, subject: &str, why: impl Into<String>) -> Line {
 }
 
 /// `a; b; c; and 4 more`
-fn some(all: &[String]) -> String {
-    let mut shown: Vec<String> = all.iter().take(EXAMPLES).cloned().collect();
+fn some(all: &[impl ToString]) -> String {
+    let mut shown: Vec<String> = all.iter().take(EXAMPLES).map(ToString::to_string).collect();
     if all.len() > EXAMPLES {
         shown.push(format!("and {} more", all.len() - EXAMPLES));
     }
@@ -172,7 +173,7 @@ fn firewall(seen: &Observed) -> Line {
         Err(error) => skipped("firewall", "", format!("the host's rules cannot be read: {error}")),
         Ok(found) if found.is_empty() => ok("firewall", "", "no rule of others that is known to drop what is ours"),
         // A rule before it may let our packets pass; they do.
-        Ok(found) if out && found.iter().all(|what| what.contains("whatever reaches it")) => {
+        Ok(found) if out && found.iter().all(|what| matches!(what, FirewallObstacle::DropsRest { .. })) => {
             ok("firewall", "", format!("{}, but a task's packets pass", some(found)))
         }
         Ok(found) => {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use overlay_net::probe::{Answer, Reached};
-use overlay_net::{AuditRecord, Network};
+use overlay_net::{AuditRecord, FirewallObstacle, Network};
 
 /// Everything that was found out.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub(super) struct Observed {
     /// What was left out of the desired state.
     pub(super) refused: Vec<String>,
     /// What firewalls of others do to forwarded packets.
-    pub(super) firewalls: Result<Vec<String>, String>,
+    pub(super) firewalls: Result<Vec<FirewallObstacle>, String>,
     /// Whether a task gets out through this host; nothing if it was not tried.
     pub(super) way_out: Option<WayOut>,
     /// The other hosts.

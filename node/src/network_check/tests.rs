@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use overlay_net::{AuditRecord, Endpoint, Network, Service, Station};
+use overlay_net::{AuditRecord, Endpoint, FirewallObstacle, Network, Service, Station};
 
 use super::super::observed::{NetworkSeen, Observed, PeerSeen, Standing, WayOut, expected_names};
 use super::*;
@@ -127,7 +127,16 @@ fn what_is_wrong_is_named_with_what_to_do() {
     });
     check("kernel", &["cannot be repaired: x"], |seen| seen.audit.as_mut().unwrap().wrong.push("x".into()));
     check("refused", &["VNI"], |seen| seen.refused.push("VNI 0".into()));
-    check("firewall", &["FORWARD"], |seen| seen.firewalls = Ok(vec!["the policy of FORWARD drops".into()]));
+    let chain = || "filter FORWARD".to_owned();
+    for obstacle in [
+        FirewallObstacle::DropsOurs { chain: chain(), link: "she-n1".to_owned() },
+        FirewallObstacle::PolicyDrops { chain: chain() },
+        FirewallObstacle::Unreadable,
+    ] {
+        // Also beside one that is none, since packets pass.
+        let rest = FirewallObstacle::DropsRest { chain: chain() };
+        check("firewall", &["FORWARD"], |seen| seen.firewalls = Ok(vec![rest, obstacle]));
+    }
     check("way out", &["192.168.0.2", "firewall"], |seen| seen.way_out.as_mut().unwrap().reached = Reached::Silence);
     check("peer", &["host-2", "192.168.0.2:2377", "2377"], |seen| seen.peers[0].opens = Some(false));
     check("peer", &["neither", "ping 192.168.0.2"], |seen| {
@@ -248,7 +257,7 @@ fn what_could_not_be_tried_is_not_wrong() {
     assert!(lines.iter().all(|line| line.result != Verdict::Wrong), "{lines:#?}");
     // A rule that drops the rest is no obstacle to what passes.
     let mut seen = healthy();
-    seen.firewalls = Ok(vec!["chain filter FORWARD drops by a rule whatever reaches it".into()]);
+    seen.firewalls = Ok(vec![FirewallObstacle::DropsRest { chain: "filter FORWARD".to_owned() }]);
     assert!(evaluate(&seen).iter().all(|line| line.result == Verdict::Ok));
     seen.way_out = None;
     assert!(evaluate(&seen).iter().any(|line| line.result == Verdict::Wrong));

@@ -6,7 +6,7 @@
 //! are known again; they consist of nothing that `iptables` could not list, since Docker does.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::{fmt, io};
 
 use libc::{NFT_MSG_DELRULE, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_NEWRULE};
 
@@ -63,6 +63,46 @@ pub(crate) struct Opened {
     pub(crate) chain: String,
     /// Our rules had been there before, and somebody removed them.
     pub(crate) again: bool,
+}
+
+/// What drops packets that our links forward. Chains are named with their table, such as `filter FORWARD`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FirewallObstacle {
+    /// A rule of a chain drops packets of this link of ours.
+    DropsOurs {
+        /// The chain.
+        chain: String,
+        /// Our link.
+        link: String,
+    },
+    /// A rule of a chain drops whatever reaches it. A rule before it may let our packets pass, which this one cannot tell.
+    DropsRest {
+        /// The chain.
+        chain: String,
+    },
+    /// The policy of a chain drops, and our rules are not in it.
+    PolicyDrops {
+        /// The chain.
+        chain: String,
+    },
+    /// The older packet filter is in use, whose rules cannot be read.
+    Unreadable,
+}
+
+impl fmt::Display for FirewallObstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FirewallObstacle::DropsOurs { chain, link } => write!(f, "a rule in chain {chain} drops packets of {link}"),
+            FirewallObstacle::DropsRest { chain } => write!(f, "chain {chain} drops by a rule whatever reaches it"),
+            FirewallObstacle::PolicyDrops { chain } => {
+                write!(f, "the policy of chain {chain} drops, and our rules are not in it")
+            }
+            FirewallObstacle::Unreadable => f.write_str(
+                "this host has rules of the older iptables, which cannot be read: see to it that its chain FORWARD lets \
+                 the overlay's links pass",
+            ),
+        }
+    }
 }
 
 fn chain_name((_, table, chain): &Chain) -> String {
@@ -175,14 +215,14 @@ impl Firewall {
     /// What of others' rules drops what these links forward, as far as that can be said of a rule by itself: a policy
     /// without our rules, a rule that drops whatever reaches it, a rule that drops and names a link of ours. Changes
     /// nothing.
-    pub(crate) fn obstacles(&mut self, links: &[String]) -> io::Result<Vec<String>> {
+    pub(crate) fn obstacles(&mut self, links: &[String]) -> io::Result<Vec<FirewallObstacle>> {
         let mut found = Vec::new();
         let ours = wanted(links);
         for (chain, drops) in self.forward_chains()?.into_iter().filter(|_| !links.is_empty()) {
             let placed = self.placed(&chain)?;
             let lacks = ours.iter().any(|(text, _)| !placed.iter().any(|p| p.comment == *text));
             if drops && lacks {
-                found.push(format!("the policy of chain {} drops, and our rules are not in it", chain_name(&chain)));
+                found.push(FirewallObstacle::PolicyDrops { chain: chain_name(&chain) });
             }
             let replies = self.tables.dump(NFT_MSG_GETRULE, chain.0, |m| {
                 m.put_str(RULE_TABLE, &chain.1);
@@ -196,10 +236,10 @@ impl Firewall {
                 let fate = attribute(body, RULE_EXPRESSIONS).map_or(Fate::Other, |list| fate(list, links));
                 match fate {
                     Fate::Drops if name == chain.2 => {
-                        found.push(format!("chain {} drops by a rule whatever reaches it", chain_name(&chain)));
+                        found.push(FirewallObstacle::DropsRest { chain: chain_name(&chain) });
                     }
                     Fate::DropsOf(link) => {
-                        found.push(format!("a rule in chain {} {name} drops packets of {link}", chain.1));
+                        found.push(FirewallObstacle::DropsOurs { chain: format!("{} {name}", chain.1), link });
                     }
                     Fate::Drops | Fate::Other => {}
                 }

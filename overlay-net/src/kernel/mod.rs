@@ -23,6 +23,7 @@ mod wireguard;
 
 pub(crate) use conntrack::Prod;
 pub use conntrack::{Connections, Flow};
+pub use firewall::FirewallObstacle;
 pub(crate) use firewall::{Firewall, Opened, legacy_filter};
 pub use links::{BridgePort, Link, Links, Peer, Vxlan};
 pub(crate) use neighbour_limits::low_neighbour_limits;

@@ -5,10 +5,14 @@ use std::time::Instant;
 
 use super::Owner;
 use crate::error::{ObjectError, OverlayError};
-use crate::kernel::{NetNs, legacy_filter, low_neighbour_limits};
+use crate::kernel::{FirewallObstacle, NetNs, legacy_filter, low_neighbour_limits};
 use crate::observation::{Connected, Observation, Place};
 use crate::overlay::AttachedInterface;
 use crate::plan::picture::{Facts, Operation, Picture};
+
+fn unread(object: String, source: io::Error) -> OverlayError {
+    OverlayError::Partial(vec![ObjectError { object, source }])
+}
 
 impl Owner {
     pub(super) fn observation(&self, now: Instant) -> Result<Observation, OverlayError> {
@@ -50,10 +54,9 @@ impl Owner {
         let looked = match place {
             Place::Links => self.examine_links(),
             Place::Host => self.examine_host(),
-            Place::Firewalls => self.examine_firewalls(),
             Place::Task(id) => self.examine_task(id),
         };
-        looked.map_err(|source| OverlayError::Partial(vec![ObjectError { object: format!("read {place:?}"), source }]))
+        looked.map_err(|source| unread(format!("read {place:?}"), source))
     }
 
     fn examine_links(&mut self) -> io::Result<Vec<String>> {
@@ -95,12 +98,13 @@ impl Owner {
         Ok(lacks)
     }
 
-    fn examine_firewalls(&mut self) -> io::Result<Vec<String>> {
+    pub(super) fn examine_firewalls(&mut self) -> Result<Vec<FirewallObstacle>, OverlayError> {
         let side = self.host_side();
         let links: Vec<String> = side.ingress.into_iter().chain(side.egress).map(|(link, _)| link).collect();
-        let mut found = self.firewall.obstacles(&links)?;
+        let failed = |source| unread("read the firewalls".to_owned(), source);
+        let mut found = self.firewall.obstacles(&links).map_err(failed)?;
         if !links.is_empty() && legacy_filter() {
-            found.push("this host has rules of the older iptables, which cannot be read: see to it that its chain FORWARD lets the overlay's links pass".to_owned());
+            found.push(FirewallObstacle::Unreadable);
         }
         Ok(found)
     }
