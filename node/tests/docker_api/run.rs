@@ -383,10 +383,13 @@ async fn of_a_stop_and_a_restart_the_last_word_counts() {
         docker.host.until_logged(id, "asked").await;
         assert_eq!(kills().await, 1);
         // It goes when both have asked it to.
-        let go = async {
+        let asked_by_both = async {
             while kills().await < 2 {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
+        };
+        let go = async {
+            tokio::time::timeout(PATIENCE, asked_by_both).await.expect("the second one asks it, too");
             docker.ok(&["exec", "web", "touch", "/go"]).await;
         };
         let path = format!("/containers/web/{second}?t=30");

@@ -305,17 +305,26 @@ impl Stream {
     }
 }
 
-/// Until every host sends to every other one through this device.
-fn until_moved(world: &World, device: &str) {
+/// Looks until it is so, for at most [`LONG`]. Each look asks the kernel, so there is a pause in between.
+#[track_caller]
+fn until<E: std::fmt::Debug>(mut look: impl FnMut() -> Result<(), E>) {
     let deadline = Instant::now() + LONG;
-    loop {
-        let all: Vec<_> = (1..=HOSTS).map(|number| ways(world, number)).collect();
-        if all.iter().all(|ways| ways.len() == usize::from(HOSTS) - 1 && ways.values().all(|name| name == device)) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "not all ways lead through {device}: {all:?}");
-        std::thread::sleep(Duration::from_millis(50));
+    while let Err(error) = look() {
+        assert!(Instant::now() < deadline, "{error:?}");
+        std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Until every host sends to every other one through this device.
+#[track_caller]
+fn until_moved(world: &World, device: &str) {
+    until(|| {
+        let all: Vec<_> = (1..=HOSTS).map(|number| ways(world, number)).collect();
+        let moved = |ways: &BTreeMap<Ipv4Addr, String>| {
+            ways.len() == usize::from(HOSTS) - 1 && ways.values().all(|name| name == device)
+        };
+        if all.iter().all(moved) { Ok(()) } else { Err(format!("not all ways lead through {device}: {all:?}")) }
+    });
 }
 
 fn rotations_and_a_restart_lose_nothing() {
@@ -356,11 +365,10 @@ fn what_others_change_is_repaired() {
     let namespace = sealed_namespace(&world, 1);
     let mut links = Links::open(&namespace).unwrap();
     links.set_down("shw-1").unwrap();
-    let deadline = Instant::now() + LONG;
-    while !links.find("shw-1").unwrap().is_some_and(|link| link.up) || ways(&world, 1).len() != 2 {
-        assert!(Instant::now() < deadline, "it stays down");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    until(|| {
+        let up = links.find("shw-1").unwrap().is_some_and(|link| link.up);
+        if up && ways(&world, 1).len() == 2 { Ok(()) } else { Err("it stays down") }
+    });
     say(&one, &two, web(12), TEXT);
     let overlay = world.host(1).overlay.clone();
     let lacks = world.runtime.block_on(overlay.examine(Place::Links)).unwrap();
@@ -385,12 +393,11 @@ fn what_others_change_is_repaired() {
         outside.create_vxlan_into(&inner, &name, &vxlan)
     });
     let foreign = inside.find(&name).unwrap().unwrap().index;
-    let deadline = Instant::now() + LONG;
-    while inside.find(&name).unwrap().is_none_or(|link| link.index == foreign) {
-        assert!(Instant::now() < deadline, "it is taken for ours");
+    until(|| {
         one.send_to(TEXT, (web(12), PORT)).ok();
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        let ours = inside.find(&name).unwrap().is_some_and(|link| link.index != foreign);
+        if ours { Ok(()) } else { Err("it is taken for ours") }
+    });
     say(&one, &two, web(12), TEXT);
     let seen = tap.stop();
     assert_eq!((seen.readable, seen.tunnelled), (0, 0));
