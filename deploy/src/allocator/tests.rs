@@ -180,11 +180,7 @@ fn world6() -> World {
 /// A cluster whose managers are of that release.
 fn world_at(level: u32) -> World {
     let mut world = World::new();
-    world.change(|_, txn| {
-        let mut cluster = Cluster::clone(txn.cluster().expect("a cluster"));
-        cluster.status.feature_level = level;
-        txn.put_cluster(cluster);
-    });
+    world.set_level(level);
     world
 }
 

@@ -26,6 +26,15 @@ impl World {
         Self { store: Store::default(), now: Timestamp::from_millis(1_000), next_id: 1 << 70 }
     }
 
+    /// The cluster's managers are of the release with this feature level from now on.
+    pub(crate) fn set_level(&mut self, level: u32) {
+        self.change(|_, txn| {
+            let mut cluster = Cluster::clone(txn.cluster().expect("a cluster"));
+            cluster.status.feature_level = level;
+            txn.put_cluster(cluster);
+        });
+    }
+
     /// Runs a request, lets the allocator follow, and applies what comes out.
     pub(crate) fn run(&mut self, op: impl Into<Op>) -> Result<Reply, ControlError> {
         self.request(&Request::from(op.into()))

@@ -346,11 +346,7 @@ mod tests {
     fn a_plain_container_is_told_of_while_its_host_is_there() {
         let mut world = World::new();
         let (one, two) = (world.join(1), world.join(2));
-        world.change(|_, txn| {
-            let mut cluster = txn.cluster().map(|cluster| (**cluster).clone()).expect("the cluster");
-            cluster.status.feature_level = ATTACH_LEVEL;
-            txn.put_cluster(cluster);
-        });
+        world.set_level(ATTACH_LEVEL);
         let spec = NetworkSpec { name: "back".into(), attachable: true, ..NetworkSpec::default() };
         world.run(Op::CreateNetwork(Box::new(CreateNetwork { spec }))).expect("made");
         let first = attach(&mut world, &one, 1, "c1");

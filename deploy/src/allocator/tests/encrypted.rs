@@ -5,16 +5,6 @@ use crate::control::{AttachContainer, ControlError, ErrorKind, NodeDown, NodeLef
 use crate::dispatcher::{AssignmentSet, assignment};
 use crate::scheduler::{Filter, explain};
 
-fn world_with(level: u32) -> World {
-    let mut world = World::new();
-    world.change(|_, txn| {
-        let mut cluster = Cluster::clone(txn.cluster().expect("a cluster"));
-        cluster.status.feature_level = level;
-        txn.put_cluster(cluster);
-    });
-    world
-}
-
 fn encrypted(world: &mut World, name: &str) -> Result<(), ControlError> {
     let driver_options = [(ENCRYPTED_OPTION.to_owned(), String::new())].into();
     let spec = NetworkSpec { name: name.into(), driver_options, ..NetworkSpec::default() };
@@ -52,7 +42,7 @@ fn keys_of(set: &AssignmentSet, node: &NodeId) -> Vec<SealingKey> {
 
 #[test]
 fn only_hosts_that_can_get_tasks_on_encrypted_networks() {
-    let mut world = world_with(ENCRYPTION_LEVEL);
+    let mut world = world_at(ENCRYPTION_LEVEL);
     let node = world.join(1);
     encrypted(&mut world, "quiet").expect("made");
     let service = world.create(on_network(web("web"), "quiet")).expect("made");
@@ -86,7 +76,7 @@ fn only_hosts_that_can_get_tasks_on_encrypted_networks() {
 /// From what two hosts say to what a third one is told.
 #[test]
 fn hosts_are_told_each_others_keys_by_who_has_said_them() {
-    let mut world = world_with(ENCRYPTION_LEVEL);
+    let mut world = world_at(ENCRYPTION_LEVEL);
     let (one, two, three) = (able(&mut world, 1), able(&mut world, 2), able(&mut world, 3));
     network(&mut world, "plain", None).expect("made");
     let epoch = |world: &World| assignment(&world.store, &one).sealing().next().map(|sealing| sealing.epoch);
@@ -125,7 +115,7 @@ fn hosts_are_told_each_others_keys_by_who_has_said_them() {
 
 #[test]
 fn a_host_with_an_older_release_is_told_of_no_encrypted_network() {
-    let mut world = world_with(ENCRYPTION_LEVEL);
+    let mut world = world_at(ENCRYPTION_LEVEL);
     let node = able(&mut world, 1);
     encrypted(&mut world, "quiet").expect("made");
     let service = world.create(on_network(web("web"), "quiet")).expect("made");
@@ -145,7 +135,7 @@ fn a_host_with_an_older_release_is_told_of_no_encrypted_network() {
 
 #[test]
 fn nobody_has_the_keys_of_another_host() {
-    let mut world = world_with(ENCRYPTION_LEVEL);
+    let mut world = world_at(ENCRYPTION_LEVEL);
     encrypted(&mut world, "quiet").expect("made");
     let (one, two) = (able(&mut world, 1), able(&mut world, 2));
     say(&mut world, &two, "", &[key(1, 7)]).expect("said");
@@ -171,7 +161,7 @@ fn nobody_has_the_keys_of_another_host() {
 /// What a host says beside a key that it cannot have is written all the same.
 #[test]
 fn a_key_that_is_in_dispute_or_too_early_is_left_out_alone() {
-    let mut world = world_with(ENCRYPTION_LEVEL);
+    let mut world = world_at(ENCRYPTION_LEVEL);
     let (one, two) = (able(&mut world, 1), able(&mut world, 2));
     say(&mut world, &one, "", &[key(1, 1)]).expect("said");
     assert_eq!(world.store.node(&one).expect("the host").sealing_keys(), [], "nothing is encrypted yet");
@@ -192,7 +182,7 @@ fn a_key_that_is_in_dispute_or_too_early_is_left_out_alone() {
 
 #[test]
 fn what_is_no_key_is_refused() {
-    let mut world = world_with(ENCRYPTION_LEVEL);
+    let mut world = world_at(ENCRYPTION_LEVEL);
     let node = able(&mut world, 1);
     for bad in [
         &[key(0, 1)][..],
@@ -216,7 +206,7 @@ fn what_is_no_key_is_refused() {
 
 #[test]
 fn what_older_managers_would_lose_is_not_written() {
-    let mut world = world_with(ENCRYPTION_LEVEL - 1);
+    let mut world = world_at(ENCRYPTION_LEVEL - 1);
     let node = world.join(1);
     session_at(&mut world, &node, "192.0.2.1").expect("a session");
     let refused = say(&mut world, &node, "", &[key(1, 7)]).expect_err("refused");
@@ -227,7 +217,7 @@ fn what_older_managers_would_lose_is_not_written() {
 
 #[test]
 fn plain_containers_go_on_encrypted_networks_only_where_hosts_can() {
-    let mut world = world_with(ENCRYPTION_LEVEL);
+    let mut world = world_at(ENCRYPTION_LEVEL);
     let (one, two) = (able(&mut world, 1), able(&mut world, 2));
     say(&mut world, &two, "its kernel has no WireGuard", &[]).expect("said");
     let driver_options = [(ENCRYPTED_OPTION.to_owned(), String::new())].into();
@@ -254,7 +244,7 @@ fn plain_containers_go_on_encrypted_networks_only_where_hosts_can() {
 
 #[test]
 fn what_ends_at_each_host_is_not_encrypted() {
-    let mut world = world_with(ENCRYPTION_LEVEL);
+    let mut world = world_at(ENCRYPTION_LEVEL);
     let driver_options = [(ENCRYPTED_OPTION.to_owned(), String::new())].into();
     let spec = NetworkSpec { name: "near".into(), driver: "bridge".into(), driver_options, ..NetworkSpec::default() };
     let refused = world.run(Op::CreateNetwork(Box::new(CreateNetwork { spec }))).expect_err("refused");
@@ -263,7 +253,7 @@ fn what_ends_at_each_host_is_not_encrypted() {
 
 #[test]
 fn the_ports_of_encrypted_networks_are_theirs_once_there_is_one() {
-    let mut world = world_with(ENCRYPTION_LEVEL);
+    let mut world = world_at(ENCRYPTION_LEVEL);
     world.join(1);
     let dns = |name: &str, port: u32| {
         let mut spec = publish(web(name), port, PublishMode::Ingress);

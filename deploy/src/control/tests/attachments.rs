@@ -43,22 +43,14 @@ fn detach(world: &mut World, node: &NodeId, id: &TaskId) {
     world.run(Op::DetachContainer(of(node, id))).unwrap();
 }
 
-fn level(world: &mut World, level: u32) {
-    world.change(|_, txn| {
-        let mut cluster = txn.cluster().cloned().map(std::sync::Arc::unwrap_or_clone).unwrap();
-        cluster.status.feature_level = level;
-        txn.put_cluster(cluster);
-    });
-}
-
 #[test]
 fn a_container_has_a_place_until_it_gives_it_back() {
     let mut world = World::new();
     let (one, two) = (world.join(1), world.join(2));
-    level(&mut world, ATTACH_LEVEL - 1);
+    world.set_level(ATTACH_LEVEL - 1);
     let old = network(&mut world, "back", "10.9.0.0/29", true).unwrap_err();
     assert!(old.message.contains("feature level"), "{old}");
-    level(&mut world, ATTACH_LEVEL);
+    world.set_level(ATTACH_LEVEL);
     network(&mut world, "back", "10.9.0.0/29", true).unwrap();
     network(&mut world, "closed", "10.9.1.0/29", false).unwrap();
     let refused = attach(&mut world, &one, 1, "closed").unwrap_err();
@@ -131,7 +123,7 @@ fn a_container_has_a_place_until_it_gives_it_back() {
 fn only_the_daemon_with_the_session_speaks_for_its_containers() {
     let mut world = World::new();
     let one = world.join(1);
-    level(&mut world, ATTACH_LEVEL);
+    world.set_level(ATTACH_LEVEL);
     network(&mut world, "back", "10.9.0.0/24", true).unwrap();
     let place = TaskId::new(attach(&mut world, &one, 1, "back").unwrap().id);
     for (generation, boot) in [(0, 0), (2, 0), (1, 7)] {
@@ -150,7 +142,7 @@ fn only_the_daemon_with_the_session_speaks_for_its_containers() {
 fn a_host_that_is_away_keeps_the_places_of_its_containers_for_a_day() {
     let mut world = World::new();
     let (one, two) = (world.join(1), world.join(2));
-    level(&mut world, ATTACH_LEVEL);
+    world.set_level(ATTACH_LEVEL);
     network(&mut world, "back", "10.9.0.0/24", true).unwrap();
     let lost = TaskId::new(attach(&mut world, &one, 1, "back").unwrap().id);
     let stays = TaskId::new(attach(&mut world, &two, 2, "back").unwrap().id);
@@ -167,7 +159,7 @@ fn a_host_that_is_away_keeps_the_places_of_its_containers_for_a_day() {
 fn a_request_that_comes_late_takes_no_place_away() {
     let mut world = World::new();
     let one = world.join(1);
-    level(&mut world, ATTACH_LEVEL);
+    world.set_level(ATTACH_LEVEL);
     network(&mut world, "back", "10.9.0.0/24", true).unwrap();
     let later = attach_anew(&mut world, &one, 1, "back", 2).unwrap();
     let late = attach_anew(&mut world, &one, 1, "back", 1).unwrap();
@@ -180,7 +172,7 @@ fn a_request_that_comes_late_takes_no_place_away() {
 fn names_of_containers_are_names() {
     let mut world = World::new();
     let one = world.join(1);
-    level(&mut world, ATTACH_LEVEL);
+    world.set_level(ATTACH_LEVEL);
     network(&mut world, "back", "10.9.0.0/24", true).unwrap();
     let mut named = |name: &str, aliases: Vec<String>| {
         let (node_id, network) = (one.clone(), "back".to_owned());
