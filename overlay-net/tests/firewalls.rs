@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use overlay_net::FirewallObstacle;
 use overlay_net::kernel::{Links, NetNs, Peer};
 use world::*;
 
@@ -170,6 +171,23 @@ fn tasks_are_reached_by_what_they_publish_alone() {
         let error = greet(&scene.world.client, address, 80).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut, "{address}");
     }
+}
+
+#[test]
+fn obstacles_are_told_apart() {
+    let Some(scene) = Scene::new(DOCKER) else { return };
+    scene.works_within_five_seconds();
+    let found = || {
+        let overlay = scene.world.host(1).overlay.clone();
+        scene.world.runtime.block_on(overlay.examine_firewalls()).unwrap()
+    };
+    assert_eq!(found(), [], "our rules are in the chain whose policy drops");
+    let chain = || "filter FORWARD".to_owned();
+    nft(scene.host(), "add rule ip filter FORWARD counter drop");
+    assert_eq!(found(), [FirewallObstacle::DropsRest { chain: chain() }]);
+    nft(scene.host(), "insert rule ip filter DOCKER-USER iifname she-n1 drop");
+    let named = FirewallObstacle::DropsOurs { chain: "filter DOCKER-USER".to_owned(), link: "she-n1".to_owned() };
+    assert_eq!(found(), [named, FirewallObstacle::DropsRest { chain: chain() }]);
 }
 
 /// A wire of its own between a host and a neighbour, who knows the way to the client of the first wire through the host.
