@@ -1,4 +1,4 @@
-//! Profiles of AppArmor, on a kernel that has it and `shoal-test.apparmor` loaded, as `.ci/v2-kernel` does.
+//! Profiles of AppArmor, on a kernel that has it and `shoal-test.apparmor` loaded, as `.ci/machine containers` does.
 
 use std::fs;
 

@@ -334,7 +334,7 @@ fn what_cannot_be_had_is_named() {
     }
 }
 
-/// A v1 hierarchy in which containers have no place until a limit asks for it. `.ci/v2-kernel` has one.
+/// A v1 hierarchy in which containers have no place until a limit asks for it. `.ci/machine containers` has one.
 fn network_marks() {
     let groups = fs::read_to_string("/proc/self/mounts").unwrap();
     if !groups.lines().any(|line| line.contains(" cgroup ") && line.contains("net_cls")) {

@@ -19,7 +19,6 @@ mod fuzz_engine;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod isolation;
-mod kernel;
 mod layouts;
 mod lifecycle;
 mod limits;
@@ -43,9 +42,6 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|first| first == "payload") {
         return payload::run(&args[1..]);
-    }
-    if std::process::id() == 1 && args.first().is_some_and(|first| first == "kernel") {
-        kernel::first_process(&args[1..]);
     }
     if args.first().is_some_and(|first| first == "engine") {
         return engine::run(&args[1..]);
