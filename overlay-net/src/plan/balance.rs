@@ -166,7 +166,8 @@ impl Balance {
             table.hook("refuse", Kind::Filter, Point::Output, PRIORITY_FILTER, rules);
         }
         if let Some(IngressSide { interface, subnet }) = ingress {
-            let arrives = [Match::From(interface.clone()), Match::New, Match::FromStation];
+            // With each packet anew: a client that goes to another host, from the same port, is answered through that one.
+            let arrives = [Match::From(interface.clone()), Match::FromStation];
             let remember = vec![Rule::new(arrives, Action::RememberStation)];
             table.hook("remember", Kind::Filter, Point::Prerouting, PRIORITY_FILTER, remember);
             let leaves = [Match::Reply, Match::ConnectionMarked(*subnet)];
