@@ -117,7 +117,7 @@ pub struct Applied<'a> {
     pub keys: &'a [Key],
 }
 
-/// One sentence of DESIGN section 5.
+/// One thing that managers promise.
 pub trait Property: Send {
     /// What it demands, in a few words.
     fn name(&self) -> &'static str;

@@ -2,7 +2,7 @@
 //! that `check` has its properties for.
 //!
 //! Samples come a few times a second, so that several entries may lie between two of them; they are shown as one, and
-//! marked as merged. Nothing is assumed of the managers but what DESIGN promises.
+//! marked as merged. Nothing is assumed of the managers but what those properties demand.
 
 use std::collections::{BTreeMap, BTreeSet};
 

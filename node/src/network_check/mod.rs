@@ -33,7 +33,8 @@ pub enum Verdict {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Line {
-    /// What was checked: `revision`, `kernel`, `firewall`, `peer`, `addresses`, `names`, `vip`, `mtu`, `path`.
+    /// What was checked: `revision`, `kernel`, `firewall`, `way out`, `network`, `peer`, `addresses`, `names`,
+    /// `vip`, `mtu`, `path`.
     pub check: String,
     /// The network, the host, or nothing.
     pub subject: String,

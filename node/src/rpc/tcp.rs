@@ -3,7 +3,7 @@
 //! Heartbeats, votes and sessions are small messages that must be there within a few hundred milliseconds. The
 //! kernel's TCP is made for the internet: it waits at least 200 ms before it sends a lost segment again, twice as long
 //! each further time, up to two minutes. On a network that loses one packet in ten, a connection falls silent for up to
-//! 3 s like that. With the two limits below (Linux 6.15 and 6.16; DESIGN has the measurement) no silence reaches 1 s.
+//! 3 s like that. With the two limits below (Linux 6.15 and 6.16) no silence reaches 1 s.
 
 use std::time::Duration;
 

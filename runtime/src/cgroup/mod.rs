@@ -43,7 +43,7 @@ use host::put;
 #[non_exhaustive]
 pub enum CgroupError {
     /// The host has no cgroup filesystem mounted.
-    #[error("no cgroup hierarchy is mounted")]
+    #[error("no cgroup hierarchy is mounted (`ip netns exec` hides the host's: `nsenter --net=` does not)")]
     None,
     /// A limit needs a controller that this host does not offer, or has not handed down.
     #[error("{field} needs the cgroup controller {controller:?}, which {reason}")]

@@ -1,4 +1,4 @@
-//! What must hold after every transaction; each is a sentence of DESIGN section 5.
+//! What must hold after every transaction; each is one thing that managers promise.
 
 use std::collections::{BTreeMap, BTreeSet};
 

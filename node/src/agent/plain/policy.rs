@@ -18,7 +18,7 @@ const STEADY: Duration = Duration::from_secs(10);
 
 /// Between two attempts to start one that needs a manager for that, each of which asks them for up to 10 s.
 const RETRY: Duration = Duration::from_secs(1);
-/// The same where the network has no address left: those that were given back rest for 10 s.
+/// The same where the network has no address left: those that were given back rest for a moment.
 const DRY: Duration = Duration::from_secs(5);
 
 /// What happens next.

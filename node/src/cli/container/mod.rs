@@ -22,9 +22,9 @@ use super::values;
 Every host answers for the containers that run on it: name the host's engine with -H. A container is called by its ID,
 the beginning of it, or its name, which is that of its task: web.1.<task>.
 
-A container belongs to its task, and the cluster decides over it: to remove, replace or restart it, change its service
-(`shoal service scale`, `shoal service update --force`). One that is stopped or killed ends as if it had failed, and the
-service's restart policy decides what follows.
+A task's container belongs to its task, and the cluster decides over it: to remove, replace or restart it, change its
+service (`shoal service scale`, `shoal service update --force`). One that is stopped or killed ends as if it had failed,
+and the service's restart policy decides what follows. One that `docker run` made belongs to its host, and to its user.
 
 Examples:
   shoal container ls

@@ -25,6 +25,8 @@ struct Finding {
     what: &'static str,
     /// What it is needed for.
     purpose: &'static str,
+    /// A node without it is a good node.
+    optional: bool,
     /// What was found, or what is wrong.
     result: Result<String, String>,
 }
@@ -36,7 +38,7 @@ pub(super) fn run(as_json: bool) -> Result<(), CliError> {
             .iter()
             .map(|f| {
                 let (Ok(detail) | Err(detail)) = &f.result;
-                json!({"Name": f.what, "Ok": f.result.is_ok(), "Detail": detail, "Purpose": f.purpose})
+                json!({"Name": f.what, "Ok": f.result.is_ok(), "Optional": f.optional, "Detail": detail, "Purpose": f.purpose})
             })
             .collect();
         output::json(&lines)?;
@@ -44,19 +46,23 @@ pub(super) fn run(as_json: bool) -> Result<(), CliError> {
         let mut list = List::new(&[("", "Ok"), ("WHAT", "Name"), ("FOUND", "Detail"), ("NEEDED FOR", "Purpose")]);
         for f in &findings {
             let (Ok(detail) | Err(detail)) = &f.result;
-            let mark = if f.result.is_ok() { "ok" } else { "MISSING" };
+            let mark = match &f.result {
+                Ok(_) => "ok",
+                Err(_) if f.optional => "no",
+                Err(_) => "MISSING",
+            };
             list.row([mark.to_owned(), f.what.to_owned(), detail.clone(), f.purpose.to_owned()]);
         }
         list.print(&ListFormat::default())?;
     }
-    match findings.iter().filter(|f| f.result.is_err()).count() {
+    match findings.iter().filter(|f| f.result.is_err() && !f.optional).count() {
         0 => Ok(()),
         n => Err(CliError::Failed(format!("{n} of {} things that a node needs are missing here", findings.len()))),
     }
 }
 
 fn findings() -> Vec<Finding> {
-    let finding = |what, purpose, result| Finding { what, purpose, result };
+    let finding = |what, purpose, result| Finding { what, purpose, optional: false, result };
     vec![
         finding("root", "namespaces, mounts, cgroups", root()),
         finding("kernel", "everything", kernel(&rustix::system::uname().release().to_string_lossy())),
@@ -67,13 +73,12 @@ fn findings() -> Vec<Finding> {
         finding("bridge", "networks", network(bridge)),
         finding("vxlan", "networks between hosts", network(vxlan)),
         finding("nftables", "virtual addresses and published ports", network(nftables)),
-        // A node without it is a good node.
-        finding("wireguard", "encrypted networks alone", Ok(wireguard())),
+        Finding { optional: true, ..finding("wireguard", "encrypted networks alone", wireguard()) },
     ]
 }
 
-fn wireguard() -> String {
-    Overlay::try_sealing().map_or_else(|error| error.to_string(), |()| "devices can be made".to_owned())
+fn wireguard() -> Result<String, String> {
+    Overlay::try_sealing().map(|()| "devices can be made".to_owned()).map_err(|error| error.to_string())
 }
 
 fn root() -> Result<String, String> {
