@@ -86,7 +86,8 @@ impl Cluster {
     pub async fn hosts_of(binaries: &Binaries, config: &HostsConfig) -> Result<Cluster> {
         let turn = TURN.lock().await;
         // All hosts share this machine's table of neighbours, whose limits their daemons do not see from their namespaces.
-        overlay_net::kernel::raise_neighbour_limits();
+        // As after a daemon of this machine's own, they stay.
+        overlay_net::kernel::raise_neighbour_limits()?;
         let hosts = Hosts::create(config)?;
         let cluster = Cluster { hosts, whoami: binaries.whoami.clone(), ids: Vec::new(), _turn: turn };
         cluster.hosts.start_daemons().await?;

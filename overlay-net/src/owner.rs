@@ -163,7 +163,11 @@ impl Owner {
     ) -> Result<Owner, OverlayError> {
         let failed = |step| move |source| OverlayError::Start { step, source };
         let pin = config.namespace_path();
-        raise_neighbour_limits();
+        match raise_neighbour_limits() {
+            Ok(raised) if raised.is_empty() => {}
+            Ok(raised) => tracing::info!(?raised, "raised the kernel's limits of neighbours"),
+            Err(error) => tracing::warn!(%error, "many tasks need more neighbours than the kernel keeps"),
+        }
         let mut stage = Stage::open(&config.node, &pin).map_err(failed("open the overlay's namespace"))?;
         let host_rules = Rules::open(stage.host()).map_err(failed("open nf_tables"))?;
         let firewall = Firewall::open(stage.host()).map_err(failed("open nf_tables"))?;

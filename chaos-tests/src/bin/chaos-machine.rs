@@ -1,11 +1,11 @@
-//! The first process of a machine of its own, which runs a test binary there and powers the machine off. `.ci/machine` boots
-//! Debian's kernel with it.
+//! The first process of a machine of its own, which runs a test binary there and powers the machine off. `.ci/machine`
+//! boots Debian's kernel with it.
 //!
 //! The archive that the kernel starts from has this program as `/init`, and `/machine`, which becomes the root. In that
 //! are `tests`, the test binary; `modules`, kernel modules named `<number>-<name>.ko` in the order in which they need each
 //! other; maybe `policy`, a compiled one of AppArmor's; and whatever else the tests look for.
 //!
-//! Arguments are the test binary's. What follows `+net_cls` is a second run's, beside a hierarchy of cgroup version 1.
+//! Arguments are the test binary's. In the environment, `SHOAL_TEST_MACHINE` says what `.ci/machine` was called with.
 //! What was said goes to the console, with `machine: exit <code>` as the last line.
 
 #![expect(clippy::print_stdout, reason = "the console is all that it has")]
@@ -21,8 +21,8 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sys::wait::{WaitStatus, wait};
 
-/// Divides the arguments of the two runs; a hierarchy of version 1 with this controller is there in the second.
-const SECOND: &str = "+net_cls";
+/// A controller of cgroup version 1 in which no container is by itself, and the tests that concerns.
+const VERSION_1: (&str, [&str; 2]) = ("net_cls", ["limits::network_marks", "lifecycle::a_container_lives"]);
 /// What the root gets besides what it comes with.
 const MOUNTS: [(&str, &str, &str); 8] = [
     ("proc", "/proc", ""),
@@ -38,7 +38,7 @@ const MOUNTS: [(&str, &str, &str); 8] = [
 fn main() -> Result<()> {
     ensure!(std::process::id() == 1, "this is the first process of a machine, and powers it off at the end");
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let code = prepare().and_then(|()| both(&arguments)).unwrap_or_else(|error| {
+    let code = prepare().and_then(|()| run_all(&arguments)).unwrap_or_else(|error| {
         println!("machine: {error:#}");
         2
     });
@@ -107,17 +107,18 @@ fn load(path: &Path) -> Result<()> {
     }
 }
 
-fn both(arguments: &[String]) -> Result<i32> {
-    let mut runs = arguments.split(|argument| argument == SECOND);
-    let first = run(runs.next().unwrap_or_default())?;
-    let Some(second) = runs.next() else { return Ok(first) };
-    let (controller, place) = (SECOND.trim_start_matches('+'), "/run/version-1");
+fn run_all(arguments: &[String]) -> Result<i32> {
+    let code = run(arguments)?;
+    if std::env::var_os("SHOAL_TEST_MACHINE").is_none_or(|what| what != "containers") {
+        return Ok(code);
+    }
+    let ((controller, tests), place) = (VERSION_1, "/run/version-1");
     fs::create_dir_all(place)?;
     mount(Some("cgroup"), place, Some("cgroup"), MsFlags::empty(), Some(controller)).context("mount version 1")?;
-    Ok(first.max(run(second)?))
+    Ok(code.max(run(&tests.map(str::to_owned))?))
 }
 
-/// The tests in a process of their own, and after it whatever became an orphan.
+/// Runs the tests in a process of their own; whatever becomes an orphan meanwhile ends here.
 fn run(arguments: &[String]) -> Result<i32> {
     let begin = Instant::now();
     let tests = Command::new("/tests").args(arguments).spawn().context("start the tests")?;

@@ -128,14 +128,14 @@ fn what_is_wrong_is_named_with_what_to_do() {
     check("kernel", &["cannot be repaired: x"], |seen| seen.audit.as_mut().unwrap().wrong.push("x".into()));
     check("refused", &["VNI"], |seen| seen.refused.push("VNI 0".into()));
     let chain = || "filter FORWARD".to_owned();
-    for obstacle in [
-        FirewallObstacle::DropsOurs { chain: chain(), link: "she-n1".to_owned() },
-        FirewallObstacle::PolicyDrops { chain: chain() },
-        FirewallObstacle::Unreadable,
+    for (obstacle, told) in [
+        (FirewallObstacle::DropsOurs { chain: chain(), link: "she-n1".to_owned() }, "drops packets of she-n1"),
+        (FirewallObstacle::PolicyDrops { chain: chain() }, "our rules are not in it"),
+        (FirewallObstacle::Unreadable, "older iptables"),
     ] {
         // Also beside one that is none, since packets pass.
         let rest = FirewallObstacle::DropsRest { chain: chain() };
-        check("firewall", &["FORWARD"], |seen| seen.firewalls = Ok(vec![rest, obstacle]));
+        check("firewall", &[told], |seen| seen.firewalls = Ok(vec![rest, obstacle]));
     }
     check("way out", &["192.168.0.2", "firewall"], |seen| seen.way_out.as_mut().unwrap().reached = Reached::Silence);
     check("peer", &["host-2", "192.168.0.2:2377", "2377"], |seen| seen.peers[0].opens = Some(false));

@@ -2,8 +2,8 @@
 //!
 //! Published ports and the way out need `ip_forward`, which is one switch for all links. Where it was off, the links of
 //! that moment are written down, so that the host goes on not forwarding between them; where it was on, the host is a
-//! router and that is nobody's business. IPv6 has a switch of its own, and so a note of its own. The note is beside the pin of the overlay's namespace: it outlives the daemon,
-//! and like the switch itself it does not outlive the host.
+//! router and that is nobody's business. IPv6 has a switch of its own, and so a note of its own. The note is beside the pin
+//! of the overlay's namespace: it outlives the daemon, and like the switch itself it does not outlive the host.
 
 use std::io;
 use std::path::{Path, PathBuf};

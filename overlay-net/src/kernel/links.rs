@@ -50,6 +50,7 @@ const BR_MCAST_SNOOPING: u16 = 23;
 const IFF_UP: u32 = 1;
 /// `IF_OPER_UP`.
 const OPERATIONAL: u8 = 6;
+
 /// What the kernel says about a link.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Link {

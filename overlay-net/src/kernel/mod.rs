@@ -1,4 +1,5 @@
-//! The kernel's side: namespaces, links, addresses, routes, forwarding entries and nf_tables, over netlink alone.
+//! The kernel's side: namespaces, links, addresses, routes, forwarding entries and nf_tables over netlink, and
+//! a few values of sysctl.
 //!
 //! Nothing here decides anything; `plan` does. All calls block for as long as the kernel takes (microseconds), and
 //! no thread of the caller ever changes its namespace, except through [`enter`].

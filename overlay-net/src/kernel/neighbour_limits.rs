@@ -4,8 +4,12 @@
 //! for every task, and for each whom it has spoken to lately. Where the table is full, nobody new is reached for seconds,
 //! and who asks sees a timeout. The kernel's own limit of 1024 is ten tasks that speak to a hundred others each.
 //! Permanent neighbours, as those on our bridges, do not count (`neigh_alloc` in the kernel's `net/core/neighbour.c`).
+//!
+//! The owner raises the limits when it starts and when it looks after the host's values. They are never lowered, nor put
+//! back at the end: others may have come to need them.
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 
 /// The limits, and what they are raised to; Docker's overlay has the same. An entry takes about 400 bytes.
@@ -21,15 +25,17 @@ pub(crate) struct Low {
 
 impl fmt::Display for Low {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Low { name, is, wanted } = self;
-        write!(f, "{name} is {is}, not {wanted}: with many tasks, those of this machine do not reach everybody")
+        write!(f, "{} is {}, less than {}", self.name, self.is, self.wanted)
     }
 }
 
-/// Raises the limits of this machine that are too low, and says in the log which could not be raised. Where the calling
-/// thread's namespace is not the machine's first one, the kernel does not show them, and this does nothing.
-pub fn raise_neighbour_limits() {
-    raise(Path::new("/proc/sys"));
+/// Raises the limits of this machine that are too low, for good; gives those, for people. Where the calling thread's
+/// namespace is not the machine's first one, the kernel does not show them, and there is nothing to do.
+///
+/// # Errors
+/// When one of them cannot be written, for example since `/proc/sys` is read-only.
+pub fn raise_neighbour_limits() -> io::Result<Vec<String>> {
+    raise(Path::new("/proc/sys"))
 }
 
 /// The limits that are too low, as far as the kernel shows them here.
@@ -47,13 +53,14 @@ fn low(root: &Path) -> Vec<Low> {
     names.filter_map(low).collect()
 }
 
-fn raise(root: &Path) {
+fn raise(root: &Path) -> io::Result<Vec<String>> {
+    let mut raised = Vec::new();
     for low in low(root) {
-        match std::fs::write(root.join(&low.name), low.wanted.to_string()) {
-            Ok(()) => tracing::info!(name = low.name, from = low.is, to = low.wanted, "raised a limit of neighbours"),
-            Err(error) => tracing::warn!(%error, "{low}"),
-        }
+        std::fs::write(root.join(&low.name), low.wanted.to_string())
+            .map_err(|error| io::Error::new(error.kind(), format!("{low}: {error}")))?;
+        raised.push(format!("{} was {}", low.name, low.is));
     }
+    Ok(raised)
 }
 
 #[cfg(test)]
@@ -71,10 +78,9 @@ mod tests {
         }
         // No limits of IPv6 are shown here: that is none of our business.
         let found: Vec<String> = low(root.path()).iter().map(Low::to_string).collect();
-        let said = "with many tasks, those of this machine do not reach everybody";
-        assert_eq!(found, [format!("net/ipv4/neigh/default/gc_thresh1 is 128, not 8192: {said}")]);
-        raise(root.path());
+        assert_eq!(found, ["net/ipv4/neigh/default/gc_thresh1 is 128, less than 8192"]);
+        assert_eq!(raise(root.path()).unwrap(), ["net/ipv4/neigh/default/gc_thresh1 was 128"]);
         assert_eq!([value("gc_thresh1"), value("gc_thresh2"), value("gc_thresh3")], ["8192", "60000\n", "what?\n"]);
-        assert_eq!(low(root.path()), []);
+        assert_eq!(raise(root.path()).unwrap(), [""; 0]);
     }
 }

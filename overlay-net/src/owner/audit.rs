@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::{Owner, apply_task_tables};
 use crate::error::ObjectError;
-use crate::kernel::{Opened, Transitions, is_too_much};
+use crate::kernel::{Opened, Transitions, is_too_much, raise_neighbour_limits};
 use crate::observation::AuditRecord;
 use crate::plan::inside::DefaultRoute;
 
@@ -189,6 +189,10 @@ impl Owner {
         match self.stage.host_values() {
             Ok(changed) => self.audit.report_repairs("the host's values", changed),
             Err(source) => errors.push(ObjectError { object: "values of the host".into(), source }),
+        }
+        match raise_neighbour_limits() {
+            Ok(changed) => self.audit.report_repairs("the limits of neighbours", changed),
+            Err(source) => errors.push(ObjectError { object: "limits of neighbours".into(), source }),
         }
         let sides = self.host_addresses();
         match self.stage.restore_routes(&sides) {
