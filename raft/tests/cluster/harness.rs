@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use raft::{
-    Committed, Config, Dial, Found, Keyring, Peer, ProposeError, Raft, RaftId, RestoreError, Role, StartError,
-    StateMachine, Status, Timing,
+    Committed, Config, Dial, Found, Keyring, MembershipError, Peer, ProposeError, Raft, RaftId, RestoreError, Role,
+    StartError, StateMachine, Status, Timing,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -143,7 +143,15 @@ impl Cluster {
     pub(crate) async fn join(&self, id: RaftId) {
         let leader = self.leader().await;
         self.raft(leader).add_learner(self.peer(id)).await.unwrap();
-        self.raft(leader).promote(id).await.unwrap();
+        // On a machine that has other work, megabytes take longer than a promotion waits: it is asked for again.
+        let mut promoted = Err(MembershipError::Stopped);
+        for _ in 0..5 {
+            promoted = self.raft(leader).promote(id).await;
+            if !matches!(promoted, Err(MembershipError::NotCaughtUp { .. })) {
+                break;
+            }
+        }
+        promoted.unwrap();
     }
 
     pub(crate) fn addr(&self, id: RaftId) -> SocketAddr {
