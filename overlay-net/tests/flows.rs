@@ -5,9 +5,12 @@
 mod world;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
 use overlay_net::kernel::{Connections, Links, NetNs};
 use overlay_net::{Desired, Protocol};
 use world::*;
@@ -107,6 +110,18 @@ fn outcome(stream: &mut TcpStream) -> ErrorKind {
         Ok(count) => panic!("{count} bytes"),
         Err(error) => error.kind(),
     }
+}
+
+/// Connects from this port, which another connection may have, or from one that is free (0).
+fn connect_from(from: &NetNs, port: u16, to: SocketAddrV4) -> std::io::Result<TcpStream> {
+    from.visit(|| {
+        let stream = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&stream, sockopt::ReuseAddr, &true)?;
+        setsockopt(&stream, sockopt::SendTimeout, &TimeVal::seconds(PATIENCE.as_secs().cast_signed()))?;
+        bind(stream.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))?;
+        connect(stream.as_raw_fd(), &SockaddrIn::from(to))?;
+        Ok(TcpStream::from(stream))
+    })
 }
 
 #[test]
@@ -282,6 +297,35 @@ fn datagrams_go_to_another_once_theirs_is_gone() {
         assert_eq!(eventually(|| ask(socket)), "web.1");
     }
     assert!(start.elapsed() < 2 * SOON, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_client_may_ask_two_hosts_from_the_same_port() {
+    let Some(scene) = Scene::new() else { return };
+    let listener = scene.listen(2);
+    scene.world.set_desired_everywhere(&served_by(2, &[2], &PLACES));
+    let door = |number| SocketAddrV4::new(host_address(number), 8080);
+    let accept = || {
+        let (far, client) = listener.accept().unwrap();
+        far.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(client.ip(), CLIENT);
+        (far, client.port())
+    };
+    let mut first = connect_from(&scene.world.client, 0, door(1)).unwrap();
+    let port = first.local_addr().unwrap().port();
+    let (mut served, seen) = accept();
+    assert_eq!(seen, port, "nobody else has it");
+    // As often as servers close connections first, which are remembered for a while then.
+    for _ in 0..3 {
+        let mut second = connect_from(&scene.world.client, port, door(2)).unwrap();
+        let (mut also_served, seen) = accept();
+        assert_ne!(seen, port);
+        talk(&mut second, &mut also_served);
+        talk(&mut first, &mut served);
+        drop(also_served);
+        assert_eq!(second.read(&mut [0; 8]).unwrap(), 0);
+    }
+    talk(&mut first, &mut served);
 }
 
 #[test]

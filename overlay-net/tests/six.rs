@@ -152,7 +152,7 @@ fn published_ports_answer_ipv6_clients_who_keep_their_address() {
     for server in &servers {
         server.set_nonblocking(true).unwrap();
     }
-    // To a task that both hosts choose, this is one connection: its answers follow its client.
+    // Each is answered through the host that it came by, also where both choose the same task.
     for number in [1, 2] {
         client.send_to(b"?", (outside(number), 8080)).unwrap();
         let (server, from) =

@@ -1,7 +1,7 @@
 //! How a rule is said in nf_tables' own words: matches and actions as expressions that load, compare and act.
 
 use libc::{
-    NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CT_DIRECTION, NFT_CT_MARK, NFT_CT_STATE, NFT_CT_STATUS, NFT_META_IIFNAME,
+    NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CT_DIRECTION, NFT_CT_MARK, NFT_CT_STATE, NFT_CT_STATUS, NFT_CT_ZONE, NFT_META_IIFNAME,
     NFT_META_L4PROTO, NFT_META_MARK, NFT_META_OIFNAME, NFT_NG_RANDOM, NFT_PAYLOAD_LL_HEADER,
     NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER, NFT_REG_1, NFT_REG_2, NFT_REG_VERDICT,
     NFT_REJECT_ICMP_UNREACH, NFT_REJECT_TCP_RST,
@@ -44,15 +44,18 @@ const DESTINATION: u32 = 16;
 const SOURCE_6: u32 = 8;
 const DESTINATION_6: u32 = 24;
 const DESTINATION_PORT: u32 = 2;
-/// Byte offsets in the Ethernet header: the source address, and the last four bytes of both.
+/// Byte offsets in the Ethernet header: the source address, its last four and its last two bytes, and the last four of the
+/// destination.
 const MAC_SOURCE: u32 = 6;
 const STATION_SOURCE: u32 = 8;
+const STATION_SOURCE_END: u32 = 10;
 const STATION_DESTINATION: u32 = 2;
 /// The two bytes that every derived hardware address begins with.
 const STATION_PREFIX: [u8; 2] = [0x02, 0x42];
 /// `NFT_REG32_01`: the four bytes behind an address in the first register.
 const BEHIND_ADDRESS: u32 = 9;
-/// `IP_CT_DIR_REPLY`.
+/// `IP_CT_DIR_ORIGINAL`, `IP_CT_DIR_REPLY`.
+const DIRECTION_ORIGINAL: u8 = 0;
 const DIRECTION_REPLY: u8 = 1;
 
 pub(super) fn number(constant: i32) -> u32 {
@@ -314,6 +317,13 @@ fn lower_action(m: &mut Message, terms: Terms<'_>, action: &Action) {
             });
             look_up(m, map, Some(NFT_REG_1));
             translate(m, terms, *port);
+        }
+        // A zone, which takes 16 bits, of one direction alone: answers are told apart by their addresses and ports.
+        Action::TrackByStation => {
+            payload(m, NFT_PAYLOAD_LL_HEADER, STATION_SOURCE_END, 2);
+            expression(m, "ct", |m| {
+                m.put_be32(2, number(NFT_CT_ZONE)).put(3, &[DIRECTION_ORIGINAL]).put_be32(4, number(NFT_REG_1));
+            });
         }
         Action::RememberStation => {
             payload(m, NFT_PAYLOAD_LL_HEADER, STATION_SOURCE, 4);

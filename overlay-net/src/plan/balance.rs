@@ -166,9 +166,14 @@ impl Balance {
             table.hook("refuse", Kind::Filter, Point::Output, PRIORITY_FILTER, rules);
         }
         if let Some(IngressSide { interface, subnet }) = ingress {
-            // With each packet anew: a client that goes to another host, from the same port, is answered through that one.
-            let arrives = [Match::From(interface.clone()), Match::FromStation];
-            let remember = vec![Rule::new(arrives, Action::RememberStation)];
+            // A client may ask two hosts from the same port, and both may lead here: these are two connections. Their
+            // answers would look the same, so that the second gets another port: the kernel sees to that in every
+            // namespace with a chain that translates, and this table has one.
+            let from = || vec![Match::From(interface.clone()), Match::FromStation];
+            let apart = vec![Rule::new(from(), Action::TrackByStation)];
+            table.hook("apart", Kind::Filter, Point::Prerouting, PRIORITY_RAW, apart);
+            let begins = [from(), vec![Match::New]].concat();
+            let remember = vec![Rule::new(begins, Action::RememberStation)];
             table.hook("remember", Kind::Filter, Point::Prerouting, PRIORITY_FILTER, remember);
             let leaves = [Match::Reply, Match::ConnectionMarked(*subnet)];
             let recall = vec![Rule::new(leaves, Action::RecallStation)];

@@ -211,6 +211,9 @@ pub enum Action {
         /// The new port, or the old one.
         port: Option<u16>,
     },
+    /// Follow its connection apart from those that come by other stations, also where the rest is the same; only before
+    /// connection tracking. Stations count as one where the last 16 bits of their addresses are the same.
+    TrackByStation,
     /// Remember the station that its frame came from (the address in the hardware address) as the connection's mark.
     RememberStation,
     /// Give the packet its connection's mark.
