@@ -14,8 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use nix::sys::socket::SockProtocol;
 
 use self::prod::Prodder;
-use super::links::ip_of;
-use super::netlink::{DUMP, Message, Reply, Socket, attributes, be32_of};
+use super::netlink::{DUMP, Message, Reply, Socket, attributes, be32_of, ip_of};
 use super::netns::NetNs;
 use super::readback::attribute;
 use crate::config::Protocol;

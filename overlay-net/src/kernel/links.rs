@@ -5,7 +5,7 @@
 //! about those behind them are in `neighbours`.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,9 @@ use libc::{
 use nix::sys::socket::SockProtocol;
 
 use super::neighbours::Expected;
-use super::netlink::{CREATE, DUMP, EXCL, Message, Reply, Socket, attributes, str_of, u32_of};
+use super::netlink::{
+    CREATE, DUMP, EXCL, Message, Reply, Socket, attributes, gone_is_not_found, ipv4_of, str_of, u32_of,
+};
 use super::netns::NetNs;
 
 /// Longest interface name, without the closing zero.
@@ -144,14 +146,6 @@ fn check_name(name: &str) -> io::Result<()> {
 
 fn not_found(name: &str) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, format!("no interface {name:?}"))
-}
-
-/// ENODEV has no kind of its own in the standard library; callers ask for `NotFound`.
-pub(super) fn gone_is_not_found(error: io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(libc::ENODEV | libc::ESRCH) => io::Error::new(io::ErrorKind::NotFound, error),
-        _ => error,
-    }
 }
 
 impl Links {
@@ -515,23 +509,5 @@ fn parse_info(value: &[u8], link: &mut Link) {
             }
         }
         link.vxlan = Some((vni, local, port));
-    }
-}
-
-pub(super) fn ipv4_of(value: &[u8]) -> Option<Ipv4Addr> {
-    let octets: [u8; 4] = value.get(0..4)?.try_into().ok()?;
-    Some(octets.into())
-}
-
-pub(super) fn ipv6_of(value: &[u8]) -> Option<Ipv6Addr> {
-    let octets: [u8; 16] = value.get(0..16)?.try_into().ok()?;
-    Some(octets.into())
-}
-
-/// An address of the family that its length says.
-pub(super) fn ip_of(value: &[u8]) -> Option<IpAddr> {
-    match value.len() {
-        16 => ipv6_of(value).map(IpAddr::V6),
-        _ => ipv4_of(value).map(IpAddr::V4),
     }
 }

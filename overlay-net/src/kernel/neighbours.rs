@@ -13,8 +13,8 @@ use libc::{
     RTM_NEWNEIGH,
 };
 
-use super::links::{Links, ip_of, ipv4_of};
-use super::netlink::{CREATE, DUMP, Message, REPLACE, Reply, attributes, u32_of};
+use super::links::Links;
+use super::netlink::{CREATE, DUMP, Message, REPLACE, Reply, attributes, ip_of, ipv4_of, u32_of};
 
 /// One forwarding entry as the kernel lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 //! namespaces are entered only for the moment of opening (`NetNs::visit`).
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, setsockopt, sockopt};
@@ -180,6 +181,14 @@ pub(crate) fn says(listed: &[u8], ours: &[u8]) -> bool {
     })
 }
 
+/// ENODEV has no kind of its own in the standard library; callers ask for `NotFound`.
+pub(crate) fn gone_is_not_found(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::ENODEV | libc::ESRCH) => io::Error::new(io::ErrorKind::NotFound, error),
+        _ => error,
+    }
+}
+
 /// A number in host byte order; zero when the attribute is too short.
 pub(crate) fn u32_of(value: &[u8]) -> u32 {
     value.get(0..4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
@@ -188,6 +197,26 @@ pub(crate) fn u32_of(value: &[u8]) -> u32 {
 /// A number in network byte order; zero when the attribute is too short.
 pub(crate) fn be32_of(value: &[u8]) -> u32 {
     u32::from_be(u32_of(value))
+}
+
+/// An address; nothing when the attribute is too short.
+pub(crate) fn ipv4_of(value: &[u8]) -> Option<Ipv4Addr> {
+    let octets: [u8; 4] = value.get(0..4)?.try_into().ok()?;
+    Some(octets.into())
+}
+
+/// The same of IPv6.
+pub(crate) fn ipv6_of(value: &[u8]) -> Option<Ipv6Addr> {
+    let octets: [u8; 16] = value.get(0..16)?.try_into().ok()?;
+    Some(octets.into())
+}
+
+/// An address of the family that its length says.
+pub(crate) fn ip_of(value: &[u8]) -> Option<IpAddr> {
+    match value.len() {
+        16 => ipv6_of(value).map(IpAddr::V6),
+        _ => ipv4_of(value).map(IpAddr::V4),
+    }
 }
 
 /// A text without its closing zero.

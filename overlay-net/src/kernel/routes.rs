@@ -10,8 +10,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{Ipv4Net, Ipv6Net};
 use libc::{RTM_DELADDR, RTM_DELROUTE, RTM_GETADDR, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWROUTE};
 
-use super::links::{Links, gone_is_not_found, ipv4_of, ipv6_of};
-use super::netlink::{CREATE, DUMP, EXCL, Message, REPLACE, Reply, attributes, u32_of};
+use super::links::Links;
+use super::netlink::{
+    CREATE, DUMP, EXCL, Message, REPLACE, Reply, attributes, gone_is_not_found, ipv4_of, ipv6_of, u32_of,
+};
 
 // `IFA_*` of linux/if_addr.h.
 const IFA_ADDRESS: u16 = 1;

@@ -10,8 +10,8 @@ use nix::sys::socket::SockProtocol;
 use rand::TryRng;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::links::{Links, ipv4_of};
-use super::netlink::{DUMP, Message, Reply, Socket, attributes, str_of};
+use super::links::Links;
+use super::netlink::{DUMP, Message, Reply, Socket, attributes, ipv4_of, str_of};
 use super::netns::NetNs;
 use crate::plan::seal::{Key, Peer};
 
