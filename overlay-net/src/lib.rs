@@ -9,6 +9,7 @@
 //! * `kernel`: namespaces, links, nf_tables. Also for others that wire hosts together (demo, tests).
 //! * `observation`, `probe`: what this host believes and what its kernel has, and harmless questions to see whether it works.
 //! * `dns`: names at 127.0.0.11 in each task.
+//! * `trial`: whether a kernel has what the rules ask of it.
 //! * `owner`, `overlay`: the thread that owns the state, and the handle on it.
 
 #![forbid(unsafe_code)]
@@ -22,6 +23,7 @@ mod overlay;
 mod owner;
 pub mod plan;
 pub mod probe;
+mod trial;
 
 pub use config::{
     Attachment, Beside, Config, ConfigError, Desired, Endpoint, EndpointConfig, Network, PortMode, Protocol,

@@ -16,6 +16,7 @@ use crate::kernel::{FirewallObstacle, Links, NetNs, Tables, wireguard_possible};
 use crate::observation::{Observation, Place};
 use crate::owner::{Owner, Request};
 use crate::plan::names;
+use crate::trial;
 
 /// What a task got.
 #[derive(Debug)]
@@ -99,6 +100,23 @@ impl Overlay {
     /// Why it cannot: `Unsupported` when it has no WireGuard.
     pub fn try_sealing() -> io::Result<()> {
         wireguard_possible()
+    }
+
+    /// Whether this kernel takes the rules that virtual addresses, published ports and the way out need; tried as above.
+    ///
+    /// # Errors
+    /// Why it does not: `NotFound` where a module of nf_tables is missing.
+    pub fn try_rules() -> io::Result<()> {
+        trial::rules()
+    }
+
+    /// Whether it also takes those by which tasks see clients of published ports as themselves, and not as the host that
+    /// they came by.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn try_returns() -> io::Result<()> {
+        trial::returns()
     }
 
     async fn ask<T>(

@@ -25,7 +25,7 @@ use crate::config::{Config, ConfigError, Desired, EndpointConfig, Network, Seali
 use crate::dns::{DnsSockets, Server};
 use crate::error::{ObjectError, OverlayError};
 use crate::kernel::{
-    Firewall, FirewallObstacle, HostAddresses, Links, NetNs, Rules, Stage, Tables, Transitions, Watch, legacy_filter,
+    Firewall, FirewallObstacle, HostAddresses, Links, NetNs, Rules, Stage, Transitions, Watch, legacy_filter,
     raise_neighbour_limits,
 };
 use crate::observation::{Observation, Place as Examined};
@@ -37,6 +37,7 @@ use crate::plan::names;
 use crate::plan::picture::{Facts, Operation, Picture, Port};
 use crate::plan::ruleset::Table;
 use crate::plan::seal::ports;
+use crate::trial;
 
 mod attach;
 mod audit;
@@ -173,7 +174,13 @@ impl Owner {
         let firewall = Firewall::open(stage.host()).map_err(failed("open nf_tables"))?;
         let egress = stage.egress().map_err(failed("read the host's interfaces"))?;
         let dns = Server::start(config.resolvers.clone()).map_err(failed("start the resolver"))?;
-        let replies = replies().map_err(failed("try nf_tables"))?;
+        let replies = trial::returns().map_or_else(
+            |error| {
+                tracing::warn!(%error, "published ports will not show clients' addresses: the kernel lacks a feature");
+                Return::Masquerade
+            },
+            |()| Return::Remember,
+        );
         let flows = Flows::new(Instant::now()).map_err(failed("start the thread that ends connections"))?;
         let sealing = SealingState::start(&mut stage, config.data_path_port, sealing)
             .map_err(failed("read the keys of encrypted networks"))?;
@@ -664,24 +671,6 @@ impl Owner {
         errors.extend(left.into_iter().map(|(object, source)| ObjectError { object, source }));
         if errors.is_empty() { Ok(()) } else { Err(OverlayError::Partial(errors)) }
     }
-}
-
-/// Finds out whether this kernel can remember stations (`NETFILTER_EGRESS`, since 5.16), by trying in a namespace of
-/// its own. All hosts of a cluster should agree: a task on a host that cannot does not find the way back to a client
-/// whose address another host has kept.
-fn replies() -> io::Result<Return> {
-    let subnet = Ipv4Net::from(Ipv4Addr::LOCALHOST);
-    let side = IngressSide { interface: "lo".into(), subnet };
-    let probe = NetNs::anonymous()?;
-    let mut tables = Tables::open(&probe)?;
-    let own = Balance::own_table((53, 53), Some(&side), Some(Ipv4Addr::LOCALHOST));
-    for table in &[Balance::default().task_table(&[], Some(&side)), own, Balance::frame_table(&side)] {
-        if let Err(error) = tables.replace(table) {
-            tracing::warn!(%error, "published ports will not show clients' addresses: the kernel lacks a feature");
-            return Ok(Return::Masquerade);
-        }
-    }
-    Ok(Return::Remember)
 }
 
 impl TaskTables {
