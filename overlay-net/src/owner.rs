@@ -118,7 +118,7 @@ pub(crate) struct Owner {
     refused: Vec<ConfigError>,
     /// Data path addresses of the hosts that are left out.
     suspects: BTreeSet<Ipv4Addr>,
-    balance: Balance,
+    balance: Arc<Balance>,
     /// Virtual addresses whose services are gone.
     former: Former,
     /// When this owner began: what pure code is told of time counts from here.
@@ -196,7 +196,7 @@ impl Owner {
             desired: Desired::default(),
             refused: Vec::new(),
             suspects: BTreeSet::new(),
-            balance: Balance::default(),
+            balance: Arc::default(),
             former: Former::default(),
             began: Instant::now(),
             tables: TaskTables::default(),
@@ -477,8 +477,8 @@ impl Owner {
     fn rebalance(&mut self) {
         let mut balance = Balance::new(&self.desired, &self.suspects);
         self.former.follow(&self.balance, &mut balance, &self.desired, self.began.elapsed());
-        if balance != self.balance {
-            self.balance = balance;
+        if balance != *self.balance {
+            self.balance = Arc::new(balance);
             self.tables.follow(&self.balance);
         }
     }

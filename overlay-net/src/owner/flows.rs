@@ -4,13 +4,13 @@
 //! change asked of the rules: those lead nobody else there by then. Who go within a moment are looked for together. The
 //! looks themselves are another thread's (`sweep`).
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Owner;
 use super::sweep::{Connections, Everybody, Job, Place, Sweeper};
-use crate::plan::flows::{Present, present};
+use crate::plan::flows::{Census, Present};
 use crate::plan::names;
 
 /// Those who go within so short a time are looked for together.
@@ -93,13 +93,15 @@ impl Owner {
     /// Notes where connections to those may be that have gone since the last time.
     fn find_gone(&mut self, now: &Everybody) {
         let before = std::mem::replace(&mut self.flows.before, Arc::clone(now));
-        let lost = |id: &str| before.get(id).zip(now.get(id)).is_some_and(|(before, now)| before.lost_any(now));
+        let networks = self.desired.networks.iter().map(|network| network.id.as_str()).chain([names::EGRESS]);
+        let lost = |id: &&str| before.get(id).zip(now.get(id)).is_some_and(|(before, now)| before.lost_any(now));
+        let lost: BTreeSet<&str> = networks.filter(lost).collect();
         let ingress = self.desired.networks.iter().find(|network| network.ingress);
-        if ingress.is_some_and(|network| lost(&network.id)) || lost(names::EGRESS) {
+        if ingress.is_some_and(|network| lost.contains(network.id.as_str())) || lost.contains(names::EGRESS) {
             self.flows.look_at(Place::Host);
         }
         for (id, task) in &self.tasks {
-            if task.config.attachments.iter().any(|attachment| lost(&attachment.network)) {
+            if task.config.attachments.iter().any(|attachment| lost.contains(attachment.network.as_str())) {
                 self.flows.look_at(Place::Task(id.clone()));
             }
         }
@@ -112,22 +114,20 @@ impl Owner {
         self.flows.sweeper.know(everybody);
     }
 
-    /// Who is there, as far as this host knows: its own tasks are, whether it was told of them or not.
+    /// Who is there, as far as this host knows.
     fn present(&mut self) -> Everybody {
         if let Some(now) = &self.flows.now {
             return Arc::clone(now);
         }
-        let mut all: BTreeMap<String, Present> = present(&self.desired, &self.balance, &self.suspects);
-        for attachment in self.tasks.values().flat_map(|task| &task.config.attachments) {
-            if let Some(network) = all.get_mut(&attachment.network) {
-                network.addresses.insert(attachment.address);
-            }
-        }
-        if let Some(way_out) = self.egress {
+        let attachments = self.tasks.values().flat_map(|task| &task.config.attachments);
+        let own = attachments.map(|attachment| (attachment.network.clone(), attachment.address)).collect();
+        let way_out = self.egress.map(|way_out| {
             let addresses = self.way_out.values().copied().chain([way_out.addr()]).collect();
-            all.insert(names::EGRESS.to_owned(), Present { subnet: way_out.trunc(), addresses });
-        }
-        Arc::clone(self.flows.now.insert(Arc::new(all)))
+            Present { subnet: way_out.trunc(), addresses }
+        });
+        let (networks, balance) = (self.desired.networks.clone(), Arc::clone(&self.balance));
+        let census = Census::new(networks, balance, self.suspects.clone(), own, way_out);
+        Arc::clone(self.flows.now.insert(Arc::new(census)))
     }
 
     /// What to look for at a place; nothing where a task is not any more.

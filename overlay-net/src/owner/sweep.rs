@@ -5,7 +5,7 @@
 //! the same namespace before that one's turn has come is one look. And after having looked everywhere the thread rests, so
 //! that it takes a quarter of a processor at the most while tasks come and go without a pause.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Beside;
 use crate::kernel::{self, Flow, NetNs, Prod};
-use crate::plan::flows::Present;
+use crate::plan::flows::{Census, Present};
 
 /// A rest after a round of looks is so many times as long as the round was, and no longer than that.
 const REST: u32 = 3;
@@ -43,8 +43,8 @@ pub(super) struct Job {
     pub(super) beside: Vec<Beside>,
 }
 
-/// Who is there, by network.
-pub(super) type Everybody = Arc<BTreeMap<String, Present>>;
+/// Who is there.
+pub(super) type Everybody = Arc<Census>;
 
 #[derive(Default)]
 struct State {

@@ -5,11 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::{Arc, OnceLock};
 
 use ipnet::Ipv4Net;
 
 use super::balance::Balance;
-use crate::config::Desired;
+use super::names;
+use crate::config::Network;
 
 /// The addresses of one network that somebody answers at.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,11 +36,53 @@ impl Present {
     }
 }
 
-/// Who is on each network, by its id.
-#[must_use]
-pub fn present(desired: &Desired, balance: &Balance, suspects: &BTreeSet<Ipv4Addr>) -> BTreeMap<String, Present> {
+/// Who is there at one moment, by network. It is found out when somebody asks for the first time, which takes a
+/// millisecond for thousands of endpoints.
+#[derive(Debug, Default)]
+pub struct Census {
+    networks: Vec<Arc<Network>>,
+    balance: Arc<Balance>,
+    suspects: BTreeSet<Ipv4Addr>,
+    own: Vec<(String, Ipv4Addr)>,
+    way_out: Option<Present>,
+    found: OnceLock<BTreeMap<String, Present>>,
+}
+
+impl Census {
+    /// Of these networks, where these are led to and these hosts are left out. This host's own tasks (network and address)
+    /// are there whether it was told of them or not. The way out is known as [`names::EGRESS`].
+    #[must_use]
+    pub fn new(
+        networks: Vec<Arc<Network>>,
+        balance: Arc<Balance>,
+        suspects: BTreeSet<Ipv4Addr>,
+        own: Vec<(String, Ipv4Addr)>,
+        way_out: Option<Present>,
+    ) -> Census {
+        Census { networks, balance, suspects, own, way_out, found: OnceLock::new() }
+    }
+
+    /// Who is on a network.
+    #[must_use]
+    pub fn get(&self, network: &str) -> Option<&Present> {
+        self.found.get_or_init(|| self.find()).get(network)
+    }
+
+    fn find(&self) -> BTreeMap<String, Present> {
+        let mut all = present(&self.networks, &self.balance, &self.suspects);
+        for (network, address) in &self.own {
+            if let Some(network) = all.get_mut(network) {
+                network.addresses.insert(*address);
+            }
+        }
+        all.extend(self.way_out.iter().map(|present| (names::EGRESS.to_owned(), present.clone())));
+        all
+    }
+}
+
+fn present(networks: &[Arc<Network>], balance: &Balance, suspects: &BTreeSet<Ipv4Addr>) -> BTreeMap<String, Present> {
     let published: BTreeSet<Ipv4Addr> = balance.ports.values().flat_map(|target| target.backends.clone()).collect();
-    let networks = desired.networks.iter().map(|network| {
+    let networks = networks.iter().map(|network| {
         let hosts = network.hosts();
         let suspected = |address: &Ipv4Addr| hosts.get(address).is_some_and(|host| suspects.contains(host));
         let stations = network.stations.iter().map(|station| station.address);
