@@ -240,6 +240,10 @@ async fn changes(options: &Options, agent: &mut Agent) -> Result<Report> {
         tasks.push((task, sockets));
     }
     let attached = began.elapsed();
+    // Tasks that never asked anybody have no connections, and are not looked at when somebody goes.
+    for (task, _) in &tasks {
+        check_names(&told, task)?;
+    }
     // One that is not measured: what the links have stirred is looked at.
     agent.take(&told.change(Change::Unhealthy)).await?;
     let kinds = [Change::Added, Change::Removed, Change::Moved, Change::Unhealthy];
