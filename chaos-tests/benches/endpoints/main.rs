@@ -15,14 +15,14 @@ What a change of one endpoint costs where there are many.
   cargo bench -p chaos-tests --bench endpoints -- [options]
 
 Without options: a host that knows 1000 services with 5000 endpoints on one network, and has 20 tasks of its own there,
-is told of 100 changes, one after the other: endpoints that are added, removed, moved to another host, and found
+is told of 1000 changes, one after the other: endpoints that are added, removed, moved to another host, and found
 unhealthy. Measured is the time from the arrival of the agent's message to the last kernel operation, names included,
 and the private memory that all this takes. It needs root: everything happens in network namespaces of its own.
 
   --services N     services (default 1000)
   --endpoints N    their endpoints (default 5000)
   --tasks N        tasks of the host on that network (default 20)
-  --changes N      changes that are measured (default 100)
+  --changes N      changes that are measured (default 1000)
   --simulate       instead: hosts that all carry one network, in virtual time, from the report of a task that runs to the
                    arrival of the news at the last agent; and the real time that a manager computes for each change
   --hosts N        with --simulate: hosts (default 1000)
@@ -42,7 +42,7 @@ struct Options {
 
 fn main() -> ExitCode {
     let defaults =
-        Options { services: 1000, endpoints: 5000, tasks: 20, changes: 100, simulate: false, hosts: 1000, seed: 1 };
+        Options { services: 1000, endpoints: 5000, tasks: 20, changes: 1000, simulate: false, hosts: 1000, seed: 1 };
     run(
         HELP,
         defaults,

@@ -18,6 +18,10 @@ const PRIORITY_TRANSLATE: i32 = -100;
 const PRIORITY_FILTER: i32 = -150;
 const PRIORITY_RAW: i32 = -300;
 const PRIORITY_SOURCE: i32 = 100;
+/// So many virtual addresses are many for a task.
+const MANY: usize = 100;
+/// Numbers of endpoints that are usual for a service.
+const USUAL: u32 = 16;
 /// The comment of tables in tasks' namespaces.
 const COMMENT: &str = "made by shoal for this task";
 
@@ -129,7 +133,16 @@ impl Balance {
     #[must_use]
     pub fn task_table(&self, networks: &[String], ingress: Option<&IngressSide>) -> Table {
         let mut table = Table::new(Family::Ip, names::TABLE, COMMENT.into());
-        let mut sizes: BTreeMap<u32, BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>> = BTreeMap::new();
+        // Whenever a rule changes, the kernel walks all that any rule leads to: in each task, for a millisecond with a
+        // thousand services. A change of elements is not looked at like that. So where there are many, what is usual has
+        // its rules also while they lead nobody.
+        let many = self.vips_on(networks) >= MANY;
+        let usual = if many { USUAL } else { 0 };
+        // A rule must say how many there are to choose from. There is one for each number of endpoints that a service has,
+        // and not for each service. And each has a map of its own, since the kernel walks that whenever the rule comes or
+        // goes.
+        let mut sizes: BTreeMap<u32, BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>> =
+            (1..=usual).map(|count| (count, BTreeMap::new())).collect();
         let mut refused = Vec::new();
         for (vip, endpoints) in networks.iter().filter_map(|id| self.vips.get(id)).flatten() {
             if endpoints.is_empty() {
@@ -139,10 +152,6 @@ impl Balance {
                 sizes.entry(count).or_default().insert(*vip, endpoints.clone());
             }
         }
-        // A rule must say how many there are to choose from. There is one for each number of endpoints that a service has,
-        // and not for each service: whenever a rule changes, the kernel walks all that any rule leads to, for half a
-        // millisecond with a thousand services. And each has a map of its own, since whenever a rule comes or goes, the
-        // kernel walks its map. A change of elements is not looked at like that.
         let mut translate = Vec::new();
         for (count, backends) in sizes {
             let map = format!("backends-of-{count}");
@@ -154,7 +163,7 @@ impl Balance {
         let former = networks.iter().filter_map(|id| self.former.get(id)).flatten().copied().collect();
         let mut rules = Vec::new();
         for (name, addresses) in [("unserved", refused), ("former", former)] {
-            if !addresses.is_empty() {
+            if many || !addresses.is_empty() {
                 // Only new connections: those that a draining task still has may end in peace.
                 let refused = || vec![Match::New, Match::DestinationIn(name.into())];
                 let tcp = [refused(), vec![Match::Protocol(Protocol::Tcp)]].concat();
@@ -180,6 +189,10 @@ impl Balance {
             table.hook("recall", Kind::Route, Point::Output, PRIORITY_FILTER, recall);
         }
         table
+    }
+
+    fn vips_on(&self, networks: &[String]) -> usize {
+        networks.iter().filter_map(|id| self.vips.get(id)).map(BTreeMap::len).sum()
     }
 
     /// The table of one task's namespace that is no other's: it leads to its resolver's ports (UDP, TCP), and sees to it

@@ -327,6 +327,25 @@ proptest! {
 }
 
 #[test]
+fn one_of_many_services_changes_by_elements_alone() {
+    let rules = |endpoints: &[(u8, bool)], others: u8| {
+        let mut net = network("net", 5);
+        net.services = (100..100 + others).map(|vip| service(Some(address(vip)), &[(2, true), (3, true)])).collect();
+        net.services.push(service(Some(address(250)), endpoints));
+        let balance = Balance::new(&desired(vec![net]), &BTreeSet::new());
+        let table = balance.task_table(&["net".into()], None);
+        (table.chains, table.sets.into_keys().collect::<Vec<_>>())
+    };
+    let usual = [(2, true), (3, true)];
+    let changed: [&[(u8, bool)]; 3] = [&[(2, true)], &[(2, true), (3, true), (4, true)], &[(2, false)]];
+    for endpoints in changed {
+        assert_eq!(rules(endpoints, 100), rules(&usual, 100));
+        // A few rules are walked in no time, and need not be there.
+        assert_ne!(rules(endpoints, 10), rules(&usual, 10));
+    }
+}
+
+#[test]
 fn the_table_of_a_task_has_its_own_networks_only() {
     let mut one = network("one", 5);
     one.services = vec![service(Some(address(200)), &[(2, true), (3, true), (4, false)])];
