@@ -103,11 +103,12 @@ impl Overlay {
     }
 
     /// Whether this kernel takes the rules that virtual addresses, published ports and the way out need; tried as above.
+    /// Those of IPv6 networks with `six`.
     ///
     /// # Errors
     /// Why it does not: `NotFound` where a module of nf_tables is missing.
-    pub fn try_rules() -> io::Result<()> {
-        trial::rules()
+    pub fn try_rules(six: bool) -> io::Result<()> {
+        trial::rules(&mut trial::kernel()?, six)
     }
 
     /// Whether it also takes those by which tasks see clients of published ports as themselves, and not as the host that
@@ -116,7 +117,7 @@ impl Overlay {
     /// # Errors
     /// Why it does not.
     pub fn try_returns() -> io::Result<()> {
-        trial::returns()
+        trial::returns(&mut trial::kernel()?)
     }
 
     async fn ask<T>(

@@ -174,7 +174,8 @@ impl Owner {
         let firewall = Firewall::open(stage.host()).map_err(failed("open nf_tables"))?;
         let egress = stage.egress().map_err(failed("read the host's interfaces"))?;
         let dns = Server::start(config.resolvers.clone()).map_err(failed("start the resolver"))?;
-        let replies = trial::returns().map_or_else(
+        let mut kernel = trial::kernel().map_err(failed("try nf_tables"))?;
+        let replies = trial::returns(&mut kernel).map_or_else(
             |error| {
                 tracing::warn!(%error, "published ports will not show clients' addresses: the kernel lacks a feature");
                 Return::Masquerade

@@ -300,6 +300,29 @@ fn datagrams_go_to_another_once_theirs_is_gone() {
 }
 
 #[test]
+fn datagrams_from_one_port_are_answered_through_the_host_that_was_asked() {
+    let Some(scene) = Scene::new() else { return };
+    scene.world.set_desired_everywhere(&served_by(2, &[2], &PLACES));
+    let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 80));
+    let server = scene.webs[1].namespace.visit(bind).unwrap();
+    let client = scene.world.client.visit(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).unwrap();
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    let mut seen = [0; 8];
+    let ports = [1, 2, 1].map(|number| {
+        client.send_to(b"?", (host_address(number), 8080)).unwrap();
+        let (_, from) = server.recv_from(&mut seen).unwrap();
+        assert_eq!(from.ip(), CLIENT);
+        server.send_to(b"!", from).unwrap();
+        assert_eq!(client.recv_from(&mut seen).unwrap().1, (host_address(number), 8080).into());
+        from.port()
+    });
+    assert_eq!(ports[0], ports[2]);
+    assert_ne!(ports[0], ports[1], "two flows");
+}
+
+#[test]
 fn a_client_may_ask_two_hosts_from_the_same_port() {
     let Some(scene) = Scene::new() else { return };
     let listener = scene.listen(2);

@@ -23,8 +23,6 @@ const NETWORK: &str = "bench-network";
 const VNI: u32 = 0x00ab_cdef;
 const HERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const UP: Duration = Duration::from_secs(10);
-/// Between the attaching of tasks and the first change.
-const REST: Duration = Duration::from_secs(1);
 
 /// What changes about the endpoints, in turn.
 #[derive(Clone, Copy, Debug)]
@@ -246,10 +244,8 @@ async fn changes(options: &Options, agent: &mut Agent) -> Result<Report> {
     for (task, _) in &tasks {
         check_names(&told, task)?;
     }
-    // One that is not measured: what the links have stirred is looked at. Then the kernel finishes what attaching has left
-    // it to do; changes in the first half second wait for it, the slowest of them for 30 ms.
+    // One that is not measured: what the links have stirred is looked at.
     agent.take(&told.change(Change::Unhealthy)).await?;
-    tokio::time::sleep(REST).await;
     let kinds = [Change::Added, Change::Removed, Change::Moved, Change::Unhealthy];
     let (mut all, mut each) = (Samples::default(), [const { Vec::new() }; 4]);
     for number in 0..options.changes {

@@ -104,17 +104,14 @@ impl Connections {
     }
 
     /// How many connections the namespace has, translated or not.
-    ///
-    /// # Errors
-    /// When the kernel does not say it.
-    pub fn count(&mut self) -> io::Result<u32> {
+    fn count(&mut self) -> io::Result<u32> {
         let replies = self.socket.request(Message::new(GET_STATS, 0, &[ANY, 0, 0, 0]))?;
         let entries = replies.iter().find_map(|reply| attribute(reply.body.get(4..)?, STATS_ENTRIES));
         entries.map(be32_of).ok_or_else(|| io::Error::other("no number of connections"))
     }
 
-    /// The translated connections that `wanted` holds for, IPv4 and IPv6. The kernel walks the connections of all namespaces
-    /// for this, or rather the table that they would fill: some milliseconds, unless this namespace has none.
+    /// The translated connections that `wanted` holds for, IPv4 and IPv6. The kernel walks its whole table, which all
+    /// namespaces share: some milliseconds, unless this namespace has no connections.
     ///
     /// # Errors
     /// When the kernel refuses the list.
@@ -204,9 +201,10 @@ mod tests {
         let Ok(namespace) = NetNs::anonymous() else {
             return println!("skipped: cannot make a network namespace; root is needed");
         };
-        // The kernel's own words about nothing, and pieces of words.
         let mut connections = Connections::open(&namespace).unwrap();
+        assert_eq!(connections.count().unwrap(), 0);
         assert_eq!(connections.list(|_| true).unwrap(), []);
+        // Pieces of what the kernel says.
         for (family, shift, whole) in [(IPV4, 0, vec![10, 0, 0, 1]), (IPV6, OF_IPV6, vec![0xfd; 16])] {
             let message = |last: &[u8]| {
                 let mut message = Message::new(GET, 0, &[family, 0, 0, 0]);

@@ -1,9 +1,9 @@
 //! The thread that looks for connections to those that are gone, and ends them.
 //!
-//! The kernel keeps the connections of all namespaces together, so that each look at one namespace costs milliseconds,
-//! however few connections it has, if it has any. Nobody waits for that: the owner says where to look, and goes on. What it says about
-//! the same namespace before that one's turn has come is one look. And after having looked everywhere the thread rests, so
-//! that it takes a quarter of a processor at the most while tasks come and go without a pause.
+//! The kernel keeps the connections of all namespaces together, so that each look at a namespace with any connections
+//! costs milliseconds, however few they are. Nobody waits for that: the owner says where to look, and goes on. What it says
+//! about the same namespace before that one's turn has come is one look. And after having looked everywhere the thread
+//! rests, so that it takes a quarter of a processor at the most while tasks come and go without a pause.
 
 use std::collections::VecDeque;
 use std::io;

@@ -18,9 +18,11 @@ const PRIORITY_TRANSLATE: i32 = -100;
 const PRIORITY_FILTER: i32 = -150;
 const PRIORITY_RAW: i32 = -300;
 const PRIORITY_SOURCE: i32 = 100;
-/// So many virtual addresses are many for a task.
+/// From so many virtual addresses on, a task's table is large: there, a change of rules costs a task a tenth of a
+/// millisecond and more.
 const MANY: usize = 100;
-/// Numbers of endpoints that are usual for a service.
+/// Numbers of endpoints that are usual for a service: those from 1 to this. A service that has more, as no other has,
+/// changes rules.
 const USUAL: u32 = 16;
 /// The comment of tables in tasks' namespaces.
 const COMMENT: &str = "made by shoal for this task";
@@ -176,11 +178,12 @@ impl Balance {
         }
         if let Some(IngressSide { interface, subnet }) = ingress {
             // A client may ask two hosts from the same port, and both may lead here: these are two connections. Their
-            // answers would look the same, so that the second gets another port: the kernel sees to that in every
-            // namespace with a chain that translates, and this table has one.
+            // answers would look the same, so that the second gets another port: the kernel sees to that wherever a chain
+            // translates, and this table has one. (For datagrams, some kernels between 6.12 and 6.15 do not, and drop what
+            // comes by the second host until the first is forgotten: `nf_nat_used_tuple_new`.)
             let from = || vec![Match::From(interface.clone()), Match::FromStation];
-            let apart = vec![Rule::new(from(), Action::TrackByStation)];
-            table.hook("apart", Kind::Filter, Point::Prerouting, PRIORITY_RAW, apart);
+            let tracked = vec![Rule::new(from(), Action::TrackByStation)];
+            table.hook("by-station", Kind::Filter, Point::Prerouting, PRIORITY_RAW, tracked);
             let begins = [from(), vec![Match::New]].concat();
             let remember = vec![Rule::new(begins, Action::RememberStation)];
             table.hook("remember", Kind::Filter, Point::Prerouting, PRIORITY_FILTER, remember);

@@ -71,10 +71,11 @@ fn findings() -> Vec<Finding> {
         finding("veth", "networks", network(veth)),
         finding("bridge", "networks", network(bridge)),
         finding("vxlan", "networks between hosts", network(vxlan)),
-        finding("nftables", "virtual addresses and published ports", worked(Overlay::try_rules())),
+        finding("nftables", "virtual addresses and published ports", worked(Overlay::try_rules(false))),
+        Finding { optional: true, ..finding("nftables, IPv6", "networks with IPv6", worked(Overlay::try_rules(true))) },
         Finding {
             optional: true,
-            ..finding("nftables-egress", "clients' own addresses at published ports", worked(Overlay::try_returns()))
+            ..finding("nftables, egress", "clients' own addresses at published ports", worked(Overlay::try_returns()))
         },
         Finding { optional: true, ..finding("wireguard", "encrypted networks alone", worked(Overlay::try_sealing())) },
     ]
@@ -212,7 +213,7 @@ mod tests {
         let mounts = || std::fs::read_to_string("/proc/self/mounts").unwrap().matches("/merged").count();
         let before = mounts();
         // Whatever this machine can do, every attempt comes to an end.
-        assert_eq!(findings().len(), 11);
+        assert_eq!(findings().len(), 12);
         assert_eq!(mounts(), before);
     }
 }
