@@ -139,19 +139,21 @@ impl Cluster {
         }
     }
 
-    /// Adds and promotes a started member.
+    /// Adds and promotes a started member. On a machine that has other work, megabytes take longer than a promotion waits,
+    /// and a leader may lose its place meanwhile: both are asked for again.
     pub(crate) async fn join(&self, id: RaftId) {
-        let leader = self.leader().await;
-        self.raft(leader).add_learner(self.peer(id)).await.unwrap();
-        // On a machine that has other work, megabytes take longer than a promotion waits: it is asked for again.
-        let mut promoted = Err(MembershipError::Stopped);
-        for _ in 0..5 {
-            promoted = self.raft(leader).promote(id).await;
-            if !matches!(promoted, Err(MembershipError::NotCaughtUp { .. })) {
+        let mut outcome = Ok(());
+        for _ in 0..10 {
+            let raft = self.raft(self.leader().await);
+            outcome = match raft.add_learner(self.peer(id)).await {
+                Ok(()) => raft.promote(id).await,
+                refused => refused,
+            };
+            if !matches!(outcome, Err(MembershipError::NotCaughtUp { .. } | MembershipError::NotLeader { .. })) {
                 break;
             }
         }
-        promoted.unwrap();
+        outcome.unwrap();
     }
 
     pub(crate) fn addr(&self, id: RaftId) -> SocketAddr {
